@@ -1,0 +1,1 @@
+"""Tune prompts of language models you cannot train."""

@@ -1,0 +1,162 @@
+"""What a provider must do, and nothing else: `Backend`, and the values that cross its wall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Protocol, runtime_checkable
+
+from lmaas_tune.prompts import FloatArray, Insertion, Prompt
+from lmaas_tune.task import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a backend can do; asked before the first paid call, so that a refusal costs nothing.
+
+    Attributes:
+        soft_prompt_width: H of the soft prompts it takes; None if it takes none.
+        insertions: The ways a soft prompt may enter.
+        text_prompts: Whether it takes `TextPrompt`.
+        label_anywhere: Whether ``{label}`` may stand before the end of the template (a masked
+            or sequence-to-sequence model); a causal model needs it last.
+        deterministic: Whether a repeated request gets the same answer.
+        max_tokens: The longest row it reads, prompt and label included; None if unknown.
+    """
+
+    soft_prompt_width: int | None = None
+    insertions: frozenset[Insertion] = frozenset({"concat"})
+    text_prompts: bool = True
+    label_anywhere: bool = False
+    deterministic: bool = True
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What answering took; adds up with ``+``.
+
+    Attributes:
+        requests: Requests to the provider (HTTP requests; calls of `score` locally).
+        sequences: Rows scored.
+        tokens: Tokens of the rows as the model reads them, start token and prompt included,
+            as if none had been shared or kept: what a provider would bill as input. A label
+            word of several tokens adds all but its last, once a row.
+        bytes_up: Bytes sent.
+        bytes_down: Bytes received.
+        money: What the provider charges, in the user's currency; 0 if unknown.
+    """
+
+    requests: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    money: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Score every candidate word in the label's place of every row, under one prompt.
+
+    Attributes:
+        prompt: Stands in the rows' ``{prompt}`` slot.
+        batch: The rows. The same batch comes again and again: key what is worth keeping
+            (token ids, keys and values) by its digest.
+        candidates: Label words, as the user wrote them.
+    """
+
+    prompt: Prompt
+    batch: Batch
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScoreReply:
+    """Answer to one `ScoreRequest`.
+
+    Attributes:
+        logprobs: (rows, candidates) float64; log-probability of the candidate's tokens, summed,
+            normalised over the model's whole vocabulary; finite and <= 0.
+        usage: What this request took.
+    """
+
+    logprobs: FloatArray
+    usage: Usage = field(default_factory=Usage)
+
+
+class Backend(Protocol):
+    """A black box that scores label words. This is all that an adapter has to write.
+
+    Attributes:
+        identity: Names the model, its revision, and every setting that changes answers. Two
+            backends that may answer differently have different identities: it is part of
+            every cache key. Never a secret in it.
+        capabilities: What it can do.
+    """
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+        """Answer every request, in order; a whole generation of prompts comes at once.
+
+        One space before a slot belongs to what fills it: in ``"It was {label}"`` the model
+        reads ``"It was"`` and scores ``" great"``; the space before ``{prompt}`` is the first
+        character of a text prompt, and falls away before a soft one. Other whitespace (a line
+        break) stays where it is.
+
+        Raises:
+            TransientError: May pass; the client tries again.
+            PermanentError: Will not pass.
+            InputError: A request that the capabilities do not cover (a prompt of the wrong
+                width or insertion, a row or prompt too long), naming what is wrong.
+        """
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """What a backend with soft prompts can add, so that a prompt can start from words.
+
+    Attributes:
+        embedding_std: Standard deviation of all entries of the word-embedding matrix.
+        vocabulary_size: Number of rows of that matrix.
+    """
+
+    @property
+    def embedding_std(self) -> float: ...
+
+    @property
+    def vocabulary_size(self) -> int: ...
+
+    def tokenize(self, text: str, /) -> tuple[int, ...]:
+        """Ids of the text's tokens, with no start or end token."""
+        ...
+
+    def embed(self, token_ids: Sequence[int], /) -> FloatArray:
+        """(tokens, H) float32 word embeddings."""
+        ...
+
+
+@runtime_checkable
+class Inspects(Protocol):
+    """What a backend can add, so that trouble is told before the first paid call."""
+
+    def inspect(self, request: ScoreRequest, /) -> list[str]:
+        """Sentences a user should read about this request (a label word of several tokens, an
+        odd first piece, two words that begin with the same token); empty if all is well.
+
+        Raises:
+            InputError: The request cannot be scored: a row or prompt too long, label words
+                that are the same to the model.
+        """
+        ...

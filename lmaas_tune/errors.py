@@ -1,0 +1,76 @@
+"""Everything this package raises on purpose.
+
+::
+
+    LMaaSError
+    ├── InputError (ValueError)      what the user gave cannot work; nothing was paid
+    │   └── MissingExtraError        a package that an extra installs is not there
+    ├── BackendError                 the provider's side
+    │   ├── TransientError           may pass: tried again, after `retry_after` seconds where given
+    │   └── PermanentError           will not pass: the run ends, what was paid is kept
+    ├── BudgetExceededError             the next request would go past the budget
+    └── StorageError (OSError)       a journal, artefact or folder cannot be read or written
+
+An adapter translates every foreign exception into one of the two `BackendError`s, in one
+place, with ``raise ... from error``. A message names the thing, its value and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LMaaSError(Exception):
+    """Root of this package's errors."""
+
+
+class InputError(LMaaSError, ValueError):
+    """What the user gave cannot work. Raised before anything is paid."""
+
+
+class MissingExtraError(InputError):
+    """A feature needs a package that one of this project's extras installs."""
+
+    def __init__(self, feature: str, *, package: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs the package {package!r}, which is not installed: "
+            f"pip install 'lmaas-tune[{extra}]'"
+        )
+
+
+class BackendError(LMaaSError):
+    """The provider did not answer a request."""
+
+
+class TransientError(BackendError):
+    """A failure that may pass by itself.
+
+    Attributes:
+        retry_after: Seconds the provider asked to wait, or None where it named none.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class PermanentError(BackendError):
+    """A failure that the same request will meet again."""
+
+
+class BudgetExceededError(LMaaSError):
+    """The next request would go past the budget; it was not sent."""
+
+
+class StorageError(LMaaSError, OSError):
+    """A file of ours cannot be read or written."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A half-sentence for messages: the close matches of `name`, else all that is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(match) for match in close) + "?"
+    return "known: " + ", ".join(names)

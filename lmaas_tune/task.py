@@ -1,0 +1,214 @@
+"""What a task is: its template, its label words, its examples."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lmaas_tune.errors import InputError, did_you_mean
+
+
+class Slot(Enum):
+    """A place in a template that is not text."""
+
+    PROMPT = "prompt"
+    LABEL = "label"
+
+
+Part: TypeAlias = str | Slot
+"""Text as it stands in the row, or a slot."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task: named texts and, where known, its label."""
+
+    fields: Mapping[str, str]
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready for a backend: no label is in them, so that none can leak.
+
+    Attributes:
+        rows: One tuple of parts a row, in reading order. Each row has `Slot.LABEL` exactly
+            once and `Slot.PROMPT` at most once; neighbouring parts are never both text.
+    """
+
+    rows: tuple[tuple[Part, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all rows: tokenize once a run, and part of every cache key."""
+        sha = hashlib.sha256()
+        for row in self.rows:
+            for part in row:
+                kind, text = ("s", part.value) if isinstance(part, Slot) else ("t", part)
+                data = text.encode("utf-8", "surrogatepass")
+                sha.update(f"{kind}{len(data)}:".encode() + data)
+            sha.update(b"\n")
+        return sha.hexdigest()
+
+
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+@dataclass(frozen=True)
+class Template:
+    """Says where the fields, the prompt and the label stand in the text a model reads.
+
+    ``"{sentence} {prompt} It was {label}"``: a name in braces is a field of the example;
+    ``{prompt}`` and ``{label}`` are the slots; ``{{`` and ``}}`` are braces. Which orders a
+    model allows is its backend's word (`Capabilities`).
+
+    Raises:
+        InputError: A slot is missing or doubled, or the braces do not match.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        for slot in Slot:
+            count = self.parts.count(slot)
+            if count != 1:
+                raise InputError(
+                    f"template {self.text!r} has {{{slot.value}}} {count} times; it needs it once"
+                )
+
+    @cached_property
+    def parts(self) -> tuple[str | Slot | tuple[str], ...]:
+        """Literal text, slots, and fields as 1-tuples of their name."""
+        parts: list[str | Slot | tuple[str]] = []
+        end = 0
+        for match in _PLACEHOLDER.finditer(self.text):
+            literal = self.text[end : match.start()]
+            end = match.end()
+            if match.group() in ("{{", "}}"):
+                parts.append(literal + match.group()[0])
+                continue
+            name = match.group(1)
+            if not name:
+                raise InputError(f"template {self.text!r} has a lone brace at {match.start()}")
+            parts += [literal, Slot(name) if name in ("prompt", "label") else (name,)]
+        parts.append(self.text[end:])
+        return tuple(part for part in parts if part != "")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields, in reading order."""
+        return tuple(dict.fromkeys(part[0] for part in self.parts if isinstance(part, tuple)))
+
+    def render(self, example: Example) -> tuple[Part, ...]:
+        """The parts of one row, neighbouring texts joined.
+
+        Raises:
+            InputError: The example lacks a field.
+        """
+        row: list[Part] = []
+        for part in self.parts:
+            piece = _field(example, part[0]) if isinstance(part, tuple) else part
+            if row and isinstance(piece, str) and isinstance(row[-1], str):
+                row[-1] += piece
+            elif piece != "":
+                row.append(piece)
+        return tuple(row)
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """All rows; an error names the row, counted from 1."""
+        rows = []
+        for number, example in enumerate(examples, start=1):
+            try:
+                rows.append(self.render(example))
+            except InputError as error:
+                raise InputError(f"row {number}: {error}") from error
+        return Batch(tuple(rows))
+
+
+def _field(example: Example, name: str) -> str:
+    try:
+        return example.fields[name]
+    except KeyError:
+        raise InputError(
+            f"no field {name!r}, which the template asks for; {did_you_mean(name, example.fields)}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Verbalizer:
+    """Label words: what the model is to say for each label.
+
+    Attributes:
+        words: One word (or short phrase) a label, in the order of the columns of all scores.
+
+    Raises:
+        InputError: Fewer than two labels, an empty word, or one word for two labels.
+    """
+
+    words: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if len(self.words) < 2:
+            raise InputError(
+                f"a task needs two labels or more, and {list(self.words)} is all there is: "
+                "add rows of another class, or give the labels"
+            )
+        seen: dict[str, str] = {}
+        for label, word in self.words.items():
+            if not word.strip():
+                raise InputError(f"label {label!r} has an empty label word")
+            if word.strip() in seen:
+                raise InputError(
+                    f"labels {seen[word.strip()]!r} and {label!r} share the word {word!r}: "
+                    "the model cannot tell them apart; give each its own"
+                )
+            seen[word.strip()] = label
+        object.__setattr__(self, "words", dict(self.words))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels, in the order of the score columns."""
+        return tuple(self.words)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Label words, in the order of the score columns."""
+        return tuple(self.words.values())
+
+    def targets(self, examples: Iterable[Example]) -> npt.NDArray[np.intp]:
+        """(rows,) the column of each example's label.
+
+        Raises:
+            InputError: A row has no label, or one without a word; it names the row.
+        """
+        columns = {label: column for column, label in enumerate(self.words)}
+        targets = []
+        for number, example in enumerate(examples, start=1):
+            if example.label is None:
+                raise InputError(f"row {number} has no label")
+            if example.label not in columns:
+                raise InputError(
+                    f"row {number} has the label {example.label!r}, which has no label word; "
+                    f"{did_you_mean(example.label, columns)}"
+                )
+            targets.append(columns[example.label])
+        return np.array(targets, dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A template and its label words: all that turns examples into requests."""
+
+    template: Template
+    verbalizer: Verbalizer

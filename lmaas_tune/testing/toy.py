@@ -1,0 +1,107 @@
+"""A language model of forty lines, for examples and tests: instant, exact, with a known optimum."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmaas_tune.backend import Capabilities, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
+from lmaas_tune.task import Part, Slot
+
+
+def _word_vector(word: str, width: int) -> FloatArray:
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
+    return np.random.default_rng(seed).standard_normal(width)
+
+
+class ToyBackend:
+    """Scores a word by how well it fits the row's words, seen through the prompt.
+
+    A row is the sum x of its words' fixed random vectors, a prompt the mean m of its vectors.
+    The prompt works like an attention gain: far from a planted optimum m* the model hardly
+    looks at the row and follows a bias for the first words of the alphabet; at m* it looks in
+    full. So the loss falls as m comes nearer to m*, smoothly, in as many dimensions as `rank`.
+
+    Args:
+        width: H, of word embeddings and soft prompts.
+        rank: Dimensions of m that matter.
+        seed: Plants m*; part of the identity.
+        max_tokens: The longest row it reads.
+    """
+
+    def __init__(
+        self, *, width: int = 16, rank: int = 4, seed: int = 0, max_tokens: int = 512
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self._width, self._max_tokens = width, max_tokens
+        self._basis = np.linalg.qr(rng.standard_normal((width, rank)))[0]  # (H, rank)
+        self.optimum: FloatArray = rng.standard_normal(rank)
+        self.identity = f"toy width={width} rank={rank} seed={seed} max_tokens={max_tokens}"
+        self.capabilities = Capabilities(
+            soft_prompt_width=width,
+            text_prompts=True,
+            label_anywhere=True,
+            max_tokens=max_tokens,
+        )
+        self.embedding_std = 1.0
+        self.vocabulary_size = 1000
+
+    def tokenize(self, text: str, /) -> tuple[int, ...]:
+        """One token a word: a hash of it."""
+        return tuple(
+            int(hashlib.sha256(w.encode()).hexdigest()[:8], 16) % self.vocabulary_size
+            for w in text.split()
+        )
+
+    def embed(self, token_ids: Sequence[int], /) -> FloatArray:
+        """(tokens, H) word embeddings."""
+        vectors = [_word_vector(f"token {i}", self._width) for i in token_ids]
+        return np.array(vectors, dtype=np.float32).reshape(-1, self._width)
+
+    def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+        """See `lmaas_tune.backend.Backend.score`."""
+        return [self._score(request) for request in requests]
+
+    def _score(self, request: ScoreRequest) -> ScoreReply:
+        prompt = self._vectors(request.prompt)
+        m = prompt.mean(axis=0) @ self._basis if len(prompt) else np.zeros_like(self.optimum)
+        gain = 1.0 / (1.0 + ((m - self.optimum) ** 2).sum())
+        words = np.array([_word_vector(word.strip(), self._width) for word in request.candidates])
+        bias = np.array([-0.01 * sum(word.strip().encode()[:1]) for word in request.candidates])
+        rows, tokens = [], 0
+        for row in request.batch.rows:
+            texts = [word for part in row if isinstance(part, str) for word in part.split()]
+            tokens += self._length(row, len(texts) + len(prompt))
+            rows.append(
+                sum((_word_vector(word, self._width) for word in texts), np.zeros(self._width))
+            )
+        logits = gain * np.array(rows).reshape(-1, self._width) @ words.T + (1 - gain) * bias
+        other = 0.0  # the logit of all words that are not candidates
+        total = np.logaddexp(np.logaddexp.reduce(logits, axis=1), other)
+        return ScoreReply(
+            logits - total[:, None], Usage(requests=1, sequences=len(rows), tokens=tokens)
+        )
+
+    def _vectors(self, prompt: Prompt) -> FloatArray:
+        if not isinstance(prompt, SoftPrompt):
+            return self.embed(self.tokenize(prompt.text))
+        if prompt.width != self._width or prompt.insertion != "concat":
+            raise InputError(
+                f"toy takes soft prompts of width {self._width}, inserted by 'concat', "
+                f"not of width {prompt.width} by {prompt.insertion!r}"
+            )
+        return np.asarray(prompt.vectors, dtype=np.float64)
+
+    def _length(self, row: tuple[Part, ...], tokens: int) -> int:
+        if tokens > self._max_tokens:
+            raise InputError(
+                f"a row of {tokens} tokens with its prompt is longer than the {self._max_tokens} "
+                "that toy reads: shorten the text or the prompt"
+            )
+        if Slot.LABEL not in row:
+            raise InputError("a row has no {label} slot")
+        return tokens
