@@ -1,1 +1,96 @@
-"""Tune prompts of language models you cannot train."""
+"""Tune prompts of language models you cannot train.
+
+::
+
+    from lmaas_tune import Tuner, load_backend
+
+    backend = load_backend("hf")("HuggingFaceTB/SmolLM2-135M-Instruct")
+    result = Tuner(backend, optimizer="cma").fit([("I want my money back", "refund"), ...])
+"""
+
+from lmaas_tune.artifact import Score, TunedPrompt
+from lmaas_tune.backend import (
+    Backend,
+    Capabilities,
+    Embeds,
+    Inspection,
+    Inspects,
+    ScoreReply,
+    ScoreRequest,
+    Usage,
+)
+from lmaas_tune.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
+from lmaas_tune.client import Client
+from lmaas_tune.data import few_shot_split, read_examples
+from lmaas_tune.errors import (
+    BackendError,
+    BudgetExceededError,
+    InputError,
+    LMaaSError,
+    MissingExtraError,
+    PermanentError,
+    StorageError,
+    TransientError,
+)
+from lmaas_tune.middleware.cache import ScoreCache
+from lmaas_tune.middleware.meter import Budget, Price, Spent
+from lmaas_tune.middleware.retry import Retry
+from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
+from lmaas_tune.prompts import SoftPrompt, TextPrompt
+from lmaas_tune.registry import load_backend
+from lmaas_tune.result import Comparison, TuneResult
+from lmaas_tune.settings import Settings, preset
+from lmaas_tune.step import Candidate, Step
+from lmaas_tune.task import Batch, Example, Slot, Task, Template, Verbalizer
+from lmaas_tune.tuner import Tuner
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "Batch",
+    "Budget",
+    "BudgetExceededError",
+    "CSVLogger",
+    "Callback",
+    "Candidate",
+    "Capabilities",
+    "Client",
+    "Comparison",
+    "Embeds",
+    "Example",
+    "InputError",
+    "Inspection",
+    "Inspects",
+    "LMaaSError",
+    "MissingExtraError",
+    "Optimizer",
+    "OptimizerFactory",
+    "PermanentError",
+    "Price",
+    "ProgressBar",
+    "Retry",
+    "Score",
+    "ScoreCache",
+    "ScoreReply",
+    "ScoreRequest",
+    "Settings",
+    "Slot",
+    "SoftPrompt",
+    "Spent",
+    "Step",
+    "StorageError",
+    "Task",
+    "Template",
+    "TensorBoardLogger",
+    "TextPrompt",
+    "TransientError",
+    "TuneResult",
+    "TunedPrompt",
+    "Tuner",
+    "Usage",
+    "Verbalizer",
+    "few_shot_split",
+    "load_backend",
+    "preset",
+    "read_examples",
+]

@@ -147,16 +147,29 @@ class Embeds(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What a backend can say of a request without answering it.
+
+    Attributes:
+        notes: Sentences a user should read: a label word of several tokens, an odd first piece,
+            two words that begin with the same token. None if all is well.
+        usage: What answering will take, as far as it is known.
+    """
+
+    notes: tuple[str, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+
+
 @runtime_checkable
 class Inspects(Protocol):
-    """What a backend can add, so that trouble is told before the first paid call."""
+    """What a backend can add, so that trouble and the bill are known before the first call."""
 
-    def inspect(self, request: ScoreRequest, /) -> list[str]:
-        """Sentences a user should read about this request (a label word of several tokens, an
-        odd first piece, two words that begin with the same token); empty if all is well.
+    def inspect(self, request: ScoreRequest, /) -> Inspection:
+        """Look at a request, for nothing.
 
         Raises:
-            InputError: The request cannot be scored: a row or prompt too long, label words
-                that are the same to the model.
+            InputError: The request cannot be scored: a row or prompt too long (the row is
+                named by its number, from 1), label words that are the same to the model.
         """
         ...

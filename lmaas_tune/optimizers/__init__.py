@@ -1,1 +1,102 @@
-"""Optimizers by name."""
+"""The optimizers by name: one table of ours, entry points for everybody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from lmaas_tune.errors import InputError
+from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory, Recommends
+from lmaas_tune.optimizers.settings import check_options
+from lmaas_tune.registry import Registry
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    group="lmaas_tune.optimizers",
+    own={
+        "cma": "lmaas_tune.optimizers.cma:CMA",
+        "diagonal-cma": "lmaas_tune.optimizers.cma:diagonal_cma",
+        "one-plus-one": "lmaas_tune.optimizers.nevergrad:one_plus_one",
+        "cauchy-one-plus-one": "lmaas_tune.optimizers.nevergrad:cauchy_one_plus_one",
+        "de": "lmaas_tune.optimizers.nevergrad:differential_evolution",
+        "pso": "lmaas_tune.optimizers.nevergrad:particle_swarm",
+        "tbpsa": "lmaas_tune.optimizers.nevergrad:tbpsa",
+        "random": "lmaas_tune.optimizers.random:RandomSearch",
+    },
+)
+"""Optimizers; beside these names, ``nevergrad:<Name>`` is any of nevergrad's own."""
+
+NEVERGRAD = "nevergrad:"
+"""What the name of any of nevergrad's optimizers begins with."""
+
+
+def optimizer_names() -> tuple[str, ...]:
+    """Names that `make_optimizer` takes, without nevergrad's own 500."""
+    return OPTIMIZERS.names()
+
+
+def describe_optimizer(name: str) -> str:
+    """One line about the optimizer `name`; nothing heavy is imported for it."""
+    return OPTIMIZERS.describe(name)
+
+
+def make_optimizer(
+    optimizer: str | OptimizerFactory,
+    dim: int,
+    *,
+    seed: int,
+    calls: int | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Optimizer:
+    """Build an optimizer.
+
+    Args:
+        optimizer: A name of `optimizer_names`, ``nevergrad:<Name>``, or a factory of your own.
+        dim: Dimensions of the search space.
+        seed: Decides every point.
+        calls: About how many points will be asked; None if unknown.
+        options: The optimizer's own options by name.
+
+    Raises:
+        InputError: An unknown name or option, or a value out of its range.
+    """
+    name, factory = _factory(optimizer)
+    options = dict(options or {})
+    check_options(name, factory, options)
+    built = factory(dim, seed=seed, calls=calls, **options)
+    if not (hasattr(built, "ask") and hasattr(built, "tell")):
+        raise InputError(
+            f"optimizer {name!r} gave a {type(built).__name__}, which has no ask and tell"
+        )
+    return built
+
+
+def _factory(optimizer: str | OptimizerFactory) -> tuple[str, OptimizerFactory]:
+    if not isinstance(optimizer, str):
+        if not callable(optimizer):
+            raise InputError(
+                f"optimizer={optimizer!r} is neither a name nor a class or function that builds one"
+            )
+        return getattr(optimizer, "__name__", type(optimizer).__name__), optimizer
+    if optimizer.startswith(NEVERGRAD):
+        from lmaas_tune.optimizers.nevergrad import by_name
+
+        return optimizer, by_name(optimizer.removeprefix(NEVERGRAD))
+    factory = OPTIMIZERS.load(optimizer)
+    if not callable(factory):
+        raise InputError(
+            f"optimizer {optimizer!r} is a {type(factory).__name__} and not a class or function"
+        )
+    return optimizer, cast(OptimizerFactory, factory)
+
+
+__all__ = [
+    "NEVERGRAD",
+    "OPTIMIZERS",
+    "Optimizer",
+    "OptimizerFactory",
+    "Recommends",
+    "describe_optimizer",
+    "make_optimizer",
+    "optimizer_names",
+]

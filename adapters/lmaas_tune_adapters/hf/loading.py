@@ -1,0 +1,212 @@
+"""From a name, a folder or a GGUF file to a model ready to read, and to the name of what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+import transformers
+from huggingface_hub.errors import HFValidationError
+from transformers.models.auto import modeling_auto
+
+from lmaas_tune.errors import InputError, MissingExtraError, did_you_mean
+
+Family: TypeAlias = Literal["causal", "masked", "seq2seq"]
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "auto": "auto",
+}
+AUTO_CLASSES: dict[Family, Any] = {
+    "causal": transformers.AutoModelForCausalLM,
+    "masked": transformers.AutoModelForMaskedLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model that reads and nothing else: no gradients, no dropout.
+
+    Attributes:
+        model: The transformers model with its language-model head.
+        tokenizer: Its tokenizer.
+        family: How it answers.
+        name: Hub name, or the last part of the path, with the revision where known.
+        fingerprint: Hash of configuration, tokenizer and every weight as loaded.
+    """
+
+    model: Any
+    tokenizer: Any
+    family: Family
+    name: str
+    fingerprint: str
+
+
+def load(model: str | Path, *, revision: str | None, device: str, dtype: str) -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Raises:
+        InputError: The model cannot be had, has no trained language-model head, or the device
+            or dtype is unknown.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, DTYPES)}")
+    place = _device(device)
+    source, options = _source(model, revision)
+    with quiet(), _one_sentence(model):
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+        family = _family(config, model)
+        network, report = AUTO_CLASSES[family].from_pretrained(
+            source, dtype=DTYPES[dtype], output_loading_info=True, **options
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InputError(
+            f"the model {str(model)!r} lacks {len(missing)} weights of a {family} language model "
+            f"(the first is {missing[0]!r}): choose one that was trained with its head"
+        )
+    network.eval().requires_grad_(False).to(place)
+    commit = getattr(config, "_commit_hash", None) or revision
+    name = Path(model).name if Path(model).exists() else str(model)
+    return LoadedModel(
+        model=network,
+        tokenizer=tokenizer,
+        family=family,
+        name=f"{name}@{commit[:12]}" if commit else name,
+        fingerprint=_fingerprint(network, tokenizer),
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise InputError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N, mps")
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present[kind]:
+        raise InputError(f"the device {name!r} is not to be had on this machine: use 'cpu'")
+    try:
+        return torch.empty(0, device=name).device
+    except RuntimeError as error:
+        raise InputError(f"the device {name!r} cannot be used: {_first_line(error)}") from error
+
+
+def _source(model: str | Path, revision: str | None) -> tuple[str, dict[str, Any]]:
+    path = Path(model)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"there is no GGUF file {str(path)!r}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"the folder {str(path)!r} holds no model: it has no config.json; give a folder "
+                "that save_pretrained wrote"
+            )
+        return str(path), {}
+    return str(model), {"revision": revision} if revision else {}
+
+
+@contextlib.contextmanager
+def _one_sentence(model: str | Path) -> Iterator[None]:
+    """Say every failure of transformers and the hub in one sentence that names the model."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ImportError as error:
+        package = error.name or _first_line(error)
+        raise MissingExtraError(
+            f"loading the model {str(model)!r}", package=package, extra="hf"
+        ) from error
+    except HFValidationError as error:
+        raise InputError(
+            f"there is no folder {str(model)!r}, and it is not a name that the hub could have"
+        ) from error
+    except Exception as error:  # damaged files raise whatever their parser raises
+        raise InputError(
+            f"cannot load the model {str(model)!r} ({type(error).__name__}: "
+            f"{_first_line(error)}): check the name, the folder, or the network"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else "no reason given"
+
+
+def _family(config: Any, model: str | Path) -> Family:
+    kind, architecture = config.model_type, " ".join(config.architectures or ())
+    if kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "seq2seq"
+    causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if masked and not ("ForCausalLM" in architecture or "LMHeadModel" in architecture):
+        return "masked"
+    if causal:
+        return "causal"
+    raise InputError(
+        f"the model {str(model)!r} is of type {kind!r}, which has no language-model head: choose "
+        "a causal, masked or sequence-to-sequence language model"
+    )
+
+
+def _fingerprint(network: Any, tokenizer: Any) -> str:
+    sha = hashlib.sha256()
+    config = network.config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+        config.pop(key, None)
+    sha.update(json.dumps(config, sort_keys=True, default=str).encode())
+    if tokenizer.is_fast:
+        sha.update(tokenizer.backend_tokenizer.to_str().encode())
+    else:
+        sha.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    for name, weight in network.state_dict().items():
+        sha.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        sha.update(_checksums(weight))
+    return sha.hexdigest()[:16]
+
+
+def _checksums(weight: torch.Tensor) -> bytes:
+    """Exact integer sums over the first axis: the same on every device, changed by every bit."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = weight.contiguous().reshape(len(weight) if weight.dim() else 1, -1)
+    if bits.dtype == torch.bool:
+        bits = bits.to(torch.int8)
+    bits = bits.view(whole[bits.element_size()])
+    return bits.sum(dim=0, dtype=torch.int64).cpu().numpy().tobytes()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No bars and no chatter from transformers; both are as before afterwards."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

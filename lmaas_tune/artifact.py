@@ -1,0 +1,218 @@
+"""The saved prompt: two plain files that need neither the search nor the optimizer.
+
+``prompt.safetensors`` holds the vectors (key ``prompt_embeddings``, shape (L, H), float32),
+``prompt.json`` the rest. A reader ignores keys it does not know, and refuses a higher format.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lmaas_tune.backend import Backend, ScoreRequest
+from lmaas_tune.client import Client
+from lmaas_tune.data import Rows, read_examples
+from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
+from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.task import Example, Task, Template, Verbalizer
+
+FORMAT = 1
+VECTORS_KEY = "prompt_embeddings"  # peft's own, so that its files and ours are read alike
+ROWS_A_REQUEST = 128
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a prompt is on labelled rows.
+
+    Attributes:
+        accuracy: Share of rows answered right.
+        loss: Mean cross-entropy over the label words.
+        rows: How many rows.
+    """
+
+    accuracy: float
+    loss: float
+    rows: int
+
+    @classmethod
+    def of(cls, scores: FloatArray, targets: Targets) -> Score:
+        """Of (rows, labels) calibrated log-probabilities and the (rows,) right columns."""
+        return cls(1 - error_rate(scores, targets), cross_entropy(scores, targets), len(targets))
+
+
+@dataclass(frozen=True, eq=False)
+class TunedPrompt:
+    """A finished prompt with the task it serves.
+
+    Attributes:
+        prompt: The prompt.
+        task: Template and label words.
+        bias: (labels,) added to the label log-probabilities, see `lmaas_tune.calibration`.
+        provenance: How it came to be: backend identity, settings, seed, versions, spent.
+    """
+
+    prompt: Prompt
+    task: Task
+    bias: FloatArray
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def scores(self, backend: Backend | Client, rows: Rows) -> FloatArray:
+        """(rows, labels) calibrated log-probabilities; the columns are `task.verbalizer.labels`.
+
+        Args:
+            backend: A fitting backend, or a client around one.
+            rows: Anything `read_examples` takes; labels are not looked at.
+
+        Raises:
+            InputError: The rows do not fit the template, or the backend not the prompt.
+        """
+        client = backend if isinstance(backend, Client) else Client(backend)
+        self._check(client)
+        examples = read_examples(rows, labelled=False)
+        parts = [
+            examples[first : first + ROWS_A_REQUEST]
+            for first in range(0, len(examples), ROWS_A_REQUEST)
+        ]
+        return np.concatenate([self._score(client, part) for part in parts])
+
+    def predict_proba(self, backend: Backend | Client, rows: Rows) -> FloatArray:
+        """(rows, labels) probabilities; each row sums to 1."""
+        probabilities: FloatArray = np.exp(log_softmax(self.scores(backend, rows)))
+        return probabilities
+
+    def predict(self, backend: Backend | Client, rows: Rows) -> list[str]:
+        """The likeliest label of each row."""
+        labels = self.task.verbalizer.labels
+        return [labels[column] for column in self.scores(backend, rows).argmax(axis=1)]
+
+    def score(self, backend: Backend | Client, rows: Rows) -> Score:
+        """Accuracy and loss on labelled rows."""
+        examples = read_examples(rows)
+        targets = self.task.verbalizer.targets(examples)
+        return Score.of(self.scores(backend, examples), targets)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the two files; each replaces its old self whole or not at all.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        path = Path(folder)
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": "soft" if isinstance(self.prompt, SoftPrompt) else "text",
+            "template": self.task.template.text,
+            "label_words": dict(self.task.verbalizer.words),
+            "bias": [float(b) for b in self.bias],
+            "digest": self.prompt.digest,
+            **self.provenance,
+        }
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if isinstance(self.prompt, SoftPrompt):
+                content |= {
+                    "insertion": self.prompt.insertion,
+                    "anchor": list(self.prompt.anchor),
+                    "shape": list(self.prompt.vectors.shape),
+                }
+                vectors = {VECTORS_KEY: np.ascontiguousarray(self.prompt.vectors)}
+                data = safetensors.numpy.save(vectors, {"format": "pt"})
+                _replace(path / "prompt.safetensors", data)
+            else:
+                content["text"] = self.prompt.text
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            _replace(path / "prompt.json", text.encode() + b"\n")
+        except OSError as error:
+            raise StorageError(f"{path}: the prompt cannot be saved ({error})") from error
+        return path
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> TunedPrompt:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: There is no saved prompt.
+            StorageError: The files are damaged, or of a later format.
+        """
+        path = Path(folder)
+        try:
+            content = json.loads((path / "prompt.json").read_text(encoding="utf-8"))
+            if content["format"] > FORMAT:
+                raise StorageError(
+                    f"{path}: format {content['format']} of a saved prompt, and this version "
+                    f"reads up to {FORMAT}; it was written by lmaas-tune "
+                    f"{content.get('versions', {}).get('lmaas-tune', 'of a later version')}"
+                )
+            prompt = _read_prompt(path, content)
+            if prompt.digest != content["digest"]:
+                raise ValueError("prompt.json and prompt.safetensors are not of one prompt")
+            return cls(
+                prompt,
+                Task(Template(content["template"]), Verbalizer(content["label_words"])),
+                np.array(content["bias"], dtype=np.float64),
+                {key: content[key] for key in content if key not in _OWN_KEYS},
+            )
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path}: no saved prompt there ({error.filename} is missing)"
+            ) from None
+        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise StorageError(f"{path}: the saved prompt is damaged ({error!r})") from error
+
+    def _score(self, client: Client, examples: Sequence[Example]) -> FloatArray:
+        batch = self.task.template.batch(examples)
+        request = ScoreRequest(self.prompt, batch, self.task.verbalizer.candidates)
+        (reply,) = client.score([request])
+        calibrated: FloatArray = reply.logprobs + self.bias
+        return calibrated
+
+    def _check(self, client: Client) -> None:
+        width = client.capabilities.soft_prompt_width
+        if isinstance(self.prompt, SoftPrompt) and self.prompt.width != width:
+            raise InputError(
+                f"the prompt has width {self.prompt.width}, and {client.identity} takes "
+                f"{'no soft prompts' if width is None else f'width {width}'}: "
+                f"it was tuned for {self.provenance.get('backend', 'another model')}"
+            )
+        made_for = self.provenance.get("backend", client.identity)
+        if made_for != client.identity:
+            warnings.warn(
+                f"the prompt was tuned for {made_for} and is used with {client.identity}: "
+                "expect other answers",
+                stacklevel=4,
+            )
+
+
+_OWN_KEYS = {"format", "kind", "template", "label_words", "bias", "digest"} | {
+    "insertion",
+    "anchor",
+    "shape",
+    "text",
+}
+
+
+def _read_prompt(path: Path, content: Mapping[str, Any]) -> Prompt:
+    if content["kind"] == "text":
+        return TextPrompt(content["text"])
+    tensors = safetensors.numpy.load((path / "prompt.safetensors").read_bytes())
+    return SoftPrompt(tensors[VECTORS_KEY], content["insertion"], tuple(content["anchor"]))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

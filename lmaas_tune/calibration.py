@@ -1,0 +1,80 @@
+"""Taking a model's bias for some label words out of its scores.
+
+A language model favours some label words whatever the row says. One number a label, added to
+its log-probabilities, takes that out; it is found from the scores of the training rows that
+the search pays for anyway, and is kept with the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+
+from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.objectives import Targets, log_softmax
+from lmaas_tune.prompts import FloatArray
+
+Calibration: TypeAlias = Callable[[FloatArray, Targets], FloatArray]
+"""From (rows, labels) scores and (rows,) targets to the (labels,) bias to add; its mean is 0."""
+
+
+def no_calibration(logprobs: FloatArray, targets: Targets) -> FloatArray:
+    """No bias at all: the scores as they are."""
+    return np.zeros(logprobs.shape[1])
+
+
+def mean_calibration(logprobs: FloatArray, targets: Targets) -> FloatArray:
+    """Every label gets the same mean score over the rows (targets are not looked at)."""
+    means = logprobs.mean(axis=0)
+    bias: FloatArray = means.mean() - means
+    return bias
+
+
+def fitted_calibration(
+    logprobs: FloatArray, targets: Targets, *, ridge: float = 1e-2, steps: int = 50
+) -> FloatArray:
+    """The bias with the lowest cross-entropy on the rows, by Newton's method.
+
+    Args:
+        logprobs: (rows, labels).
+        targets: (rows,).
+        ridge: Weight of the squared bias, which keeps it finite where the rows are separable.
+        steps: At most so many Newton steps; a convex problem takes a handful.
+    """
+    labels = logprobs.shape[1]
+    share = np.bincount(targets, minlength=labels) / len(targets)
+    bias = mean_calibration(logprobs, targets)
+    for _ in range(steps):
+        p = np.exp(log_softmax(logprobs + bias))
+        gradient = p.mean(axis=0) - share + ridge * bias
+        hessian = np.diag(p.mean(axis=0)) - p.T @ p / len(p) + ridge * np.eye(labels)
+        step = np.linalg.solve(hessian, gradient)
+        # a long Newton step overshoots where the curvature is nearly gone
+        bias = bias - step * min(1.0, 4.0 / max(np.abs(step).max(), 1e-12))
+        if np.abs(step).max() < 1e-9:
+            break
+    centred: FloatArray = bias - bias.mean()
+    return centred
+
+
+CALIBRATIONS: dict[str, Calibration] = {
+    "none": no_calibration,
+    "mean": mean_calibration,
+    "fitted": fitted_calibration,
+}
+
+
+def calibration_named(name: str) -> Calibration:
+    """Look a calibration up.
+
+    Raises:
+        InputError: None has this name.
+    """
+    try:
+        return CALIBRATIONS[name]
+    except KeyError:
+        raise InputError(
+            f"unknown calibration {name!r}; {did_you_mean(name, CALIBRATIONS)}"
+        ) from None

@@ -1,0 +1,160 @@
+"""Watching a run: called between steps, never changing it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from lmaas_tune.errors import MissingExtraError
+from lmaas_tune.middleware.meter import Budget, Spent
+from lmaas_tune.step import Step
+
+if TYPE_CHECKING:
+    from lmaas_tune.result import TuneResult
+
+
+class Callback:
+    """Base of all callbacks; override what you need.
+
+    An exception that a callback raises ends the run; the journal keeps what was paid.
+    """
+
+    def on_start(self, budget: Budget) -> None:
+        """Before anything is paid."""
+
+    def on_step(self, step: Step) -> None:
+        """After the start (generation 0) and after every generation."""
+
+    def on_end(self, result: TuneResult) -> None:
+        """After the run, however it stopped."""
+
+
+class ProgressBar(Callback):
+    """A bar: how much of the budget is spent, time left, loss and best.
+
+    Args:
+        file: Where to draw; standard error if None.
+        disable: Whether to draw nothing; None draws on a terminal only.
+    """
+
+    def __init__(self, file: IO[str] | None = None, *, disable: bool | None = None) -> None:
+        self._file = file
+        self._disable = disable
+        self._bar: Any = None
+
+    def on_start(self, budget: Budget) -> None:
+        """Draw the empty bar."""
+        self._bar = tqdm(
+            total=100.0,
+            file=self._file,
+            bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
+            dynamic_ncols=True,
+            disable=self._disable,
+        )
+
+    def on_step(self, step: Step) -> None:
+        """Move the bar to the share of the tightest limit."""
+        self._bar.n = 100 * share_spent(step.budget, step.spent)
+        best = step.best.judged
+        kind = "val" if step.best.validation else "train"
+        self._bar.set_postfix_str(
+            f"loss {step.loss:.3f}, best {'-' if best is None else f'{best.loss:.3f}'} ({kind}), "
+            + describe_spent(step.budget, step.spent)
+        )
+
+    def on_end(self, result: TuneResult) -> None:
+        """Leave the bar where it stands."""
+        self._bar.close()
+
+
+def share_spent(budget: Budget, spent: Spent) -> float:
+    """How much of the limit nearest to its end is spent, 0 to 1; 0 without limits."""
+    used = spent.to_json()
+    shares = [min(1.0, used[n] / limit) for n, limit in budget.limits.items() if n in used]
+    return max(shares, default=0.0)
+
+
+def describe_spent(budget: Budget, spent: Spent) -> str:
+    """What was spent of each limit, as ``120/300 calls``."""
+    used = spent.to_json()
+    limits = {n: f"/{limit:.6g}" for n, limit in budget.limits.items() if n in used}
+    return ", ".join(f"{used[n]:.6g}{limit} {n}" for n, limit in (limits or {"calls": ""}).items())
+
+
+class CSVLogger(Callback):
+    """One line a step: generation, losses, accuracies, what was spent.
+
+    Args:
+        path: The file; a resumed run writes its replayed steps again, so the file is whole.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+
+    def on_start(self, budget: Budget) -> None:
+        """Begin the file anew."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("")
+
+    def on_step(self, step: Step) -> None:
+        """Write the step's row; the file is whole after every one."""
+        row = step_row(step)
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class TensorBoardLogger(Callback):
+    """The same numbers as `CSVLogger`, as TensorBoard scalars (extra ``tensorboard``).
+
+    Args:
+        folder: Log folder.
+
+    Raises:
+        MissingExtraError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError(
+                "TensorBoardLogger", package="tensorboardX", extra="tensorboard"
+            ) from error
+        self._writer = SummaryWriter(str(folder))
+
+    def on_step(self, step: Step) -> None:
+        """Write one point of every curve, over the calls spent."""
+        for name, value in step_row(step).items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step.spent.calls)
+        self._writer.flush()
+
+    def on_end(self, result: TuneResult) -> None:
+        """Close the log."""
+        self._writer.close()
+
+
+def step_row(step: Step) -> dict[str, float | int | None]:
+    """A step as one flat row of numbers; also the rows of `TuneResult.history`."""
+    finite = [e.loss for e in step.evaluations if e.loss == e.loss]
+    validated = [c.validation for c in step.validated if c.validation]
+    best = step.best.judged
+    return {
+        "generation": step.generation,
+        "train_loss": min(finite, default=None),
+        "train_loss_mean": sum(finite) / len(finite) if finite else None,
+        "train_accuracy": max((e.accuracy for e in step.evaluations), default=None),
+        "validation_loss": min((e.loss for e in validated), default=None),
+        "validation_accuracy": max((e.accuracy for e in validated), default=None),
+        "best_loss": None if best is None else best.loss,
+        "best_accuracy": None if best is None else best.accuracy,
+        "improved": int(step.improved),
+        **step.spent.to_json(),
+    }

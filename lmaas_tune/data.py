@@ -1,0 +1,222 @@
+"""From what a user has (pairs, dicts, a frame, a dataset, a file) to examples."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.task import Example
+
+Rows: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | Sequence[Example]
+    | Sequence[tuple[str, Any]]
+    | Sequence[Mapping[str, Any]]
+    | Any
+)
+"""Examples in any of the forms `read_examples` takes; frames and datasets are known by what
+they can do, so that neither library is needed here."""
+
+TEXT_FIELD = "text"
+
+
+def read_examples(
+    rows: Rows, *, label_field: str = "label", labelled: bool = True, what: str = "rows"
+) -> list[Example]:
+    """Read examples from any of these:
+
+    - a path to a ``.jsonl``, ``.json`` (a list), ``.csv`` or ``.tsv`` file with a header,
+    - a sequence of (text, label) pairs; the text becomes the field ``text``,
+    - a sequence of mappings, a pandas frame, a ``datasets.Dataset``: every column is a field,
+      the column `label_field` the label,
+    - a sequence of texts, where `labelled` is false.
+
+    Labels become strings: ``1`` and ``"1"`` are the same label, and a ``datasets.ClassLabel``
+    is read by its names.
+
+    Args:
+        rows: Any of the above.
+        label_field: Which column is the label.
+        labelled: Whether each row must have a label.
+        what: What to call the rows in an error ("train", "validation").
+
+    Raises:
+        InputError: Nothing there, an unreadable file, a row of another shape, a missing label.
+    """
+    if isinstance(rows, (str, os.PathLike)):
+        path = Path(rows)
+        what = f"{what} ({path})"
+        raw: Iterable[Any] = _read_file(path)
+    elif hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a pandas frame
+        raw = rows.to_dict(orient="records")
+    elif hasattr(rows, "features") and hasattr(rows, "column_names"):  # a datasets.Dataset
+        raw = _named_labels(rows, label_field)
+    elif isinstance(rows, Iterable) and not isinstance(rows, Mapping):
+        raw = rows
+    else:
+        raise InputError(
+            f"{what}: cannot read examples from {type(rows).__name__}; give a path, "
+            "(text, label) pairs, dicts, a pandas frame or a datasets.Dataset"
+        )
+    examples = []
+    for number, row in enumerate(raw, start=1):
+        example = _example(row, label_field, f"{what}, row {number}")
+        if labelled and example.label is None:
+            raise InputError(f"{what}, row {number}: no label; {_columns(example, label_field)}")
+        examples.append(example)
+    if not examples:
+        raise InputError(f"{what}: there is not one row in it")
+    return examples
+
+
+def _columns(example: Example, label_field: str) -> str:
+    has = ", ".join(example.fields) or "nothing"
+    return f"it has {has}, and the label is read from {label_field!r}"
+
+
+def _example(row: object, label_field: str, where: str) -> Example:
+    if isinstance(row, Example):
+        return row
+    if isinstance(row, str):
+        return Example({TEXT_FIELD: row})
+    if isinstance(row, Mapping):
+        fields = {
+            str(name): _text(value, f"{where}, field {name!r}")
+            for name, value in row.items()
+            if name != label_field
+        }
+        return Example(fields, _label(row.get(label_field)))
+    if isinstance(row, Sequence) and len(row) == 2:
+        return Example({TEXT_FIELD: _text(row[0], where)}, _label(row[1]))
+    raise InputError(f"{where}: {row!r:.60} is neither a mapping nor a (text, label) pair")
+
+
+def _text(value: object, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int, float, np.number)) and value == value:
+        return str(value)
+    raise InputError(f"{where}: {value!r:.60} is not text")
+
+
+def _label(value: object) -> str | None:
+    if value is None or value != value:  # None and NaN: a frame's empty cell
+        return None
+    if isinstance(value, (float, np.floating)) and value == int(value):
+        value = int(value)  # a frame turns whole labels beside an empty cell into floats
+    return str(value).strip() or None
+
+
+def _named_labels(dataset: Any, label_field: str) -> Iterator[dict[str, Any]]:
+    names = getattr(dataset.features.get(label_field), "names", None)
+    for row in dataset:
+        label = row.get(label_field)
+        if names is not None and isinstance(label, int):
+            # -1 is how datasets marks a row whose label is withheld
+            row = {**row, label_field: names[label] if label >= 0 else None}
+        yield row
+
+
+def _read_file(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    kind = path.suffix.lower()
+    if kind in (".jsonl", ".ndjson"):
+        return [
+            _json(line, f"{path}, line {number}")
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
+    if kind == ".json":
+        rows = _json(text, str(path))
+        if not isinstance(rows, list):
+            raise InputError(
+                f"{path}: a .json file holds one list of rows; for a row a line use .jsonl"
+            )
+        return rows
+    if kind in (".csv", ".tsv"):
+        return _read_table(text, path, "," if kind == ".csv" else "\t")
+    raise InputError(f"{path}: {did_you_mean(kind, ['.jsonl', '.json', '.csv', '.tsv'])}")
+
+
+def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
+    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(
+                    f"{path}, line {reader.line_num}: not as many cells as the header's "
+                    f"{len(reader.fieldnames or ())}"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+    return rows
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error})") from error
+
+
+def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
+    """The labels that occur, whole numbers in their order, others as words sort."""
+    labels = {example.label for example in examples if example.label is not None}
+    return tuple(
+        sorted(labels, key=lambda label: (not label.isdigit(), len(label) * label.isdigit(), label))
+    )
+
+
+def few_shot_split(
+    examples: Sequence[Example], *, shots: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """The paper's true few-shot protocol: `shots` rows a class for training, as many for
+    validation, walked once over a shuffle.
+
+    Args:
+        examples: Labelled rows.
+        shots: Rows a class in each of the two parts.
+        seed: The same seed and rows give the same split.
+
+    Returns:
+        Training and validation rows; no row is in both.
+
+    Raises:
+        InputError: A class has fewer than ``2 * shots`` rows.
+    """
+    if shots < 1:
+        raise InputError(f"shots={shots}: at least 1 row a class")
+    counts = Counter(example.label for example in examples)
+    for label, count in counts.items():
+        if count < 2 * shots:
+            raise InputError(
+                f"label {label!r} has {count} rows; {shots} shots for training and {shots} for "
+                f"validation need {2 * shots}"
+            )
+    train: list[Example] = []
+    validation: list[Example] = []
+    taken: Counter[str | None] = Counter()
+    for index in np.random.default_rng(seed).permutation(len(examples)):
+        example = examples[index]
+        taken[example.label] += 1
+        if taken[example.label] <= shots:
+            train.append(example)
+        elif taken[example.label] <= 2 * shots:
+            validation.append(example)
+    return train, validation

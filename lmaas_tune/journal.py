@@ -1,0 +1,197 @@
+"""The state of a run: one JSON line for every answer that was paid, written when it arrives.
+
+Resuming replays the search against the recorded answers, so that the optimizer comes to the
+state it had and nothing is paid twice. Any prefix of the file is a valid journal; a last line
+that a crash cut is dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.middleware.meter import Spent
+
+FORMAT = 1
+FILE_NAME = "journal.jsonl"
+_MAY_DIFFER = {"format", "versions"}  # other versions may well replay; `answer` sees if not
+
+Record: TypeAlias = dict[str, Any]
+"""One answer, as JSON has it."""
+
+
+class Journal:
+    """Answers by key, kept in a file where one is given.
+
+    Args:
+        path: The file; None keeps the journal in memory.
+        header: What makes the run what it is. Resuming with another one is refused.
+        resume: Go on from what the file holds; without it, a file with answers is refused.
+
+    Attributes:
+        spent: What the recorded answers cost, as booked with the last of them.
+
+    Raises:
+        InputError: The file holds another run, or holds answers and `resume` was not asked.
+        StorageError: The file cannot be read or written, or another process is writing it.
+    """
+
+    def __init__(
+        self, path: Path | None, header: Mapping[str, Any], *, resume: bool = False
+    ) -> None:
+        self._path = path
+        self._answers: dict[str, Record] = {}
+        self.spent = Spent()
+        self._file: FileIO | None = None
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b", buffering=0)
+            _lock(self._file.fileno(), path)
+            self._load(self._file, header, resume)
+        except OSError as error:
+            self.close()
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(
+                f"{path}: the journal cannot be opened for writing ({error}); nothing was paid yet"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._answers
+
+    def close(self) -> None:
+        """Close the file; another process may go on from it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def answer(self, key: str, of: str, pay: Callable[[], tuple[Record, Spent]]) -> Record:
+        """The recorded answer under `key`; where there is none, `pay` for it and record it.
+
+        Args:
+            key: Names the question within the run.
+            of: Digest of the question; a recorded answer to another one is refused.
+            pay: Gives the answer and all that the run has spent by then.
+
+        Raises:
+            StorageError: The recorded answer belongs to another question, or the new one
+                cannot be written.
+        """
+        if key in self._answers:
+            record = self._answers[key]
+            if record["of"] != of:
+                raise StorageError(
+                    f"{self._path}: the answer {key!r} was recorded for another question, so the "
+                    "replay has left the recorded path; resume with the versions that the "
+                    "journal's first line names"
+                )
+            return record
+        content, spent = pay()
+        record = {"key": key, "of": of, **content, "spent": spent.to_json()}
+        self._write(record)
+        self._answers[key] = record
+        self.spent = spent
+        return record
+
+    def _load(self, file: FileIO, header: Mapping[str, Any], resume: bool) -> None:
+        file.seek(0)
+        data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):  # a crash cut the last line
+            file.truncate(len(whole))
+        lines = [self._parse(line, n) for n, line in enumerate(whole.splitlines(), start=1)]
+        if not lines:
+            self._write({"format": FORMAT, **header})
+            return
+        self._check_header(lines[0], header)
+        if not resume and len(lines) > 1:
+            raise InputError(
+                f"{self._path} holds a run already, with {len(lines) - 1} paid answers: go on "
+                "from it with resume=True (--resume), or choose another folder"
+            )
+        self._answers = {line["key"]: line for line in lines[1:]}
+        if len(lines) > 1:
+            self.spent = Spent.from_json(lines[-1]["spent"])
+
+    def _parse(self, line: bytes, number: int) -> Record:
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or (number > 1 and not {"key", "of"} <= set(record)):
+                raise ValueError("not a record of a journal")
+        except ValueError as error:
+            raise StorageError(
+                f"{self._path}, line {number}: {error}; the journal is damaged before its end. "
+                f"Cut the file to its first {number - 1} lines to keep what they hold, then resume"
+            ) from error
+        return record
+
+    def _check_header(self, recorded: Record, header: Mapping[str, Any]) -> None:
+        version = recorded.get("format")
+        if version != FORMAT:
+            raise StorageError(
+                f"{self._path}: journal format {version!r}, and this version reads {FORMAT}"
+            )
+        wanted = json.loads(json.dumps(header))
+        differs = [
+            k
+            for k in sorted({*recorded, *wanted} - _MAY_DIFFER)
+            if recorded.get(k) != wanted.get(k)
+        ]
+        if differs:
+            first = differs[0]
+            raise InputError(
+                f"{self._path} is the journal of another run: {', '.join(differs)} differ "
+                f"({first} was {recorded.get(first)!r:.80}, is {wanted.get(first)!r:.80}); give "
+                "the same settings, or choose another folder"
+            )
+
+    def _write(self, record: Record) -> None:
+        if self._file is None:
+            return
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise StorageError(
+                f"{self._path}: cannot be written ({error}); the run is kept up to the answer "
+                "before: make room, then resume"
+            ) from error
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Hold the file for this process; the system lets go when the process ends, however."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where the user has to see to it
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageError(f"{path}: another process is writing this run") from None

@@ -1,0 +1,315 @@
+"""Scores kept on disk, so that no answer is paid for twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.prompts import FloatArray
+
+_APPLICATION = 0x4C4D6153  # "LMaS", in the file's header: the database is ours
+_FORMAT = 1
+_SMALLEST = 64 * 1024  # bytes; an empty database takes 16 KiB
+_JOURNAL = 4 * 2**20  # bytes that a journal keeps after it was larger
+_RESERVE = 16 * 1024  # bytes that an entry may take beside its scores, pages split for it included
+
+_SCHEMA = (
+    # used: rises with each use, the smallest goes first; logprobs: little-endian float64, row
+    # by row; seal: tells whether the disk kept the rest
+    "CREATE TABLE IF NOT EXISTS scores (key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, "
+    "rows INTEGER NOT NULL, candidates INTEGER NOT NULL, logprobs BLOB NOT NULL, "
+    "seal BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS scores_by_use ON scores (used)",
+    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA user_version = {_FORMAT}",
+)
+
+_log = logging.getLogger(__name__)
+
+
+def score_key(identity: str, request: ScoreRequest) -> bytes:
+    """SHA-256 of all that can change the answer of a backend to a request.
+
+    Args:
+        identity: The backend's: model, revision, settings.
+        request: Its prompt's digest covers vectors, insertion and anchor; its batch's digest
+            covers the rows as the template made them.
+    """
+    sha = hashlib.sha256(b"scores 1")
+    for part in (identity, request.prompt.digest, request.batch.digest, *request.candidates):
+        data = part.encode("utf-8", "surrogatepass")
+        sha.update(len(data).to_bytes(8, "little") + data)
+    return sha.digest()
+
+
+class ScoreCache:
+    """A file of scores by key, for several processes and threads at once.
+
+    What is least recently used goes first when it is full. A corrupt file is set aside, with a
+    warning, and a new one begun; after any other trouble (full disk, a lock that nobody
+    releases) there is one warning, and from then on nothing is found and nothing kept. No
+    failure of the cache ever costs a result.
+
+    Args:
+        path: The file; made, with its folders, where there is none. Two more stand beside it
+            while it is open.
+        max_bytes: Largest size of the file, 64 KiB or more.
+        patience: Seconds to wait for another process's lock.
+
+    Raises:
+        InputError: `max_bytes` is too small, or the file is a database of something else.
+        StorageError: The file cannot be made or written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_bytes: int = 256 * 2**20,
+        patience: float = 10.0,
+    ) -> None:
+        if max_bytes < _SMALLEST:
+            raise InputError(f"cache max_bytes={max_bytes}: it takes {_SMALLEST} or more")
+        self.path = Path(path)
+        self._max_bytes, self._patience = max_bytes, patience
+        self._lock = threading.RLock()
+        self._off = False
+        self._db: sqlite3.Connection | None = None
+        self._process = os.getpid()
+        self._forked: list[sqlite3.Connection | None] = []
+        self._inode: int | None = None
+        _make_file(self.path)
+        _refuse_foreign(self.path)
+        self._transact(lambda db: None)
+
+    def get_many(self, keys: Iterable[bytes]) -> dict[bytes, FloatArray]:
+        """(rows, candidates) float64 log-probabilities, read-only, of those keys that it holds."""
+        found: dict[bytes, FloatArray] = {}
+
+        def read(db: sqlite3.Connection) -> None:
+            for key in keys:
+                scores = _read(db, key)
+                if scores is not None:
+                    found[key] = scores
+            if found:
+                _touch(db, found)
+
+        keys = list(keys)
+        self._transact(read)
+        return found
+
+    def put_many(self, scores: Mapping[bytes, FloatArray]) -> None:
+        """Keep (rows, candidates) log-probabilities; those that are not all finite are left out."""
+
+        def write(db: sqlite3.Connection) -> None:
+            for key, logprobs in good.items():
+                self._make_room(db, logprobs.nbytes + _RESERVE)
+                _write(db, key, logprobs)
+
+        good = {key: array for key, array in scores.items() if self._keeps(array)}
+        if good:
+            self._transact(write)
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def _keeps(self, logprobs: FloatArray) -> bool:
+        return bool(np.isfinite(logprobs).all()) and logprobs.nbytes < self._max_bytes // 4
+
+    def _make_room(self, db: sqlite3.Connection, size: int) -> None:
+        while (
+            _size(db) + size > self._max_bytes
+            and db.execute(
+                "DELETE FROM scores WHERE rowid IN (SELECT rowid FROM scores ORDER BY used LIMIT 8)"
+            ).rowcount
+        ):
+            pass
+
+    def _transact(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Do `work` in one transaction; whatever goes wrong is told, and costs nothing else."""
+        with self._lock:
+            for _ in range(2):  # once more with a new file, where the old one was corrupt
+                if self._off:
+                    return
+                try:
+                    db = self._connection()
+                    with db:
+                        db.execute("BEGIN IMMEDIATE")
+                        work(db)
+                    return
+                except sqlite3.OperationalError as error:
+                    self._switch_off(error)
+                except (sqlite3.DatabaseError, _BrokenSealError) as error:
+                    self._set_aside(error)
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._process != os.getpid():
+            # SQLite forbids a child to use, or even close, what its parent had opened
+            self._forked.append(self._db)
+            self._db, self._process = None, os.getpid()
+        if self._db is None:
+            self._inode = _inode(self.path)
+            self._db = _open(self.path, self._patience)
+        return self._db
+
+    def _switch_off(self, error: Exception) -> None:
+        self._off = True
+        self.close()
+        _log.warning("the cache %s is left out from here on: %s", self.path, error)
+
+    def _set_aside(self, error: Exception) -> None:
+        self.close()
+        if _inode(self.path) != self._inode:
+            return  # another process has begun a new file already
+        try:
+            aside = _rename(self.path)
+        except OSError as problem:
+            self._switch_off(problem)
+        else:
+            _log.warning(
+                "the cache %s is corrupt (%s): it is set aside as %s, and a new one begun",
+                self.path, error, aside.name,
+            )  # fmt: skip
+
+
+class _BrokenSealError(Exception):
+    """A row of the database is not what was written."""
+
+
+def _make_file(path: Path) -> None:
+    """Make sure of a file that can be written, without opening one that exists.
+
+    Closing a second handle of an SQLite file would drop this process's locks on it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+    except FileExistsError:
+        if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+            raise StorageError(
+                f"the cache {path} is no file that can be written: name another path"
+            ) from None
+    except OSError as error:
+        raise StorageError(
+            f"the cache {path} cannot be made: {error.strerror}; name a path in a folder that "
+            "can be written"
+        ) from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    db = sqlite3.connect(path)
+    try:
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        kind = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError:
+        return  # corrupt or locked: the first transaction deals with that
+    finally:
+        db.close()
+    if tables and kind != _APPLICATION:
+        raise InputError(f"{path} is a database of something else: name another path for the cache")
+    if tables and version != _FORMAT:
+        raise InputError(
+            f"the cache {path} has format {version}, and this version reads {_FORMAT}: "
+            "name another path"
+        )
+
+
+def _open(path: Path, patience: float) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
+    try:
+        with contextlib.suppress(sqlite3.OperationalError):
+            db.execute("PRAGMA journal_mode = WAL")  # locked: another process is just doing it
+        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may take the last entries
+        db.execute(f"PRAGMA journal_size_limit = {_JOURNAL}")
+        with db:
+            db.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA:
+                db.execute(statement)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _rename(path: Path) -> Path:
+    """Put a database and its journal out of the way."""
+    names = (path.with_name(f"{path.name}.corrupt-{n}") for n in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    for suffix in ("-wal", "-shm", ""):  # in this order: no new file may find an old journal
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    return aside
+
+
+def _read(db: sqlite3.Connection, key: bytes) -> FloatArray | None:
+    row = db.execute(
+        "SELECT CAST(rows AS INTEGER), CAST(candidates AS INTEGER), "
+        "CAST(logprobs AS BLOB), CAST(seal AS BLOB) FROM scores WHERE key = ?",
+        (key,),
+    ).fetchone()
+    if row is None:
+        return None
+    rows, candidates, data, seal = row
+    if seal != _seal(key, rows, candidates, data):
+        raise _BrokenSealError("an entry is not what was written")
+    logprobs = np.frombuffer(data, dtype="<f8").astype(np.float64).reshape(rows, candidates)
+    logprobs.setflags(write=False)
+    return logprobs
+
+
+def _touch(db: sqlite3.Connection, keys: Iterable[bytes]) -> None:
+    now = _now(db)
+    db.executemany("UPDATE scores SET used = ? WHERE key = ?", [(now, key) for key in keys])
+
+
+def _write(db: sqlite3.Connection, key: bytes, logprobs: FloatArray) -> None:
+    rows, candidates = logprobs.shape
+    data = logprobs.astype("<f8").tobytes()
+    db.execute(
+        "INSERT OR REPLACE INTO scores (key, used, rows, candidates, logprobs, seal) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (key, _now(db), rows, candidates, data, _seal(key, rows, candidates, data)),
+    )
+
+
+def _seal(key: bytes, rows: int, candidates: int, data: bytes | None) -> bytes:
+    head = f"{rows} {candidates} ".encode()
+    return hashlib.blake2b(head + key + (data or b""), digest_size=16).digest()
+
+
+def _now(db: sqlite3.Connection) -> int:
+    """One more than the last use of any entry: a clock that all processes share."""
+    return int(db.execute("SELECT coalesce(max(used), 0) + 1 FROM scores").fetchone()[0])
+
+
+def _size(db: sqlite3.Connection) -> int:
+    """Bytes of the file that are in use."""
+    return int(
+        db.execute(
+            "SELECT (pages.page_count - free.freelist_count) * size.page_size "
+            "FROM pragma_page_count pages, pragma_freelist_count free, pragma_page_size size"
+        ).fetchone()[0]
+    )

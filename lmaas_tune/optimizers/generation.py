@@ -1,0 +1,62 @@
+"""The one check that every optimizer makes of what it is told: is this the generation I asked?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import FloatArray
+
+
+def losses_in_ask_order(
+    asked: FloatArray | None, points: FloatArray, losses: FloatArray
+) -> FloatArray:
+    """Losses of a generation in the order in which its points were asked.
+
+    A generation may be told in any order: what the optimizer does next does not depend on it.
+
+    Args:
+        asked: (population, dim) points of the last `ask`, or None if there was none since the
+            last `tell`.
+        points: (population, dim) the same points, in any order.
+        losses: (population,) their losses.
+
+    Returns:
+        (population,) float64, a new array.
+
+    Raises:
+        InputError: These are not the points that were asked, all of them and once each, or a
+            loss is not finite.
+    """
+    if asked is None:
+        raise InputError("tell without an ask: each generation is asked once and told once")
+    told = np.array(losses, dtype=np.float64)
+    if np.shape(points) != asked.shape or told.shape != asked.shape[:1]:
+        raise InputError(
+            f"tell got points of shape {np.shape(points)} and losses of shape {told.shape}; "
+            f"this generation has {asked.shape} and {asked.shape[:1]}, and is told as a whole"
+        )
+    if not np.isfinite(told).all():
+        raise InputError(
+            f"the loss of point {int(np.flatnonzero(~np.isfinite(told))[0])} is "
+            f"{told[~np.isfinite(told)][0]}: give what failed a finite penalty"
+        )
+    if np.array_equal(points, asked):
+        return told
+    return told[_rows_of(asked, np.asarray(points, dtype=np.float64))]
+
+
+def _rows_of(asked: FloatArray, points: FloatArray) -> list[int]:
+    """For each asked point, the row of `points` that holds it."""
+    rows: defaultdict[bytes, list[int]] = defaultdict(list)
+    for row in reversed(range(len(points))):
+        rows[points[row].tobytes()].append(row)
+    try:
+        return [rows[point.tobytes()].pop() for point in asked]
+    except IndexError:
+        raise InputError(
+            "tell got a point that this generation did not ask: give back the points of the last "
+            "ask as they were, all of them and once each"
+        ) from None

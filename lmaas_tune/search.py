@@ -1,0 +1,265 @@
+"""The loop: ask for points, score their prompts, tell the losses, keep the best."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lmaas_tune.calibration import Calibration
+from lmaas_tune.callbacks import Callback
+from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
+from lmaas_tune.evaluator import Evaluation, Evaluator
+from lmaas_tune.journal import Journal, Record
+from lmaas_tune.middleware.meter import Budget, Meter, Spent
+from lmaas_tune.optimizers.base import Optimizer
+from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune.selection import Selection
+from lmaas_tune.spaces import SearchSpace
+from lmaas_tune.step import Candidate, Step
+
+
+class Search:
+    """One run, from its first call to its last.
+
+    Args:
+        train: Scores prompts on the training rows; one prompt is one call.
+        validation: Scores the nominated ones on the validation rows; None: the training loss
+            selects.
+        space: What the optimizer's points mean.
+        optimizer: Asks for points.
+        calibration: Fitted on each prompt's training scores.
+        selection: Nominates, and judges.
+        score_start: Whether the start is scored first.
+        budget: What ends the run.
+        callbacks: Called after every step.
+
+    Attributes:
+        start: The start, with its losses once they are known.
+        best: The best candidate so far.
+        steps: All steps so far.
+        meter: What was spent so far.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Evaluator,
+        validation: Evaluator | None,
+        space: SearchSpace,
+        optimizer: Optimizer,
+        calibration: Calibration,
+        selection: Selection,
+        score_start: bool,
+        budget: Budget,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self._train, self._validation = train, validation
+        self._space, self._optimizer = space, optimizer
+        self._calibration, self._selection = calibration, selection
+        self._score_start, self._budget = score_start, budget
+        self._callbacks = callbacks
+        self._journal = Journal(None, {})
+        self._seconds_a_call = 0.0
+        self.meter = Meter(budget)
+        self.start = self.best = Candidate(0, space.start, None)
+        self.steps: list[Step] = []
+
+    def check(self) -> list[str]:
+        """What can be told before the first paid call.
+
+        Returns:
+            Sentences that the user should read.
+
+        Raises:
+            InputError: The rows or the prompt do not fit the backend, or the budget does not
+                pay one generation.
+        """
+        evaluators = [self._train] + ([] if self._validation is None else [self._validation])
+        notes = [note for e in evaluators for note in e.inspect(self._space.start)]
+        first = self._planned_generation() + (
+            self._planned_start() if self._score_start else Spent()
+        )
+        if refusal := self.meter.refusal(first):
+            raise InputError(
+                f"nothing was paid yet: {refusal}. Raise the budget, or take a smaller population"
+            )
+        return list(dict.fromkeys(notes))
+
+    def run(self, journal: Journal) -> str:
+        """Search until something ends it, and say what.
+
+        Raises:
+            KeyboardInterrupt: From the user; all that was paid is in the journal, and `best`
+                and `steps` stand as they were after the last whole step.
+        """
+        self._journal = journal
+        self.meter = Meter(self._budget, spent=journal.spent)
+        for callback in self._callbacks:
+            callback.on_start(self._budget)
+        try:
+            if self._score_start:
+                self._take_start()
+            while (reason := self._stop_reason()) is None:
+                self._take_generation()
+        except BudgetExceededError as error:  # retries ate what a generation had been given
+            return str(error)
+        return reason
+
+    def _take_start(self) -> None:
+        (evaluation,), spent = self._trained(0, np.zeros((1, self._space.dim)), [self._space.start])
+        self.start = replace(self.start, train=evaluation)
+        validated, spent = self._validated(0, [self.start], spent)
+        self.start = validated[0]
+        self._step(0, np.zeros((1, self._space.dim)), [evaluation], validated, spent)
+
+    def _take_generation(self) -> None:
+        number = self._next
+        points = self._optimizer.ask()
+        prompts = self._space.prompts(points)
+        evaluations, spent = self._trained(number, points, prompts)
+        losses = np.array([evaluation.loss for evaluation in evaluations])
+        self._optimizer.tell(points, penalised(losses, number))
+        nominated = [
+            Candidate(number, prompts[i], evaluations[i])
+            for i in self._selection.nominate(list(losses), self._calls_before(number))
+        ]
+        validated, spent = self._validated(number, nominated, spent)
+        self._step(number, points, evaluations, validated, spent)
+
+    def _step(
+        self,
+        number: int,
+        points: FloatArray,
+        evaluations: Sequence[Evaluation],
+        candidates: Sequence[Candidate],
+        spent: Spent,
+    ) -> None:
+        before = self.best
+        for candidate in candidates:
+            judged = candidate.judged
+            if judged is not None and self._selection.better(judged, self.best.judged):
+                self.best = candidate
+        improved = self.best is not before
+        step = Step(
+            number, points, evaluations, candidates, self.best, improved, spent, self._budget
+        )
+        self.steps.append(step)
+        for callback in self._callbacks:
+            callback.on_step(step)
+
+    def _trained(
+        self, number: int, points: FloatArray, prompts: Sequence[Prompt]
+    ) -> tuple[list[Evaluation], Spent]:
+        def pay() -> list[Evaluation]:
+            before = self.meter.spent.seconds
+            evaluations = self._train.calibrate(prompts, self._calibration, self.meter)
+            self._seconds_a_call = (self.meter.spent.seconds - before) / len(prompts)
+            self.meter.book(Spent(calls=len(prompts)))
+            return evaluations
+
+        return self._answer(f"train/{number}", _digest(points), pay)
+
+    def _validated(
+        self, number: int, candidates: Sequence[Candidate], spent: Spent
+    ) -> tuple[list[Candidate], Spent]:
+        validation = self._validation
+        if validation is None or not candidates:
+            return list(candidates), spent
+
+        def pay() -> list[Evaluation]:
+            biases = [c.train.bias for c in candidates if c.train is not None]
+            evaluations = validation.evaluate([c.prompt for c in candidates], biases, self.meter)
+            self.meter.book(Spent(validation_calls=len(candidates)))
+            return evaluations
+
+        of = f"{len(candidates)} of generation {number}"
+        evaluations, spent = self._answer(f"validation/{number}", of, pay)
+        return [
+            replace(c, validation=e) for c, e in zip(candidates, evaluations, strict=True)
+        ], spent
+
+    def _answer(
+        self, key: str, of: str, pay: Callable[[], list[Evaluation]]
+    ) -> tuple[list[Evaluation], Spent]:
+        def record() -> tuple[Record, Spent]:
+            evaluations = pay()
+            return {"evaluations": [e.to_json() for e in evaluations]}, self.meter.spent
+
+        answer = self._journal.answer(key, of, record)
+        evaluations = [Evaluation.from_json(e) for e in answer["evaluations"]]
+        return evaluations, Spent.from_json(answer["spent"])
+
+    def _stop_reason(self) -> str | None:
+        best, budget = self.best.judged, self._budget
+        if budget.target is not None and best is not None and best.loss <= budget.target:
+            return f"target: the loss {best.loss:.4g} reached {budget.target:g}"
+        if budget.patience is not None and self._without_gain() >= budget.patience:
+            return f"patience: {budget.patience} generations without a better prompt"
+        if f"train/{self._next}" in self._journal:  # it was affordable when it was paid
+            return None
+        return self.meter.refusal(self._planned_generation())
+
+    def _without_gain(self) -> int:
+        """Generations since the last that improved."""
+        count = 0
+        for step in reversed(self.steps):
+            if step.improved or step.generation == 0:
+                break
+            count += 1
+        return count
+
+    @property
+    def _next(self) -> int:
+        """Number of the next generation, from 1; 0 is the start."""
+        return len(self.steps) + (0 if self._score_start else 1)
+
+    def _calls_before(self, number: int) -> int:
+        return sum(len(step.points) for step in self.steps if 0 < step.generation < number)
+
+    def _planned_start(self) -> Spent:
+        validation = Spent() if self._validation is None else _cost(self._validation, 1)
+        return _cost(self._train, 1) + validation + Spent(calls=1)
+
+    def _planned_generation(self) -> Spent:
+        population = self._optimizer.population
+        planned = _cost(self._train, population) + Spent(
+            calls=population, seconds=self._seconds_a_call * population
+        )
+        if self._validation is None:
+            return planned
+        looks = len(self._selection.nominate([0.0] * population, self._calls_before(self._next)))
+        return planned + _cost(self._validation, looks)
+
+
+def _cost(evaluator: Evaluator, prompts: int) -> Spent:
+    usage = evaluator.usage
+    return Spent(
+        sequences=usage.sequences * prompts,
+        tokens=usage.tokens * prompts,
+        money=usage.money * prompts,
+    )
+
+
+def penalised(losses: FloatArray, number: int) -> FloatArray:
+    """(population,) losses with what is not finite set well above the worst that is.
+
+    Raises:
+        PermanentError: None is finite.
+    """
+    finite = losses[np.isfinite(losses)]
+    if not len(finite):
+        raise PermanentError(
+            f"generation {number}: not one of {len(losses)} prompts has a finite loss; the model "
+            "overflows on them (try dtype float32, or a smaller alpha) or the objective is at fault"
+        )
+    worst = float(finite.max())
+    return np.where(np.isfinite(losses), losses, worst + max(1.0, worst - float(finite.min())))
+
+
+def _digest(points: FloatArray) -> str:
+    """Names the points, whatever the machine's last bits were."""
+    rounded = np.round(points, 4) + 0.0
+    return hashlib.sha256(rounded.astype("<f8").tobytes()).hexdigest()[:16]

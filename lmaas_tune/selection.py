@@ -1,0 +1,75 @@
+"""Which candidate a run keeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lmaas_tune.errors import InputError
+from lmaas_tune.evaluator import Evaluation
+
+
+class Selection(Protocol):
+    """Nominates candidates for the validation rows, and judges what comes back."""
+
+    def nominate(self, losses: Sequence[float], first_call: int) -> list[int]:
+        """Indices into one generation that are to be scored on the validation rows.
+
+        Args:
+            losses: Of the generation, on the training rows; NaN where one failed.
+            first_call: How many candidates the search had scored before this generation.
+        """
+        ...
+
+    def better(self, new: Evaluation, best: Evaluation | None) -> bool:
+        """Whether `new` replaces `best` (None: nothing is kept yet)."""
+        ...
+
+
+class LowestLoss:
+    """Each generation's best by training loss is re-scored; the lowest loss is kept."""
+
+    def nominate(self, losses: Sequence[float], first_call: int) -> list[int]:
+        """The generation's best, unless all of it failed."""
+        return [] if np.isnan(losses).all() else [int(np.nanargmin(losses))]
+
+    def better(self, new: Evaluation, best: Evaluation | None) -> bool:
+        """A lower loss; NaN never is."""
+        return new.loss == new.loss and (best is None or new.loss < best.loss)
+
+
+class EveryNth:
+    """The reference code's rule: every n-th candidate, whichever it is; higher accuracy is kept.
+
+    The paper's code looks at the validation rows once in 100 calls, at the candidate that
+    happens to be the 100th, and keeps it where its accuracy is strictly higher.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def nominate(self, losses: Sequence[float], first_call: int) -> list[int]:
+        """Those whose number in the run, counted from 1, is a multiple of n."""
+        return [i for i in range(len(losses)) if (first_call + i + 1) % self._n == 0]
+
+    def better(self, new: Evaluation, best: Evaluation | None) -> bool:
+        """Strictly higher accuracy; from nothing, more than 0."""
+        return new.accuracy > (0.0 if best is None else best.accuracy)
+
+
+def selection_named(name: str) -> Selection:
+    """``lowest-loss``, or ``candidate@N`` for the paper's rule with N calls between looks.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if name == "lowest-loss":
+        return LowestLoss()
+    if match := re.fullmatch(r"candidate@([1-9]\d*)", name):
+        return EveryNth(int(match.group(1)))
+    raise InputError(
+        f"unknown selection {name!r}; known: lowest-loss, candidate@N (as candidate@100)"
+    )

@@ -1,0 +1,144 @@
+"""How a search is set up: one frozen value, and the presets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lmaas_tune.calibration import calibration_named
+from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.middleware.meter import Budget
+from lmaas_tune.objectives import objective_named
+from lmaas_tune.prompts import INSERTIONS, Insertion
+from lmaas_tune.selection import selection_named
+from lmaas_tune.spaces import PROJECTIONS
+
+DEFAULT_BUDGET = Budget(calls=300)
+
+Start = Literal["words", "vocabulary", "zero"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything about a search that is not the task, the model or the seed.
+
+    Attributes:
+        start: Where p0 comes from: ``words`` (the embeddings of `prompt_init`), ``vocabulary``
+            (tokens drawn from the model's own vocabulary) or ``zero``.
+        prompt_init: The starting words.
+        prompt_length: L, in tokens; None takes as many as the words have.
+        insertion: How the prompt enters, see `lmaas_tune.SoftPrompt`.
+        intrinsic_dim: d, the dimension that is searched.
+        projection: Kind of the random matrix A: ``normal``, ``uniform`` or ``hadamard``.
+        alpha: Scale of A. For ``normal`` and ``hadamard`` in standard deviations of the model's
+            word embeddings, for ``uniform`` absolute (the paper's is 1).
+        optimizer: Name in the registry; ``lmaas-tune optimizers`` lists them.
+        optimizer_options: Its options by name.
+        objective: ``cross_entropy``, ``hinge``, ``error_rate`` or ``negative_f1``.
+        calibration: ``none``, ``mean`` or ``fitted``: whether the model's bias for a label word
+            is taken out of the scores (`lmaas_tune.calibration`).
+        selection: ``lowest-loss``, or ``candidate@N`` for the reference code's rule.
+        score_start: Whether p0 itself is scored first, at the price of one call; then a run
+            never ends with something worse than its start.
+        budget: What ends the run.
+
+    Raises:
+        InputError: A value that cannot be, named with its remedy.
+    """
+
+    start: Start = "words"
+    prompt_init: str = "The answer is"
+    prompt_length: int | None = None
+    insertion: Insertion = "concat"
+    intrinsic_dim: int = 100
+    projection: str = "normal"
+    alpha: float = 1.0
+    optimizer: str = "cma"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = "cross_entropy"
+    calibration: str = "fitted"
+    selection: str = "lowest-loss"
+    score_start: bool = True
+    budget: Budget = DEFAULT_BUDGET
+
+    def __post_init__(self) -> None:
+        if self.start not in ("words", "vocabulary", "zero"):
+            raise InputError(f"unknown start {self.start!r}; known: words, vocabulary, zero")
+        if self.start == "words" and not self.prompt_init.strip():
+            raise InputError("prompt_init is empty: give words to start from, or start='zero'")
+        if self.prompt_length is not None and self.prompt_length < 1:
+            raise InputError(f"prompt_length={self.prompt_length}: a prompt has 1 token or more")
+        if self.start != "words" and self.prompt_length is None:
+            raise InputError(f"start={self.start!r} needs a prompt_length, as no words give one")
+        if self.insertion not in INSERTIONS:
+            raise InputError(
+                f"unknown insertion {self.insertion!r}; {did_you_mean(self.insertion, INSERTIONS)}"
+            )
+        if self.projection not in PROJECTIONS:
+            raise InputError(
+                f"unknown projection {self.projection!r}; "
+                f"{did_you_mean(self.projection, PROJECTIONS)}"
+            )
+        if self.intrinsic_dim < 1:
+            raise InputError(f"intrinsic_dim={self.intrinsic_dim}: it must be 1 or more")
+        if not 0 < self.alpha < float("inf"):
+            raise InputError(f"alpha={self.alpha}: it must be positive and finite")
+        objective_named(self.objective)
+        calibration_named(self.calibration)
+        selection_named(self.selection)
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat dict for the journal and the saved prompt; the budget as text."""
+        content = asdict(self)
+        content["budget"] = str(self.budget)
+        content["optimizer_options"] = dict(self.optimizer_options)
+        return content
+
+
+_REFERENCE = Settings(
+    start="vocabulary",
+    prompt_length=50,
+    insertion="add",
+    intrinsic_dim=500,
+    calibration="none",
+    selection="candidate@100",
+    score_start=False,
+    budget=Budget(calls=8000),
+)
+
+PRESETS: Mapping[str, Settings] = {
+    "default": Settings(),
+    # Sun et al. 2022, table 2. The step size is not in the paper: 0.5 is the code's of that year.
+    "paper-icml22": Settings(
+        **{
+            **vars(_REFERENCE),
+            "projection": "uniform",
+            "optimizer_options": {
+                "population": 20,
+                "bounds": 5.0,
+                "sigma0": 0.5,
+                "step_rule": "csa",
+            },
+        }
+    ),
+    # the reference repository as it stood last (e4013f7)
+    "repo-head": Settings(
+        **{
+            **vars(_REFERENCE),
+            "optimizer_options": {"population": 20, "sigma0": 1.0, "step_rule": "csa"},
+        }
+    ),
+}
+
+
+def preset(name: str) -> Settings:
+    """Settings by name; change some with ``dataclasses.replace``.
+
+    Raises:
+        InputError: No preset has this name.
+    """
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise InputError(f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}") from None

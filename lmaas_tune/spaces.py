@@ -1,0 +1,204 @@
+"""From a point in R^d to a prompt: the random embedding p = p0 + A z, and where p0 comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from lmaas_tune.backend import Embeds
+from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.prompts import FloatArray, Insertion, Prompt, SoftPrompt
+
+
+class SearchSpace(Protocol):
+    """Where a search happens: R^dim, and what each point means.
+
+    Attributes:
+        dim: d.
+        start: The prompt at the origin.
+        digest: SHA-256 of all that decides which prompt a point gives.
+    """
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def start(self) -> Prompt: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def prompts(self, points: FloatArray) -> list[Prompt]:
+        """The prompts of the (n, dim) points."""
+        ...
+
+
+class Projection(Protocol):
+    """A linear map A from R^d to R^(L*H); the first H outputs are the first token's."""
+
+    def __call__(self, points: FloatArray, /) -> FloatArray:
+        """(n, d) points to their (n, L*H) images."""
+        ...
+
+
+class _Dense:
+    def __init__(self, matrix: FloatArray) -> None:
+        self._matrix = matrix  # (L*H, d)
+
+    def __call__(self, points: FloatArray, /) -> FloatArray:
+        image: FloatArray = points.astype(np.float32) @ self._matrix.T
+        return image
+
+
+def uniform_projection(
+    outputs: int, dim: int, *, scale: float, rng: np.random.Generator
+) -> Projection:
+    """Entries uniform in ±scale/sqrt(d): the paper's A, with a scale of 1."""
+    bound = scale / np.sqrt(dim)
+    return _Dense((rng.random((outputs, dim), dtype=np.float32) * 2 - 1) * np.float32(bound))
+
+
+def normal_projection(
+    outputs: int, dim: int, *, scale: float, rng: np.random.Generator
+) -> Projection:
+    """Entries N(0, scale²/d): z ~ N(0, I) moves every number of the prompt by N(0, scale²)."""
+    std = np.float32(scale / np.sqrt(dim))
+    return _Dense(rng.standard_normal((outputs, dim), dtype=np.float32) * std)
+
+
+class _Hadamard:
+    def __init__(self, outputs: int, dim: int, scale: float, rng: np.random.Generator) -> None:
+        size = 1 << (dim - 1).bit_length()
+        blocks = -(-outputs // size)
+        hadamard: FloatArray = np.ones((1, 1), dtype=np.float32)
+        while len(hadamard) < size:
+            hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+        self._outputs = outputs
+        self._hadamard = hadamard[rng.permutation(size)][:, :dim] * np.float32(scale / dim**0.5)
+        self._signs = rng.integers(0, 2, (blocks, dim), dtype=np.int8) * np.int8(2) - np.int8(1)
+
+    def __call__(self, points: FloatArray, /) -> FloatArray:
+        # one point at a time: the flipped copies of a whole generation would be the large array
+        image = np.empty((len(points), self._outputs), dtype=np.float32)
+        for row, point in zip(image, points.astype(np.float32), strict=True):
+            flipped = self._signs * point  # (blocks, d)
+            row[:] = (flipped @ self._hadamard.T).ravel()[: self._outputs]
+        return image
+
+
+def hadamard_projection(
+    outputs: int, dim: int, *, scale: float, rng: np.random.Generator
+) -> Projection:
+    """Blocks of a Hadamard matrix, each with random signs for its columns: entries ±scale/sqrt(d).
+
+    Distances are kept as with a dense random A, in a few megabytes: a dense one for L=50,
+    H=4096, d=1000 has 819 MB. (Ailon and Chazelle, 2009, without the sampling.)
+    """
+    return _Hadamard(outputs, dim, scale, rng)
+
+
+ProjectionKind: TypeAlias = Literal["normal", "uniform", "hadamard"]
+
+PROJECTIONS: dict[str, Callable[..., Projection]] = {
+    "normal": normal_projection,
+    "uniform": uniform_projection,
+    "hadamard": hadamard_projection,
+}
+
+
+class RandomEmbedding:
+    """The subspace p = p0 + A z (Sun et al. 2022, section 3.2).
+
+    Args:
+        start: p0.
+        dim: d.
+        projection: Kind of A.
+        scale: What z ~ N(0, I) moves each number of the prompt by, see the projections.
+        seed: A is drawn anew from (seed, kind, d) whenever it is needed, and never stored.
+
+    Raises:
+        InputError: An unknown projection, or a size or scale that is not positive.
+    """
+
+    def __init__(
+        self, start: SoftPrompt, *, dim: int, projection: str, scale: float, seed: int
+    ) -> None:
+        if projection not in PROJECTIONS:
+            raise InputError(
+                f"unknown projection {projection!r}; {did_you_mean(projection, PROJECTIONS)}"
+            )
+        if dim < 1:
+            raise InputError(f"intrinsic_dim={dim}: the search needs one dimension or more")
+        if not 0 < scale < np.inf:
+            raise InputError(f"projection scale {scale}: it must be positive and finite")
+        kind = int.from_bytes(projection.encode(), "little")
+        self._dim = dim
+        self._start = start
+        self._project = PROJECTIONS[projection](
+            start.vectors.size,
+            dim,
+            scale=scale,
+            rng=np.random.Generator(np.random.PCG64([abs(seed), int(seed < 0), kind, dim])),
+        )
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self._dim
+
+    @property
+    def start(self) -> SoftPrompt:
+        """p0."""
+        return self._start
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of p0 and of A, through A's image of one fixed point."""
+        probe = np.cos(np.arange(1, self._dim + 1, dtype=np.float64))[None]
+        # rounded, since the last bits of a product are the machine's own
+        image = np.round(self._project(probe).astype(np.float64), 4)
+        sha = hashlib.sha256(f"{self._dim}|{self._start.digest}|".encode())
+        sha.update((image + 0.0).astype("<f4").tobytes())
+        return sha.hexdigest()
+
+    def prompts(self, points: FloatArray) -> list[Prompt]:
+        """The prompts of the (n, dim) points."""
+        start = self._start
+        moved = start.vectors + self._project(points).reshape(-1, *start.vectors.shape)
+        return [replace(start, vectors=vectors) for vectors in moved]
+
+
+def start_from_words(
+    embeds: Embeds, words: str, *, insertion: Insertion, length: int | None = None
+) -> SoftPrompt:
+    """p0 = the embeddings of the words' tokens; repeated or cut where a length is given.
+
+    Raises:
+        InputError: The words have no token.
+    """
+    ids = embeds.tokenize(words)
+    if not ids:
+        raise InputError(f"prompt_init={words!r} has no token to start from")
+    if length is not None:
+        ids = (ids * -(-length // len(ids)))[:length]
+    return _start(embeds, ids, insertion)
+
+
+def start_from_vocabulary(
+    embeds: Embeds, length: int, *, insertion: Insertion, seed: int
+) -> SoftPrompt:
+    """p0 = the embeddings of `length` tokens drawn from the model's own vocabulary."""
+    ids = np.random.default_rng(abs(seed)).integers(0, embeds.vocabulary_size, length)
+    return _start(embeds, tuple(int(i) for i in ids), insertion)
+
+
+def _start(embeds: Embeds, ids: tuple[int, ...], insertion: Insertion) -> SoftPrompt:
+    vectors = embeds.embed(ids)
+    if insertion == "add":  # the words are there already, as the anchor
+        return SoftPrompt(np.zeros_like(vectors), "add", ids)
+    return SoftPrompt(vectors, insertion)

@@ -1,0 +1,63 @@
+"""What one generation of a search came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmaas_tune.evaluator import Evaluation
+from lmaas_tune.middleware.meter import Budget, Spent
+from lmaas_tune.prompts import FloatArray, Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A prompt that was scored.
+
+    Attributes:
+        generation: 0 for the start, then counted from 1.
+        prompt: The prompt.
+        train: Its worth on the training rows; None where it was never scored on them.
+        validation: Its worth on the validation rows, with the bias of the training rows; None
+            where there are none, or it was not nominated.
+    """
+
+    generation: int
+    prompt: Prompt
+    train: Evaluation | None
+    validation: Evaluation | None = None
+
+    @property
+    def judged(self) -> Evaluation | None:
+        """What selection compares: validation where there is some, else training."""
+        return self.validation or self.train
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One generation: asked, scored, told.
+
+    Attributes:
+        generation: Counted from 1; 0 is the start alone.
+        points: (population, dim) as asked.
+        evaluations: One for each point, on the training rows.
+        validated: What was scored on the validation rows in this step.
+        best: The best candidate of the run so far, by the run's selection.
+        improved: Whether this step found it.
+        spent: By the run, up to here.
+        budget: Of the run.
+    """
+
+    generation: int
+    points: FloatArray
+    evaluations: Sequence[Evaluation]
+    validated: Sequence[Candidate]
+    best: Candidate
+    improved: bool
+    spent: Spent
+    budget: Budget
+
+    @property
+    def loss(self) -> float:
+        """Lowest training loss of this generation."""
+        return min((e.loss for e in self.evaluations if e.loss == e.loss), default=float("nan"))
