@@ -114,10 +114,10 @@ class Client:
         return [ScoreReply(scores[key], usages.pop(key, Usage())) for key in keys]
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, FloatArray]:
-        return self._cache.get_many(keys) if self._cache else {}
+        return self._cache.get_many(keys) if self._cache is not None else {}
 
     def _keep(self, replies: Mapping[bytes, ScoreReply]) -> None:
-        if self._cache:
+        if self._cache is not None:
             self._cache.put_many({key: reply.logprobs for key, reply in replies.items()})
 
     def _ask(self, requests: list[ScoreRequest], meters: list[Meter]) -> list[ScoreReply]:

@@ -18,7 +18,7 @@ from lmaas_tune.errors import BudgetExceededError, InputError
 from lmaas_tune.middleware.meter import Budget, Meter, Price, Spent
 
 COUNTED = ("calls", "sequences", "tokens", "patience")
-limits = {name: st.integers(1, 10**15) for name in COUNTED}
+limits: dict[str, st.SearchStrategy[Any]] = {name: st.integers(1, 10**15) for name in COUNTED}
 limits |= {name: st.floats(1e-300, 1e300) for name in ("seconds", "money")}
 limits["target"] = st.floats(allow_nan=False, allow_infinity=False)
 budgets = st.fixed_dictionaries({}, optional=limits).map(lambda given: Budget(**given))

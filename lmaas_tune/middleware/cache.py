@@ -27,13 +27,20 @@ _RESERVE = 16 * 1024  # bytes that an entry may take beside its scores, pages sp
 _SCHEMA = (
     # used: rises with each use, the smallest goes first; logprobs: little-endian float64, row
     # by row; seal: tells whether the disk kept the rest
-    "CREATE TABLE IF NOT EXISTS scores (key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, "
+    "CREATE TABLE scores (key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, "
     "rows INTEGER NOT NULL, candidates INTEGER NOT NULL, logprobs BLOB NOT NULL, "
     "seal BLOB NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS scores_by_use ON scores (used)",
+    "CREATE INDEX scores_by_use ON scores (used)",
     f"PRAGMA application_id = {_APPLICATION}",
     f"PRAGMA user_version = {_FORMAT}",
 )
+
+_EVICT = "DELETE FROM scores WHERE rowid IN (SELECT rowid FROM scores ORDER BY used LIMIT 8)"
+
+# What a damaged file can lead to: a message of SQLite may quote its bytes, which are no text.
+_TROUBLE = (sqlite3.Error, UnicodeDecodeError)
+# Signs that the trouble is not in the file itself; Python 3.10 gives no codes.
+_OUTSIDE = ("locked", "locking", "full", "readonly", "disk I/O", "unable to open", "out of memory")
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +72,7 @@ class ScoreCache:
         path: The file; made, with its folders, where there is none. Two more stand beside it
             while it is open.
         max_bytes: Largest size of the file, 64 KiB or more.
-        patience: Seconds to wait for another process's lock.
+        lock_timeout: Seconds to wait for another process.
 
     Raises:
         InputError: `max_bytes` is too small, or the file is a database of something else.
@@ -77,17 +84,17 @@ class ScoreCache:
         path: str | os.PathLike[str],
         *,
         max_bytes: int = 256 * 2**20,
-        patience: float = 10.0,
+        lock_timeout: float = 10.0,
     ) -> None:
         if max_bytes < _SMALLEST:
             raise InputError(f"cache max_bytes={max_bytes}: it takes {_SMALLEST} or more")
         self.path = Path(path)
-        self._max_bytes, self._patience = max_bytes, patience
+        self._max_bytes, self._lock_timeout = max_bytes, lock_timeout
         self._lock = threading.RLock()
         self._off = False
         self._db: sqlite3.Connection | None = None
         self._process = os.getpid()
-        self._forked: list[sqlite3.Connection | None] = []
+        self._inherited: list[sqlite3.Connection | None] = []
         self._inode: int | None = None
         _make_file(self.path)
         _refuse_foreign(self.path)
@@ -124,6 +131,7 @@ class ScoreCache:
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         with self._lock:
+            self._leave_to_parent()
             if self._db is not None:
                 self._db.close()
                 self._db = None
@@ -132,13 +140,9 @@ class ScoreCache:
         return bool(np.isfinite(logprobs).all()) and logprobs.nbytes < self._max_bytes // 4
 
     def _make_room(self, db: sqlite3.Connection, size: int) -> None:
-        while (
-            _size(db) + size > self._max_bytes
-            and db.execute(
-                "DELETE FROM scores WHERE rowid IN (SELECT rowid FROM scores ORDER BY used LIMIT 8)"
-            ).rowcount
-        ):
-            pass
+        while _size(db) + size > self._max_bytes:
+            if not db.execute(_EVICT).rowcount:
+                return  # empty
 
     def _transact(self, work: Callable[[sqlite3.Connection], None]) -> None:
         """Do `work` in one transaction; whatever goes wrong is told, and costs nothing else."""
@@ -152,20 +156,24 @@ class ScoreCache:
                         db.execute("BEGIN IMMEDIATE")
                         work(db)
                     return
-                except sqlite3.OperationalError as error:
-                    self._switch_off(error)
-                except (sqlite3.DatabaseError, _BrokenSealError) as error:
-                    self._set_aside(error)
+                except _TROUBLE as error:
+                    if any(sign in str(error) for sign in _OUTSIDE):
+                        self._switch_off(error)
+                    else:
+                        self._set_aside(error)
 
     def _connection(self) -> sqlite3.Connection:
-        if self._process != os.getpid():
-            # SQLite forbids a child to use, or even close, what its parent had opened
-            self._forked.append(self._db)
-            self._db, self._process = None, os.getpid()
+        self._leave_to_parent()
         if self._db is None:
             self._inode = _inode(self.path)
-            self._db = _open(self.path, self._patience)
+            self._db = _open(self.path, self._lock_timeout)
         return self._db
+
+    def _leave_to_parent(self) -> None:
+        """After a fork, SQLite forbids the child to use, or even close, what was open."""
+        if self._process != os.getpid():
+            self._inherited.append(self._db)
+            self._db, self._process = None, os.getpid()
 
     def _switch_off(self, error: Exception) -> None:
         self._off = True
@@ -185,10 +193,6 @@ class ScoreCache:
                 "the cache %s is corrupt (%s): it is set aside as %s, and a new one begun",
                 self.path, error, aside.name,
             )  # fmt: skip
-
-
-class _BrokenSealError(Exception):
-    """A row of the database is not what was written."""
 
 
 def _make_file(path: Path) -> None:
@@ -217,7 +221,7 @@ def _refuse_foreign(path: Path) -> None:
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         kind = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError:
+    except _TROUBLE:
         return  # corrupt or locked: the first transaction deals with that
     finally:
         db.close()
@@ -230,8 +234,8 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _open(path: Path, patience: float) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
+def _open(path: Path, lock_timeout: float) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=lock_timeout, isolation_level=None, check_same_thread=False)
     try:
         with contextlib.suppress(sqlite3.OperationalError):
             db.execute("PRAGMA journal_mode = WAL")  # locked: another process is just doing it
@@ -239,8 +243,9 @@ def _open(path: Path, patience: float) -> sqlite3.Connection:
         db.execute(f"PRAGMA journal_size_limit = {_JOURNAL}")
         with db:
             db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
-                db.execute(statement)
+            if db.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:
+                for statement in _SCHEMA:
+                    db.execute(statement)
     except BaseException:
         db.close()
         raise
@@ -274,7 +279,7 @@ def _read(db: sqlite3.Connection, key: bytes) -> FloatArray | None:
         return None
     rows, candidates, data, seal = row
     if seal != _seal(key, rows, candidates, data):
-        raise _BrokenSealError("an entry is not what was written")
+        raise sqlite3.DatabaseError("an entry is not what was written")
     logprobs = np.frombuffer(data, dtype="<f8").astype(np.float64).reshape(rows, candidates)
     logprobs.setflags(write=False)
     return logprobs

@@ -70,7 +70,13 @@ class Nevergrad:
         space.set_mutation(sigma=check_positive("scale", scale))
         space.random_state = np.random.RandomState(seed)
         budget = check_calls(calls)
-        self._inner = self._call(lambda: algorithm(space, budget=budget, num_workers=self._workers))
+
+        def build() -> Any:
+            inner = algorithm(space, budget=budget, num_workers=self._workers)
+            _own_population(inner)  # makes a choice among algorithms, here and not after paying
+            return inner
+
+        self._inner = self._call(build)
         if self._inner.recast:
             raise InputError(
                 f"nevergrad:{name} runs another library's loop in a thread that cannot be repeated "
@@ -82,12 +88,12 @@ class Nevergrad:
     @property
     def population(self) -> int:
         """The algorithm's own; some change it while they run."""
-        return int(self._call(lambda: _own_population(self._inner) or self._workers))
+        return _own_population(self._inner) or self._workers
 
     def ask(self) -> FloatArray:
         """See `lmaas_tune.optimizers.base.Optimizer.ask`."""
-        population = self.population
-        self._candidates = self._call(lambda: [self._inner.ask() for _ in range(population)])
+        count = range(self.population)
+        self._candidates = self._call(lambda: [self._inner.ask() for _ in count])
         self._asked = np.array([candidate.value for candidate in self._candidates], dtype=float)
         return self._asked.copy()
 

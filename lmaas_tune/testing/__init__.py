@@ -1,0 +1,29 @@
+"""For those who write a backend or an optimizer: a toy backend, and suites to inherit.
+
+The suites need pytest; it is imported when one of them is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmaas_tune.testing.toy import ToyBackend
+
+if TYPE_CHECKING:
+    from lmaas_tune.testing.backends import BackendConformance
+    from lmaas_tune.testing.optimizers import OptimizerConformance
+
+_SUITES = {
+    "BackendConformance": "lmaas_tune.testing.backends",
+    "OptimizerConformance": "lmaas_tune.testing.optimizers",
+}
+
+__all__ = ["BackendConformance", "OptimizerConformance", "ToyBackend"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SUITES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_SUITES[name]), name)

@@ -12,17 +12,21 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
 from lmaas_tune.task import Part, Slot
 
+_SHARPNESS = 10.0
+
 
 def _word_vector(word: str, width: int) -> FloatArray:
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
-    return np.random.default_rng(seed).standard_normal(width)
+    vector = np.random.default_rng(seed).standard_normal(width)
+    unit: FloatArray = vector / np.linalg.norm(vector)
+    return unit
 
 
 class ToyBackend:
     """Scores a word by how well it fits the row's words, seen through the prompt.
 
-    A row is the sum x of its words' fixed random vectors, a prompt the mean m of its vectors.
-    The prompt works like an attention gain: far from a planted optimum m* the model hardly
+    A row is the direction x of the sum of its words' fixed random vectors, a prompt the mean m
+    of its vectors. The prompt works like an attention gain: far from a planted optimum m* the model hardly
     looks at the row and follows a bias for the first words of the alphabet; at m* it looks in
     full. So the loss falls as m comes nearer to m*, smoothly, in as many dimensions as `rank`.
 
@@ -59,7 +63,8 @@ class ToyBackend:
 
     def embed(self, token_ids: Sequence[int], /) -> FloatArray:
         """(tokens, H) word embeddings."""
-        vectors = [_word_vector(f"token {i}", self._width) for i in token_ids]
+        scale = self._width**0.5  # so that the entries have a standard deviation of 1
+        vectors = [scale * _word_vector(f"token {i}", self._width) for i in token_ids]
         return np.array(vectors, dtype=np.float32).reshape(-1, self._width)
 
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
@@ -79,12 +84,12 @@ class ToyBackend:
             rows.append(
                 sum((_word_vector(word, self._width) for word in texts), np.zeros(self._width))
             )
-        logits = gain * np.array(rows).reshape(-1, self._width) @ words.T + (1 - gain) * bias
-        other = 0.0  # the logit of all words that are not candidates
-        total = np.logaddexp(np.logaddexp.reduce(logits, axis=1), other)
-        return ScoreReply(
-            logits - total[:, None], Usage(requests=1, sequences=len(rows), tokens=tokens)
-        )
+        directions = np.array(rows).reshape(-1, self._width)
+        norms = np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1.0)
+        logits = gain * _SHARPNESS * (directions / norms) @ words.T + (1 - gain) * bias
+        # Each word against all others, whose logits sum to 0: no word depends on the candidates.
+        logprobs = -np.logaddexp(0.0, -logits)
+        return ScoreReply(logprobs, Usage(requests=1, sequences=len(rows), tokens=tokens))
 
     def _vectors(self, prompt: Prompt) -> FloatArray:
         if not isinstance(prompt, SoftPrompt):

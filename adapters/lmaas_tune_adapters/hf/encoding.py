@@ -30,17 +30,19 @@ class EncodedRow:
             the label none.
         prompt: Index where the prompt begins; the tokens before it do not depend on it.
         label: Index before which the label belongs.
+        label_first: Whether the label stands before the prompt.
         spaced: Whether a label word here begins with a space.
     """
 
     ids: tuple[int, ...]
     prompt: int
     label: int
+    label_first: bool
     spaced: bool
 
     def with_label(self, fill: tuple[int, ...]) -> EncodedRow:
         """The row with tokens in the label's place."""
-        shift = len(fill) if self.prompt > self.label else 0
+        shift = len(fill) if self.label_first else 0
         ids = self.ids[: self.label] + fill + self.ids[self.label :]
         return replace(self, ids=ids, prompt=self.prompt + shift)
 
@@ -50,22 +52,28 @@ class Encoder:
 
     Args:
         tokenizer: The model's.
-        label_last: Whether the model needs the label at the end of the row (causal), so that
-            no end token follows either.
+        label_last: Whether the model needs the label at the end of the row.
+        ends: Whether the end tokens that the tokenizer adds are read (not by a causal model,
+            which goes on with the label word).
     """
 
-    def __init__(self, tokenizer: Any, *, label_last: bool) -> None:
+    def __init__(self, tokenizer: Any, *, label_last: bool, ends: bool) -> None:
         self._tokenizer = tokenizer
         self._label_last = label_last
+        self._ends = ends
         self._marking = copy.deepcopy(tokenizer)
         self._marking.add_tokens(
-            [AddedToken(mark, special=True, normalized=False) for mark in (PROMPT_MARK, LABEL_MARK)],
+            [
+                AddedToken(mark, special=True, normalized=False)
+                for mark in (PROMPT_MARK, LABEL_MARK)
+            ],
             special_tokens=True,
         )
         self._prompt_id, self._label_id = self._marking.convert_tokens_to_ids(
             [PROMPT_MARK, LABEL_MARK]
         )
         self._kept: OrderedDict[str, tuple[EncodedRow, ...]] = OrderedDict()
+        self._words: dict[tuple[str, bool], tuple[int, ...]] = {}
 
     def text(self, text: str) -> tuple[int, ...]:
         """Ids of a text, with no start or end token."""
@@ -75,13 +83,15 @@ class Encoder:
 
     def words(self, candidates: Sequence[str], *, spaced: bool) -> tuple[tuple[int, ...], ...]:
         """Ids of every label word as it follows a text, with a space before it where `spaced`."""
-        ids = []
-        for word in candidates:
+        return tuple(self._word(candidate.strip(), spaced) for candidate in candidates)
+
+    def _word(self, word: str, spaced: bool) -> tuple[int, ...]:
+        if (word, spaced) not in self._words:
             _check_unicode(word, "a label word")
-            text = LABEL_MARK + (" " if spaced else "") + word.strip()
+            text = LABEL_MARK + (" " if spaced else "") + word
             marked = self._marking(text, add_special_tokens=False, verbose=False)["input_ids"]
-            ids.append(tuple(marked[marked.index(self._label_id) + 1 :]))
-        return tuple(ids)
+            self._words[word, spaced] = tuple(marked[marked.index(self._label_id) + 1 :])
+        return self._words[word, spaced]
 
     def rows(self, batch: Batch, prompt: Prompt) -> tuple[EncodedRow, ...]:
         """All rows of a batch, `prompt` in its place.
@@ -89,46 +99,52 @@ class Encoder:
         Raises:
             InputError: A row that this model or prompt cannot take, by its number from 1.
         """
-        open_rows = self._open_rows(batch)
+        for number, row in enumerate(batch.rows, start=1):
+            if Slot.PROMPT not in row and prompt != TextPrompt(""):
+                raise InputError(f"row {number} has no {{prompt}} slot for the prompt to stand in")
         if isinstance(prompt, TextPrompt):
-            return self._with_text(batch, prompt.text, open_rows)
-        return tuple(
-            _with_soft(row, prompt, number) for number, row in enumerate(open_rows, start=1)
-        )
+            _check_unicode(prompt.text, "the prompt")
+            rows = self._with_text(batch, prompt.text)
+        elif prompt.insertion == "prepend":
+            rows = self._open_rows(Batch(tuple(map(_without_prompt, batch.rows))))
+        else:
+            rows = tuple(_with_soft(row, prompt) for row in self._open_rows(batch))
+        return tuple(self._started(row, number) for number, row in enumerate(rows, start=1))
 
     def _open_rows(self, batch: Batch) -> tuple[EncodedRow, ...]:
         """Rows with an empty place for the prompt: the same for every soft prompt."""
         if batch.digest not in self._kept:
-            self._kept[batch.digest] = self._encode(batch, [PROMPT_MARK] * len(batch))
+            self._kept[batch.digest] = self._encode(batch, PROMPT_MARK)
         self._kept.move_to_end(batch.digest)
         if len(self._kept) > _BATCHES_KEPT:
             self._kept.popitem(last=False)
         return self._kept[batch.digest]
 
-    def _with_text(
-        self, batch: Batch, text: str, open_rows: tuple[EncodedRow, ...]
-    ) -> tuple[EncodedRow, ...]:
-        _check_unicode(text, "the prompt")
-        for number, row in enumerate(batch.rows, start=1):
-            if text and Slot.PROMPT not in row:
-                raise InputError(_NO_SLOT.format(number=number))
-        rows = self._encode(batch, [text] * len(batch))
+    def _with_text(self, batch: Batch, text: str) -> tuple[EncodedRow, ...]:
         return tuple(
             replace(row, prompt=common_length(row.ids, open_row.ids[: open_row.prompt]))
-            for row, open_row in zip(rows, open_rows, strict=True)
+            for row, open_row in zip(self._encode(batch, text), self._open_rows(batch), strict=True)
         )
 
-    def _encode(self, batch: Batch, fillings: list[str]) -> tuple[EncodedRow, ...]:
+    def _started(self, row: EncodedRow, number: int) -> EncodedRow:
+        """An empty row gets a start token: a model that reads nothing says nothing."""
+        if row.ids:
+            return row
+        start = self._tokenizer.bos_token_id
+        start = self._tokenizer.eos_token_id if start is None else start
+        if start is None:
+            raise InputError(f"row {number} is empty, and this model has no start token")
+        return replace(row, ids=(start,), label=1)
+
+    def _encode(self, batch: Batch, filling: str) -> tuple[EncodedRow, ...]:
         if not batch.rows:
             return ()
         texts = [
-            self._marked(row, filling, number)
-            for number, (row, filling) in enumerate(zip(batch.rows, fillings, strict=True), start=1)
+            self._marked(row, filling, number) for number, row in enumerate(batch.rows, start=1)
         ]
         encodings = self._marking([text for text, _ in texts], verbose=False)["input_ids"]
         return tuple(
-            self._row(tuple(ids), spaced)
-            for ids, (_, spaced) in zip(encodings, texts, strict=True)
+            self._row(tuple(ids), spaced) for ids, (_, spaced) in zip(encodings, texts, strict=True)
         )
 
     def _marked(self, row: tuple[Part, ...], filling: str, number: int) -> tuple[str, bool]:
@@ -137,7 +153,7 @@ class Encoder:
             raise InputError(f"row {number} has no {{label}} slot")
         if self._label_last and row[-1] is not Slot.LABEL:
             raise InputError(
-                f"row {number} goes on after {{label}}, which a causal model cannot read: "
+                f"row {number} goes on after {{label}}, which this model cannot read: "
                 "put {label} last in the template"
             )
         text, spaced = "", False
@@ -146,7 +162,7 @@ class Encoder:
                 _check_unicode(part, f"row {number}")
                 if PROMPT_MARK in part or LABEL_MARK in part:
                     raise InputError(
-                        f"row {number} holds U+FDD0 or U+FDD1, which are not characters: remove them"
+                        f"row {number} holds U+FDD0 or U+FDD1, which are no characters: remove them"
                     )
                 text += part
                 continue
@@ -160,32 +176,40 @@ class Encoder:
 
     def _row(self, marked: tuple[int, ...], spaced: bool) -> EncodedRow:
         label = marked.index(self._label_id)
-        if self._label_last:
+        if not self._ends:
             marked = marked[: label + 1]
         ids = tuple(i for i in marked if i not in (self._prompt_id, self._label_id))
-        prompt = marked.index(self._prompt_id) if self._prompt_id in marked else -1
-        if prompt > label:
-            prompt -= 1
-        elif prompt >= 0:
-            label -= 1
-        return EncodedRow(ids, prompt, label, spaced)
+        if self._prompt_id not in marked:
+            return EncodedRow(ids, prompt=0, label=label, label_first=False, spaced=spaced)
+        prompt = marked.index(self._prompt_id)
+        label_first = label < prompt
+        return EncodedRow(
+            ids,
+            prompt=prompt - label_first,
+            label=label - (not label_first),
+            label_first=label_first,
+            spaced=spaced,
+        )
 
 
-_NO_SLOT = "row {number} has no {{prompt}} slot for the prompt to stand in"
-
-
-def _with_soft(row: EncodedRow, prompt: SoftPrompt, number: int) -> EncodedRow:
-    if row.prompt < 0:
-        raise InputError(_NO_SLOT.format(number=number))
-    if prompt.insertion == "prepend":
-        return row
+def _with_soft(row: EncodedRow, prompt: SoftPrompt) -> EncodedRow:
     places = prompt.anchor or (0,) * prompt.length
-    return EncodedRow(
+    return replace(
+        row,
         ids=row.ids[: row.prompt] + places + row.ids[row.prompt :],
-        prompt=row.prompt,
-        label=row.label + (prompt.length if row.prompt <= row.label else 0),
-        spaced=row.spaced,
+        label=row.label if row.label_first else row.label + prompt.length,
     )
+
+
+def _without_prompt(row: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The row that follows a prompt before the start token, less the space between them."""
+    if row[0] is not Slot.PROMPT:
+        raise InputError(
+            "a soft prompt with insertion 'prepend' stands before everything: "
+            "put {prompt} first in the template"
+        )
+    head, *rest = row[1:]
+    return (head.removeprefix(" "), *rest) if isinstance(head, str) else row[1:]
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -1,0 +1,45 @@
+# `make demo` and `make test` need Python 3.10+ and nothing else: each sets up what it uses.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# constraints.txt pins torch, so that no other package's wish brings another build of it
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check format examples benchmarks clean
+
+demo: $(VENV)/.user
+	$(BIN)/lmaas-tune demo $(DEMO)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 $(TEST)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+examples: $(VENV)/.user
+	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+
+benchmarks: $(VENV)/.dev
+	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+$(VENV)/.user: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("lmaas_tune needs Python 3.10 or later; set PYTHON=...") if sys.version_info < (3, 10) else None'
+	@echo "Setting up $(VENV) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) -e '.[hf,plot]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	@echo "Adding what the tests and checks need ..."
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,243 @@
+"""The backend itself: requests in, log-probabilities out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lmaas_tune.backend import Capabilities, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.errors import InputError, PermanentError, did_you_mean
+from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
+from lmaas_tune_adapters.hf.causal import CausalScorer
+from lmaas_tune_adapters.hf.cohort import Cohort, Scorer, alike
+from lmaas_tune_adapters.hf.encoding import EncodedRow, Encoder, word_remarks
+from lmaas_tune_adapters.hf.loading import LoadedModel, load
+from lmaas_tune_adapters.hf.masked import MaskedScorer
+from lmaas_tune_adapters.hf.seq2seq import ANSWERS, Answer, Seq2SeqScorer
+
+
+class HFBackend:
+    """A language model of Hugging Face transformers on this machine.
+
+    Causal (Llama, GPT-2, OPT, Qwen and their kin), masked (BERT, RoBERTa and theirs) and
+    sequence-to-sequence (T5, BART) models, as they come, with soft and text prompts.
+
+    Args:
+        model: Name on the hub, folder that ``save_pretrained`` wrote, or path of a ``.gguf`` file.
+        revision: Branch, tag or commit on the hub.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the file's own.
+        answer: How a sequence-to-sequence model says the label, see `Seq2SeqScorer`.
+        max_tokens_per_pass: Most tokens that go through the model at once: bounds memory.
+        max_kept_bytes: Most memory for what a causal model keeps of texts that come again.
+
+    Raises:
+        InputError: The model cannot be had or is no language model, or an option is unknown.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        answer: Answer = "auto",
+        max_tokens_per_pass: int = 4096,
+        max_kept_bytes: int = 1 << 30,
+    ) -> None:
+        if answer not in ANSWERS:
+            raise InputError(f"unknown answer {answer!r}; {did_you_mean(answer, ANSWERS)}")
+        if max_tokens_per_pass < 1:
+            raise InputError(f"max_tokens_per_pass is {max_tokens_per_pass}; it must be 1 or more")
+        self._lock = threading.Lock()
+        loaded = load(model, revision=revision, device=device, dtype=dtype)
+        self._model, self._tokenizer = loaded.model, loaded.tokenizer
+        self._scorer = _scorer(loaded, max_tokens_per_pass, max_kept_bytes, answer)
+        self._encoder = Encoder(
+            loaded.tokenizer,
+            label_last=self._scorer.label_last,
+            ends=loaded.family != "causal",
+        )
+        self._embeddings = self._model.get_input_embeddings()
+        self.vocabulary_size: int = self._embeddings.weight.shape[0]
+        self.embedding_std: float = self._std()
+        self.capabilities = Capabilities(
+            soft_prompt_width=int(self._embeddings.weight.shape[1]),
+            insertions=self._scorer.insertions,
+            label_anywhere=not self._scorer.label_last,
+            max_tokens=_max_tokens(loaded),
+        )
+        settings = [f"weights={loaded.fingerprint}", f"dtype={str(self._model.dtype)[6:]}"]
+        if isinstance(self._scorer, Seq2SeqScorer):
+            settings.append(f"answer={self._scorer.answer}")
+        self.identity = " ".join(["hf", loaded.name, *settings])
+
+    def tokenize(self, text: str, /) -> tuple[int, ...]:
+        """Ids of the text's tokens, with no start or end token."""
+        return self._encoder.text(text)
+
+    def embed(self, token_ids: Sequence[int], /) -> FloatArray:
+        """(tokens, H) float32 word embeddings, as the model takes them in place of ids."""
+        wrong = [i for i in token_ids if not 0 <= i < self.vocabulary_size]
+        if wrong:
+            raise InputError(f"token ids go from 0 to {self.vocabulary_size - 1}, not {wrong[0]}")
+        with self._lock, torch.inference_mode():
+            ids = torch.tensor(list(token_ids), dtype=torch.long, device=self._model.device)
+            vectors: FloatArray = self._embeddings(ids).float().cpu().numpy()
+        return vectors
+
+    def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+        """See `lmaas_tune.backend.Backend.score`."""
+        with self._lock, torch.inference_mode():
+            encoded = [self._encode(request) for request in requests]
+            logprobs = [np.zeros((len(r.batch), len(r.candidates))) for r in requests]
+            groups = alike(range(len(requests)), key=lambda i: _kind(requests[i]))
+            for group in groups:
+                self._score_alike(group, requests, encoded, logprobs)
+        for number, values in enumerate(logprobs, start=1):
+            _check_finite(values, number)
+        return [
+            ScoreReply(values, self._usage(request, rows))
+            for request, rows, values in zip(requests, encoded, logprobs, strict=True)
+        ]
+
+    def inspect(self, request: ScoreRequest, /) -> list[str]:
+        """See `lmaas_tune.backend.Inspects.inspect`."""
+        with self._lock:
+            rows = self._encode(request)
+            remarks: dict[str, None] = {}
+            for spaced in sorted({row.spaced for row in rows}):
+                words = self._encoder.words(request.candidates, spaced=spaced)
+                remarks |= dict.fromkeys(word_remarks(request.candidates, words, self._tokenizer))
+        return list(remarks)
+
+    def _encode(self, request: ScoreRequest) -> tuple[EncodedRow, ...]:
+        """Rows of a request that this model can read.
+
+        Raises:
+            InputError: It cannot.
+        """
+        prompt = request.prompt
+        self._check_prompt(prompt)
+        rows = self._encoder.rows(request.batch, prompt)
+        limit = self.capabilities.max_tokens
+        apart = prompt.length if _is_prepended(prompt) else 0
+        for number, row in enumerate(rows, start=1):
+            words = self._encoder.words(request.candidates, spaced=row.spaced)
+            if not all(words):
+                empty = request.candidates[words.index(())]
+                raise InputError(f"the label word {empty!r} has no tokens: choose another")
+            longest = self._scorer.tokens(row) + max(map(len, words), default=1) - 1
+            if limit is not None and longest > limit:
+                raise InputError(
+                    f"row {number} has {longest + apart} tokens with its prompt and label, more "
+                    f"than the {limit} that this model reads: shorten the text or the prompt"
+                )
+        return rows
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        if isinstance(prompt, TextPrompt):
+            return
+        if prompt.width != self.capabilities.soft_prompt_width:
+            raise InputError(
+                f"this model's embeddings are {self.capabilities.soft_prompt_width} wide, and the "
+                f"soft prompt {prompt.width}"
+            )
+        if prompt.insertion not in self.capabilities.insertions:
+            raise InputError(
+                f"this model takes no soft prompt with insertion {prompt.insertion!r}; it takes "
+                + ", ".join(sorted(self.capabilities.insertions))
+            )
+        wrong = [i for i in prompt.anchor if not 0 <= i < self.vocabulary_size]
+        if wrong:
+            raise InputError(
+                f"the anchor token {wrong[0]} is none of this model's, which go from 0 to "
+                f"{self.vocabulary_size - 1}"
+            )
+
+    def _score_alike(
+        self,
+        group: Sequence[int],
+        requests: Sequence[ScoreRequest],
+        encoded: Sequence[Sequence[EncodedRow]],
+        logprobs: Sequence[FloatArray],
+    ) -> None:
+        """Score requests of one kind; rows whose label word begins with a space go apart."""
+        prompts = [requests[i].prompt for i in group]
+        candidates = requests[group[0]].candidates
+        rows = encoded[group[0]]
+        for numbers in alike(range(len(rows)), key=lambda number: rows[number].spaced):
+            cohort = Cohort(
+                rows=[[encoded[i][number] for number in numbers] for i in group],
+                words=self._encoder.words(candidates, spaced=rows[numbers[0]].spaced),
+                vectors=self._vectors(prompts),
+                insertion=prompts[0].insertion if isinstance(prompts[0], SoftPrompt) else "concat",
+            )
+            for index, values in zip(group, self._scorer.scores(cohort).numpy(), strict=True):
+                logprobs[index][numbers] = values
+
+    def _vectors(self, prompts: Sequence[Prompt]) -> torch.Tensor | None:
+        soft = [prompt.vectors for prompt in prompts if isinstance(prompt, SoftPrompt)]
+        if not soft:
+            return None
+        return torch.from_numpy(np.stack(soft)).to(self._model.device, self._model.dtype)
+
+    def _usage(self, request: ScoreRequest, rows: Sequence[EncodedRow]) -> Usage:
+        apart = request.prompt.length if _is_prepended(request.prompt) else 0
+        tokens = 0
+        for row in rows:
+            words = self._encoder.words(request.candidates, spaced=row.spaced)
+            tokens += self._scorer.tokens(row) + apart + sum(len(word) - 1 for word in words)
+        return Usage(requests=1, sequences=len(rows), tokens=tokens)
+
+    def _std(self) -> float:
+        with torch.inference_mode():
+            ids = torch.arange(self.vocabulary_size, device=self._model.device)
+            return float(self._embeddings(ids).float().std())
+
+
+def _scorer(
+    loaded: LoadedModel, max_tokens_per_pass: int, max_kept_bytes: int, answer: Answer
+) -> Scorer:
+    if loaded.family == "causal":
+        return CausalScorer(
+            loaded, max_tokens_per_pass=max_tokens_per_pass, max_kept_bytes=max_kept_bytes
+        )
+    if loaded.family == "masked":
+        return MaskedScorer(loaded, max_tokens_per_pass=max_tokens_per_pass)
+    return Seq2SeqScorer(loaded, max_tokens_per_pass=max_tokens_per_pass, answer=answer)
+
+
+def _max_tokens(loaded: LoadedModel) -> int | None:
+    """Places that the model has embeddings for, or was trained on."""
+    limit = getattr(loaded.model.config, "max_position_embeddings", None)
+    for name, module in loaded.model.named_modules():
+        # RoBERTa counts places from behind its padding token's
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None):
+            return int(limit) - module.padding_idx - 1 if limit else None
+    return int(limit) if limit else None
+
+
+def _kind(request: ScoreRequest) -> tuple[object, ...]:
+    """Requests of equal kind can share passes."""
+    prompt = request.prompt
+    form = (prompt.insertion, prompt.length) if isinstance(prompt, SoftPrompt) else ("text",)
+    return (request.batch.digest, request.candidates, *form)
+
+
+def _is_prepended(prompt: Prompt) -> bool:
+    return isinstance(prompt, SoftPrompt) and prompt.insertion == "prepend"
+
+
+def _check_finite(logprobs: FloatArray, number: int) -> None:
+    bad = np.argwhere(~np.isfinite(logprobs))
+    if len(bad):
+        raise PermanentError(
+            f"the model's log-probabilities for request {number}, row {bad[0][0] + 1} are not "
+            "finite: the prompt may be far out, or use dtype='float32'"
+        )

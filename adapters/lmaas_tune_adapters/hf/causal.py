@@ -1,0 +1,301 @@
+"""Causal language models: what many sequences begin with is read once and shared."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from lmaas_tune.prompts import Insertion
+from lmaas_tune_adapters.hf import answers
+from lmaas_tune_adapters.hf.answers import Reading
+from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
+from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
+from lmaas_tune_adapters.hf.forward import head_reads_only, placed, token_ids
+from lmaas_tune_adapters.hf.loading import LoadedModel
+
+
+States = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of each layer, (heads, attention heads, length, width)."""
+
+
+class HeadLayer(DynamicLayer):  # type: ignore[misc]  # transformers is loosely typed
+    """One layer's keys and values of heads that tails go on from; a pass adds nothing to it.
+
+    Args:
+        keys: (heads, attention heads, length, width).
+        values: The same.
+        fans: For each head, how many tails of the pass go on from it; they come in this order.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, fans: Sequence[int]) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values, self._fans = keys, values, list(fans)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each tail's states behind its head's."""
+        return self._joint(self.keys, key_states), self._joint(self.values, value_states)
+
+    def _joint(self, heads: torch.Tensor, tails: torch.Tensor) -> torch.Tensor:
+        length = heads.shape[-2]
+        joint = tails.new_empty(*tails.shape[:-2], length + tails.shape[-2], tails.shape[-1])
+        joint[..., length:, :] = tails
+        for head, rows in zip(heads, joint[..., :length, :].split(self._fans), strict=True):
+            rows[:] = head
+        return joint
+
+
+class HeadStore:
+    """Keeps the states of heads between calls, the last used longest, within a bound of bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[tuple[answers.Word, ...], tuple[int, States]] = OrderedDict()
+
+    def get(self, heads: tuple[answers.Word, ...], compute: Callable[[], States]) -> States:
+        """States of these heads, computed unless they are kept."""
+        if heads in self._kept:
+            self._kept.move_to_end(heads)
+            return self._kept[heads][1]
+        states = compute()
+        size = sum(k.nbytes + v.nbytes for k, v in states)
+        if size <= self._max_bytes:
+            self._kept[heads] = (size, states)
+            self._bytes += size
+        while self._bytes > self._max_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1][0]
+        return states
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of one request, cut into a head that others share and a tail of its own.
+
+    Attributes:
+        request: Index in the cohort.
+        number: Index of the row.
+        row: What it reads.
+        head: Length of the head; at least one token is left for the tail.
+        key: Items of equal key have the same head.
+    """
+
+    request: int
+    number: int
+    row: EncodedRow
+    head: int
+    key: Hashable
+
+    @property
+    def tail(self) -> int:
+        """Length of the tail."""
+        return len(self.row.ids) - self.head
+
+
+def by_row(cohort: Cohort) -> list[Item]:
+    """Heads are the texts before the prompt: the same under every prompt, for the whole run."""
+    return [
+        Item(request, number, row, head := min(row.prompt, len(row.ids) - 1), row.ids[:head])
+        for request, number, row in cohort.items()
+    ]
+
+
+def by_request(cohort: Cohort) -> list[Item]:
+    """Heads are what all rows of a request begin with, the prompt as a rule."""
+    heads = [_common_head(rows, soft=cohort.vectors is not None) for rows in cohort.rows]
+    return [
+        Item(request, number, row, heads[request], request)
+        for request, number, row in cohort.items()
+    ]
+
+
+def _common_head(rows: Sequence[EncodedRow], *, soft: bool) -> int:
+    first = rows[0]
+    length = min(common_length(first.ids, row.ids) for row in rows)
+    if soft and any(row.prompt != first.prompt for row in rows):
+        length = min(length, *(row.prompt for row in rows))  # equal ids there are no equal vectors
+    return min(length, min(len(row.ids) for row in rows) - 1)
+
+
+class CausalScorer:
+    """Reads shared beginnings once, and the head of the vocabulary only where a label is read.
+
+    Of each generation it shares whichever saves more: the prompt over the rows (where the prompt
+    comes first) or the rows over the prompts (where the text does; kept between calls). A model
+    whose memory is not plain keys and values (sliding windows, states) reads every row whole.
+
+    Args:
+        loaded: The model.
+        max_tokens_per_pass: Most tokens in one pass, shared ones included.
+        max_kept_bytes: Most memory for what is kept between calls.
+    """
+
+    label_last = True
+    insertions: frozenset[Insertion] = frozenset({"concat", "add"})
+
+    def __init__(
+        self, loaded: LoadedModel, *, max_tokens_per_pass: int, max_kept_bytes: int
+    ) -> None:
+        self._model = loaded.model
+        self._max_tokens = max_tokens_per_pass
+        self._store = HeadStore(max_kept_bytes)
+        with torch.inference_mode():
+            self._shares, self._branches = self._abilities()
+
+    def tokens(self, row: EncodedRow) -> int:
+        """How many tokens the model reads before the label word."""
+        return len(row.ids)
+
+    def scores(self, cohort: Cohort) -> torch.Tensor:
+        """(requests, rows, words) summed log-probabilities."""
+        out = cohort.scores()
+        readings = [answers.tree(cohort.words)]
+        if not (self._branches or readings[0].is_chain):
+            readings = answers.chains(cohort.words)
+        for heads in self._slices(self._items(cohort)):
+            items = [item for head in heads for item in head]
+            states = self._states(heads, cohort)
+            for group in alike(items, key=lambda item: item.tail):
+                length = len(group[0].row.ids)
+                for chunk in slices(group, self._max_tokens // length):
+                    sums = torch.zeros(len(chunk), out.shape[2], dtype=torch.float64)
+                    for reading in readings:
+                        reading.add_up(self._read(chunk, heads, states, reading, cohort), sums)
+                    out[[i.request for i in chunk], [i.number for i in chunk]] = sums
+        return out
+
+    def _items(self, cohort: Cohort) -> list[Item]:
+        if not self._shares:
+            return [Item(request, number, row, 0, ()) for request, number, row in cohort.items()]
+        rows, requests = by_row(cohort), by_request(cohort)
+        rows_cost = sum(item.tail for item in rows)
+        heads = {item.request: item.head for item in requests}
+        requests_cost = sum(item.tail for item in requests) + sum(heads.values())
+        return rows if rows_cost < requests_cost else requests
+
+    def _slices(self, items: list[Item]) -> Iterator[Sequence[list[Item]]]:
+        """Items by head, as many heads of one length at once as fit in a pass."""
+        heads = alike(items, key=lambda item: item.key)
+        for group in alike(heads, key=lambda head: head[0].head):
+            yield from slices(group, self._max_tokens // max(1, group[0][0].head))
+
+    def _states(self, heads: Sequence[list[Item]], cohort: Cohort) -> States | None:
+        firsts = [head[0] for head in heads]
+        length = firsts[0].head
+        if not length:
+            return None
+
+        def compute() -> States:
+            embeddings = self._embed(firsts, cohort, ())[:, :length]
+            output = self._model.base_model(inputs_embeds=embeddings, use_cache=True)
+            return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+        if isinstance(firsts[0].key, tuple):
+            return self._store.get(tuple(first.row.ids[:length] for first in firsts), compute)
+        return compute()
+
+    def _embed(self, items: Sequence[Item], cohort: Cohort, fill: answers.Word) -> torch.Tensor:
+        """(n, length, H) of whole rows and the fill behind them."""
+        rows = [item.row.with_label(fill) for item in items]
+        embeddings: torch.Tensor = self._model.get_input_embeddings()(
+            token_ids(rows, self._model.device)
+        )
+        if cohort.vectors is None:
+            return embeddings
+        vectors = cohort.vectors[[item.request for item in items]]
+        return placed(embeddings, [row.prompt for row in rows], vectors, cohort.insertion)
+
+    def _read(
+        self,
+        items: Sequence[Item],
+        heads: Sequence[list[Item]],
+        states: States | None,
+        reading: Reading,
+        cohort: Cohort,
+    ) -> torch.Tensor:
+        """(n, nodes, vocabulary) from the last token before the label on."""
+        first = items[0]
+        embeddings = self._embed(items, cohort, reading.fill)[:, first.head :]
+        inputs: dict[str, Any] = {"use_cache": False}
+        if states is not None:
+            counts = Counter(item.key for item in items)
+            fans = [counts[head[0].key] for head in heads]
+            layers = [HeadLayer(keys, values, fans) for keys, values in states]
+            inputs = {"use_cache": True, "past_key_values": Cache(layers=layers)}
+        if not reading.is_chain:
+            inputs |= branching(first.head, first.tail, reading.parents, embeddings)
+        last = first.tail - 1
+        positions = torch.arange(last, last + reading.nodes, device=embeddings.device)
+        with head_reads_only(self._model.base_model, positions.expand(len(items), -1)):
+            logits: torch.Tensor = self._model(inputs_embeds=embeddings, **inputs).logits
+        return logits
+
+    def _abilities(self) -> tuple[bool, bool]:
+        """Whether heads can be shared, and whether tails may branch: tried out, not assumed."""
+        count = self._model.get_input_embeddings().weight.shape[0]
+        ids = torch.tensor([[3, 5, 7, 9, 11]], device=self._model.device) % count
+        whole = self._model.get_input_embeddings()(ids)
+        try:
+            kept = self._model(inputs_embeds=whole[:, :2], use_cache=True).past_key_values
+        except TypeError:  # no such memory at all
+            return False, False
+        kept_layers = getattr(kept, "layers", ())
+        if not kept_layers or any(type(layer) is not DynamicLayer for layer in kept_layers):
+            return False, False
+        layers = [HeadLayer(layer.keys, layer.values, [1]) for layer in kept_layers]
+
+        def tail_logits(tail: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            cache = Cache(layers=layers)
+            output = self._model(
+                inputs_embeds=tail, past_key_values=cache, use_cache=True, **inputs
+            )
+            logits: torch.Tensor = output.logits[0].float()
+            return logits
+
+        def agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+            rough = 1e-3 if whole.dtype == torch.float32 else 0.1
+            return bool((ours - theirs).abs().max() <= rough * theirs.abs().max())
+
+        plain = self._model(inputs_embeds=whole, use_cache=False).logits[0].float()
+        if not agree(tail_logits(whole[:, 2:]), plain[2:]):
+            return False, False
+        if "position_ids" not in inspect.signature(self._model.forward).parameters:
+            return True, False
+        forked = torch.cat([whole[:, 2:], whole[:, 3:]], dim=1)  # the last two tokens, twice
+        inputs = branching(2, 1, (-1, 0, -1, 2), forked)
+        return True, agree(tail_logits(forked, **inputs), plain[[2, 3, 4, 3, 4]])
+
+
+def branching(
+    head: int, tail: int, parents: Sequence[int], embeddings: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Positions and attention for a tail that ends in a tree of tokens.
+
+    Args:
+        head: Tokens before the tail, seen by all.
+        tail: Tokens of the tail before the tree.
+        parents: For each token of the tree, the index in the tree of the one it follows, or -1.
+        embeddings: Of tail and tree, for their dtype and device.
+    """
+    width = tail + len(parents)
+    sees = torch.ones(width, width, dtype=torch.bool).tril()
+    positions = list(range(head, head + tail))
+    for index, parent in enumerate(parents):
+        sees[tail + index, tail:] = False if parent < 0 else sees[tail + parent, tail:]
+        sees[tail + index, tail + index] = True
+        positions.append(positions[tail + parent] + 1 if parent >= 0 else head + tail)
+    mask = torch.zeros(width, width, dtype=embeddings.dtype)
+    mask.masked_fill_(~sees, torch.finfo(embeddings.dtype).min)
+    mask = torch.cat([torch.zeros(width, head, dtype=mask.dtype), mask], dim=1)
+    return {
+        "position_ids": torch.tensor([positions], device=embeddings.device),
+        "attention_mask": mask.to(embeddings.device)[None, None],
+    }

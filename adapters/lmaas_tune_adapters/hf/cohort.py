@@ -1,0 +1,86 @@
+"""Requests that go through the model together, and the passes they are cut into."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+
+from lmaas_tune.prompts import Insertion
+from lmaas_tune_adapters.hf.answers import Word
+from lmaas_tune_adapters.hf.encoding import EncodedRow
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Prompts of one kind over the same rows, with the same label words.
+
+    Attributes:
+        rows: For each request, its encoded rows.
+        words: Token ids of each label word.
+        vectors: (requests, L, H) soft prompts in the model's dtype, on its device; None for text.
+        insertion: How the vectors enter.
+    """
+
+    rows: Sequence[Sequence[EncodedRow]]
+    words: Sequence[Word]
+    vectors: torch.Tensor | None = None
+    insertion: Insertion = "concat"
+
+    @property
+    def prompt_length(self) -> int:
+        """L; 0 for text."""
+        return 0 if self.vectors is None else self.vectors.shape[1]
+
+    def scores(self) -> torch.Tensor:
+        """(requests, rows, words) float64 zeros, to add log-probabilities to."""
+        return torch.zeros(len(self.rows), len(self.rows[0]), len(self.words), dtype=torch.float64)
+
+    def items(self) -> Iterator[tuple[int, int, EncodedRow]]:
+        """(request, row, what it reads) of all."""
+        for request, rows in enumerate(self.rows):
+            for number, row in enumerate(rows):
+                yield request, number, row
+
+
+class Scorer(Protocol):
+    """How one family of models answers.
+
+    Attributes:
+        insertions: The ways a soft prompt may enter.
+        label_last: Whether the label must be the last thing in a row.
+    """
+
+    @property
+    def insertions(self) -> frozenset[Insertion]: ...
+
+    @property
+    def label_last(self) -> bool: ...
+
+    def tokens(self, row: EncodedRow) -> int:
+        """How many tokens of a row the model reads for label words of one token."""
+        ...
+
+    def scores(self, cohort: Cohort) -> torch.Tensor:
+        """(requests, rows, words) float64 summed log-probabilities."""
+        ...
+
+
+def alike(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Items of equal key together, so that no pass needs padding."""
+    groups: defaultdict[Hashable, list[T]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return list(groups.values())
+
+
+def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Consecutive runs of at most `size` items, at least one each."""
+    step = max(1, size)
+    for start in range(0, len(items), step):
+        yield items[start : start + step]

@@ -1,0 +1,132 @@
+"""Encoder-decoder models: the encoder reads the row, the decoder says the label word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import Insertion
+from lmaas_tune_adapters.hf import answers
+from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
+from lmaas_tune_adapters.hf.encoding import EncodedRow
+from lmaas_tune_adapters.hf.forward import head_reads_only, placed, token_ids
+from lmaas_tune_adapters.hf.loading import LoadedModel
+
+Answer: TypeAlias = Literal["auto", "sentinel", "infill", "direct"]
+ANSWERS: tuple[Answer, ...] = ("auto", "sentinel", "infill", "direct")
+_SENTINEL = "<extra_id_0>"
+
+
+class Seq2SeqScorer:
+    """Scores label words in the decoder.
+
+    Args:
+        loaded: The model.
+        max_tokens_per_pass: Most tokens that go through the encoder at once.
+        answer: ``sentinel`` (T5's pretraining): ``<extra_id_0>`` stands in the label's place
+            and the decoder answers after ``<pad> <extra_id_0>``. ``infill`` (BART's): one mask
+            stands there, whatever the word's length, and the decoder repeats the row up to the
+            label and goes on with the word. ``direct`` (Flan-T5 and others trained to answer):
+            the label is last in the template and the decoder answers from its start. ``auto``
+            takes the first that the tokenizer has the token for, T5's before BART's.
+
+    Raises:
+        InputError: The tokenizer lacks what `answer` needs.
+    """
+
+    insertions: frozenset[Insertion] = frozenset({"concat", "add"})
+
+    def __init__(self, loaded: LoadedModel, *, max_tokens_per_pass: int, answer: Answer) -> None:
+        self._model = loaded.model
+        self._max_tokens = max_tokens_per_pass
+        tokenizer = loaded.tokenizer
+        has_sentinel = _SENTINEL in tokenizer.get_vocab()
+        if answer == "auto":
+            other: Answer = "direct" if tokenizer.mask_token_id is None else "infill"
+            answer = "sentinel" if has_sentinel else other
+        lacking = {"sentinel": not has_sentinel, "infill": tokenizer.mask_token_id is None}
+        if lacking.get(answer):
+            raise InputError(
+                f"the tokenizer of {loaded.name!r} has no token for answer={answer!r}: "
+                "use answer='direct' with the label last in the template"
+            )
+        self.answer = answer
+        self.label_last = answer == "direct"
+        start = self._model.config.decoder_start_token_id
+        self._start: tuple[int, ...] = (start,)
+        self._hole: tuple[int, ...] = ()
+        if answer == "sentinel":
+            self._hole = (tokenizer.convert_tokens_to_ids(_SENTINEL),)
+            self._start = (start, *self._hole)
+        elif answer == "infill":
+            self._hole = (tokenizer.mask_token_id,)
+
+    def tokens(self, row: EncodedRow) -> int:
+        """How many tokens encoder and decoder read before the label word."""
+        return len(row.ids) + len(self._hole) + len(self._said(row))
+
+    def scores(self, cohort: Cohort) -> torch.Tensor:
+        """(requests, rows, words) summed log-probabilities."""
+        out = cohort.scores()
+        readings = answers.chains(cohort.words)
+        groups = alike(
+            cohort.items(), key=lambda item: (len(item[2].ids), len(self._said(item[2])))
+        )
+        for group in groups:
+            for chunk in slices(group, self._max_tokens // self.tokens(group[0][2])):
+                requests, numbers, rows = zip(*chunk, strict=True)
+                vectors = None if cohort.vectors is None else cohort.vectors[list(requests)]
+                memory = self._encode(rows, vectors, cohort.insertion)
+                sums = torch.zeros(len(chunk), out.shape[2], dtype=torch.float64)
+                for reading in readings:
+                    said = self._embed_said(rows, reading.fill, vectors, cohort.insertion)
+                    reading.add_up(self._decode(memory, said, reading.nodes, reading.fill), sums)
+                out[list(requests), list(numbers)] = sums
+        return out
+
+    def _said(self, row: EncodedRow) -> answers.Word:
+        """What the decoder has said before the label word."""
+        return self._start + (row.ids[: row.label] if self.answer == "infill" else ())
+
+    def _encode(
+        self, rows: Sequence[EncodedRow], vectors: torch.Tensor | None, insertion: Insertion
+    ) -> torch.Tensor:
+        holed = [row.with_label(self._hole) for row in rows]
+        embeddings = self._model.get_input_embeddings()(token_ids(holed, self._model.device))
+        if vectors is not None:
+            embeddings = placed(embeddings, [row.prompt for row in holed], vectors, insertion)
+        memory: torch.Tensor = self._model.get_encoder()(inputs_embeds=embeddings)[0]
+        return memory
+
+    def _embed_said(
+        self,
+        rows: Sequence[EncodedRow],
+        fill: answers.Word,
+        vectors: torch.Tensor | None,
+        insertion: Insertion,
+    ) -> torch.Tensor:
+        ids = torch.tensor([self._said(row) + fill for row in rows], device=self._model.device)
+        embeddings: torch.Tensor = self._model.get_input_embeddings()(ids)
+        repeats_prompt = self.answer == "infill" and not rows[0].label_first
+        if vectors is not None and insertion == "concat" and repeats_prompt:
+            starts = [len(self._start) + row.prompt for row in rows]
+            embeddings = placed(embeddings, starts, vectors, insertion)
+        return embeddings
+
+    def _decode(
+        self, memory: torch.Tensor, said: torch.Tensor, nodes: int, fill: answers.Word
+    ) -> torch.Tensor:
+        """(n, nodes, vocabulary) from the last token before the label word on."""
+        first = said.shape[1] - len(fill) - 1
+        positions = torch.arange(first, first + nodes, device=said.device).expand(len(said), -1)
+        with head_reads_only(self._model.get_decoder(), positions):
+            logits: torch.Tensor = self._model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=memory),
+                decoder_inputs_embeds=said,
+                use_cache=False,
+            ).logits
+        return logits

@@ -1,0 +1,415 @@
+"""`BackendConformance`: what every backend has to do, as tests to inherit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from lmaas_tune.backend import Backend, Capabilities, Embeds, Inspects, ScoreReply, ScoreRequest
+from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import INSERTIONS, FloatArray, Insertion, Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.task import Batch, Part, Slot
+from lmaas_tune.testing.suite import Conformance, check, require
+
+CANDIDATES = ("good", "bad", "fine")
+
+SHORT = (
+    "A film that stays with you.",
+    "Two hours I will not get back",
+    "",
+    "   spaces   and\na line break\t",
+    "naïve café — 電影很好看 🎬 مرحبا",
+)
+"""Plain, empty, blank and non-ASCII texts."""
+
+
+class BackendConformance(Conformance):
+    """Inherit, and say how to build your backend; its `Capabilities` switch the checks.
+
+    ::
+
+        class TestMine(BackendConformance):
+            @pytest.fixture
+            def backend(self):
+                return MyBackend("small-model")
+
+            @pytest.fixture
+            def differing(self):  # each may answer otherwise than `backend`
+                return [MyBackend("other-model"), MyBackend("small-model", revision="2")]
+
+    A check that cannot pass is declared: ``deviations = {"test_...": "the reason"}``.
+
+    Rows have up to 70 words, fewer where `Capabilities.max_tokens` is small; 128 is the least.
+
+    Attributes:
+        candidates: Three label words; take others if the model cannot tell these apart.
+        tolerance: Largest difference between two ways to compute one score.
+    """
+
+    candidates: ClassVar[tuple[str, ...]] = CANDIDATES
+    tolerance: ClassVar[float] = 1e-4
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        """The backend under test."""
+        raise NotImplementedError("give the suite a fixture backend")
+
+    @pytest.fixture
+    def differing(self) -> Sequence[Backend]:
+        """Backends with other settings, one a setting that changes answers."""
+        return ()
+
+    def switches(self, subject: Backend) -> dict[str, str | None]:
+        """What the capabilities and the optional protocols claim."""
+        can = subject.capabilities
+        claims = {
+            "soft prompts": (can.soft_prompt_width is not None, "it takes no soft prompts"),
+            "text prompts": (can.text_prompts, "it takes no text prompts"),
+            "prompts left out": (_leaves_out(can), "it takes every kind of prompt"),
+            "label anywhere": (can.label_anywhere, "its label has to stand last"),
+            "label last": (not can.label_anywhere, "its label may stand anywhere"),
+            "deterministic": (can.deterministic, "it does not claim to be deterministic"),
+            "max_tokens": (can.max_tokens is not None, "it does not say its longest row"),
+            "Embeds": (isinstance(subject, Embeds), "it shows no word embeddings"),
+            "Inspects": (isinstance(subject, Inspects), "it has no `inspect`"),
+        }
+        return {claim: None if on else off for claim, (on, off) in claims.items()}
+
+    def test_tally(self, backend: Backend, capsys: pytest.CaptureFixture[str]) -> None:
+        """Prints what runs here."""
+        self.report(backend, capsys)
+
+    # --- the shape of an answer
+
+    @check()
+    def test_it_takes_some_prompt(self, backend: Backend) -> None:
+        """Capabilities that leave no prompt to tune are a mistake."""
+        can = backend.capabilities
+        require(isinstance(can, Capabilities), f"capabilities are a {type(can).__name__}")
+        require(
+            can.text_prompts or (can.soft_prompt_width and can.insertions),
+            "by its capabilities it takes neither soft nor text prompts",
+        )
+
+    @check()
+    def test_an_answer_has_a_row_a_text_and_a_column_a_candidate(self, backend: Backend) -> None:
+        """(rows, candidates) float64; one reply a request, none for none."""
+        for rows in (1, 2, len(SHORT)):
+            (reply,) = backend.score([self._request(backend, texts=SHORT[:rows])])
+            require(isinstance(reply, ScoreReply), f"a reply is a {type(reply).__name__}")
+            shape, dtype = reply.logprobs.shape, reply.logprobs.dtype
+            require(
+                shape == (rows, len(self.candidates)),
+                f"{rows} rows and {len(self.candidates)} candidates give the shape {shape}",
+            )
+            require(dtype == np.float64, f"log-probabilities are {dtype}, not float64")
+        require(list(backend.score([])) == [], "no requests give replies")
+
+    @check()
+    def test_scores_are_log_probabilities(self, backend: Backend) -> None:
+        """Finite and <= 0, for empty, long and non-ASCII texts too."""
+        logprobs = self._score(backend, self._request(backend))
+        require(np.isfinite(logprobs).all(), "a log-probability is NaN or infinite")
+        require((logprobs <= 0).all(), f"a log-probability is {logprobs.max():.3g}, above 0")
+
+    @check()
+    def test_usage_counts_the_rows(self, backend: Backend) -> None:
+        """`sequences` is the number of rows; tokens grow with the text; nothing is negative."""
+        short, long = (
+            backend.score([self._request(backend, texts=texts)])[0].usage
+            for texts in (SHORT[:2], self._texts(backend)[-1:] * 2)
+        )
+        for usage in (short, long):
+            require(usage.sequences == 2, f"2 rows are counted as {usage.sequences} sequences")
+            counts = (usage.requests, usage.tokens, usage.bytes_up, usage.bytes_down, usage.money)
+            require(min(counts) >= 0, f"a count is negative: {usage}")
+        require(
+            short.tokens < long.tokens or short.tokens == long.tokens == 0,
+            f"a long text counts {long.tokens} tokens, a short one {short.tokens}",
+        )
+
+    # --- what an answer depends on
+
+    @check()
+    def test_a_row_does_not_depend_on_its_neighbours(self, backend: Backend) -> None:
+        """Alone, in a batch, in the reversed batch: a text has the same scores."""
+        texts = self._texts(backend)
+        together = self._score(backend, self._request(backend))
+        backwards = self._score(backend, self._request(backend, texts=texts[::-1]))
+        alone = [self._score(backend, self._request(backend, texts=(text,))) for text in texts]
+        self._same(together, np.concatenate(alone), "a row alone and in a batch")
+        self._same(together, backwards[::-1], "a row in a batch and in the reversed batch")
+
+    @check()
+    def test_a_request_does_not_depend_on_its_neighbours(self, backend: Backend) -> None:
+        """A generation of prompts gives what each of them gives alone, in its order."""
+        requests = [self._request(backend, prompt=p) for p in self._prompts(backend, 3)]
+        requests.append(self._request(backend, texts=SHORT[:1]))
+        replies = backend.score(requests)
+        require(
+            len(replies) == len(requests), f"{len(requests)} requests give {len(replies)} replies"
+        )
+        for request, reply in zip(requests, replies, strict=True):
+            self._same(self._score(backend, request), reply.logprobs, "a request alone and among")
+
+    @check()
+    def test_columns_follow_the_candidates(self, backend: Backend) -> None:
+        """Candidates in another order give the same columns in that order."""
+        logprobs = self._score(backend, self._request(backend))
+        turned = self._score(
+            backend, self._request(backend, candidates=self.candidates[1:] + self.candidates[:1])
+        )
+        self._same(np.roll(logprobs, -1, axis=1), turned, "candidates in another order")
+
+    @check()
+    def test_a_candidate_does_not_depend_on_the_others(self, backend: Backend) -> None:
+        """Scores are normalised over the model's vocabulary, not over the candidates."""
+        logprobs = self._score(backend, self._request(backend))
+        fewer = self._score(backend, self._request(backend, candidates=self.candidates[:2]))
+        self._same(logprobs[:, :2], fewer, "a candidate with one more beside it and without")
+
+    @check()
+    def test_the_text_matters(self, backend: Backend) -> None:
+        """Two texts differ in their scores."""
+        logprobs = self._score(backend, self._request(backend, texts=SHORT[:2]))
+        require(np.ptp(logprobs, axis=0).max() > 0, "all texts get the same scores")
+
+    @check(needs="deterministic")
+    def test_a_repeated_call_gives_the_same_answer(self, backend: Backend) -> None:
+        """Bit for bit, as `deterministic` promises."""
+        first, second = (self._score(backend, self._request(backend)) for _ in range(2))
+        require(np.array_equal(first, second), "the same request gets another answer")
+
+    @check(needs="deterministic")
+    def test_an_answer_belongs_to_the_caller(self, backend: Backend) -> None:
+        """Writing into a reply does not change the next one."""
+        request = self._request(backend)
+        (reply,) = backend.score([request])
+        kept = reply.logprobs.copy()
+        if reply.logprobs.flags.writeable:
+            reply.logprobs.fill(0.0)
+        self._same(kept, self._score(backend, request), "before and after a reply was written into")
+
+    @check(needs="deterministic")
+    def test_threads_do_not_disturb_each_other(self, backend: Backend) -> None:
+        """Eight threads at once get what one gets alone."""
+        requests = [
+            self._request(backend, prompt=prompt, texts=SHORT[: 1 + i % len(SHORT)])
+            for i, prompt in enumerate(self._prompts(backend, 16))
+        ]
+        alone = [self._score(backend, request) for request in requests]
+        with ThreadPoolExecutor(8) as threads:
+            together = list(threads.map(lambda r: self._score(backend, r), requests))
+        for one, other in zip(alone, together, strict=True):
+            self._same(one, other, "a request alone and among other threads")
+
+    # --- identity
+
+    @check()
+    def test_identity_is_stable(self, backend: Backend) -> None:
+        """A non-empty string that scoring does not change."""
+        identity = backend.identity
+        require(isinstance(identity, str) and identity, f"identity is {identity!r}")
+        require(backend.identity == identity, "identity changes from one look to the next")
+        self._score(backend, self._request(backend))
+        require(backend.identity == identity, "identity changes when something is scored")
+
+    @check()
+    def test_other_settings_have_another_identity(
+        self, backend: Backend, differing: Sequence[Backend]
+    ) -> None:
+        """Two backends that may answer differently never share a cache key."""
+        require(
+            differing,
+            "nothing to compare with: give the fixture `differing`, or declare a deviation that "
+            "says why this backend has no settings",
+        )
+        identities = [backend.identity, *(other.identity for other in differing)]
+        require(len(set(identities)) == len(identities), f"identities repeat: {identities}")
+
+    # --- prompts
+
+    @check(needs="soft prompts")
+    def test_every_insertion_is_scored(self, backend: Backend) -> None:
+        """Each way to enter that the capabilities name, and the vectors matter."""
+        can = backend.capabilities
+        require(can.insertions <= set(INSERTIONS), f"unknown insertions in {can.insertions}")
+        for insertion in sorted(can.insertions):
+            one, other = (
+                self._score(backend, self._request(backend, prompt=prompt))
+                for prompt in self._soft(backend, 2, insertion=insertion)
+            )
+            require(not np.array_equal(one, other), f"soft prompts by {insertion!r} do nothing")
+
+    @check(needs="soft prompts")
+    def test_a_soft_prompt_of_another_width_is_refused(self, backend: Backend) -> None:
+        """With one sentence, before anything is paid."""
+        width = backend.capabilities.soft_prompt_width or 0
+        for wrong in {1, width - 1, width + 1} - {0, width}:
+            self._refused(backend, SoftPrompt(np.zeros((2, wrong))), f"width {wrong}")
+
+    @check(needs="text prompts")
+    def test_text_prompts_are_scored(self, backend: Backend) -> None:
+        """An empty one too, and the words matter."""
+        one, other, _ = (
+            self._score(backend, self._request(backend, prompt=TextPrompt(text)))
+            for text in ("Overall, the movie is", "Frankly, nobody would say that it was", "")
+        )
+        require(not np.array_equal(one, other), "text prompts do nothing")
+
+    @check(needs="prompts left out")
+    def test_a_prompt_outside_the_capabilities_is_refused(self, backend: Backend) -> None:
+        """The kinds of prompt that are not claimed."""
+        can = backend.capabilities
+        if not can.text_prompts:
+            self._refused(backend, TextPrompt("Overall"), "a text prompt")
+        if can.soft_prompt_width is None:
+            self._refused(backend, SoftPrompt(np.zeros((2, 8))), "a soft prompt")
+            return
+        for insertion in sorted(set(INSERTIONS) - can.insertions):
+            (prompt,) = self._soft(backend, 1, insertion=insertion)
+            self._refused(backend, prompt, f"insertion {insertion!r}")
+
+    @check(needs="label anywhere")
+    def test_the_label_may_stand_before_the_end(self, backend: Backend) -> None:
+        """And what follows it is read."""
+        one, other = (
+            self._score(
+                backend,
+                self._request(backend, rows=[(Slot.PROMPT, " It was ", Slot.LABEL, f" {text}")]),
+            )
+            for text in SHORT[:2]
+        )
+        require(np.isfinite(one).all() and (one <= 0).all(), "no log-probabilities")
+        require(not np.array_equal(one, other), "the text after the label is not read")
+
+    @check(needs="label last")
+    def test_a_label_before_the_end_is_refused_where_it_has_to_stand_last(
+        self, backend: Backend
+    ) -> None:
+        """Rather than scored as if the rest were not there."""
+        rows: list[tuple[Part, ...]] = [(Slot.PROMPT, "It was ", Slot.LABEL, " in the end.")]
+        self._refuses(backend, self._request(backend, rows=rows), "text after the label")
+
+    @check(needs="max_tokens")
+    def test_a_row_that_is_too_long_is_refused(self, backend: Backend) -> None:
+        """Never cut without a word."""
+        longest = backend.capabilities.max_tokens or 0
+        request = self._request(backend, texts=("word " * (longest + 1),))
+        self._refuses(backend, request, f"a row of more than {longest} tokens")
+
+    # --- optional protocols
+
+    @check(needs="Embeds")
+    def test_words_have_embeddings(self, backend: Backend) -> None:
+        """(tokens, H) float32, the same each time; a prompt that starts from them is scored."""
+        if not isinstance(backend, Embeds):
+            raise AssertionError("it shows no word embeddings")
+        ids = backend.tokenize("Overall, the movie is")
+        require(
+            len(ids) > 0 and all(0 <= i < backend.vocabulary_size for i in ids),
+            f"token ids {ids} in a vocabulary of {backend.vocabulary_size}",
+        )
+        vectors = backend.embed(ids)
+        width = backend.capabilities.soft_prompt_width
+        require(vectors.shape == (len(ids), width), f"{len(ids)} embeddings of {vectors.shape}")
+        require(vectors.dtype == np.float32, f"embeddings are {vectors.dtype}, not float32")
+        require(np.array_equal(vectors, backend.embed(ids)), "embeddings change")
+        require(
+            np.isfinite(backend.embedding_std) and backend.embedding_std > 0,
+            f"embedding_std is {backend.embedding_std}",
+        )
+
+    @check(needs="Inspects")
+    def test_inspecting_gives_sentences(self, backend: Backend) -> None:
+        """And refuses what `score` would refuse."""
+        if not isinstance(backend, Inspects):
+            raise AssertionError("it has no `inspect`")
+        found = backend.inspect(self._request(backend))
+        require(
+            isinstance(found, list) and all(isinstance(line, str) for line in found),
+            f"inspect gives {found!r}, not a list of sentences",
+        )
+
+    # --- building requests
+
+    def _request(
+        self,
+        backend: Backend,
+        *,
+        prompt: Prompt | None = None,
+        texts: Sequence[str] | None = None,
+        candidates: tuple[str, ...] | None = None,
+        rows: Sequence[tuple[Part, ...]] | None = None,
+    ) -> ScoreRequest:
+        if rows is None:
+            rows = [
+                (f"{text} ", Slot.PROMPT, " It was ", Slot.LABEL)
+                if text
+                else (Slot.PROMPT, " It was ", Slot.LABEL)
+                for text in (self._texts(backend) if texts is None else texts)
+            ]
+        if prompt is None:
+            (prompt,) = self._prompts(backend, 1)
+        return ScoreRequest(prompt, Batch(tuple(rows)), candidates or self.candidates)
+
+    def _texts(self, backend: Backend) -> tuple[str, ...]:
+        longest = backend.capabilities.max_tokens
+        repeats = 12 if longest is None else min(12, longest // 40)
+        return (*SHORT, "It keeps on going, " * repeats)
+
+    def _prompts(self, backend: Backend, count: int) -> list[Prompt]:
+        """Prompts of a kind that the backend takes."""
+        if backend.capabilities.soft_prompt_width is None:
+            return [TextPrompt("Overall," + " very" * i) for i in range(count)]
+        insertion = min(backend.capabilities.insertions)
+        return list(self._soft(backend, count, insertion=insertion))
+
+    def _soft(self, backend: Backend, count: int, *, insertion: Insertion) -> list[SoftPrompt]:
+        std = backend.embedding_std if isinstance(backend, Embeds) else 1.0
+        rng = np.random.default_rng(0)
+        shape = (count, 3, backend.capabilities.soft_prompt_width or 0)
+        anchor = (1, 2, 3) if insertion == "add" else ()
+        return [
+            SoftPrompt(vectors, insertion=insertion, anchor=anchor)
+            for vectors in std * rng.standard_normal(shape)
+        ]
+
+    # --- judging answers
+
+    def _score(self, backend: Backend, request: ScoreRequest) -> FloatArray:
+        (reply,) = backend.score([request])
+        return reply.logprobs
+
+    def _same(self, one: FloatArray, other: FloatArray, what: str) -> None:
+        require(one.shape == other.shape, f"{what}: shapes {one.shape} and {other.shape}")
+        largest = float(np.abs(one - other).max(initial=0.0))
+        require(
+            largest <= self.tolerance,  # false for NaN
+            f"{what}: scores differ by {largest:.2g}, more than {self.tolerance:.2g}",
+        )
+
+    def _refused(self, backend: Backend, prompt: Prompt, what: str) -> None:
+        self._refuses(backend, self._request(backend, prompt=prompt), what)
+
+    def _refuses(self, backend: Backend, request: ScoreRequest, what: str) -> None:
+        try:
+            backend.score([request])
+        except InputError as error:
+            require(str(error).strip(), f"{what} is refused without a sentence")
+        except Exception as error:
+            raise AssertionError(
+                f"{what} raises {type(error).__name__} ({error}) and not an InputError"
+            ) from error
+        else:
+            raise AssertionError(f"{what} is scored, though the capabilities leave it out")
+
+
+def _leaves_out(can: Capabilities) -> bool:
+    """Whether there is a kind of prompt that the capabilities do not claim."""
+    every = can.text_prompts and can.soft_prompt_width is not None
+    return not (every and can.insertions >= set(INSERTIONS))

@@ -1,0 +1,266 @@
+"""`OptimizerConformance`: what every optimizer has to do, as tests to inherit."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+
+from lmaas_tune.optimizers.base import Optimizer, Recommends
+from lmaas_tune.prompts import FloatArray
+from lmaas_tune.testing.suite import Conformance, check, require
+
+Make: TypeAlias = Callable[[int], Optimizer]
+Loss: TypeAlias = Callable[[FloatArray], FloatArray]
+
+_SURVIVED_CALLS = 400
+
+
+class OptimizerConformance(Conformance):
+    """Inherit, and say how to build your optimizer; any dimension from 2 to 50 will do.
+
+    ::
+
+        class TestMine(OptimizerConformance):
+            @pytest.fixture
+            def make(self):
+                return lambda seed: Mine(dim=10, seed=seed, calls=1000)
+
+    A check that cannot pass is declared: ``deviations = {"test_...": "the reason"}``.
+    """
+
+    @pytest.fixture
+    def make(self) -> Make:
+        """Builds the optimizer from a seed, always for the same number of dimensions."""
+        raise NotImplementedError("give the suite a fixture make(seed) -> Optimizer")
+
+    def switches(self, subject: Make) -> dict[str, str | None]:
+        """The one optional protocol."""
+        recommends = isinstance(subject(0), Recommends)
+        return {"Recommends": None if recommends else "it has no `recommend`"}
+
+    def test_tally(self, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+        """Prints what runs here."""
+        self.report(make, capsys)
+
+    @check()
+    def test_a_generation_has_the_announced_shape(self, make: Make) -> None:
+        """(population, dim) float64, with `population` as read before `ask`."""
+        optimizer, dims = make(0), set()
+        for _ in _generations(optimizer):
+            population = optimizer.population
+            points = optimizer.ask()
+            require(
+                isinstance(points, np.ndarray) and points.dtype == np.float64,
+                f"ask gives a {type(points).__name__} of {getattr(points, 'dtype', 'no dtype')}, "
+                "not a float64 array",
+            )
+            require(
+                points.ndim == 2 and len(points) == population,
+                f"ask gives the shape {points.shape} where population is {population}",
+            )
+            dims.add(points.shape[1])
+            optimizer.tell(points, _sphere(points))
+        require(len(dims) == 1, f"the number of dimensions changes within a run: {dims}")
+
+    @check()
+    def test_all_points_are_finite(self, make: Make) -> None:
+        """No NaN, no infinity."""
+        run = _run(make(0), _sphere)
+        require(all(np.isfinite(points).all() for points in run), "ask gives NaN or infinity")
+
+    @check()
+    def test_same_seed_same_run(self, make: Make) -> None:
+        """Seed 0 too, and whatever others draw from the global generators meanwhile."""
+        for seed in (0, 3):
+            first = _run(make(seed), _sphere)
+            random.random()
+            np.random.random()  # noqa: NPY002
+            require(_equal(first, _run(make(seed), _sphere)), f"two runs of seed {seed} differ")
+
+    @check()
+    def test_another_seed_another_run(self, make: Make) -> None:
+        """A seed that changes nothing is no seed."""
+        require(
+            not _equal(_run(make(1), _sphere), _run(make(2), _sphere)),
+            "seeds 1 and 2 give the same points",
+        )
+
+    @check()
+    def test_runs_side_by_side_do_not_disturb_each_other(self, make: Make) -> None:
+        """Two runs whose generations alternate equal the same runs alone."""
+        pair = make(1), make(2)
+        together: tuple[list[FloatArray], list[FloatArray]] = ([], [])
+        for _ in _generations(pair[0]):
+            for optimizer, run in zip(pair, together, strict=True):
+                run += _run(optimizer, _sphere, generations=1)
+        for seed, run in zip((1, 2), together, strict=True):
+            require(_equal(run, _run(make(seed), _sphere)), "another run changes what is asked")
+
+    @check()
+    def test_replay_equals_run(self, make: Make) -> None:
+        """A run that is told its recorded losses again asks the same points, and goes on alike."""
+        optimizer = make(4)
+        points, losses = [], []
+        for _ in _generations(optimizer):
+            points.append(optimizer.ask())
+            losses.append(_sphere(points[-1]))
+            optimizer.tell(points[-1], losses[-1])
+        replayed = make(4)
+        for recorded, loss in zip(points, losses, strict=True):
+            require(np.array_equal(replayed.ask(), recorded), "a replay asks other points")
+            replayed.tell(recorded, loss)
+        require(np.array_equal(replayed.ask(), optimizer.ask()), "a replayed run goes on otherwise")
+
+    @check()
+    def test_global_random_state_is_untouched(self, make: Make) -> None:
+        """numpy's global generator and Python's, from construction to the last tell."""
+        before = _global_random_state()
+        _run(make(0), _sphere)
+        require(_global_random_state() == before, "a global random generator was seeded or drawn")
+
+    @check()
+    def test_told_arrays_are_untouched(self, make: Make) -> None:
+        """`tell` neither sorts nor writes into the caller's arrays."""
+        optimizer = make(0)
+        for _ in _generations(optimizer):
+            points = optimizer.ask()
+            losses = _sphere(points)
+            kept = points.copy(), losses.copy()
+            optimizer.tell(points, losses)
+            require(np.array_equal(points, kept[0]), "tell changes the array of points")
+            require(np.array_equal(losses, kept[1]), "tell changes the array of losses")
+
+    @check()
+    def test_arrays_belong_to_the_caller(self, make: Make) -> None:
+        """What the caller does to the arrays once they are told has no effect on the run."""
+        optimizer, run = make(0), []
+        for _ in _generations(optimizer):
+            points = optimizer.ask()
+            losses = _sphere(points)
+            run.append(points.copy())
+            optimizer.tell(points, losses)
+            points.fill(1e3)
+            losses.fill(1e3)
+        require(_equal(run, _run(make(0), _sphere)), "the run keeps the caller's arrays")
+
+    @check()
+    def test_flat_losses_are_survived(self, make: Make) -> None:
+        """The same loss for ever, as an accuracy gives: the budget can still be spent."""
+        self._survives(make, lambda points: np.zeros(len(points)), "equal losses")
+
+    @check()
+    def test_losses_with_ties_are_survived(self, make: Make) -> None:
+        """Few distinct values: steps, as an accuracy's."""
+        self._survives(make, lambda points: np.round(_sphere(points) / 20), "losses in steps")
+
+    @check()
+    def test_huge_losses_are_survived(self, make: Make) -> None:
+        """Up to the end of float64, of both signs, and penalties among small losses."""
+
+        def penalised(points: FloatArray) -> FloatArray:
+            losses = _sphere(points)
+            losses[::2] = 1e300
+            return losses
+
+        self._survives(make, lambda points: 1e307 * np.tanh(_sphere(points)), "losses up to 1e307")
+        self._survives(make, lambda points: -1e307 / (1 + _sphere(points)), "losses down to -1e307")
+        self._survives(make, penalised, "penalties of 1e300")
+
+    @check()
+    def test_it_beats_random_search_on_a_sphere(self, make: Make) -> None:
+        """The median best of three runs against that of random search with ten times the calls."""
+        dim = make(0).ask().shape[1]
+        calls = min(max(100 * dim, 500), 2000)
+        centre = np.random.default_rng(0).standard_normal(dim)
+
+        def loss(points: FloatArray) -> FloatArray:
+            losses: FloatArray = ((points - centre) ** 2).sum(axis=1)
+            return losses
+
+        ours, randoms = [], []
+        for seed in range(3):
+            ours.append(_best(make(seed), loss, calls))
+            rng = np.random.default_rng(seed)
+            randoms.append(loss(rng.standard_normal((10 * calls, dim))).min())
+        require(
+            np.median(ours) < np.median(randoms),
+            f"after {calls} calls in {dim} dimensions its loss is {np.median(ours):.3g}; random "
+            f"search reaches {np.median(randoms):.3g} with ten times the calls",
+        )
+
+    @check(needs="Recommends")
+    def test_a_recommendation_is_a_point(self, make: Make) -> None:
+        """(dim,) and finite, after every generation."""
+        optimizer = make(0)
+        for _ in _generations(optimizer):
+            points = optimizer.ask()
+            optimizer.tell(points, _sphere(points))
+            recommended = optimizer.recommend()  # type: ignore[attr-defined]
+            require(
+                np.shape(recommended) == points.shape[1:] and np.isfinite(recommended).all(),
+                f"recommend gives {recommended!r}, not a finite point of {points.shape[1:]}",
+            )
+
+    @check(needs="Recommends")
+    def test_recommending_does_not_change_the_run(self, make: Make) -> None:
+        """It can be called at any time, or never."""
+        optimizer, run = make(0), []
+        for _ in _generations(optimizer):
+            points = optimizer.ask()
+            run.append(points.copy())
+            optimizer.tell(points, _sphere(points))
+            optimizer.recommend().fill(1e3)  # type: ignore[attr-defined]
+        require(_equal(run, _run(make(0), _sphere)), "recommend changes what is asked")
+
+    def _survives(self, make: Make, loss: Loss, what: str) -> None:
+        optimizer = make(0)
+        told = 0
+        while told < _SURVIVED_CALLS:
+            points = optimizer.ask()
+            require(np.isfinite(points).all(), f"{what}: after {told} calls points are not finite")
+            optimizer.tell(points, loss(points))
+            told += len(points)
+
+
+def _sphere(points: FloatArray) -> FloatArray:
+    losses: FloatArray = ((points - 0.5) ** 2).sum(axis=1)
+    return losses
+
+
+def _generations(optimizer: Optimizer) -> range:
+    """Eight generations, and a hundred points or more."""
+    return range(max(8, math.ceil(100 / optimizer.population)))
+
+
+def _run(optimizer: Optimizer, loss: Loss, *, generations: int | None = None) -> list[FloatArray]:
+    run = []
+    for _ in _generations(optimizer) if generations is None else range(generations):
+        points = optimizer.ask()
+        run.append(points.copy())
+        optimizer.tell(points, loss(points))
+    return run
+
+
+def _best(optimizer: Optimizer, loss: Loss, calls: int) -> float:
+    best, told = np.inf, 0
+    while told + optimizer.population <= calls:
+        points = optimizer.ask()
+        losses = loss(points)
+        best, told = min(best, float(losses.min())), told + len(points)
+        optimizer.tell(points, losses)
+    return float(best)
+
+
+def _equal(one: list[FloatArray], other: list[FloatArray]) -> bool:
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _global_random_state() -> tuple[Any, ...]:
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    return name, np.asarray(keys).tobytes(), *rest, random.getstate()

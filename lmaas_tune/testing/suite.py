@@ -1,0 +1,105 @@
+"""How the conformance suites count: checks, the capabilities that switch them, deviations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import pytest
+
+from lmaas_tune.errors import did_you_mean
+
+Check = Callable[..., None]
+
+
+def check(*, needs: str | None = None) -> Callable[[Check], Check]:
+    """Make a method a check of its suite.
+
+    A check is skipped where what it `needs` is off, and expected to fail where the suite declares
+    a deviation; a declared deviation that passes fails, so that none outlives its reason.
+
+    Args:
+        needs: Key of the suite's `switches`; None for a check that always runs.
+    """
+
+    def decorate(function: Check) -> Check:
+        @functools.wraps(function)
+        def run(self: Conformance, *args: Any, **fixtures: Any) -> None:
+            subject = next(iter([*args, *fixtures.values()]))
+            off = None if needs is None else self.switches(subject)[needs]
+            if off is not None:
+                pytest.skip(off)
+            reason = self.deviations.get(function.__name__)
+            if reason is None:
+                function(self, *args, **fixtures)
+                return
+            try:
+                function(self, *args, **fixtures)
+            except Exception:
+                pytest.xfail(reason)
+            pytest.fail(f"declared as a deviation ({reason}), but it passes: take it out")
+
+        run.needs = needs  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def require(condition: object, sentence: str) -> None:
+    """Fail the check with `sentence` unless `condition` holds (``-O`` takes no check away)."""
+    if not condition:
+        raise AssertionError(sentence)
+
+
+class Conformance:
+    """What both suites share.
+
+    Attributes:
+        deviations: Names of checks that are known to fail, each with the reason.
+    """
+
+    deviations: ClassVar[Mapping[str, str]] = {}
+
+    def switches(self, subject: Any) -> dict[str, str | None]:
+        """What `subject` claims: None where it is on, else why its checks are skipped."""
+        return {}
+
+    @classmethod
+    def checks(cls) -> dict[str, str | None]:
+        """Names of all checks, each with what it needs."""
+        found = {name: getattr(cls, name) for name in dir(cls)}
+        return {name: value.needs for name, value in found.items() if hasattr(value, "needs")}
+
+    def tally(self, subject: Any) -> str:
+        """How many checks run on `subject`, and which are skipped and why.
+
+        Raises:
+            AssertionError: A deviation names no check, or something that is claimed has no check
+                left that runs.
+        """
+        checks, switches = self.checks(), self.switches(subject)
+        for name in self.deviations:
+            require(name in checks, f"deviation {name!r} is no check; {did_you_mean(name, checks)}")
+        skipped = {
+            name: switches[needs]
+            for name, needs in checks.items()
+            if needs is not None and switches[needs] is not None
+        }
+        held = [name for name in checks if name not in skipped and name not in self.deviations]
+        require(held, "no check is left that has to pass")
+        for claim, off in switches.items():
+            ran = [name for name in held if checks[name] == claim]
+            require(off is not None or ran, f"{claim} is claimed, and no check of it has to pass")
+        lines = [
+            f"{type(self).__name__}: {len(checks) - len(skipped)} checks, {len(skipped)} skipped"
+        ]
+        lines += [f"  skipped {name}: {reason}" for name, reason in skipped.items()]
+        lines += [f"  deviates {name}: {reason}" for name, reason in self.deviations.items()]
+        return "\n".join(lines)
+
+    def report(self, subject: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        """Print the tally past pytest's capturing: a green run must not hide what it skipped."""
+        text = self.tally(subject)
+        with capsys.disabled():
+            print(f"\n{text}")
