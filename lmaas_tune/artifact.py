@@ -157,18 +157,24 @@ class TunedPrompt:
             prompt = _read_prompt(path, content)
             if prompt.digest != content["digest"]:
                 raise ValueError("prompt.json and prompt.safetensors are not of one prompt")
-            return cls(
-                prompt,
-                Task(Template(content["template"]), Verbalizer(content["label_words"])),
-                np.array(content["bias"], dtype=np.float64),
-                {key: content[key] for key in content if key not in _OWN_KEYS},
-            )
-        except FileNotFoundError as error:
+            task = Task(Template(content["template"]), Verbalizer(content["label_words"]))
+            bias = np.array(content["bias"], dtype=np.float64)
+            if bias.shape != (len(task.verbalizer.labels),) or not np.isfinite(bias).all():
+                raise ValueError(f"bias {content['bias']} does not fit the label words")
+            provenance = {key: content[key] for key in content if key not in _OWN_KEYS}
+            return cls(prompt, task, bias, provenance)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{path}: no saved prompt there ({error.filename} is missing)"
             ) from None
-        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise StorageError(f"{path}: the saved prompt is damaged ({error!r})") from error
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"{path}: the saved prompt cannot be read ({error})") from error
+        except _DAMAGE as error:
+            raise StorageError(
+                f"{path}: the saved prompt is damaged ({type(error).__name__}: {error})"
+            ) from error
 
     def _score(self, client: Client, examples: Sequence[Example]) -> FloatArray:
         batch = self.task.template.batch(examples)
@@ -178,12 +184,18 @@ class TunedPrompt:
         return calibrated
 
     def _check(self, client: Client) -> None:
-        width = client.capabilities.soft_prompt_width
-        if isinstance(self.prompt, SoftPrompt) and self.prompt.width != width:
+        can, origin = client.capabilities, self.provenance.get("backend", "another model")
+        if isinstance(self.prompt, TextPrompt) and not can.text_prompts:
+            raise InputError(
+                f"the prompt is a text, and {client.identity} takes soft prompts only: "
+                f"it was tuned for {origin}"
+            )
+        if isinstance(self.prompt, SoftPrompt) and self.prompt.width != can.soft_prompt_width:
+            width = can.soft_prompt_width
             raise InputError(
                 f"the prompt has width {self.prompt.width}, and {client.identity} takes "
                 f"{'no soft prompts' if width is None else f'width {width}'}: "
-                f"it was tuned for {self.provenance.get('backend', 'another model')}"
+                f"it was tuned for {origin}"
             )
         made_for = self.provenance.get("backend", client.identity)
         if made_for != client.identity:
@@ -194,6 +206,8 @@ class TunedPrompt:
             )
 
 
+# what reading a file of another shape raises
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
 _OWN_KEYS = {"format", "kind", "template", "label_words", "bias", "digest"} | {
     "insertion",
     "anchor",

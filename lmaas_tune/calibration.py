@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.objectives import Targets, log_softmax
+from lmaas_tune.objectives import Targets, cross_entropy, log_softmax
 from lmaas_tune.prompts import FloatArray
 
 Calibration: TypeAlias = Callable[[FloatArray, Targets], FloatArray]
@@ -35,28 +35,35 @@ def mean_calibration(logprobs: FloatArray, targets: Targets) -> FloatArray:
 def fitted_calibration(
     logprobs: FloatArray, targets: Targets, *, ridge: float = 1e-2, steps: int = 50
 ) -> FloatArray:
-    """The bias with the lowest cross-entropy on the rows, by Newton's method.
+    """The bias b with the lowest cross-entropy + ridge/2 |b|² on the rows, by Newton's method.
 
     Args:
         logprobs: (rows, labels).
         targets: (rows,).
-        ridge: Weight of the squared bias, which keeps it finite where the rows are separable.
+        ridge: Keeps the bias finite where the rows are separable.
         steps: At most so many Newton steps; a convex problem takes a handful.
     """
     labels = logprobs.shape[1]
     share = np.bincount(targets, minlength=labels) / len(targets)
+
+    def loss(bias: FloatArray) -> float:
+        return cross_entropy(logprobs + bias, targets) + ridge / 2 * float(bias @ bias)
+
     bias = mean_calibration(logprobs, targets)
+    now = loss(bias)
     for _ in range(steps):
         p = np.exp(log_softmax(logprobs + bias))
         gradient = p.mean(axis=0) - share + ridge * bias
         hessian = np.diag(p.mean(axis=0)) - p.T @ p / len(p) + ridge * np.eye(labels)
         step = np.linalg.solve(hessian, gradient)
-        # a long Newton step overshoots where the curvature is nearly gone
-        bias = bias - step * min(1.0, 4.0 / max(np.abs(step).max(), 1e-12))
-        if np.abs(step).max() < 1e-9:
+        gain = float(gradient @ step)  # twice what a full step gains where the loss is a parabola
+        if gain < 1e-12:
             break
-    centred: FloatArray = bias - bias.mean()
-    return centred
+        # the full step overshoots where the curvature is nearly gone
+        while (after := loss(bias - step)) > now - 1e-4 * gain:
+            step, gain = step / 2, gain / 2
+        bias, now = bias - step, after
+    return bias
 
 
 CALIBRATIONS: dict[str, Calibration] = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lmaas_tune.errors import MissingExtraError
+from lmaas_tune.errors import MissingExtraError, StorageError
 from lmaas_tune.middleware.meter import Budget, Spent
 from lmaas_tune.step import Step
 
@@ -30,7 +32,7 @@ class Callback:
         """After the start (generation 0) and after every generation."""
 
     def on_end(self, result: TuneResult) -> None:
-        """After the run, however it stopped."""
+        """After the run, however it stopped, by an error too."""
 
 
 class ProgressBar(Callback):
@@ -90,6 +92,9 @@ class CSVLogger(Callback):
 
     Args:
         path: The file; a resumed run writes its replayed steps again, so the file is whole.
+
+    Raises:
+        StorageError: From the run that it watches: the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -97,13 +102,17 @@ class CSVLogger(Callback):
 
     def on_start(self, budget: Budget) -> None:
         """Begin the file anew."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("")
+        with _storage_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text("")
 
     def on_step(self, step: Step) -> None:
         """Write the step's row; the file is whole after every one."""
         row = step_row(step)
-        with self._path.open("a", newline="", encoding="utf-8") as file:
+        with (
+            _storage_errors(self._path),
+            self._path.open("a", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, list(row))
             if file.tell() == 0:
                 writer.writeheader()
@@ -118,6 +127,7 @@ class TensorBoardLogger(Callback):
 
     Raises:
         MissingExtraError: tensorboardX is not installed.
+        StorageError: The folder cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -127,7 +137,8 @@ class TensorBoardLogger(Callback):
             raise MissingExtraError(
                 "TensorBoardLogger", package="tensorboardX", extra="tensorboard"
             ) from error
-        self._writer = SummaryWriter(str(folder))
+        with _storage_errors(folder):
+            self._writer = SummaryWriter(str(folder))
 
     def on_step(self, step: Step) -> None:
         """Write one point of every curve, over the calls spent."""
@@ -139,6 +150,14 @@ class TensorBoardLogger(Callback):
     def on_end(self, result: TuneResult) -> None:
         """Close the log."""
         self._writer.close()
+
+
+@contextmanager
+def _storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: the log of the run cannot be written ({error})") from error
 
 
 def step_row(step: Step) -> dict[str, float | int | None]:

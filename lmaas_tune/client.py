@@ -113,6 +113,19 @@ class Client:
         usages = {key: reply.usage for key, reply in paid.items()}
         return [ScoreReply(scores[key], usages.pop(key, Usage())) for key in keys]
 
+    def priced(self, usage: Usage) -> Usage:
+        """The usage with its money, by this client's price where the backend names none.
+
+        Raises:
+            InputError: The price gives no finite number from 0 up.
+        """
+        if usage.money or self._price is None:
+            return usage
+        money = self._price(usage)
+        if not 0 <= money < float("inf"):
+            raise InputError(f"the price gives {money!r} for {usage}: it takes 0 or more")
+        return replace(usage, money=money)
+
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, FloatArray]:
         return self._cache.get_many(keys) if self._cache is not None else {}
 
@@ -172,15 +185,6 @@ class Client:
                     f"backend {self.identity!r} gave a reply whose usage cannot be booked: {error}"
                 ) from error
         return priced
-
-    def priced(self, usage: Usage) -> Usage:
-        """The usage with its money, by this client's price where the backend names none."""
-        if usage.money or self._price is None:
-            return usage
-        money = self._price(usage)
-        if not 0 <= money < float("inf"):
-            raise InputError(f"the price gives {money!r} for {usage}: it takes 0 or more")
-        return replace(usage, money=money)
 
     def _checked(self, replies: list[ScoreReply], requests: list[ScoreRequest]) -> list[ScoreReply]:
         """The replies in float64, or an error that names the first that does not fit."""

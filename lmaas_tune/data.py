@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import numbers
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.task import Example
+from lmaas_tune.task import Example, check_text
 
 Rows: TypeAlias = (
     str
@@ -27,6 +29,7 @@ Rows: TypeAlias = (
 they can do, so that neither library is needed here."""
 
 TEXT_FIELD = "text"
+_SCALARS = (str, numbers.Real, np.generic)
 
 
 def read_examples(
@@ -87,40 +90,50 @@ def _example(row: object, label_field: str, where: str) -> Example:
     if isinstance(row, Example):
         return row
     if isinstance(row, str):
-        return Example({TEXT_FIELD: row})
+        return Example({TEXT_FIELD: check_text(row, where)})
     if isinstance(row, Mapping):
         fields = {
             str(name): _text(value, f"{where}, field {name!r}")
             for name, value in row.items()
             if name != label_field
         }
-        return Example(fields, _label(row.get(label_field)))
+        return Example(fields, _label(row.get(label_field), where))
     if isinstance(row, Sequence) and len(row) == 2:
-        return Example({TEXT_FIELD: _text(row[0], where)}, _label(row[1]))
+        return Example({TEXT_FIELD: _text(row[0], where)}, _label(row[1], where))
     raise InputError(f"{where}: {row!r:.60} is neither a mapping nor a (text, label) pair")
 
 
 def _text(value: object, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (bool, int, float, np.number)) and value == value:
-        return str(value)
+    if isinstance(value, _SCALARS) and not _is_missing(value):
+        return check_text(str(value), where)
     raise InputError(f"{where}: {value!r:.60} is not text")
 
 
-def _label(value: object) -> str | None:
-    if value is None or value != value:  # None and NaN: a frame's empty cell
+def _label(value: object, where: str) -> str | None:
+    if value is None or _is_missing(value):
         return None
-    if isinstance(value, (float, np.floating)) and value == int(value):
+    if not isinstance(value, _SCALARS):
+        raise InputError(f"{where}: the label {value!r:.60} is neither text nor a number")
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)  # a frame turns whole labels beside an empty cell into floats
-    return str(value).strip() or None
+    return check_text(str(value).strip(), where) or None
+
+
+def _is_missing(value: object) -> bool:
+    """Whether it is what a frame puts into an empty cell: NaN, NaT, or NA, which has no truth."""
+    try:
+        return bool(value != value)
+    except TypeError:
+        return True
+    except ValueError:  # an array
+        return False
 
 
 def _named_labels(dataset: Any, label_field: str) -> Iterator[dict[str, Any]]:
     names = getattr(dataset.features.get(label_field), "names", None)
     for row in dataset:
         label = row.get(label_field)
-        if names is not None and isinstance(label, int):
+        if names is not None and isinstance(label, (int, np.integer)):
             # -1 is how datasets marks a row whose label is withheld
             row = {**row, label_field: names[label] if label >= 0 else None}
         yield row
@@ -128,7 +141,8 @@ def _named_labels(dataset: Any, label_field: str) -> Iterator[dict[str, Any]]:
 
 def _read_file(path: Path) -> list[Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:  # line ends inside cells are text
+            text = file.read()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -153,7 +167,7 @@ def _read_file(path: Path) -> list[Any]:
 
 
 def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
         for row in reader:
@@ -198,10 +212,12 @@ def few_shot_split(
         Training and validation rows; no row is in both.
 
     Raises:
-        InputError: A class has fewer than ``2 * shots`` rows.
+        InputError: A class has fewer than ``2 * shots`` rows, or a number is out of its range.
     """
     if shots < 1:
         raise InputError(f"shots={shots}: at least 1 row a class")
+    if seed < 0:
+        raise InputError(f"seed={seed}: it must be 0 or more")
     counts = Counter(example.label for example in examples)
     for label, count in counts.items():
         if count < 2 * shots:

@@ -60,6 +60,7 @@ class Evaluator:
         batch: The rows.
         usage: What scoring one prompt takes, as far as it is known: by inspection, else by the
             dearest answer so far.
+        seconds: Wall time that one prompt took last; 0 before the first answer.
 
     Raises:
         InputError: A row lacks a field or has an unknown label.
@@ -84,6 +85,7 @@ class Evaluator:
             raise InputError(f"{what}: {error}") from error
         self._candidates = task.verbalizer.candidates
         self.usage = Usage(requests=1, sequences=len(self.batch))
+        self.seconds = 0.0
 
     @property
     def digest(self) -> str:
@@ -107,15 +109,22 @@ class Evaluator:
         self.usage = self._client.priced(inspection.usage)
         return inspection.notes
 
+    def learn(self, usage: Usage, seconds: float) -> None:
+        """Take note of what one prompt took."""
+        if usage.tokens > self.usage.tokens or usage.money > self.usage.money:
+            self.usage = replace(usage, requests=1)
+        self.seconds = seconds
+
     def calibrate(
         self, prompts: Sequence[Prompt], calibration: Calibration, meter: Meter
     ) -> list[Evaluation]:
         """Each prompt's worth, with a bias fitted to its scores on these very rows."""
         no_bias = np.zeros(len(self._candidates))
         return [
-            self._evaluate(scores, calibration(scores, self._targets))
-            if np.isfinite(scores).all()
-            else Evaluation(math.nan, 0.0, no_bias)
+            self._evaluate(
+                scores,
+                calibration(scores, self._targets) if np.isfinite(scores).all() else no_bias,
+            )
             for scores in self._scores(prompts, meter)
         ]
 
@@ -132,11 +141,12 @@ class Evaluator:
     def _scores(self, prompts: Sequence[Prompt], meter: Meter) -> list[FloatArray]:
         replies = self._client.score([self._request(prompt) for prompt in prompts], meter=meter)
         for reply in replies:
-            if reply.usage.tokens > self.usage.tokens or reply.usage.money > self.usage.money:
-                self.usage = replace(reply.usage, requests=1)
+            self.learn(reply.usage, self.seconds)
         return [reply.logprobs for reply in replies]
 
     def _evaluate(self, scores: FloatArray, bias: FloatArray) -> Evaluation:
+        if not np.isfinite(scores).all():  # the highest of NaN would look like an answer
+            return Evaluation(math.nan, 0.0, bias)
         calibrated = scores + bias
         loss = float(self._objective(calibrated, self._targets))
         accuracy = 1.0 - error_rate(calibrated, self._targets)

@@ -21,6 +21,7 @@ from lmaas_tune.middleware.meter import Spent
 
 FORMAT = 1
 FILE_NAME = "journal.jsonl"
+_BEGINNING = b'{"format": '
 _MAY_DIFFER = {"format", "versions"}  # other versions may well replay; `answer` sees if not
 
 Record: TypeAlias = dict[str, Any]
@@ -119,32 +120,41 @@ class Journal:
     def _load(self, file: FileIO, header: Mapping[str, Any], resume: bool) -> None:
         file.seek(0)
         data = file.read()
+        if not data.startswith(_BEGINNING[: len(data)]):
+            raise StorageError(f"{self._path} is not a journal of ours: choose another folder")
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):  # a crash cut the last line
-            file.truncate(len(whole))
         lines = [self._parse(line, n) for n, line in enumerate(whole.splitlines(), start=1)]
-        if not lines:
+        if len(lines) < 2:  # nothing was paid, so any run may begin here
+            file.truncate(0)
             self._write({"format": FORMAT, **header})
             return
         self._check_header(lines[0], header)
-        if not resume and len(lines) > 1:
+        if not resume:
             raise InputError(
                 f"{self._path} holds a run already, with {len(lines) - 1} paid answers: go on "
                 "from it with resume=True (--resume), or choose another folder"
             )
+        if len(whole) < len(data):  # a crash cut the last line
+            file.truncate(len(whole))
         self._answers = {line["key"]: line for line in lines[1:]}
-        if len(lines) > 1:
-            self.spent = Spent.from_json(lines[-1]["spent"])
+        self.spent = Spent.from_json(lines[-1]["spent"])
 
     def _parse(self, line: bytes, number: int) -> Record:
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or (number > 1 and not {"key", "of"} <= set(record)):
-                raise ValueError("not a record of a journal")
-        except ValueError as error:
+            record: Record = json.loads(line)
+            if number > 1:
+                Spent.from_json(record["spent"])
+                if not (isinstance(record["key"], str) and isinstance(record["of"], str)):
+                    raise ValueError("not an answer of a run")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            remedy = (
+                f"cut the file to its first {number - 1} lines to keep what they hold, then resume"
+                if number > 1
+                else "choose another folder"
+            )
             raise StorageError(
-                f"{self._path}, line {number}: {error}; the journal is damaged before its end. "
-                f"Cut the file to its first {number - 1} lines to keep what they hold, then resume"
+                f"{self._path}, line {number}: the journal is damaged before its end "
+                f"({type(error).__name__}: {error}); {remedy}"
             ) from error
         return record
 

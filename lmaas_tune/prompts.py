@@ -46,7 +46,12 @@ class SoftPrompt:
     anchor: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        vectors = np.array(self.vectors, dtype=np.float32)  # a copy: nobody's array is shared
+        try:
+            vectors = np.array(self.vectors, dtype=np.float32)  # a copy: nobody's array is shared
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the vectors of a soft prompt are no (L, H) array: {error}"
+            ) from error
         if vectors.ndim != 2 or 0 in vectors.shape:
             raise InputError(f"a soft prompt has the shape (L, H), not {vectors.shape}")
         if not np.isfinite(vectors).all():
@@ -62,6 +67,7 @@ class SoftPrompt:
             )
         vectors.setflags(write=False)
         object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(self, "anchor", tuple(int(token) for token in self.anchor))
 
     @property
     def length(self) -> int:
@@ -89,7 +95,7 @@ class TextPrompt:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the text; part of every cache key."""
-        return hashlib.sha256(b"text|" + self.text.encode()).hexdigest()
+        return hashlib.sha256(b"text|" + self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 Prompt: TypeAlias = SoftPrompt | TextPrompt

@@ -92,29 +92,30 @@ class Registry:
         return found
 
     def describe(self, name: str) -> str:
-        """One line about `name`.
+        """One line about `name`, for a list of all of them.
 
         Ours: the first line of its docstring (our modules import nothing heavy before use).
-        Another's: where it comes from, as importing it may be slow, or fail.
+        Another's: where it comes from, as importing it may be slow, or fail. A name that cannot
+        be loaded: why.
         """
-        offer = self.offer(name)
-        if offer.distribution == OURS and name in self._own:
+        try:
+            offer = self.offer(name)
+        except InputError as error:
+            return str(error)
+        if name in self._own:
             return (inspect.getdoc(self.load(name)) or "").split("\n")[0]
         return f"{offer.target}, from {offer.distribution}"
 
     def _offers(self, name: str) -> list[Offer]:
-        offers = [
-            Offer(name=name, target=target, distribution=OURS)
-            for own, target in self._own.items()
-            if own == name
-        ]
+        offers = []
+        if name in self._own:
+            offers.append(Offer(name=name, target=self._own[name], distribution=OURS))
         offers += [
             Offer(name=name, target=point.value, distribution=_distribution(point))
             for point in self._points()
             if point.name == name
         ]
-        # An installation found twice on the path (editable and not) is still one offer.
-        return list(dict.fromkeys(offers))
+        return offers
 
     def _points(self) -> list[EntryPoint]:
         return list(entry_points(group=self.group))

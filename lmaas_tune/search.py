@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
+from lmaas_tune.backend import Usage
 from lmaas_tune.calibration import Calibration
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
@@ -35,6 +37,7 @@ class Search:
         score_start: Whether the start is scored first.
         budget: What ends the run.
         callbacks: Called after every step.
+        clock: Gives seconds that only rise.
 
     Attributes:
         start: The start, with its losses once they are known.
@@ -55,15 +58,15 @@ class Search:
         score_start: bool,
         budget: Budget,
         callbacks: Sequence[Callback] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._train, self._validation = train, validation
         self._space, self._optimizer = space, optimizer
         self._calibration, self._selection = calibration, selection
         self._score_start, self._budget = score_start, budget
-        self._callbacks = callbacks
+        self._callbacks, self._clock = callbacks, clock
         self._journal = Journal(None, {})
-        self._seconds_a_call = 0.0
-        self.meter = Meter(budget)
+        self.meter = Meter(budget, clock=clock)
         self.start = self.best = Candidate(0, space.start, None)
         self.steps: list[Step] = []
 
@@ -79,6 +82,13 @@ class Search:
         """
         evaluators = [self._train] + ([] if self._validation is None else [self._validation])
         notes = [note for e in evaluators for note in e.inspect(self._space.start)]
+        unknown = not self._score_start and any(e.usage.tokens == 0 for e in evaluators)
+        if unknown and {"tokens", "money"} & self._budget.limits.keys():
+            raise InputError(
+                f"budget {self._budget}: the backend does not tell beforehand what a call takes, "
+                "so a first generation could go past it; take score_start=True, which tries one "
+                "call, or limit calls or sequences"
+            )
         first = self._planned_generation() + (
             self._planned_start() if self._score_start else Spent()
         )
@@ -96,7 +106,7 @@ class Search:
                 and `steps` stand as they were after the last whole step.
         """
         self._journal = journal
-        self.meter = Meter(self._budget, spent=journal.spent)
+        self.meter = Meter(self._budget, spent=journal.spent, clock=self._clock)
         for callback in self._callbacks:
             callback.on_start(self._budget)
         try:
@@ -154,13 +164,11 @@ class Search:
         self, number: int, points: FloatArray, prompts: Sequence[Prompt]
     ) -> tuple[list[Evaluation], Spent]:
         def pay() -> list[Evaluation]:
-            before = self.meter.spent.seconds
             evaluations = self._train.calibrate(prompts, self._calibration, self.meter)
-            self._seconds_a_call = (self.meter.spent.seconds - before) / len(prompts)
             self.meter.book(Spent(calls=len(prompts)))
             return evaluations
 
-        return self._answer(f"train/{number}", _digest(points), pay)
+        return self._answer(f"train/{number}", _digest(points), self._train, pay)
 
     def _validated(
         self, number: int, candidates: Sequence[Candidate], spent: Spent
@@ -176,19 +184,27 @@ class Search:
             return evaluations
 
         of = f"{len(candidates)} of generation {number}"
-        evaluations, spent = self._answer(f"validation/{number}", of, pay)
+        evaluations, spent = self._answer(f"validation/{number}", of, validation, pay)
         return [
             replace(c, validation=e) for c, e in zip(candidates, evaluations, strict=True)
         ], spent
 
     def _answer(
-        self, key: str, of: str, pay: Callable[[], list[Evaluation]]
+        self, key: str, of: str, evaluator: Evaluator, pay: Callable[[], list[Evaluation]]
     ) -> tuple[list[Evaluation], Spent]:
         def record() -> tuple[Record, Spent]:
+            before = self.meter.spent.seconds
             evaluations = pay()
-            return {"evaluations": [e.to_json() for e in evaluations]}, self.meter.spent
+            spent = self.meter.spent
+            content = {
+                "evaluations": [e.to_json() for e in evaluations],
+                "usage": asdict(evaluator.usage),
+                "seconds": (spent.seconds - before) / len(evaluations),
+            }
+            return content, spent
 
         answer = self._journal.answer(key, of, record)
+        evaluator.learn(Usage(**answer["usage"]), answer["seconds"])  # of a replayed answer too
         evaluations = [Evaluation.from_json(e) for e in answer["evaluations"]]
         return evaluations, Spent.from_json(answer["spent"])
 
@@ -225,9 +241,7 @@ class Search:
 
     def _planned_generation(self) -> Spent:
         population = self._optimizer.population
-        planned = _cost(self._train, population) + Spent(
-            calls=population, seconds=self._seconds_a_call * population
-        )
+        planned = _cost(self._train, population) + Spent(calls=population)
         if self._validation is None:
             return planned
         looks = len(self._selection.nominate([0.0] * population, self._calls_before(self._next)))
@@ -240,6 +254,7 @@ def _cost(evaluator: Evaluator, prompts: int) -> Spent:
         sequences=usage.sequences * prompts,
         tokens=usage.tokens * prompts,
         money=usage.money * prompts,
+        seconds=evaluator.seconds * prompts,
     )
 
 

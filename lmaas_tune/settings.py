@@ -30,9 +30,10 @@ class Settings:
         prompt_length: L, in tokens; None takes as many as the words have.
         insertion: How the prompt enters, see `lmaas_tune.SoftPrompt`.
         intrinsic_dim: d, the dimension that is searched.
-        projection: Kind of the random matrix A: ``normal``, ``uniform`` or ``hadamard``.
-        alpha: Scale of A. For ``normal`` and ``hadamard`` in standard deviations of the model's
-            word embeddings, for ``uniform`` absolute (the paper's is 1).
+        projection: Kind of the random matrix A: ``vocabulary``, ``normal``, ``uniform`` or
+            ``hadamard``.
+        alpha: Scale of A, in standard deviations of the model's word embeddings; for
+            ``uniform`` absolute (the paper's is 1).
         optimizer: Name in the registry; ``lmaas-tune optimizers`` lists them.
         optimizer_options: Its options by name.
         objective: ``cross_entropy``, ``hinge``, ``error_rate`` or ``negative_f1``.
@@ -96,11 +97,15 @@ class Settings:
         return content
 
 
-_REFERENCE = Settings(
+_REFERENCE = Settings(  # in full, so that our own defaults can move without it
     start="vocabulary",
     prompt_length=50,
     insertion="add",
     intrinsic_dim=500,
+    projection="normal",
+    alpha=1.0,
+    optimizer="cma",
+    objective="cross_entropy",
     calibration="none",
     selection="candidate@100",
     score_start=False,

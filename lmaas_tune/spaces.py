@@ -102,9 +102,31 @@ def hadamard_projection(
     return _Hadamard(outputs, dim, scale, rng)
 
 
-ProjectionKind: TypeAlias = Literal["normal", "uniform", "hadamard"]
+def vocabulary_projection(
+    outputs: int, dim: int, *, scale: float, rng: np.random.Generator, embeds: Embeds | None
+) -> Projection:
+    """Each column moves every token from one random word of the vocabulary towards another.
+
+    The blocks of a column are scale * (E_i - E_j) / sqrt(2 d) for random rows of the model's
+    embedding matrix E: steps have the covariance of the words, and stay where the model has
+    learned to read. Needs the backend's word embeddings.
+    """
+    if embeds is None:
+        raise InputError(
+            "projection 'vocabulary' is made of the model's word embeddings, which this backend "
+            "does not give: take another projection"
+        )
+    width = embeds.embed([0]).shape[1]
+    words = rng.integers(0, embeds.vocabulary_size, (2, dim * (outputs // width)))
+    steps = embeds.embed(words[0].tolist()) - embeds.embed(words[1].tolist())
+    columns = steps.reshape(dim, outputs) * np.float32(scale / np.sqrt(2 * dim))
+    return _Dense(np.ascontiguousarray(columns.T))
+
+
+ProjectionKind: TypeAlias = Literal["vocabulary", "normal", "uniform", "hadamard"]
 
 PROJECTIONS: dict[str, Callable[..., Projection]] = {
+    "vocabulary": vocabulary_projection,
     "normal": normal_projection,
     "uniform": uniform_projection,
     "hadamard": hadamard_projection,
@@ -120,13 +142,21 @@ class RandomEmbedding:
         projection: Kind of A.
         scale: What z ~ N(0, I) moves each number of the prompt by, see the projections.
         seed: A is drawn anew from (seed, kind, d) whenever it is needed, and never stored.
+        embeds: The model's word embeddings, which ``vocabulary`` is made of.
 
     Raises:
         InputError: An unknown projection, or a size or scale that is not positive.
     """
 
     def __init__(
-        self, start: SoftPrompt, *, dim: int, projection: str, scale: float, seed: int
+        self,
+        start: SoftPrompt,
+        *,
+        dim: int,
+        projection: str,
+        scale: float,
+        seed: int,
+        embeds: Embeds | None = None,
     ) -> None:
         if projection not in PROJECTIONS:
             raise InputError(
@@ -138,12 +168,16 @@ class RandomEmbedding:
             raise InputError(f"projection scale {scale}: it must be positive and finite")
         kind = int.from_bytes(projection.encode(), "little")
         self._dim = dim
+        self._scale = scale
         self._start = start
+        self._drawn_from = (projection, seed, dim)
+        source = {"embeds": embeds} if projection == "vocabulary" else {}
         self._project = PROJECTIONS[projection](
             start.vectors.size,
             dim,
             scale=scale,
             rng=np.random.Generator(np.random.PCG64([abs(seed), int(seed < 0), kind, dim])),
+            **source,
         )
 
     @property
@@ -158,12 +192,12 @@ class RandomEmbedding:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of p0 and of A, through A's image of one fixed point."""
-        probe = np.cos(np.arange(1, self._dim + 1, dtype=np.float64))[None]
-        # rounded, since the last bits of a product are the machine's own
-        image = np.round(self._project(probe).astype(np.float64), 4)
-        sha = hashlib.sha256(f"{self._dim}|{self._start.digest}|".encode())
-        sha.update((image + 0.0).astype("<f4").tobytes())
+        """SHA-256 of p0, of what A is drawn from, and of A's last column."""
+        last = np.eye(1, self._dim, self._dim - 1)  # times 1 and 0: the column to the last bit
+        column = self._project(last).astype(np.float64) / self._scale
+        sha = hashlib.sha256(f"{self._drawn_from}|{self._scale:.4g}|{self._start.digest}|".encode())
+        # rounded, as a rare draw from the normal's tail ends in bits of the machine's own
+        sha.update((np.round(column, 3) + 0.0).astype("<f4").tobytes())
         return sha.hexdigest()
 
     def prompts(self, points: FloatArray) -> list[Prompt]:

@@ -16,6 +16,22 @@ import numpy.typing as npt
 from lmaas_tune.errors import InputError, did_you_mean
 
 
+def check_text(text: str, what: str) -> str:
+    """The text, if it can be written down at all.
+
+    Raises:
+        InputError: It holds a lone surrogate, as text read in the wrong encoding does.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what}: {text[error.start]!r} at {error.start} is half a character, which no model "
+            "reads; was the text read as UTF-8?"
+        ) from None
+    return text
+
+
 class Slot(Enum):
     """A place in a template that is not text."""
 
@@ -80,6 +96,7 @@ class Template:
     text: str
 
     def __post_init__(self) -> None:
+        check_text(self.text, "template")
         for slot in Slot:
             count = self.parts.count(slot)
             if count != 1:
@@ -165,16 +182,22 @@ class Verbalizer:
                 "add rows of another class, or give the labels"
             )
         seen: dict[str, str] = {}
-        for label, word in self.words.items():
-            if not word.strip():
-                raise InputError(f"label {label!r} has an empty label word")
+        words: dict[str, str] = {}
+        for key, word in self.words.items():
+            label = str(key).strip()  # as rows are read: 1 and "1" are the same label
+            if label in words:
+                raise InputError(f"the label {label!r} is given twice")
+            words[label] = word
+            if not isinstance(word, str) or not word.strip():
+                raise InputError(f"label {label!r} has the label word {word!r}: give it a word")
+            check_text(label + word, f"label {label!r}")
             if word.strip() in seen:
                 raise InputError(
                     f"labels {seen[word.strip()]!r} and {label!r} share the word {word!r}: "
                     "the model cannot tell them apart; give each its own"
                 )
             seen[word.strip()] = label
-        object.__setattr__(self, "words", dict(self.words))
+        object.__setattr__(self, "words", words)
 
     @property
     def labels(self) -> tuple[str, ...]:

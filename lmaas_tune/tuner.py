@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from lmaas_tune.calibration import calibration_named
 from lmaas_tune.callbacks import Callback, ProgressBar
 from lmaas_tune.client import Client
 from lmaas_tune.data import Rows, labels_of, read_examples
-from lmaas_tune.errors import InputError
+from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.evaluator import Evaluator
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.middleware.meter import Budget
@@ -139,21 +140,24 @@ class Tuner:
                 stop_reason, finished = search.run(journal), True
             except KeyboardInterrupt:
                 stop_reason, finished = "interrupted by the user", False
-            except BaseException:
-                self._save(self._result(search, task, provenance, "failed", finished=False))
+            except BaseException as error:
+                with contextlib.suppress(StorageError):  # the first error is the one to tell
+                    self._end(self._result(search, task, provenance, f"failed: {error}", False))
                 raise
-            result = self._result(search, task, provenance, stop_reason, finished=finished)
-            self._save(result)
-        for callback in self._callbacks:
-            callback.on_end(result)
-        return result
+            return self._end(self._result(search, task, provenance, stop_reason, finished))
 
     def _task(self, examples: Sequence[Example]) -> Task:
+        present = labels_of(examples)
+        if len(present) < 2:
+            raise InputError(
+                f"train has rows of one class only, {', '.join(present)!r}: add rows of another"
+            )
         template = self._template or default_template(examples[0])
         return Task(template, self._labels or default_verbalizer(examples))
 
     def _space(self, template: Template) -> RandomEmbedding:
         settings, capabilities = self._settings, self._client.capabilities
+        backend = self._client.backend
         if capabilities.soft_prompt_width is None:
             raise InputError(
                 f"{self._client.identity} takes text prompts only, and this search is over soft "
@@ -164,7 +168,7 @@ class Tuner:
                 f"{self._client.identity} reads left to right, so {{label}} must stand last: "
                 f"drop what follows it in the template {template.text!r}"
             )
-        start = self._start or _start(settings, self._client.backend, template, self._seed)
+        start = self._start or _start(settings, backend, template, self._seed)
         if not isinstance(start, SoftPrompt) or start.width != capabilities.soft_prompt_width:
             raise InputError(
                 "the prompt to start from must be a soft one of width "
@@ -179,8 +183,9 @@ class Tuner:
             start,
             dim=settings.intrinsic_dim,
             projection=settings.projection,
-            scale=_scale(settings, self._client.backend),
+            scale=_scale(settings, backend),
             seed=self._seed,
+            embeds=backend if isinstance(backend, Embeds) else None,
         )
 
     def _search(self, scored: Sequence[Evaluator], space: RandomEmbedding) -> Search:
@@ -243,7 +248,6 @@ class Tuner:
         task: Task,
         provenance: Mapping[str, Any],
         stop_reason: str,
-        *,
         finished: bool,
     ) -> TuneResult:
         def tuned(candidate: Candidate, **more: Any) -> TunedPrompt:
@@ -273,9 +277,12 @@ class Tuner:
             out=self._out,
         )
 
-    def _save(self, result: TuneResult) -> None:
+    def _end(self, result: TuneResult) -> TuneResult:
+        for callback in self._callbacks:
+            callback.on_end(result)
         if self._out is not None:
             result.save(self._out)
+        return result
 
 
 def default_template(example: Example) -> Template:
@@ -330,7 +337,7 @@ def _start(settings: Settings, backend: Backend, template: Template, seed: int) 
 
 def _scale(settings: Settings, backend: Backend) -> float:
     """What `alpha` comes to in the units of the projection."""
-    if settings.projection == "uniform":
+    if settings.projection in ("uniform", "vocabulary"):
         return settings.alpha
     if not isinstance(backend, Embeds):
         raise InputError(

@@ -57,7 +57,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScoreCache]:
 
 
 @given(array=arrays(np.float64, array_shapes(min_dims=2, max_dims=2, min_side=0), elements=finite))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None)
 def test_every_finite_array_comes_back_to_the_last_bit(
     shared: ScoreCache, array: FloatArray
 ) -> None:
@@ -153,14 +153,22 @@ def test_all_that_changes_an_answer_changes_the_key() -> None:
     assert len(set(keys.values())) == len(keys)
 
 
-@given(
-    one=st.lists(st.text(), min_size=1, max_size=4),
-    other=st.lists(st.text(), min_size=1, max_size=4),
-)
-@settings(max_examples=50)
-def test_no_two_lists_of_candidates_share_a_key(one: list[str], other: list[str]) -> None:
-    keys = [key_of(*BASE[:3], tuple(words)) for words in (one, other)]
-    assert (keys[0] == keys[1]) == (one == other)
+few_words = st.lists(st.text("ab", max_size=3), min_size=1, max_size=4).map(tuple)
+
+
+@given(one=few_words, other=few_words)
+def test_no_two_lists_of_candidates_share_a_key(
+    one: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    assert (key_of(*BASE[:3], one) == key_of(*BASE[:3], other)) == (one == other)
+
+
+def test_the_end_of_one_word_cannot_become_the_start_of_the_next() -> None:
+    assert key_of(*BASE[:3], ("ab", "c")) != key_of(*BASE[:3], ("a", "bc"))
+
+
+def test_half_of_a_surrogate_pair_has_a_key_too() -> None:
+    assert key_of(*BASE[:3], ("good", "\ud83d")) != key_of(*BASE[:3], ("good", "\ud83e"))
 
 
 # How large it grows
@@ -186,6 +194,16 @@ def test_a_generation_larger_than_the_cache_keeps_to_its_size_too(path: Path) ->
     cache.close()
     assert path.stat().st_size <= limit
     assert cache.get_many([key(number) for number in range(40)])
+
+
+def test_the_journal_shrinks_again_after_a_large_generation(path: Path) -> None:
+    cache = ScoreCache(path)
+    cache.put_many({key(n): scores(n, rows=25_000) for n in range(20)})
+    journal = Path(f"{path}-wal")
+    assert journal.stat().st_size > 2**22
+    for n in range(20, 22):
+        cache.put_many({key(n): scores(n)})
+    assert journal.stat().st_size <= 2**22
 
 
 def test_one_reply_too_large_for_the_cache_is_left_out(path: Path) -> None:
@@ -245,14 +263,39 @@ def test_several_processes_share_one_file(path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_uses_a_connection_of_its_own(path: Path) -> None:
+@pytest.mark.parametrize("closes_first", [False, True])
+def test_a_forked_process_neither_uses_nor_closes_what_its_parent_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch, closes_first: bool
+) -> None:
+    used: list[str] = []
+
+    class Watched(sqlite3.Connection):
+        def execute(self, *args: Any) -> sqlite3.Cursor:
+            used.append("execute")
+            return super().execute(*args)
+
+        def close(self) -> None:
+            used.append("close")
+            super().close()
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **kw: connect(*args, **kw, factory=Watched)
+    )
     cache = ScoreCache(path)
     cache.put_many({key(1): scores(1)})
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    used.clear()
     child = os.fork()
-    if child == 0:  # pragma: no cover  (another process)
-        cache.put_many({key(2): scores(2)})
-        cache.close()
-        os._exit(0 if len(cache.get_many([key(1), key(2)])) == 2 else 1)
+    if child == 0:
+        fine = False
+        try:
+            if closes_first:
+                cache.close()
+            cache.put_many({key(2): scores(2)})
+            fine = len(cache.get_many([key(1), key(2)])) == 2 and used == []
+        finally:
+            os._exit(0 if fine else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     cache.put_many({key(3): scores(3)})
     assert len(cache.get_many([key(1), key(2), key(3)])) == 3
@@ -317,6 +360,12 @@ def scribble(path: Path) -> None:
     path.write_bytes(data[:4096] + noise[4096:])
 
 
+def garble(path: Path) -> None:
+    """A name that SQLite quotes in its message, and that is no text."""
+    data = path.read_bytes().replace(b"scores_by_use", b"\xff" * 13)
+    path.write_bytes(data.replace(b"CREATE INDEX", b"CREATE INDEY"))
+
+
 def overwrite(path: Path) -> None:
     path.write_bytes(os.urandom(5000))
 
@@ -325,7 +374,7 @@ def replace_by_text(path: Path) -> None:
     path.write_text("sentence,label\nnot a database,0\n" * 50)
 
 
-@pytest.mark.parametrize("damage", [truncate, scribble, overwrite, replace_by_text])
+@pytest.mark.parametrize("damage", [truncate, scribble, garble, overwrite, replace_by_text])
 def test_a_corrupt_file_is_set_aside_and_a_new_one_begun(
     path: Path, caplog: pytest.LogCaptureFixture, damage: Any
 ) -> None:
@@ -350,8 +399,42 @@ def test_a_second_corrupt_file_does_not_replace_the_first(path: Path) -> None:
     assert names(path.parent) == [path.name, f"{path.name}.corrupt-1", f"{path.name}.corrupt-2"]
 
 
+def test_of_two_that_notice_a_corrupt_file_only_one_sets_it_aside(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(path)
+    one, other = ScoreCache(path), ScoreCache(path)
+    with path.open("r+b") as file:
+        scribbled = b"?" * (path.stat().st_size - 4096)
+        file.seek(4096)
+        file.write(scribbled)
+    assert one.get_many([key(n) for n in range(200)]) == {}
+    one.put_many({key(n): scores(n) for n in range(5)})
+    assert len(other.get_many([key(n) for n in range(200)])) == 5
+    assert [name for name in names(path.parent) if name.endswith("corrupt-2")] == []
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_a_new_file_never_meets_the_journal_of_the_old_one(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(path)
+    old = ScoreCache(path)  # stays open, as another process may
+    old.put_many({key(n): scores(n) for n in range(200, 210)})
+    scribble(path)
+    new = ScoreCache(path)
+    assert new.get_many([key(n) for n in range(200)]) == {}
+    new.put_many({key(n): scores(n) for n in range(300, 305)})
+    old.put_many({key(n): scores(n) for n in range(210, 220)})
+    new.close()
+    found = ScoreCache(path).get_many([key(n) for n in range(400)])
+    assert set(found) == {key(n) for n in range(300, 305)}
+    assert f"{path.name}.corrupt-1-wal" in names(path.parent)
+    assert len(warnings_of(caplog)) == 1
+
+
 @given(seed=st.integers(0, 2**32), spots=st.integers(1, 40))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_damage_gives_a_wrong_score_or_an_exception(
     tmp_path_factory: pytest.TempPathFactory, seed: int, spots: int
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmaas_tune.backend import ScoreReply, ScoreRequest, Usage
@@ -212,6 +212,7 @@ def test_ctrl_c_passes_through_and_its_request_is_counted() -> None:
         (lambda replies: None, "failed with TypeError"),
         (lambda replies: ["good", "bad"], "usage cannot be booked"),
         (with_logprobs(np.zeros((ROWS, 3))), "reply 1 of 2: scores of shape (3, 3) for (3, 2)"),
+        (with_logprobs(np.zeros((2, ROWS))), "reply 1 of 2: scores of shape (2, 3) for (3, 2)"),
         (with_logprobs(np.zeros(ROWS)), "reply 1 of 2: scores of shape (3,)"),
         (with_logprobs([["a", "b"]] * ROWS), "reply 1 of 2: could not convert"),
         (with_logprobs(np.full((ROWS, 2), 0.5)), "a log-probability of 0.5, which is above 0"),
@@ -322,6 +323,7 @@ def test_retries_cannot_run_past_the_budget() -> None:
     generations=st.lists(st.integers(1, 5), max_size=8),
     failing=st.lists(st.booleans(), max_size=8),
 )
+@settings(deadline=None)
 def test_whatever_happens_no_more_sequences_are_paid_than_the_budget_holds(
     budget: int, generations: list[int], failing: list[bool]
 ) -> None:

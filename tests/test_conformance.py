@@ -1,8 +1,10 @@
 """The public suites: green on what is ours, red on every planted fault."""
+
 from __future__ import annotations
 import pytest
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.testing import BackendConformance, OptimizerConformance, ToyBackend
+
 
 class TestToyBackend(BackendConformance):
     @pytest.fixture
@@ -11,10 +13,17 @@ class TestToyBackend(BackendConformance):
 
     @pytest.fixture
     def differing(self):
-        return [ToyBackend(seed=1), ToyBackend(width=8), ToyBackend(rank=2), ToyBackend(max_tokens=99)]
+        return [
+            ToyBackend(seed=1),
+            ToyBackend(width=8),
+            ToyBackend(rank=2),
+            ToyBackend(max_tokens=99),
+        ]
+
 
 class Ours(OptimizerConformance):
     pass
+
 
 @pytest.mark.parametrize("name", ["cma"])
 class TestX(OptimizerConformance):

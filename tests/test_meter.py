@@ -110,7 +110,15 @@ def test_spent_reads_over_unknown_keys_and_absent_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"calls": -1}, {"calls": 1.5}, {"money": math.nan}, {"seconds": "x"}, {"hits": None}]
+    "wrong",
+    [
+        {"calls": -1},
+        {"calls": 1.5},
+        {"money": math.nan},
+        {"money": math.inf},
+        {"seconds": "x"},
+        {"hits": None},
+    ],
 )
 def test_spent_refuses_what_cannot_be_an_amount(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"spent {next(iter(wrong))}="):

@@ -258,7 +258,8 @@ class Meter:
         """Let one paid attempt pass that will take `planned`, as far as that is known.
 
         `Budget.calls` is not asked: calls belong to the search, which asks `refusal`, and a
-        search that has used its last call may still pay for validating its result.
+        search that has used its last call may still pay for validating its result. Nothing is
+        reserved: of several threads with one meter, each may have one attempt under way.
 
         Raises:
             BudgetExceededError: A limit on what is paid has been reached, or `planned` would

@@ -1,0 +1,158 @@
+"""The demo: a small model sorts customer messages, before and after its prompt was tuned.
+
+The messages were written for this project; they come with the package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from lmaas_tune.artifact import Score, TunedPrompt
+from lmaas_tune.backend import Embeds
+from lmaas_tune.callbacks import Callback
+from lmaas_tune.client import Client
+from lmaas_tune.data import read_examples
+from lmaas_tune.errors import InputError
+from lmaas_tune.middleware.meter import Budget
+from lmaas_tune.prompts import FloatArray
+from lmaas_tune.result import Comparison, TuneResult
+from lmaas_tune.settings import Settings
+from lmaas_tune.spaces import start_from_words
+from lmaas_tune.task import Example, Task, Template, Verbalizer
+from lmaas_tune.tuner import Tuner
+
+TASK = Task(
+    Template("Message: {text}\n{prompt} {label}"),
+    Verbalizer({label: label for label in ("billing", "delivery", "returns", "technical")}),
+)
+SETTINGS = Settings(
+    prompt_init="This message is about",
+    intrinsic_dim=100,
+    alpha=0.3,
+    budget=Budget(calls=300),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """A message whose answer changed.
+
+    Attributes:
+        text: The message.
+        before: The answer with the starting words, as the model is.
+        after: The answer with the tuned prompt.
+        label: The right one.
+    """
+
+    text: str
+    before: str
+    after: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class After:
+    """What tuning changed on the test rows.
+
+    Attributes:
+        comparison: The scores.
+        changed: All messages whose answer changed, in the order of the file.
+    """
+
+    comparison: Comparison
+    changed: Sequence[Changed]
+
+
+class Demo:
+    """One demo: `before`, then `tune`, then `after`.
+
+    Args:
+        client: The model.
+
+    Raises:
+        InputError: The backend takes no soft prompts.
+    """
+
+    def __init__(self, client: Client) -> None:
+        if not isinstance(client.backend, Embeds):
+            raise InputError(
+                f"{client.identity} gives no word embeddings, and the demo starts from words: "
+                "give it a local model"
+            )
+        self._client = client
+        self._train, self._validation = demo_rows("train"), demo_rows("dev")
+        self._test = demo_rows("test")
+        self._targets = TASK.verbalizer.targets(self._test)
+        start = start_from_words(client.backend, SETTINGS.prompt_init, insertion="concat")
+        self._plain = TunedPrompt(start, TASK, np.zeros(len(TASK.verbalizer.labels)))
+        self._before: FloatArray | None = None
+
+    @property
+    def training_rows(self) -> int:
+        """How many messages each call scores."""
+        return len(self._train)
+
+    def before(self) -> Score:
+        """How the model does as it is, with the starting words, on the test rows."""
+        return Score.of(self._plain_scores(), self._targets)
+
+    def tune(
+        self,
+        *,
+        budget: Budget | None = None,
+        seed: int,
+        out: Path,
+        resume: bool = False,
+        callbacks: Sequence[Callback] = (),
+    ) -> TuneResult:
+        """Search for a better prompt on the training rows; the test rows play no part in it."""
+        tuner = Tuner(
+            self._client,
+            settings=SETTINGS if budget is None else replace(SETTINGS, budget=budget),
+            template=TASK.template,
+            labels=TASK.verbalizer.words,
+            start=self._plain,
+            seed=seed,
+            out=out,
+            callbacks=callbacks,
+        )
+        return tuner.fit(self._train, self._validation, resume=resume)
+
+    def after(self, result: TuneResult) -> After:
+        """How the tuned prompt does on the test rows, and which answers it changed."""
+        plain = self._plain_scores()
+        tuned = result.prompt.scores(self._client, self._test)
+        comparison = Comparison(
+            Score.of(plain, self._targets),
+            Score.of(plain + result.start.bias, self._targets),
+            Score.of(tuned, self._targets),
+        )
+        labels = TASK.verbalizer.labels
+        changed = [
+            Changed(
+                text=row.fields["text"], before=labels[old], after=labels[new], label=str(row.label)
+            )
+            for row, old, new in zip(
+                self._test, plain.argmax(axis=1), tuned.argmax(axis=1), strict=True
+            )
+            if old != new
+        ]
+        return After(comparison=comparison, changed=changed)
+
+    def _plain_scores(self) -> FloatArray:
+        if self._before is None:
+            self._before = self._plain.scores(self._client, self._test)
+        return self._before
+
+
+def demo_rows(name: str) -> list[Example]:
+    """The rows that come with the package: ``train``, ``dev`` (16 a class) or ``test`` (50)."""
+    file = resources.files("lmaas_tune") / "demo_data" / f"{name}.jsonl"
+    lines = file.read_text(encoding="utf-8").strip().split("\n")
+    return read_examples([json.loads(line) for line in lines], what=name)

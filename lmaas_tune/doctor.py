@@ -1,0 +1,112 @@
+"""What is installed, what a backend can do, and whether it answers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from lmaas_tune.backend import Backend, ScoreRequest
+from lmaas_tune.client import Client
+from lmaas_tune.prompts import Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.registry import OURS
+from lmaas_tune.task import Batch, Slot
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """One package that the project uses.
+
+    Attributes:
+        name: As pip knows it.
+        extra: The extra that installs it; None if it always is.
+        version: The installed one; None if it is missing.
+    """
+
+    name: str
+    extra: str | None
+    version: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One answer of a backend.
+
+    Attributes:
+        identity: The backend's.
+        capabilities: The backend's, as plain values.
+        seconds: How long the answer took.
+        probabilities: What it gave the two words of the question.
+    """
+
+    identity: str
+    capabilities: dict[str, Any]
+    seconds: float
+    probabilities: dict[str, float]
+
+
+def system() -> dict[str, Any]:
+    """Python and the machine."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+    }
+
+
+def packages() -> list[Package]:
+    """What this project asks for, as its own metadata has it, and what of it is there."""
+    found: dict[str, str | None] = {}
+    for requirement in metadata.requires(OURS) or ():
+        name, extra = _NAME.match(requirement), _EXTRA.search(requirement)
+        if name is not None:
+            found.setdefault(name.group(), None if extra is None else extra.group(1))
+    return [
+        Package(name=name, extra=extra, version=_version(name)) for name, extra in found.items()
+    ]
+
+
+def probe(backend: Backend) -> Probe:
+    """Ask a backend one small question.
+
+    Raises:
+        LMaaSError: It does not answer.
+    """
+    words = ("good", "bad")
+    request = ScoreRequest(
+        _prompt(backend), Batch((("The weather is ", Slot.PROMPT, Slot.LABEL),)), words
+    )
+    began = time.perf_counter()
+    (reply,) = Client(backend).score([request])
+    seconds = time.perf_counter() - began
+    capabilities = asdict(backend.capabilities)
+    capabilities["insertions"] = sorted(capabilities["insertions"])
+    return Probe(
+        identity=backend.identity,
+        capabilities=capabilities,
+        seconds=seconds,
+        probabilities={w: float(np.exp(p)) for w, p in zip(words, reply.logprobs[0], strict=True)},
+    )
+
+
+def _prompt(backend: Backend) -> Prompt:
+    width = backend.capabilities.soft_prompt_width
+    if width is None or "concat" not in backend.capabilities.insertions:
+        return TextPrompt(" very")
+    return SoftPrompt(np.zeros((1, width)))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,176 @@
+"""One setting changed at a time: which defaults win, by rows that no run trained or selected on.
+
+    python results/explore.py --model M --data DIR --task sst2 --seeds 87,100 --out results/explore
+
+For each seed the search has the 16+16 rows a class of that split; a variant is judged on the
+training and validation rows of the other splits (the public training set; test rows are not
+read). Every run is one JSON line in OUT.jsonl, so that the command goes on where it was
+stopped; the table is printed at the end, and with ``--table`` alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmaas_tune import Backend, Budget, Example, Settings, Tuner, load_backend, read_examples
+from lmaas_tune.versions import versions
+
+SPLITS = (13, 21, 42, 87, 100)
+TASKS: dict[str, dict[str, Any]] = {
+    "sst2": {
+        "template": "Review: {sentence}\n {prompt} {label}",
+        "words": "The sentiment is",
+        "labels": {"0": "negative", "1": "positive"},
+    },
+    "agnews": {
+        "template": "Article: {text}\n {prompt} {label}",
+        "words": "The topic is",
+        "labels": {"0": "world", "1": "sports", "2": "business", "3": "technology"},
+    },
+}
+# name of the variant: what it changes, of the settings or of the task
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "calibration none": {"calibration": "none"},
+    "calibration none, alpha 1, normal": {
+        "calibration": "none",
+        "alpha": 1.0,
+        "projection": "normal",
+    },
+    "calibration mean": {"calibration": "mean"},
+    "projection normal": {"projection": "normal"},
+    "projection hadamard": {"projection": "hadamard"},
+    "alpha 0.05": {"alpha": 0.05},
+    "alpha 0.1": {"alpha": 0.1},
+    "alpha 0.5": {"alpha": 0.5},
+    "alpha 1": {"alpha": 1.0},
+    "d 10": {"intrinsic_dim": 10},
+    "d 200": {"intrinsic_dim": 200},
+    "population 10": {"optimizer_options": {"population": 10}},
+    "step rule tpa": {"optimizer_options": {"population": 20, "step_rule": "tpa"}},
+    "diagonal-cma": {"optimizer": "diagonal-cma", "optimizer_options": {}},
+    "one-plus-one": {"optimizer": "one-plus-one", "optimizer_options": {}},
+    "random": {"optimizer": "random", "optimizer_options": {}},
+    "hinge": {"objective": "hinge"},
+    "words: It was": {"words": "It was"},
+    "start vocabulary": {"start": "vocabulary", "prompt_length": 3},
+    "5 tokens": {"prompt_length": 5},
+    "prompt first": {"prompt_first": True},
+}
+
+
+def rows(data: Path, task: str, seed: int, part: str) -> list[Example]:
+    return read_examples(data / task / f"seed-{seed}" / f"{part}.jsonl")
+
+
+def held_out(data: Path, task: str, seed: int) -> list[Example]:
+    """The other splits' rows, without those that this split has."""
+    own = [*rows(data, task, seed, "train"), *rows(data, task, seed, "dev")]
+    seen = {tuple(row.fields.values()) for row in own}
+    pool = {}
+    for other in SPLITS:
+        for part in ("train", "dev"):
+            for row in rows(data, task, other, part):
+                pool.setdefault(tuple(row.fields.values()), row)
+    return [row for key, row in pool.items() if key not in seen]
+
+
+def run(backend: Backend, data: Path, task: str, variant: str, seed: int) -> dict[str, Any]:
+    setup = dict(TASKS[task])
+    changes = dict(VARIANTS[variant])
+    words = changes.pop("words", setup["words"])
+    template = setup["template"]
+    if changes.pop("prompt_first", False):
+        first, label = template.split("\n {prompt}")
+        template = "{prompt} " + first + "\n" + label
+    settings = replace(Settings(), prompt_init=words, **changes)
+    start = time.perf_counter()
+    tuner = Tuner(
+        backend,
+        settings=settings,
+        template=template,
+        labels=setup["labels"],
+        budget=Budget(calls=300),
+        seed=seed,
+        callbacks=[],
+    )
+    result = tuner.fit(rows(data, task, seed, "train"), rows(data, task, seed, "dev"))
+    seconds = time.perf_counter() - start
+    comparison = asdict(result.compare(held_out(data, task, seed)))
+    return {
+        "task": task,
+        "variant": variant,
+        "seed": seed,
+        **comparison,
+        "train_loss": result.steps[-1].loss,
+        "calls": result.spent.calls,
+        "seconds": round(seconds, 1),
+        "backend": backend.identity,
+        "versions": versions(),
+    }
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds, in the order of the variants."""
+    lines = [
+        "| task | variant | seeds | words alone | + calibration | tuned | train loss | s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        for variant in VARIANTS:
+            own = [r for r in records if (r["task"], r["variant"]) == (task, variant)]
+            if own:
+                cells = [_mean(own, kind) for kind in ("baseline", "start", "tuned")]
+                loss = np.mean([r["train_loss"] for r in own])
+                seconds = np.mean([r["seconds"] for r in own])
+                seeds = ", ".join(str(r["seed"]) for r in sorted(own, key=lambda r: r["seed"]))
+                lines.append(
+                    f"| {task} | {variant} | {seeds} | {' | '.join(cells)} "
+                    f"| {loss:.3f} | {seconds:.0f} |"
+                )
+    return "\n".join(lines)
+
+
+def _mean(records: list[Mapping[str, Any]], kind: str) -> str:
+    values = [record[kind]["accuracy"] for record in records]
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--task", default="sst2", choices=TASKS)
+    parser.add_argument("--seeds", default="87,100")
+    parser.add_argument("--variants", default=",".join(VARIANTS).replace(", ", "; "))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="print the table and stop")
+    arguments = parser.parse_args()
+    path = arguments.out.with_suffix(".jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not arguments.table:
+        backend = load_backend("hf")(arguments.model, dtype=arguments.dtype)
+        done = {(r["task"], r["variant"], r["seed"]) for r in records}
+        names = [name.replace("; ", ", ") for name in arguments.variants.split(",")]
+        for variant in names:
+            for seed in map(int, arguments.seeds.split(",")):
+                if (arguments.task, variant, seed) not in done:
+                    record = run(backend, arguments.data, arguments.task, variant, seed)
+                    records.append(record)
+                    with path.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+                    print(f"{variant}, seed {seed}: {record['tuned']}", flush=True)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
