@@ -197,6 +197,11 @@ class TunedPrompt:
                 f"{'no soft prompts' if width is None else f'width {width}'}: "
                 f"it was tuned for {origin}"
             )
+        if isinstance(self.prompt, SoftPrompt) and self.prompt.insertion not in can.insertions:
+            raise InputError(
+                f"the prompt enters by insertion {self.prompt.insertion!r}, and {client.identity} "
+                f"takes {', '.join(sorted(can.insertions))}: it was tuned for {origin}"
+            )
         made_for = self.provenance.get("backend", client.identity)
         if made_for != client.identity:
             warnings.warn(

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.errors import InputError
 from lmaas_tune.task import Example, check_text
 
 Rows: TypeAlias = (
@@ -163,7 +163,7 @@ def _read_file(path: Path) -> list[Any]:
         return rows
     if kind in (".csv", ".tsv"):
         return _read_table(text, path, "," if kind == ".csv" else "\t")
-    raise InputError(f"{path}: {did_you_mean(kind, ['.jsonl', '.json', '.csv', '.tsv'])}")
+    raise InputError(f"{path}: a file of rows ends in .jsonl, .json, .csv or .tsv, not in {kind!r}")
 
 
 def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
@@ -178,7 +178,7 @@ def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
                 )
             rows.append(row)
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+        raise InputError(f"{path}, after line {reader.line_num}: {error}") from error
     return rows
 
 

@@ -69,8 +69,8 @@ class StorageError(LMaaSError, OSError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A half-sentence for messages: the close matches of `name`, else all that is known."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"
     return "known: " + ", ".join(names)

@@ -106,7 +106,9 @@ class Evaluator:
             inspection = backend.inspect(self._request(prompt))
         except InputError as error:
             raise InputError(f"{self._what}: {error}") from error
-        self.usage = self._client.priced(inspection.usage)
+        usage = self._client.priced(inspection.usage)
+        if usage.tokens > self.usage.tokens:
+            self.usage = usage
         return inspection.notes
 
     def learn(self, usage: Usage, seconds: float) -> None:

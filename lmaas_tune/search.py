@@ -34,7 +34,7 @@ class Search:
         optimizer: Asks for points.
         calibration: Fitted on each prompt's training scores.
         selection: Nominates, and judges.
-        score_start: Whether the start is scored first.
+        score_start: Whether the starts are scored first, and the best of them taken.
         budget: What ends the run.
         callbacks: Called after every step.
         clock: Gives seconds that only rise.
@@ -67,7 +67,7 @@ class Search:
         self._callbacks, self._clock = callbacks, clock
         self._journal = Journal(None, {})
         self.meter = Meter(budget, clock=clock)
-        self.start = self.best = Candidate(0, space.start, None)
+        self.start = self.best = Candidate(0, space.starts[0], None)
         self.steps: list[Step] = []
 
     def check(self) -> list[str]:
@@ -81,7 +81,8 @@ class Search:
                 pay one generation.
         """
         evaluators = [self._train] + ([] if self._validation is None else [self._validation])
-        notes = [note for e in evaluators for note in e.inspect(self._space.start)]
+        starts = self._space.starts
+        notes = [note for e in evaluators for start in starts for note in e.inspect(start)]
         unknown = not self._score_start and any(e.usage.tokens == 0 for e in evaluators)
         if unknown and {"tokens", "money"} & self._budget.limits.keys():
             raise InputError(
@@ -119,11 +120,17 @@ class Search:
         return reason
 
     def _take_start(self) -> None:
-        (evaluation,), spent = self._trained(0, np.zeros((1, self._space.dim)), [self._space.start])
-        self.start = replace(self.start, train=evaluation)
-        validated, spent = self._validated(0, [self.start], spent)
+        """Score every start, and go on from the one with the lowest training loss."""
+        starts = self._space.starts
+        origin = np.zeros((len(starts), self._space.dim))
+        evaluations, spent = self._trained(0, origin, starts)
+        losses = penalised(np.array([evaluation.loss for evaluation in evaluations]), 0)
+        first = int(losses.argmin())
+        self._space = self._space.begin_at(first)
+        start = Candidate(0, starts[first], evaluations[first])
+        validated, spent = self._validated(0, [start], spent)
         self.start = validated[0]
-        self._step(0, np.zeros((1, self._space.dim)), [evaluation], validated, spent)
+        self._step(0, origin, evaluations, validated, spent)
 
     def _take_generation(self) -> None:
         number = self._next
@@ -237,7 +244,8 @@ class Search:
 
     def _planned_start(self) -> Spent:
         validation = Spent() if self._validation is None else _cost(self._validation, 1)
-        return _cost(self._train, 1) + validation + Spent(calls=1)
+        starts = len(self._space.starts)
+        return _cost(self._train, starts) + validation + Spent(calls=starts)
 
     def _planned_generation(self) -> Spent:
         population = self._optimizer.population

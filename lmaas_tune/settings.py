@@ -16,6 +16,9 @@ from lmaas_tune.spaces import PROJECTIONS
 
 DEFAULT_BUDGET = Budget(calls=300)
 
+STARTING_WORDS = ("The topic is", "The sentiment is", "The answer is", "This is about", "It was")
+"""Words that lead to a label in many tasks, none of them in all."""
+
 Start = Literal["words", "vocabulary", "zero"]
 
 
@@ -26,7 +29,8 @@ class Settings:
     Attributes:
         start: Where p0 comes from: ``words`` (the embeddings of `prompt_init`), ``vocabulary``
             (tokens drawn from the model's own vocabulary) or ``zero``.
-        prompt_init: The starting words.
+        prompt_init: The starting words. Of several, each is scored on the training rows at the
+            price of one call, and the search starts from the best.
         prompt_length: L, in tokens; None takes as many as the words have.
         insertion: How the prompt enters, see `lmaas_tune.SoftPrompt`.
         intrinsic_dim: d, the dimension that is searched.
@@ -41,7 +45,7 @@ class Settings:
             is taken out of the scores (`lmaas_tune.calibration`).
         selection: ``lowest-loss``, or ``candidate@N`` for the reference code's rule.
         score_start: Whether p0 itself is scored first, at the price of one call; then a run
-            never ends with something worse than its start.
+            never ends with something that its selection finds worse than its start.
         budget: What ends the run.
 
     Raises:
@@ -49,12 +53,12 @@ class Settings:
     """
 
     start: Start = "words"
-    prompt_init: str = "The answer is"
+    prompt_init: str | tuple[str, ...] = STARTING_WORDS
     prompt_length: int | None = None
     insertion: Insertion = "concat"
-    intrinsic_dim: int = 100
-    projection: str = "normal"
-    alpha: float = 1.0
+    intrinsic_dim: int = 50
+    projection: str = "vocabulary"
+    alpha: float = 0.2
     optimizer: str = "cma"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     objective: str = "cross_entropy"
@@ -66,8 +70,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.start not in ("words", "vocabulary", "zero"):
             raise InputError(f"unknown start {self.start!r}; known: words, vocabulary, zero")
-        if self.start == "words" and not self.prompt_init.strip():
+        if not self.starting_words or not all(words.strip() for words in self.starting_words):
             raise InputError("prompt_init is empty: give words to start from, or start='zero'")
+        if len(self.starting_words) > 1 and self.start == "words" and not self.score_start:
+            raise InputError("one prompt_init, where score_start is off and none can be chosen")
         if self.prompt_length is not None and self.prompt_length < 1:
             raise InputError(f"prompt_length={self.prompt_length}: a prompt has 1 token or more")
         if self.start != "words" and self.prompt_length is None:
@@ -89,10 +95,16 @@ class Settings:
         calibration_named(self.calibration)
         selection_named(self.selection)
 
+    @property
+    def starting_words(self) -> tuple[str, ...]:
+        """`prompt_init` as a tuple."""
+        return (self.prompt_init,) if isinstance(self.prompt_init, str) else tuple(self.prompt_init)
+
     def to_json(self) -> dict[str, Any]:
         """A flat dict for the journal and the saved prompt; the budget as text."""
         content = asdict(self)
         content["budget"] = str(self.budget)
+        content["prompt_init"] = list(self.starting_words)
         content["optimizer_options"] = dict(self.optimizer_options)
         return content
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal, Protocol, TypeAlias
@@ -20,7 +20,7 @@ class SearchSpace(Protocol):
 
     Attributes:
         dim: d.
-        start: The prompt at the origin.
+        starts: Prompts that may stand at the origin; the first does until `begin_at`.
         digest: SHA-256 of all that decides which prompt a point gives.
     """
 
@@ -28,10 +28,14 @@ class SearchSpace(Protocol):
     def dim(self) -> int: ...
 
     @property
-    def start(self) -> Prompt: ...
+    def starts(self) -> Sequence[Prompt]: ...
 
     @property
     def digest(self) -> str: ...
+
+    def begin_at(self, index: int) -> SearchSpace:
+        """The space around one of the starts."""
+        ...
 
     def prompts(self, points: FloatArray) -> list[Prompt]:
         """The prompts of the (n, dim) points."""
@@ -137,7 +141,7 @@ class RandomEmbedding:
     """The subspace p = p0 + A z (Sun et al. 2022, section 3.2).
 
     Args:
-        start: p0.
+        starts: What p0 may be; the first is, until `begin_at` says otherwise.
         dim: d.
         projection: Kind of A.
         scale: What z ~ N(0, I) moves each number of the prompt by, see the projections.
@@ -150,7 +154,7 @@ class RandomEmbedding:
 
     def __init__(
         self,
-        start: SoftPrompt,
+        starts: Sequence[SoftPrompt],
         *,
         dim: int,
         projection: str,
@@ -166,45 +170,51 @@ class RandomEmbedding:
             raise InputError(f"intrinsic_dim={dim}: the search needs one dimension or more")
         if not 0 < scale < np.inf:
             raise InputError(f"projection scale {scale}: it must be positive and finite")
-        kind = int.from_bytes(projection.encode(), "little")
-        self._dim = dim
-        self._scale = scale
-        self._start = start
-        self._drawn_from = (projection, seed, dim)
-        source = {"embeds": embeds} if projection == "vocabulary" else {}
-        self._project = PROJECTIONS[projection](
-            start.vectors.size,
-            dim,
-            scale=scale,
-            rng=np.random.Generator(np.random.PCG64([abs(seed), int(seed < 0), kind, dim])),
-            **source,
+        self.dim = dim
+        self.starts = tuple(starts)
+        self._projection, self._scale, self._seed = projection, scale, seed
+        self._embeds = embeds
+
+    def begin_at(self, index: int) -> RandomEmbedding:
+        """The same, with another of the starts for p0."""
+        return RandomEmbedding(
+            [self.starts[index]],
+            dim=self.dim,
+            projection=self._projection,
+            scale=self._scale,
+            seed=self._seed,
+            embeds=self._embeds,
         )
-
-    @property
-    def dim(self) -> int:
-        """d."""
-        return self._dim
-
-    @property
-    def start(self) -> SoftPrompt:
-        """p0."""
-        return self._start
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of p0, of what A is drawn from, and of A's last column."""
-        last = np.eye(1, self._dim, self._dim - 1)  # times 1 and 0: the column to the last bit
+        """SHA-256 of all starts, of what A is drawn from, and of A's last column."""
+        last = np.eye(1, self.dim, self.dim - 1)  # times 1 and 0: the column to the last bit
         column = self._project(last).astype(np.float64) / self._scale
-        sha = hashlib.sha256(f"{self._drawn_from}|{self._scale:.4g}|{self._start.digest}|".encode())
+        drawn_from = f"{self._projection}|{self._seed}|{self.dim}|{self._scale:.4g}"
+        starts = "|".join(start.digest for start in self.starts)
+        sha = hashlib.sha256(f"{drawn_from}|{starts}|".encode())
         # rounded, as a rare draw from the normal's tail ends in bits of the machine's own
         sha.update((np.round(column, 3) + 0.0).astype("<f4").tobytes())
         return sha.hexdigest()
 
     def prompts(self, points: FloatArray) -> list[Prompt]:
         """The prompts of the (n, dim) points."""
-        start = self._start
+        start = self.starts[0]
         moved = start.vectors + self._project(points).reshape(-1, *start.vectors.shape)
         return [replace(start, vectors=vectors) for vectors in moved]
+
+    @cached_property
+    def _project(self) -> Projection:
+        kind = int.from_bytes(self._projection.encode(), "little")
+        source = {"embeds": self._embeds} if self._projection == "vocabulary" else {}
+        return PROJECTIONS[self._projection](
+            self.starts[0].vectors.size,
+            self.dim,
+            scale=self._scale,
+            rng=np.random.Generator(np.random.PCG64([self._seed, kind, self.dim])),
+            **source,
+        )
 
 
 def start_from_words(

@@ -25,7 +25,7 @@ from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.objectives import Objective, objective_named
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
-from lmaas_tune.prompts import SoftPrompt
+from lmaas_tune.prompts import Prompt, SoftPrompt
 from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
 from lmaas_tune.selection import LowestLoss, selection_named
@@ -122,6 +122,11 @@ class Tuner:
         if resume and self._out is None:
             raise InputError("resume needs the folder of the run: give Tuner(..., out=...)")
         train_rows = read_examples(train, what="train")
+        if len(classes := labels_of(train_rows)) < 2:
+            raise InputError(
+                f"train: every row has the label {classes[0]!r}, which leaves nothing to tell "
+                "apart: add rows of another class"
+            )
         other_rows = None if validation is None else read_examples(validation, what="validation")
         task = self._task(train_rows)
         space = self._space(task.template)
@@ -147,11 +152,6 @@ class Tuner:
             return self._end(self._result(search, task, provenance, stop_reason, finished))
 
     def _task(self, examples: Sequence[Example]) -> Task:
-        present = labels_of(examples)
-        if len(present) < 2:
-            raise InputError(
-                f"train has rows of one class only, {', '.join(present)!r}: add rows of another"
-            )
         template = self._template or default_template(examples[0])
         return Task(template, self._labels or default_verbalizer(examples))
 
@@ -168,19 +168,10 @@ class Tuner:
                 f"{self._client.identity} reads left to right, so {{label}} must stand last: "
                 f"drop what follows it in the template {template.text!r}"
             )
-        start = self._start or _start(settings, backend, template, self._seed)
-        if not isinstance(start, SoftPrompt) or start.width != capabilities.soft_prompt_width:
-            raise InputError(
-                "the prompt to start from must be a soft one of width "
-                f"{capabilities.soft_prompt_width} for {self._client.identity}"
-            )
-        if start.insertion not in capabilities.insertions:
-            raise InputError(
-                f"{self._client.identity} does not take a prompt by insertion "
-                f"{start.insertion!r}; it takes {', '.join(sorted(capabilities.insertions))}"
-            )
+        own = _starts(settings, backend, template, self._seed) if self._start is None else ()
+        starts = [_checked(start, self._client) for start in own or (self._start,)]
         return RandomEmbedding(
-            start,
+            starts,
             dim=settings.intrinsic_dim,
             projection=settings.projection,
             scale=_scale(settings, backend),
@@ -286,9 +277,12 @@ class Tuner:
 
 
 def default_template(example: Example) -> Template:
-    """The fields one below the other, then the prompt and the label: it serves any task."""
-    escaped = [name.replace("{", "{{").replace("}", "}}") for name in example.fields]
-    return Template("".join(f"{{{name}}}\n" for name in escaped) + "{prompt} {label}")
+    """Each field on a line under its name, then the prompt and the label: it serves any task."""
+    lines = []
+    for name in example.fields:
+        field = name.replace("{", "{{").replace("}", "}}")
+        lines.append(f"{field.replace('_', ' ').capitalize()}: {{{field}}}\n")
+    return Template("".join(lines) + " {prompt} {label}")
 
 
 def default_verbalizer(examples: Sequence[Example]) -> Verbalizer:
@@ -311,11 +305,13 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _start(settings: Settings, backend: Backend, template: Template, seed: int) -> SoftPrompt:
+def _starts(
+    settings: Settings, backend: Backend, template: Template, seed: int
+) -> list[SoftPrompt]:
     insertion, length = settings.insertion, settings.prompt_length
     if settings.start == "zero" and length is not None and insertion != "add":
         width = backend.capabilities.soft_prompt_width or 0
-        return SoftPrompt(np.zeros((length, width)), insertion)
+        return [SoftPrompt(np.zeros((length, width)), insertion)]
     if not isinstance(backend, Embeds):
         raise InputError(
             f"{backend.identity} does not give word embeddings, so a prompt cannot start from "
@@ -326,13 +322,30 @@ def _start(settings: Settings, backend: Backend, template: Template, seed: int) 
         index = template.parts.index(Slot.PROMPT)
         before = template.parts[index - 1] if index else ""
         space = " " if isinstance(before, str) and before.endswith(" ") else ""
-        words = space + settings.prompt_init
-        return start_from_words(backend, words, insertion=insertion, length=length)
+        return [
+            start_from_words(backend, space + words, insertion=insertion, length=length)
+            for words in settings.starting_words
+        ]
     if length is None or settings.start == "zero":
         raise InputError(
             "insertion 'add' puts its vectors on words: start from words or vocabulary"
         )
-    return start_from_vocabulary(backend, length, insertion=insertion, seed=seed)
+    return [start_from_vocabulary(backend, length, insertion=insertion, seed=seed)]
+
+
+def _checked(start: Prompt | None, client: Client) -> SoftPrompt:
+    capabilities = client.capabilities
+    if not isinstance(start, SoftPrompt) or start.width != capabilities.soft_prompt_width:
+        raise InputError(
+            "the prompt to start from must be a soft one of width "
+            f"{capabilities.soft_prompt_width} for {client.identity}"
+        )
+    if start.insertion not in capabilities.insertions:
+        raise InputError(
+            f"{client.identity} does not take a prompt by insertion {start.insertion!r}; "
+            f"it takes {', '.join(sorted(capabilities.insertions))}"
+        )
+    return start
 
 
 def _scale(settings: Settings, backend: Backend) -> float:

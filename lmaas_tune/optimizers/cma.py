@@ -7,13 +7,12 @@ losses alone would end an accuracy-like objective at generation 6 of 400).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.optimizers.generation import losses_in_ask_order
+from lmaas_tune.optimizers.generation import check_told, losses_in_ask_order
 from lmaas_tune.optimizers.sealed import quiet
 from lmaas_tune.optimizers.settings import (
     check_calls,
@@ -27,7 +26,7 @@ from lmaas_tune.prompts import FloatArray
 StepRule: TypeAlias = Literal["csa", "tpa"]
 """How the step size adapts, see `CMA`."""
 
-STEP_RULES: Mapping[str, str] = {"csa": "CMAAdaptSigmaCSA", "tpa": "CMAAdaptSigmaTPA"}
+STEP_RULES: tuple[StepRule, ...] = get_args(StepRule)
 
 _NUMERICAL = (ArithmeticError, AssertionError, RuntimeError, ValueError)
 """What pycma raises when its distribution has run out of float64: a told generation is checked
@@ -43,7 +42,7 @@ class CMA:
     numbers), the search starts again around its last mean and `restarts` counts it.
 
     Args:
-        dim: Dimensions of the search space; two or more with ``step_rule="tpa"``.
+        dim: Dimensions of the search space.
         seed: Decides every point.
         calls: Not used.
         population: Points a generation; pycma's 4 + 3 ln(dim) where None.
@@ -79,51 +78,51 @@ class CMA:
         check_calls(calls)
         if step_rule not in STEP_RULES:
             raise InputError(f"step_rule={step_rule!r}: {did_you_mean(str(step_rule), STEP_RULES)}")
-        if step_rule == "tpa" and self._dim == 1:
-            raise InputError("step_rule='tpa' needs two dimensions or more; take 'csa' for dim=1")
         if not isinstance(diagonal, bool):
             raise InputError(f"diagonal={diagonal!r} is neither True nor False")
         self._sigma0 = check_positive("sigma0", sigma0)
+        stream = np.random.RandomState(check_seed(seed))
         self._options: dict[str, object] = {
             "seed": np.nan,  # pycma then leaves numpy's global generator alone
-            "randn": np.random.RandomState(check_seed(seed)).randn,
+            "randn": stream.randn,
+            "AdaptSigma": _step_rule(step_rule, stream),
             "CMA_diagonal": diagonal,
-            "verbose": -10,  # no output, no files, no file of signals looked for
+            "verbose": -9,  # no output, no files
         }
         if population is not None:
             self._options["popsize"] = check_population(population, at_least=3)
         if bounds is not None:
             b = check_positive("bounds", bounds)
             self._options["bounds"] = [-b, b]
-        self._step_rule = STEP_RULES[step_rule]
         self._mean: FloatArray = np.zeros(self._dim)
         self._es = self._start()
         self.population = int(self._es.popsize)
         self.restarts = 0
-        self._asked: list[FloatArray] = []  # pycma's own arrays, which it wants back
+        self._points: list[FloatArray] = []  # pycma's own arrays, which it wants back
+        self._asked: FloatArray | None = None
 
     def ask(self) -> FloatArray:
         """See `lmaas_tune.optimizers.base.Optimizer.ask`."""
+        check_told(self._asked)
         with quiet():
-            self._asked = self._sample()
-        return np.array(self._asked)
+            self._points = self._sample()
+        self._asked = np.array(self._points)
+        return self._asked.copy()
 
     def tell(self, points: FloatArray, losses: FloatArray, /) -> None:
         """See `lmaas_tune.optimizers.base.Optimizer.tell`; the order of the points is free."""
-        asked = np.array(self._asked) if self._asked else None
-        ordered = losses_in_ask_order(asked, points, losses)
+        ordered = losses_in_ask_order(self._asked, points, losses)
         with quiet():
             try:
-                self._es.tell(self._asked, ordered.tolist())
+                self._es.tell(self._points, ordered.tolist())
                 mean = np.array(self._es.result.xfavorite)
-                exhausted = not np.isfinite(mean).all()
             except _NUMERICAL:
-                exhausted = True
-            if exhausted:
-                self._restart()
-            else:
+                mean = np.array([np.nan])
+            if np.isfinite(mean).all():
                 self._mean = mean
-        self._asked = []
+            else:
+                self._restart()
+        self._points, self._asked = [], None
 
     def recommend(self) -> FloatArray:
         """(dim,) mean of the distribution."""
@@ -147,12 +146,33 @@ class CMA:
 
     def _start(self) -> Any:
         with quiet():
-            import cma  # here, as it takes half a second and not every run needs it
+            return _library().CMAEvolutionStrategy(self._mean, self._sigma0, self._options)
 
-            rule = getattr(cma.sigma_adaptation, self._step_rule)
-            return cma.CMAEvolutionStrategy(
-                self._mean, self._sigma0, {**self._options, "AdaptSigma": rule}
-            )
+
+def _step_rule(name: StepRule, stream: np.random.RandomState) -> type:
+    """pycma's class for the rule, which draws from `stream` and nowhere else."""
+    rules = _library().sigma_adaptation
+    if name == "csa":
+        rule: type = rules.CMAAdaptSigmaCSA
+        return rule
+
+    class TwoPoint(rules.CMAAdaptSigmaTPA):  # type: ignore[misc, name-defined]
+        """pycma's, which draws two coordinates from the global generator to check them."""
+
+        def check_consistency(self, es: Any) -> None:
+            """Draws as pycma does, so that the points stay its own; the check only warns."""
+            if es.countiter > 3:
+                stream.randint(0, es.N)
+                stream.randint(0, es.N, 1)
+
+    return TwoPoint
+
+
+def _library() -> Any:
+    """pycma, imported on first use: it takes half a second, and warns."""
+    with quiet():
+        import cma
+    return cma
 
 
 def diagonal_cma(

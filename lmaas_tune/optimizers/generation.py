@@ -1,4 +1,4 @@
-"""The one check that every optimizer makes of what it is told: is this the generation I asked?"""
+"""What our optimizers share: a generation is asked once, told once, and told as a whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import numpy as np
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray
+
+
+def check_told(asked: object) -> None:
+    """Refuse a second `ask`: an algorithm that misses a generation changes without a word.
+
+    Args:
+        asked: Points of the last `ask`; None if they were told, or if there was none.
+
+    Raises:
+        InputError: The last generation was not told.
+    """
+    if asked is not None:
+        raise InputError("ask without a tell: the last generation has to be told before the next")
 
 
 def losses_in_ask_order(

@@ -18,7 +18,7 @@ import numpy as np
 
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.optimizers.base import OptimizerFactory
-from lmaas_tune.optimizers.generation import losses_in_ask_order
+from lmaas_tune.optimizers.generation import check_told, losses_in_ask_order
 from lmaas_tune.optimizers.sealed import BorrowedRandomness, quiet
 from lmaas_tune.optimizers.settings import (
     check_calls,
@@ -77,10 +77,10 @@ class Nevergrad:
             return inner
 
         self._inner = self._call(build)
-        if self._inner.recast:
+        if _runs_a_thread(self._inner):
             raise InputError(
-                f"nevergrad:{name} runs another library's loop in a thread that cannot be repeated "
-                "from a seed, nor ended: choose an optimizer that is asked and told"
+                f"nevergrad:{name} runs another library's loop in a thread that no seed can repeat "
+                "and that keeps the program from ending: choose an optimizer that is asked and told"
             )
         self._candidates: list[Any] = []
         self._asked: FloatArray | None = None
@@ -92,6 +92,7 @@ class Nevergrad:
 
     def ask(self) -> FloatArray:
         """See `lmaas_tune.optimizers.base.Optimizer.ask`."""
+        check_told(self._asked)
         count = range(self.population)
         self._candidates = self._call(lambda: [self._inner.ask() for _ in count])
         self._asked = np.array([candidate.value for candidate in self._candidates], dtype=float)
@@ -234,13 +235,20 @@ def _own_population(inner: Any) -> int | None:
     return None if adapted is None else int(adapted)
 
 
+def _runs_a_thread(inner: Any) -> bool:
+    """Whether the algorithm, or a part of it, is a loop in a thread (nevergrad: "recast")."""
+    parts = [getattr(inner, "optim", None), getattr(inner, "_optim", None)]
+    parts += [*(getattr(inner, "optims", None) or ()), *(getattr(inner, "optimizers", None) or ())]
+    return bool(inner.recast) or any(_runs_a_thread(part) for part in parts if part is not None)
+
+
 def _sentence(name: str, error: Exception) -> str:
     """What the user reads when nevergrad fails."""
     cause = f"{type(error).__name__}: {error}".split("\n")[0]
     if isinstance(error, ImportError):
-        package = error.name or "the one it names"
         return (
-            f"nevergrad:{name} needs a package that is not installed ({cause}): install {package}"
+            f"nevergrad:{name} needs a package that is not installed ({error}): "
+            "install it or choose another optimizer"
         )
     numpy_version = tuple(int(part) for part in np.__version__.split(".")[:2])
     if isinstance(error, TypeError) and numpy_version >= (2, 3):

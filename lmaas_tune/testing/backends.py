@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from lmaas_tune.backend import Backend, Capabilities, Embeds, Inspects, ScoreReply, ScoreRequest
+from lmaas_tune.backend import (
+    Backend,
+    Capabilities,
+    Embeds,
+    Inspection,
+    Inspects,
+    ScoreReply,
+    ScoreRequest,
+)
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import INSERTIONS, FloatArray, Insertion, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.task import Batch, Part, Slot
@@ -196,16 +206,30 @@ class BackendConformance(Conformance):
 
     @check(needs="deterministic")
     def test_threads_do_not_disturb_each_other(self, backend: Backend) -> None:
-        """Eight threads at once get what one gets alone."""
+        """Four threads at once, each with all requests in another order, get what one gets."""
         requests = [
             self._request(backend, prompt=prompt, texts=SHORT[: 1 + i % len(SHORT)])
-            for i, prompt in enumerate(self._prompts(backend, 16))
+            for i, prompt in enumerate(self._prompts(backend, 8))
         ]
         alone = [self._score(backend, request) for request in requests]
-        with ThreadPoolExecutor(8) as threads:
-            together = list(threads.map(lambda r: self._score(backend, r), requests))
-        for one, other in zip(alone, together, strict=True):
-            self._same(one, other, "a request alone and among other threads")
+        together_now = Barrier(4)
+
+        def rotated(thread: int) -> list[FloatArray]:
+            together_now.wait()
+            turn = 2 * thread
+            replies = [self._score(backend, r) for r in requests[turn:] + requests[:turn]]
+            return replies[len(requests) - turn :] + replies[: len(requests) - turn]
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)  # threads take turns often, so that a race is met
+        try:
+            with ThreadPoolExecutor(4) as threads:
+                together = list(threads.map(rotated, range(4)))
+        finally:
+            sys.setswitchinterval(interval)
+        for replies in together:
+            for one, other in zip(alone, replies, strict=True):
+                self._same(one, other, "a request alone and among other threads")
 
     # --- identity
 
@@ -297,10 +321,13 @@ class BackendConformance(Conformance):
 
     @check(needs="max_tokens")
     def test_a_row_that_is_too_long_is_refused(self, backend: Backend) -> None:
-        """Never cut without a word."""
+        """Never cut without a word; by `inspect` too, before anything is paid."""
         longest = backend.capabilities.max_tokens or 0
         request = self._request(backend, texts=("word " * (longest + 1),))
-        self._refuses(backend, request, f"a row of more than {longest} tokens")
+        what = f"a row of more than {longest} tokens"
+        self._refuses(backend, request, what)
+        if isinstance(backend, Inspects):
+            _refuses(lambda: backend.inspect(request), f"inspecting {what}")
 
     # --- optional protocols
 
@@ -325,15 +352,23 @@ class BackendConformance(Conformance):
         )
 
     @check(needs="Inspects")
-    def test_inspecting_gives_sentences(self, backend: Backend) -> None:
-        """And refuses what `score` would refuse."""
+    def test_inspecting_tells_the_bill(self, backend: Backend) -> None:
+        """Notes in sentences; rows and tokens as answering counts them, or 0 where unknown."""
         if not isinstance(backend, Inspects):
             raise AssertionError("it has no `inspect`")
-        found = backend.inspect(self._request(backend))
+        request = self._request(backend)
+        found = backend.inspect(request)
+        require(isinstance(found, Inspection), f"inspect gives a {type(found).__name__}")
         require(
-            isinstance(found, list) and all(isinstance(line, str) for line in found),
-            f"inspect gives {found!r}, not a list of sentences",
+            isinstance(found.notes, tuple) and all(isinstance(note, str) for note in found.notes),
+            f"notes are {found.notes!r}, not a tuple of sentences",
         )
+        taken = backend.score([request])[0].usage
+        for told, paid in (
+            (found.usage.sequences, taken.sequences),
+            (found.usage.tokens, taken.tokens),
+        ):
+            require(told in (0, paid), f"inspect tells {found.usage}, and scoring takes {taken}")
 
     # --- building requests
 
@@ -346,15 +381,10 @@ class BackendConformance(Conformance):
         candidates: tuple[str, ...] | None = None,
         rows: Sequence[tuple[Part, ...]] | None = None,
     ) -> ScoreRequest:
-        if rows is None:
-            rows = [
-                (f"{text} ", Slot.PROMPT, " It was ", Slot.LABEL)
-                if text
-                else (Slot.PROMPT, " It was ", Slot.LABEL)
-                for text in (self._texts(backend) if texts is None else texts)
-            ]
         if prompt is None:
             (prompt,) = self._prompts(backend, 1)
+        if rows is None:
+            rows = [_row(text, prompt) for text in texts or self._texts(backend)]
         return ScoreRequest(prompt, Batch(tuple(rows)), candidates or self.candidates)
 
     def _texts(self, backend: Backend) -> tuple[str, ...]:
@@ -397,16 +427,29 @@ class BackendConformance(Conformance):
         self._refuses(backend, self._request(backend, prompt=prompt), what)
 
     def _refuses(self, backend: Backend, request: ScoreRequest, what: str) -> None:
-        try:
-            backend.score([request])
-        except InputError as error:
-            require(str(error).strip(), f"{what} is refused without a sentence")
-        except Exception as error:
-            raise AssertionError(
-                f"{what} raises {type(error).__name__} ({error}) and not an InputError"
-            ) from error
-        else:
-            raise AssertionError(f"{what} is scored, though the capabilities leave it out")
+        _refuses(lambda: backend.score([request]), what)
+
+
+def _row(text: str, prompt: Prompt) -> tuple[Part, ...]:
+    """The text, the prompt, the label; the prompt first where it enters before everything."""
+    if not text:
+        return (Slot.PROMPT, " It was ", Slot.LABEL)
+    if isinstance(prompt, SoftPrompt) and prompt.insertion == "prepend":
+        return (Slot.PROMPT, f" {text} It was ", Slot.LABEL)
+    return (f"{text} ", Slot.PROMPT, " It was ", Slot.LABEL)
+
+
+def _refuses(action: Callable[[], object], what: str) -> None:
+    try:
+        action()
+    except InputError as error:
+        require(str(error).strip(), f"{what} is refused without a sentence")
+    except Exception as error:
+        raise AssertionError(
+            f"{what} raises {type(error).__name__} ({error}) and not an InputError"
+        ) from error
+    else:
+        raise AssertionError(f"{what} passes, though the capabilities leave it out")
 
 
 def _leaves_out(can: Capabilities) -> bool:

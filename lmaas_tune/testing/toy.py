@@ -26,9 +26,10 @@ class ToyBackend:
     """Scores a word by how well it fits the row's words, seen through the prompt.
 
     A row is the direction x of the sum of its words' fixed random vectors, a prompt the mean m
-    of its vectors. The prompt works like an attention gain: far from a planted optimum m* the model hardly
-    looks at the row and follows a bias for the first words of the alphabet; at m* it looks in
-    full. So the loss falls as m comes nearer to m*, smoothly, in as many dimensions as `rank`.
+    of its vectors. The prompt works like an attention gain: far from a planted optimum m* the
+    model hardly looks at the row and follows a bias for the first words of the alphabet; at m* it
+    looks in full. So the loss falls as m comes nearer to m*, smoothly, in as many dimensions as
+    `rank`. A word is scored against all others of the vocabulary, whose logits sum to 0.
 
     Args:
         width: H, of word embeddings and soft prompts.
@@ -87,7 +88,6 @@ class ToyBackend:
         directions = np.array(rows).reshape(-1, self._width)
         norms = np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1.0)
         logits = gain * _SHARPNESS * (directions / norms) @ words.T + (1 - gain) * bias
-        # Each word against all others, whose logits sum to 0: no word depends on the candidates.
         logprobs = -np.logaddexp(0.0, -logits)
         return ScoreReply(logprobs, Usage(requests=1, sequences=len(rows), tokens=tokens))
 
