@@ -32,7 +32,7 @@ class Callback:
         """After the start (generation 0) and after every generation."""
 
     def on_end(self, result: TuneResult) -> None:
-        """After the run, however it stopped, by an error too."""
+        """After the run, however it stopped: by an error too, even one of another `on_start`."""
 
 
 class ProgressBar(Callback):
@@ -70,7 +70,8 @@ class ProgressBar(Callback):
 
     def on_end(self, result: TuneResult) -> None:
         """Leave the bar where it stands."""
-        self._bar.close()
+        if self._bar is not None:  # another callback may have ended the run before it was drawn
+            self._bar.close()
 
 
 def share_spent(budget: Budget, spent: Spent) -> float:

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def read_examples(
         what = f"{what} ({path})"
         raw: Iterable[Any] = _read_file(path)
     elif hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a pandas frame
-        raw = rows.to_dict(orient="records")
+        raw = cast(Any, rows).to_dict(orient="records")
     elif hasattr(rows, "features") and hasattr(rows, "column_names"):  # a datasets.Dataset
         raw = _named_labels(rows, label_field)
     elif isinstance(rows, Iterable) and not isinstance(rows, Mapping):

@@ -28,15 +28,10 @@ from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.tuner import Tuner
 
 TASK = Task(
-    Template("Message: {text}\n{prompt} {label}"),
+    Template("Message: {text}\n {prompt} {label}"),
     Verbalizer({label: label for label in ("billing", "delivery", "returns", "technical")}),
 )
-SETTINGS = Settings(
-    prompt_init="This message is about",
-    intrinsic_dim=100,
-    alpha=0.3,
-    budget=Budget(calls=300),
-)
+SETTINGS = Settings(prompt_init=" This message is about", budget=Budget(calls=150, seconds=150))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +84,7 @@ class Demo:
         self._train, self._validation = demo_rows("train"), demo_rows("dev")
         self._test = demo_rows("test")
         self._targets = TASK.verbalizer.targets(self._test)
-        start = start_from_words(client.backend, SETTINGS.prompt_init, insertion="concat")
+        start = start_from_words(client.backend, *SETTINGS.starting_words, insertion="concat")
         self._plain = TunedPrompt(start, TASK, np.zeros(len(TASK.verbalizer.labels)))
         self._before: FloatArray | None = None
 

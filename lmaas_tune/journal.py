@@ -107,7 +107,8 @@ class Journal:
                 raise StorageError(
                     f"{self._path}: the answer {key!r} was recorded for another question, so the "
                     "replay has left the recorded path; resume with the versions that the "
-                    "journal's first line names"
+                    "journal's first line names, and with the same calls in the budget if the "
+                    "optimizer plans by them"
                 )
             return record
         content, spent = pay()

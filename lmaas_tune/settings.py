@@ -73,7 +73,10 @@ class Settings:
         if not self.starting_words or not all(words.strip() for words in self.starting_words):
             raise InputError("prompt_init is empty: give words to start from, or start='zero'")
         if len(self.starting_words) > 1 and self.start == "words" and not self.score_start:
-            raise InputError("one prompt_init, where score_start is off and none can be chosen")
+            raise InputError(
+                f"{len(self.starting_words)} prompt_inits and score_start=False, which leaves none "
+                "to be chosen by its score: give one prompt_init, or score_start=True"
+            )
         if self.prompt_length is not None and self.prompt_length < 1:
             raise InputError(f"prompt_length={self.prompt_length}: a prompt has 1 token or more")
         if self.start != "words" and self.prompt_length is None:

@@ -186,7 +186,7 @@ class RandomEmbedding:
             embeds=self._embeds,
         )
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of all starts, of what A is drawn from, and of A's last column."""
         last = np.eye(1, self.dim, self.dim - 1)  # times 1 and 0: the column to the last bit

@@ -124,8 +124,8 @@ class Tuner:
         train_rows = read_examples(train, what="train")
         if len(classes := labels_of(train_rows)) < 2:
             raise InputError(
-                f"train: every row has the label {classes[0]!r}, which leaves nothing to tell "
-                "apart: add rows of another class"
+                f"train: every row has the label {', '.join(classes)!r}, which leaves nothing "
+                "to tell apart: add rows of another class"
             )
         other_rows = None if validation is None else read_examples(validation, what="validation")
         task = self._task(train_rows)
@@ -269,19 +269,29 @@ class Tuner:
         )
 
     def _end(self, result: TuneResult) -> TuneResult:
-        for callback in self._callbacks:
-            callback.on_end(result)
-        if self._out is not None:
-            result.save(self._out)
+        try:
+            if self._out is not None:
+                result.save(self._out)
+        finally:
+            for callback in self._callbacks:
+                callback.on_end(result)
         return result
 
 
 def default_template(example: Example) -> Template:
-    """Each field on a line under its name, then the prompt and the label: it serves any task."""
+    """Each field on a line under its name, then the prompt and the label: it serves any task.
+
+    Raises:
+        InputError: A field's name means something else in a template.
+    """
     lines = []
     for name in example.fields:
-        field = name.replace("{", "{{").replace("}", "}}")
-        lines.append(f"{field.replace('_', ' ').capitalize()}: {{{field}}}\n")
+        if not name or {"{", "}"} & set(name) or name in ("prompt", "label"):
+            raise InputError(
+                f"the column {name!r} cannot stand in a template, where braces and the names "
+                "prompt and label mean something else: rename the column"
+            )
+        lines.append(f"{name.replace('_', ' ').capitalize()}: {{{name}}}\n")
     return Template("".join(lines) + " {prompt} {label}")
 
 
@@ -364,5 +374,5 @@ def _name(thing: object) -> str:
     """A name that a run's record can hold."""
     if isinstance(thing, str):
         return thing
-    owner = thing if hasattr(thing, "__qualname__") else type(thing)
+    owner: Any = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{owner.__module__}:{owner.__qualname__}"

@@ -46,6 +46,7 @@ class Reading:
         nodes, tokens, columns = torch.tensor(self.picks, device=logits.device).T
         logits = logits.float()
         picked = logits[:, nodes, tokens] - torch.logsumexp(logits, dim=-1)[:, nodes]
+        picked.clamp_(max=0)  # what rounding may leave above
         out.index_add_(1, columns.cpu(), picked.double().cpu())
 
 

@@ -16,15 +16,14 @@ from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
-from lmaas_tune_adapters.hf.forward import head_reads_only, placed, token_ids
+from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids
 from lmaas_tune_adapters.hf.loading import LoadedModel
-
 
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, (heads, attention heads, length, width)."""
 
 
-class HeadLayer(DynamicLayer):  # type: ignore[misc]  # transformers is loosely typed
+class HeadLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values of heads that tails go on from; a pass adds nothing to it.
 
     Args:
@@ -34,23 +33,31 @@ class HeadLayer(DynamicLayer):  # type: ignore[misc]  # transformers is loosely 
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, fans: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
-        self.keys, self.values, self._fans = keys, values, list(fans)
+        self.keys, self.values = self._heads = keys, values
+        self._fans = list(fans)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each tail's states behind its head's."""
-        return self._joint(self.keys, key_states), self._joint(self.values, value_states)
+        keys, values = self._heads
+        return self._joint(keys, key_states), self._joint(values, value_states)
 
     def _joint(self, heads: torch.Tensor, tails: torch.Tensor) -> torch.Tensor:
         length = heads.shape[-2]
         joint = tails.new_empty(*tails.shape[:-2], length + tails.shape[-2], tails.shape[-1])
         joint[..., length:, :] = tails
-        for head, rows in zip(heads, joint[..., :length, :].split(self._fans), strict=True):
-            rows[:] = head
+        places = torch.split(joint[..., :length, :], self._fans)
+        for head, place in zip(heads, places, strict=True):
+            place[:] = head
         return joint
+
+
+def _cache(states: States, fans: Sequence[int]) -> Cache:
+    layers: list[Any] = [HeadLayer(keys, values, fans) for keys, values in states]
+    return Cache(layers=layers)
 
 
 class HeadStore:
@@ -154,6 +161,10 @@ class CausalScorer:
         """How many tokens the model reads before the label word."""
         return len(row.ids)
 
+    def places(self, row: EncodedRow, longest: int) -> int:
+        """How many places a row takes, the longest label word less its last token included."""
+        return len(row.ids) + longest - 1
+
     def scores(self, cohort: Cohort) -> torch.Tensor:
         """(requests, rows, words) summed log-probabilities."""
         out = cohort.scores()
@@ -228,15 +239,18 @@ class CausalScorer:
         if states is not None:
             counts = Counter(item.key for item in items)
             fans = [counts[head[0].key] for head in heads]
-            layers = [HeadLayer(keys, values, fans) for keys, values in states]
-            inputs = {"use_cache": True, "past_key_values": Cache(layers=layers)}
+            inputs = {"use_cache": True, "past_key_values": _cache(states, fans)}
         if not reading.is_chain:
             inputs |= branching(first.head, first.tail, reading.parents, embeddings)
         last = first.tail - 1
         positions = torch.arange(last, last + reading.nodes, device=embeddings.device)
-        with head_reads_only(self._model.base_model, positions.expand(len(items), -1)):
-            logits: torch.Tensor = self._model(inputs_embeds=embeddings, **inputs).logits
-        return logits
+        return logits_at(
+            self._model,
+            self._model.get_decoder(),
+            positions.expand(len(items), -1),
+            inputs_embeds=embeddings,
+            **inputs,
+        )
 
     def _abilities(self) -> tuple[bool, bool]:
         """Whether heads can be shared, and whether tails may branch: tried out, not assumed."""
@@ -250,10 +264,10 @@ class CausalScorer:
         kept_layers = getattr(kept, "layers", ())
         if not kept_layers or any(type(layer) is not DynamicLayer for layer in kept_layers):
             return False, False
-        layers = [HeadLayer(layer.keys, layer.values, [1]) for layer in kept_layers]
+        states = [(layer.keys, layer.values) for layer in kept_layers]
 
         def tail_logits(tail: torch.Tensor, **inputs: Any) -> torch.Tensor:
-            cache = Cache(layers=layers)
+            cache = _cache(states, [1])
             output = self._model(
                 inputs_embeds=tail, past_key_values=cache, use_cache=True, **inputs
             )

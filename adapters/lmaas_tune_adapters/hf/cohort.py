@@ -66,6 +66,10 @@ class Scorer(Protocol):
         """How many tokens of a row the model reads for label words of one token."""
         ...
 
+    def places(self, row: EncodedRow, longest: int) -> int:
+        """How many of the model's places a row takes, its longest label word of so many tokens."""
+        ...
+
     def scores(self, cohort: Cohort) -> torch.Tensor:
         """(requests, rows, words) float64 summed log-probabilities."""
         ...

@@ -230,7 +230,7 @@ def _check_unicode(text: str, what: str) -> None:
         ) from error
 
 
-def word_remarks(
+def word_notes(
     candidates: Sequence[str], words: Sequence[tuple[int, ...]], tokenizer: Any
 ) -> list[str]:
     """What a user should know about label words.
@@ -240,7 +240,7 @@ def word_remarks(
     """
     same: dict[tuple[int, ...], str] = {}
     firsts: defaultdict[int, list[str]] = defaultdict(list)
-    remarks = []
+    notes = []
     for candidate, ids in zip(candidates, words, strict=True):
         if not ids or tokenizer.unk_token_id in ids:
             raise InputError(
@@ -255,12 +255,12 @@ def word_remarks(
         firsts[ids[0]].append(candidate)
         if len(ids) > 1:
             pieces = [tokenizer.decode([i]).strip() for i in ids]
-            remarks.append(
+            notes.append(
                 f"the label word {candidate!r} is {len(ids)} tokens to the model and begins with "
                 f"{pieces[0]!r}; its log-probability is the sum over {pieces}"
             )
     for sharing in firsts.values():
         if len(sharing) > 1:
             listed = ", ".join(map(repr, sharing))
-            remarks.append(f"the label words {listed} begin with the same token")
-    return remarks
+            notes.append(f"the label words {listed} begin with the same token")
+    return notes

@@ -12,28 +12,37 @@ from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 
 
-@contextlib.contextmanager
-def head_reads_only(body: Any, positions: torch.Tensor) -> Iterator[None]:
-    """Let a model's head see only these positions of its body's last hidden states.
+def logits_at(network: Any, body: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Logits of the vocabulary at these positions and nowhere else.
 
-    The head, of whatever make (bias, scaling, soft cap), then computes the logits of the
-    vocabulary there and nowhere else.
+    The model's head, of whatever make (bias, scaling, soft cap), sees only these positions of
+    what the module below it gives.
 
     Args:
-        body: The module below the head.
-        positions: (n, reads) for a pass of n sequences.
+        network: The model with its head.
+        body: The module after which positions no longer see each other.
+        positions: (n, reads) for a pass of n sequences; consecutive in each.
+        inputs: Of the model.
+
+    Returns:
+        (n, reads, vocabulary)
     """
     rows = torch.arange(len(positions), device=positions.device)[:, None]
 
     def narrow(_module: Any, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return output[0][rows, positions], *output[1:]
         output.last_hidden_state = output.last_hidden_state[rows, positions]
         return output
 
     hook = body.register_forward_hook(narrow)
     try:
-        yield
+        logits: torch.Tensor = network(**inputs).logits
     finally:
         hook.remove()
+    if logits.shape[1] != positions.shape[1]:  # a head that goes past its body's output
+        logits = logits[rows, positions]
+    return logits
 
 
 @contextlib.contextmanager

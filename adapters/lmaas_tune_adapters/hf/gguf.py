@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
+
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune_adapters.hf.loading import AUTO_CLASSES, load, quiet
 
@@ -33,7 +35,7 @@ def convert_gguf(gguf_file: str | Path, folder: str | Path) -> Path:
         config = loaded.model.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        plain = AUTO_CLASSES[loaded.family].from_config(config)
+        plain = AUTO_CLASSES[loaded.family].from_config(config, dtype=torch.float32)
         plain.load_state_dict(loaded.model.state_dict())
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +45,7 @@ def convert_gguf(gguf_file: str | Path, folder: str | Path) -> Path:
         try:
             plain.save_pretrained(draft)
             loaded.tokenizer.save_pretrained(draft)
+            draft.chmod(0o755)  # a temporary folder is its owner's alone
             draft.rename(target)
         except OSError as error:
             if not target.exists():  # else another process was faster, which is as good

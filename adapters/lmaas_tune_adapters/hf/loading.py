@@ -113,7 +113,7 @@ def _source(model: str | Path, revision: str | None) -> tuple[str, dict[str, Any
     path = Path(model)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"there is no GGUF file {str(path)!r}")
+            raise InputError(f"there is no GGUF file {str(path)!r}: check the path")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -198,7 +198,7 @@ def _checksums(weight: torch.Tensor) -> bytes:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No bars and no chatter from transformers; both are as before afterwards."""
-    log = transformers.utils.logging
+    log: Any = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()

@@ -15,11 +15,14 @@ from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.forward import (
     embeddings_changed,
-    head_reads_only,
+    logits_at,
     placed,
     token_ids,
 )
 from lmaas_tune_adapters.hf.loading import LoadedModel
+
+_FEED_FORWARD_LAST = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+"""Types whose last layer works position by position behind its attention: needed at masks only."""
 
 
 class MaskedScorer:
@@ -44,6 +47,9 @@ class MaskedScorer:
         # BERT and its kin normalise what a token's word, place and type add up to
         embeddings = getattr(self._model.base_model, "embeddings", None)
         self._normalised: Any = embeddings if hasattr(embeddings, "LayerNorm") else None
+        self._body = self._model.base_model
+        if self._model.config.model_type in _FEED_FORWARD_LAST:
+            self._body = self._body.encoder.layer[-1].attention
         self.insertions: frozenset[Insertion] = frozenset(
             {"concat", "add", "prepend"} if self._normalised else {"concat", "add"}
         )
@@ -51,6 +57,10 @@ class MaskedScorer:
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens the model reads, one mask included."""
         return len(row.ids) + 1
+
+    def places(self, row: EncodedRow, longest: int) -> int:
+        """How many places a row takes, the masks of the longest label word included."""
+        return len(row.ids) + longest
 
     def scores(self, cohort: Cohort) -> torch.Tensor:
         """(requests, rows, words) summed log-probabilities."""
@@ -87,6 +97,4 @@ class MaskedScorer:
                     stack.enter_context(embeddings_changed(self._normalised, change))
                 else:
                     embeddings = placed(embeddings, starts, vectors, cohort.insertion)
-            stack.enter_context(head_reads_only(self._model.base_model, positions))
-            logits: torch.Tensor = self._model(inputs_embeds=embeddings).logits
-        return logits
+            return logits_at(self._model, self._body, positions, inputs_embeds=embeddings)

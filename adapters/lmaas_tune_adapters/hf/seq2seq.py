@@ -13,7 +13,7 @@ from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow
-from lmaas_tune_adapters.hf.forward import head_reads_only, placed, token_ids
+from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids
 from lmaas_tune_adapters.hf.loading import LoadedModel
 
 Answer: TypeAlias = Literal["auto", "sentinel", "infill", "direct"]
@@ -69,6 +69,11 @@ class Seq2SeqScorer:
         """How many tokens encoder and decoder read before the label word."""
         return len(row.ids) + len(self._hole) + len(self._said(row))
 
+    def places(self, row: EncodedRow, longest: int) -> int:
+        """How many places a row takes, in the encoder or the decoder, whichever is longer."""
+        encoder = len(row.ids) + len(self._hole)
+        return max(encoder, len(self._said(row)) + longest - 1)
+
     def scores(self, cohort: Cohort) -> torch.Tensor:
         """(requests, rows, words) summed log-probabilities."""
         out = cohort.scores()
@@ -123,10 +128,11 @@ class Seq2SeqScorer:
         """(n, nodes, vocabulary) from the last token before the label word on."""
         first = said.shape[1] - len(fill) - 1
         positions = torch.arange(first, first + nodes, device=said.device).expand(len(said), -1)
-        with head_reads_only(self._model.get_decoder(), positions):
-            logits: torch.Tensor = self._model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=memory),
-                decoder_inputs_embeds=said,
-                use_cache=False,
-            ).logits
-        return logits
+        return logits_at(
+            self._model,
+            self._model.get_decoder(),
+            positions,
+            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
+            decoder_inputs_embeds=said,
+            use_cache=False,
+        )

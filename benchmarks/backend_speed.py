@@ -1,0 +1,261 @@
+"""How much faster the Hugging Face backend scores a generation than a plain loop does.
+
+The plain loop is what one writes first: one candidate at a time, 32 rows padded to the longest
+under an attention mask, logits of the whole vocabulary at every position. Both sides score the
+same soft prompts in one run, turn by turn, and must agree to 1e-4.
+
+    python benchmarks/backend_speed.py                       # random weights, shapes as measured
+    python benchmarks/backend_speed.py --causal FOLDER       # a causal model of your own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+from lmaas_tune_adapters.hf import HFBackend
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.prompts import FloatArray, SoftPrompt
+from lmaas_tune.task import Batch, Example, Slot, Template
+
+CANDIDATES = ("bad", "great")
+WORDS = (  # noqa: SIM905
+    "the film is a slow dull gripping tender story that never quite finds its way and yet an "
+    "honest cast with warm music some bright jokes but too much talk about love loss money"
+).split()
+
+
+@dataclass
+class Times:
+    """Seconds a candidate, wall and processor, of each turn."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def measure(self, count: int, work: Callable[[], Any]) -> Any:
+        """Time work on `count` candidates."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = work()
+        self.wall.append((time.perf_counter() - wall) / count)
+        self.cpu.append((time.process_time() - cpu) / count)
+        return result
+
+
+def sentences(rows: int = 32) -> list[str]:
+    """Rows of 6 to 56 words, most of them short, as in SST-2."""
+    rng = random.Random(0)
+    lengths = [6, 56, *(round(6 + 50 * rng.betavariate(1.3, 2.6)) for _ in range(rows - 2))]
+    return [" ".join(rng.choices(WORDS, k=length)) for length in lengths]
+
+
+def tokenizer(*, masked: bool) -> Any:
+    """A byte-level BPE that has every word above as one token."""
+    specials = ["<s>", "<pad>", "</s>", "<mask>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    lines = [" ".join(["", *WORDS, *WORDS, "It was bad great ."])] * 3
+    trainer = trainers.BpeTrainer(
+        special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(lines, trainer)
+    if masked:
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        mask_token="<mask>",
+    )
+
+
+def causal_model(folder: Path) -> Path:
+    """Random weights in the shape of SmolLM2-135M."""
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer(masked=False).save_pretrained(folder)
+    return folder
+
+
+def masked_model(folder: Path) -> Path:
+    """Random weights in the shape of RoBERTa-base."""
+    config = transformers.RobertaConfig(
+        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5
+    )
+    transformers.RobertaForMaskedLM(config).save_pretrained(folder)
+    tokenizer(masked=True).save_pretrained(folder)
+    return folder
+
+
+def plain_loop(backend: HFBackend, model: Any, tok: Any, batch: Batch) -> Callable[..., FloatArray]:
+    """A function from a soft prompt to (rows, words) log-probabilities, the plain way."""
+    causal = not hasattr(model.config, "type_vocab_size")
+    table = model.get_input_embeddings()
+    words = [tok(f" {word}", add_special_tokens=False)["input_ids"][0] for word in CANDIDATES]
+    rows = [_pieces(tok, row, causal=causal) for row in batch.rows]
+    masks = torch.tensor([[tok.mask_token_id]]) if not causal else None
+
+    def score(prompt: SoftPrompt) -> FloatArray:
+        vectors = torch.tensor(prompt.vectors)
+        length = max(sum(len(part) for part in row if part is not Slot.PROMPT) for row in rows)
+        length += prompt.length
+        embeddings = torch.zeros(len(rows), length, table.weight.shape[1])
+        attention = torch.zeros(len(rows), length, dtype=torch.long)
+        reads = []
+        for index, row in enumerate(rows):
+            parts = [vectors if p is Slot.PROMPT else table(torch.tensor(p)) for p in row]
+            joint = torch.cat(parts)
+            embeddings[index, : len(joint)] = joint
+            attention[index, : len(joint)] = 1
+            flat = [i for part in row if part is not Slot.PROMPT for i in part]
+            reads.append(
+                len(joint) - 1 if masks is None else flat.index(tok.mask_token_id) + prompt.length
+            )
+        logits = model(inputs_embeds=embeddings, attention_mask=attention).logits
+        table_of_all = logits.log_softmax(-1)
+        return table_of_all[torch.arange(len(rows)), reads][:, words].double().numpy()
+
+    return score
+
+
+def _pieces(tok: Any, row: tuple[Any, ...], *, causal: bool) -> list[Any]:
+    """Token ids of the parts of a row, its prompt left as it is."""
+    parts: list[Any] = []
+    for index, part in enumerate(row):
+        if part is Slot.LABEL:
+            if not causal:
+                parts.append([tok.mask_token_id])
+        elif part is Slot.PROMPT:
+            parts.append(part)
+        else:
+            before_slot = index + 1 < len(row)
+            text = part[:-1] if before_slot and part.endswith(" ") else part
+            parts.append(tok(text, add_special_tokens=False)["input_ids"])
+    return parts if causal else [[tok.bos_token_id], *parts, [tok.eos_token_id]]
+
+
+def compare(
+    backend: HFBackend, loop: tuple[Any, Any], template: str, length: int, args: Any
+) -> dict[str, Any]:
+    """Score generations both ways, turn by turn."""
+    batch = Template(template).batch([Example({"text": text}) for text in sentences()])
+    rng = np.random.default_rng(0)
+    width = backend.capabilities.soft_prompt_width
+    vectors = rng.standard_normal((args.population, length, width)) * backend.embedding_std
+    prompts = [SoftPrompt(v) for v in vectors]
+    requests = [ScoreRequest(prompt, batch, CANDIDATES) for prompt in prompts]
+    plain = plain_loop(backend, *loop, batch)
+    backend.score(requests[:1])  # what a run keeps is there from its second call on
+    ours, theirs, largest = Times(), Times(), 0.0
+    with torch.inference_mode():
+        for turn in range(args.turns):
+            prompt = prompts[turn]
+            expected = theirs.measure(1, lambda prompt=prompt: plain(prompt))
+            replies = ours.measure(len(requests), lambda: backend.score(requests))
+            largest = max(largest, float(np.abs(replies[turn].logprobs - expected).max()))
+    if largest > 1e-4:
+        raise SystemExit(f"{template!r}: the scores differ by {largest:.1e}")
+    return {
+        "template": template,
+        "prompt_tokens": length,
+        "plain_s": min(theirs.wall),
+        "ours_s": min(ours.wall),
+        "ratio": min(theirs.wall) / min(ours.wall),
+        "cpu_ratio": min(theirs.cpu) / min(ours.cpu),
+        "difference": largest,
+    }
+
+
+def processor() -> str:
+    """Its name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--causal", type=Path, help="folder of a causal model, for random weights")
+    parser.add_argument("--population", type=int, default=20, help="candidates of a generation")
+    parser.add_argument("--turns", type=int, default=2, help="turns a side; the best one counts")
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as temporary:
+        causal = args.causal or causal_model(Path(temporary) / "smollm2-shape")
+        masked = masked_model(Path(temporary) / "roberta-base-shape")
+        rows = []
+        for folder, kind, cases in (
+            (
+                causal,
+                transformers.AutoModelForCausalLM,
+                (("{prompt} {text} It was {label}", 50), ("{text} {prompt} It was {label}", 5)),
+            ),
+            (
+                masked,
+                transformers.AutoModelForMaskedLM,
+                (("{prompt} {text} It was {label} .", 50),),
+            ),
+        ):
+            backend = HFBackend(folder, device="cpu")
+            loop = (
+                kind.from_pretrained(folder, dtype=torch.float32).eval(),
+                transformers.AutoTokenizer.from_pretrained(folder),
+            )
+            rows += [{"model": folder.name} | compare(backend, loop, *case, args) for case in cases]
+    machine = {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{m.__name__: m.__version__ for m in (torch, transformers, tokenizers, np)},
+    }
+    if args.json:
+        print(json.dumps({"machine": machine, "rows": rows}))
+        return
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    print(f"32 rows, {args.population} candidates a generation, seconds a candidate, float32\n")
+    print("| model | template | L | plain loop | hf backend | ratio | by cpu time | difference |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['model']} | `{row['template']}` | {row['prompt_tokens']} | "
+            f"{row['plain_s']:.2f} | {row['ours_s']:.2f} | {row['ratio']:.1f} | "
+            f"{row['cpu_ratio']:.1f} | {row['difference']:.0e} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What the commands share: the parser, their outcome, the flags that name a backend."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
+
+from lmaas_tune.backend import Backend
+from lmaas_tune.client import Client
+from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.middleware.meter import Price
+from lmaas_tune.registry import load_backend
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+"""Exit statuses, beside 0."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command came to.
+
+    Attributes:
+        content: For programs: what ``--json`` prints.
+        text: For people: the same in words.
+        error: A line for standard error.
+        code: Exit status.
+    """
+
+    content: Mapping[str, Any]
+    text: str = ""
+    error: str = ""
+    code: int = 0
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors of ours, in one sentence."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise, where argparse would exit."""
+        raise InputError(f"{message} ({self.prog} --help shows what it takes)")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+"""Where a command adds itself."""
+
+
+def add_command(commands: Commands, name: str, summary: str) -> Parser:
+    """A command, with the flags that all of them have."""
+    command = commands.add_parser(name, help=summary, description=f"{summary}.")
+    command.add_argument("--json", action="store_true", help="print one JSON object instead")
+    command.add_argument(
+        "--traceback", action="store_true", help="show where in the program an error arose"
+    )
+    return command
+
+
+def add_backend(command: Parser) -> None:
+    """The flags that `open_client` reads."""
+    group = command.add_argument_group("the model")
+    group.add_argument(
+        "--backend", default="hf", help="who runs it; `lmaas-tune backends` lists them (hf)"
+    )
+    group.add_argument("--model", help="which; for hf a hub name, a folder or a .gguf file")
+    group.add_argument(
+        "--backend-options",
+        default="",
+        metavar="NAME=VALUE,...",
+        help="the backend's own settings, as dtype=bfloat16,device=cpu",
+    )
+    group.add_argument("--cache", metavar="FILE", help="keep answers, so that none is paid twice")
+    group.add_argument("--price-in", type=float, metavar="P", help="money per million tokens read")
+    group.add_argument(
+        "--price-out", type=float, metavar="P", help="money per million tokens written (one a row)"
+    )
+
+
+def open_client(arguments: argparse.Namespace) -> Client:
+    """The client that the flags describe.
+
+    Raises:
+        InputError: They describe none.
+    """
+    backend = open_backend(
+        arguments.backend, arguments.model, parse_options(arguments.backend_options)
+    )
+    price_in, price_out = arguments.price_in, arguments.price_out
+    free = price_in is None and price_out is None
+    price = None if free else Price(input=price_in or 0.0, output=price_out or 0.0)
+    return Client(backend, cache=arguments.cache, price=price)
+
+
+def open_backend(name: str, model: str | None, options: Mapping[str, object]) -> Backend:
+    """Build a backend by name; its factory takes the model as ``model``, if it takes one.
+
+    Raises:
+        InputError: Unknown name or option, a model too few or too many, or the backend's own.
+    """
+    factory = load_backend(name)
+    parameters = inspect.signature(factory).parameters
+    if "model" in parameters and model is None:
+        raise InputError(f"the backend {name!r} needs a model: give --model")
+    if "model" not in parameters and model is not None:
+        raise InputError(f"the backend {name!r} takes no model: leave out --model {model}")
+    for option in options:
+        known = [parameter for parameter in parameters if parameter != "model"]
+        if option not in known:
+            raise InputError(
+                f"the backend {name!r} has no option {option!r}; {did_you_mean(option, known)}"
+            )
+    models = {} if model is None else {"model": model}
+    return factory(**models, **options)
+
+
+def backend_flags(arguments: argparse.Namespace) -> list[str]:
+    """The flags that open the same backend again, to be shown in a command."""
+    flags = ["--backend", arguments.backend]
+    if arguments.model is not None:
+        flags += ["--model", arguments.model]
+    if arguments.backend_options:
+        flags += ["--backend-options", arguments.backend_options]
+    return flags
+
+
+def parse_options(text: str) -> dict[str, object]:
+    """Read ``"population=20,step_rule=csa"``; numbers, true and false are taken as such.
+
+    Raises:
+        InputError: A part is no ``name=value``, or a name comes twice.
+    """
+    options: dict[str, object] = {}
+    for part in text.split(",") if text.strip() else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name:
+            raise InputError(f"options {text!r}: {part.strip()!r} is no name=value")
+        if name in options:
+            raise InputError(f"options {text!r}: {name} is given twice")
+        options[name] = _value(value)
+    return options
+
+
+def _value(text: str) -> object:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def command_line(*words: str) -> str:
+    """A command that can be pasted into a shell."""
+    return shlex.join(["lmaas-tune", *words])

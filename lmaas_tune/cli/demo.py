@@ -1,0 +1,167 @@
+"""``lmaas-tune demo``: see it work, on a small model and messages that come with the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol, cast
+
+from lmaas_tune.callbacks import Callback, ProgressBar
+from lmaas_tune.cli.arguments import Commands, Outcome, add_command, command_line, open_backend
+from lmaas_tune.cli.report import interrupted
+from lmaas_tune.cli.wording import (
+    comparison_json,
+    comparison_table,
+    count,
+    number,
+    result_json,
+    spent_words,
+)
+from lmaas_tune.client import Client
+from lmaas_tune.demo import SETTINGS, Changed, Demo
+from lmaas_tune.errors import InputError
+from lmaas_tune.journal import FILE_NAME
+from lmaas_tune.middleware.meter import Budget
+from lmaas_tune.models import SMOLLM2, ready_model
+from lmaas_tune.registry import load_backend
+from lmaas_tune.result import Comparison
+from lmaas_tune.step import Step
+
+BACKEND = "hf"
+OUT = "lmaas-tune-demo"
+SHOWN = 3
+MESSAGE = "The courier left my parcel in the rain and the box is soaked."
+INTRO = """\
+A language model is asked which department a customer's message belongs to. Its weights stay as
+they are: a few vectors in front of the answer are tuned, seeing nothing but the model's answers."""
+
+
+class _ConvertsGGUF(Protocol):
+    convert_gguf: Callable[[Path, Path], object]
+
+
+class Improvements(Callback):
+    """A line for every better prompt, for where no bar can be drawn."""
+
+    def on_step(self, step: Step) -> None:
+        """Say what was found, if it is better."""
+        best = step.best.judged
+        if step.improved and best is not None:
+            print(f"  call {step.spent.calls:>4}  validation loss {number(best.loss)}", flush=True)
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(commands, "demo", "See it work on a small model, in minutes")
+    command.add_argument(
+        "--model",
+        help=f"hub name or folder of another model ({SMOLLM2.name}, fetched once: "
+        f"{SMOLLM2.megabytes} MB)",
+    )
+    command.add_argument(
+        "--budget", metavar="NAME=N,...", help=f"what ends the search ({SETTINGS.budget})"
+    )
+    command.add_argument("--seed", type=int, default=0, help="the same seed, the same run (0)")
+    command.add_argument(
+        "--out", metavar="DIR", help=f"where the run is kept ({OUT}, or with a number behind)"
+    )
+    command.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Before, search, after."""
+    if arguments.resume and arguments.out is None:
+        raise InputError("--resume goes on with the run in a folder: give its --out")
+    budget = None if arguments.budget is None else Budget.parse(arguments.budget)
+    out = _free_folder() if arguments.out is None else Path(arguments.out)
+    print(INTRO + "\n", flush=True)
+    model = arguments.model or str(_own_model())
+    demo = Demo(Client(open_backend(BACKEND, model, {})))
+    name = SMOLLM2.name if arguments.model is None else Path(model).name
+    print(f"{name} sorts the test messages as it is ...", flush=True)
+    before = demo.before()
+    print(
+        f"{before.accuracy:.1%} of {count('test message', before.rows)} right (chance: 25%).\n"
+        f"Searching for a better prompt with {count('training message', demo.training_rows)} ...",
+        flush=True,
+    )
+    progress = ProgressBar() if sys.stderr.isatty() else Improvements()
+    result = demo.tune(
+        budget=budget, seed=arguments.seed, out=out, resume=arguments.resume, callbacks=[progress]
+    )
+    if not result.finished:
+        return interrupted(result, _resume_command(arguments, out))
+    after = demo.after(result)
+    next_command = command_line(
+        "predict", "--prompt", str(out), "--backend", BACKEND, "--model", model, "--text", MESSAGE
+    )
+    content = {
+        **comparison_json(after.comparison),
+        **result_json(result),
+        "changed": [asdict(changed) for changed in after.changed[:SHOWN]],
+        "prompt": str(out.resolve()),
+        "next_command": next_command,
+    }
+    lines = [
+        "",
+        comparison_table(content),
+        _shares(after.comparison),
+        "",
+        *_changed_lines(after.changed),
+        "",
+        f"Spent: {spent_words(result.spent)}.",
+        f"The prompt is saved in {out}. Try it on a message of your own:",
+        f"  {next_command}",
+    ]
+    return Outcome(content, "\n".join(lines))
+
+
+def _own_model() -> Path:
+    backend = cast(_ConvertsGGUF, load_backend(BACKEND))
+    return ready_model(
+        SMOLLM2, backend.convert_gguf, say=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+
+
+def _free_folder() -> Path:
+    """`OUT`, or with the first number behind it that holds no run."""
+    folder, number = Path(OUT), 1
+    while (folder / FILE_NAME).exists():
+        number += 1
+        folder = Path(f"{OUT}-{number}")
+    return folder
+
+
+def _resume_command(arguments: argparse.Namespace, out: Path) -> str:
+    words = [word for word in arguments.argv if word != "--resume"]
+    kept = [] if arguments.out is not None else ["--out", str(out)]
+    return command_line(*words, *kept, "--resume")
+
+
+def _shares(comparison: Comparison) -> str:
+    """Which part of the gain came from where."""
+    calibration = comparison.start.accuracy - comparison.baseline.accuracy
+    search = comparison.tuned.accuracy - comparison.start.accuracy
+    return (
+        f"Calibration (one number a label, from the training messages) gave "
+        f"{100 * calibration:+.1f} points, the search on top of it {100 * search:+.1f}."
+    )
+
+
+def _changed_lines(changed: Sequence[Changed]) -> list[str]:
+    gained = sum(change.after == change.label for change in changed)
+    lost = sum(change.before == change.label for change in changed)
+    lines = [
+        f"{count('answer', len(changed))} changed: {gained} became right, {lost} became wrong."
+        + (f" The first {SHOWN}:" if len(changed) > SHOWN else "")
+    ]
+    for change in changed[:SHOWN]:
+        verdict = "right" if change.after == change.label else f"it is {change.label}"
+        lines.append(f"  {textwrap.shorten(change.text, 90, placeholder=' ...')}")
+        lines.append(f"    {change.before} -> {change.after} ({verdict})")
+    return lines

@@ -1,0 +1,38 @@
+"""``lmaas-tune evaluate``: how good a saved prompt is."""
+
+from __future__ import annotations
+
+import argparse
+
+from lmaas_tune.artifact import TunedPrompt
+from lmaas_tune.cli.arguments import Commands, Outcome, add_backend, add_command, open_client
+from lmaas_tune.cli.report import check_test_rows
+from lmaas_tune.cli.wording import count, number, score_json, spent_words
+from lmaas_tune.data import read_examples
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(commands, "evaluate", "Score a saved prompt on labelled rows")
+    command.add_argument("--prompt", metavar="DIR", required=True, help="where tune saved it")
+    command.add_argument("--test", metavar="FILE", required=True, help="labelled rows")
+    command.add_argument(
+        "--label-field", default="label", metavar="NAME", help="the field with the label (label)"
+    )
+    add_backend(command)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Score every row."""
+    prompt = TunedPrompt.load(arguments.prompt)
+    test = read_examples(arguments.test, label_field=arguments.label_field, what="test")
+    check_test_rows(prompt.task, test)
+    client = open_client(arguments)
+    score = score_json(prompt.score(client, test))
+    content = {**score, "identity": client.identity, "spent": client.spent.to_json()}
+    text = (
+        f"{score['accuracy']:.1%} of {count('row', score['rows'])} right, "
+        f"loss {number(score['loss'])} ({spent_words(client.spent)})"
+    )
+    return Outcome(content, text)

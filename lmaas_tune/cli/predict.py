@@ -1,0 +1,68 @@
+"""``lmaas-tune predict``: use a saved prompt."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from lmaas_tune.artifact import TunedPrompt
+from lmaas_tune.cli.arguments import Commands, Outcome, add_backend, add_command, open_client
+from lmaas_tune.data import read_examples
+from lmaas_tune.errors import InputError
+from lmaas_tune.task import Example, Template
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(commands, "predict", "Label texts with a saved prompt")
+    command.add_argument("--prompt", metavar="DIR", required=True, help="where tune saved it")
+    rows = command.add_mutually_exclusive_group(required=True)
+    rows.add_argument("--text", action="append", help="a text; may be given again and again")
+    rows.add_argument("--input", metavar="FILE", help=".jsonl, .json, .csv or .tsv rows")
+    add_backend(command)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Label every text."""
+    prompt = TunedPrompt.load(arguments.prompt)
+    if arguments.text is None:
+        rows = read_examples(arguments.input, labelled=False, what="input")
+    else:
+        rows = _examples(arguments.text, prompt.task.template)
+    prompt.task.template.batch(rows)  # a missing field shows before a model is loaded
+    client = open_client(arguments)
+    probabilities = prompt.predict_proba(client, rows)
+    labels = prompt.task.verbalizer.labels
+    predictions = [
+        {
+            "label": labels[row.argmax()],
+            "probabilities": {label: float(p) for label, p in zip(labels, row, strict=True)},
+        }
+        for row in probabilities
+    ]
+    lines = [
+        f"{labels[row.argmax()]}\t{row.max():.3f}\t{_first_line(example)}"
+        for row, example in zip(probabilities, rows, strict=True)
+    ]
+    content = {
+        "predictions": predictions,
+        "identity": client.identity,
+        "spent": client.spent.to_json(),
+    }
+    return Outcome(content, "\n".join(lines))
+
+
+def _examples(texts: Sequence[str], template: Template) -> list[Example]:
+    """Texts stand for the template's only field, whatever its name."""
+    if len(template.fields) != 1:
+        raise InputError(
+            f"--text serves templates of one field, and this prompt's has "
+            f"{', '.join(template.fields) or 'none'}: give rows with --input"
+        )
+    return [Example({template.fields[0]: text}) for text in texts]
+
+
+def _first_line(example: Example) -> str:
+    text = " ".join(" ".join(example.fields.values()).split())
+    return text if len(text) <= 80 else text[:79] + "…"

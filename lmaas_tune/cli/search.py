@@ -1,0 +1,110 @@
+"""The flags of ``tune`` that say how to search, and the settings they come to."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from lmaas_tune.cli.arguments import Parser, parse_options
+from lmaas_tune.errors import InputError
+from lmaas_tune.middleware.meter import Budget
+from lmaas_tune.optimizers import NEVERGRAD, OPTIMIZERS
+from lmaas_tune.settings import PRESETS, Settings, preset
+
+# Each flag stands for the field of `Settings` of the same name; one that is not given leaves
+# the preset's value.
+_FIELDS: tuple[tuple[str, type, str], ...] = (
+    ("start", str, "where the search starts: words, vocabulary or zero"),
+    ("prompt_length", int, "tokens of the prompt; if not given, as many as the starting words"),
+    ("insertion", str, "how the prompt enters: concat, add or prepend"),
+    ("intrinsic_dim", int, "dimensions that are searched"),
+    ("projection", str, "kind of the random matrix: normal, uniform or hadamard"),
+    ("alpha", float, "scale of the random matrix"),
+    ("optimizer", str, "`lmaas-tune optimizers` lists them"),
+    ("objective", str, "cross_entropy, hinge, error_rate or negative_f1"),
+    ("calibration", str, "how the model's bias for label words is taken out: none, mean, fitted"),
+    ("selection", str, "which prompt is kept: lowest-loss, or candidate@N (the paper's)"),
+)
+_METAVARS = {int: "N", float: "X", str: "NAME"}
+
+
+def add_search(command: Parser) -> None:
+    """The flags that `read_settings` reads."""
+    group = command.add_argument_group("the search", "What is not given is the preset's.")
+    group.add_argument("--preset", default="default", help=f"{', '.join(PRESETS)} (default)")
+    default = PRESETS["default"]
+    group.add_argument(
+        "--prompt-init",
+        action="append",
+        metavar="WORDS",
+        help="the starting words; given again and again, the best of them starts "
+        f"({' / '.join(default.starting_words)})",
+    )
+    for name, kind, says in _FIELDS:
+        value = getattr(default, name)
+        shown = "" if value is None else f" ({value})"
+        group.add_argument(_flag(name), type=kind, metavar=_METAVARS[kind], help=says + shown)
+    group.add_argument(
+        "--start-from", metavar="DIR", help="start from the prompt that an earlier run saved"
+    )
+    group.add_argument(
+        "--score-start",
+        action=argparse.BooleanOptionalAction,
+        help="pay one call for the start itself, and never keep anything worse",
+    )
+    group.add_argument(
+        "--optimizer-options", metavar="NAME=VALUE,...", help="as population=20,step_rule=csa"
+    )
+    group.add_argument(
+        "--budget",
+        metavar="NAME=N,...",
+        help="what ends the run, one or more of calls, sequences, tokens, seconds, money, "
+        f"patience, target; or none ({default.budget})",
+    )
+    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same run (0)")
+
+
+def read_settings(arguments: argparse.Namespace) -> Settings:
+    """The preset with what was given in its place.
+
+    Raises:
+        InputError: A value that cannot be, or two flags that exclude each other.
+    """
+    base = preset(arguments.preset)
+    given = {
+        name: getattr(arguments, name)
+        for name in ("prompt_init", "score_start", *(name for name, _, _ in _FIELDS))
+        if getattr(arguments, name) is not None
+    }
+    _check_start(arguments, given)
+    if "prompt_init" in given:  # words say where to start, and how long the prompt is
+        given = {"start": "words", "prompt_length": None, **given}
+        given["prompt_init"] = tuple(given["prompt_init"])
+    if arguments.budget is not None:
+        given["budget"] = Budget.parse(arguments.budget)
+    optimizer = given.get("optimizer", base.optimizer)
+    if not optimizer.startswith(NEVERGRAD):
+        OPTIMIZERS.offer(optimizer)  # a wrong name shows before a model is loaded
+    options = dict(base.optimizer_options) if optimizer == base.optimizer else {}
+    options |= parse_options(arguments.optimizer_options or "")
+    return replace(base, **given, optimizer_options=options)
+
+
+def _check_start(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+    if arguments.start_from is not None:
+        for name in ("start", "prompt_init", "prompt_length", "insertion"):
+            if name in given:
+                raise InputError(
+                    f"{_flag(name)} and --start-from exclude each other: the saved prompt "
+                    "brings its own"
+                )
+    if "prompt_init" in given and given.get("start", "words") != "words":
+        raise InputError(
+            f"--prompt-init and --start {given['start']} exclude each other: starting words are "
+            "for --start words"
+        )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

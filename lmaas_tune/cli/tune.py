@@ -1,0 +1,150 @@
+"""``lmaas-tune tune``: search for a better prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmaas_tune.artifact import TunedPrompt
+from lmaas_tune.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
+from lmaas_tune.cli.arguments import (
+    Commands,
+    Outcome,
+    Parser,
+    add_backend,
+    add_command,
+    backend_flags,
+    command_line,
+    open_client,
+)
+from lmaas_tune.cli.report import check_test_rows, interrupted, note, report
+from lmaas_tune.cli.search import add_search, read_settings
+from lmaas_tune.cli.wording import best_words, comparison_table, sentence, spent_words
+from lmaas_tune.data import read_examples
+from lmaas_tune.errors import BackendError, InputError
+from lmaas_tune.middleware.meter import Spent
+from lmaas_tune.task import Example, Task, Template, Verbalizer
+from lmaas_tune.tuner import Tuner, default_template, default_verbalizer
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(commands, "tune", "Search for a better prompt")
+    _add_task(command)
+    add_backend(command)
+    add_search(command)
+    _add_run(command)
+    command.set_defaults(run=run)
+
+
+def _add_task(command: Parser) -> None:
+    group = command.add_argument_group(
+        "the task", "Labelled rows come in .jsonl, .json, .csv or .tsv files."
+    )
+    group.add_argument("--train", metavar="FILE", required=True, help="rows that every call scores")
+    group.add_argument("--validation", metavar="FILE", help="rows that choose among the prompts")
+    group.add_argument("--test", metavar="FILE", help="rows that show before and after")
+    group.add_argument(
+        "--label-field", default="label", metavar="NAME", help="the field with the label (label)"
+    )
+    group.add_argument(
+        "--template", help='where things stand, as "{sentence} {prompt} It was {label}"'
+    )
+    group.add_argument(
+        "--labels", metavar="JSON", help='a word for each label, as {"0": "terrible", "1": "great"}'
+    )
+
+
+def _add_run(command: Parser) -> None:
+    group = command.add_argument_group("the run")
+    group.add_argument("--out", metavar="DIR", help="keep the run and its prompt there")
+    group.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, paying nothing twice"
+    )
+    group.add_argument("--csv", metavar="FILE", help="write one line a generation")
+    group.add_argument("--tensorboard", metavar="DIR", help="write curves for TensorBoard")
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Search, and test what was found."""
+    if arguments.resume and arguments.out is None:
+        raise InputError("--resume goes on with the run in a folder: give its --out")
+    settings = read_settings(arguments)
+    start = None if arguments.start_from is None else TunedPrompt.load(arguments.start_from)
+    train = _rows(arguments, "train")
+    validation = None if arguments.validation is None else _rows(arguments, "validation")
+    test = None if arguments.test is None else _rows(arguments, "test")
+    task = _task(arguments, train)
+    if test is not None:
+        check_test_rows(task, test)
+    tuner = Tuner(
+        open_client(arguments),
+        settings=settings,
+        template=task.template,
+        labels=task.verbalizer.words,
+        start=start,
+        seed=arguments.seed,
+        out=arguments.out,
+        callbacks=_callbacks(arguments),
+    )
+    resume = command_line(*(word for word in arguments.argv if word != "--resume"), "--resume")
+    try:
+        result = tuner.fit(train, validation, resume=arguments.resume)
+    except BackendError:
+        if arguments.out is not None:
+            note(f"what was paid is kept; to go on: {resume}")
+        raise
+    if not result.finished:
+        return interrupted(result, resume)
+    content = report(result, test)
+    return Outcome(content, _text(content, arguments))
+
+
+def _rows(arguments: argparse.Namespace, name: str) -> list[Example]:
+    path = getattr(arguments, name)
+    return read_examples(path, label_field=arguments.label_field, what=name)
+
+
+def _task(arguments: argparse.Namespace, train: Sequence[Example]) -> Task:
+    template = arguments.template
+    return Task(
+        default_template(train[0]) if template is None else Template(template),
+        default_verbalizer(train)
+        if arguments.labels is None
+        else Verbalizer(_label_words(arguments.labels)),
+    )
+
+
+def _label_words(text: str) -> dict[str, str]:
+    try:
+        words = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--labels {text!r} is not JSON ({error})") from error
+    if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
+        raise InputError(f'--labels {text!r}: give an object, as {{"0": "terrible", "1": "great"}}')
+    return words
+
+
+def _callbacks(arguments: argparse.Namespace) -> list[Callback]:
+    callbacks: list[Callback] = [ProgressBar()]
+    if arguments.csv is not None:
+        callbacks.append(CSVLogger(arguments.csv))
+    if arguments.tensorboard is not None:
+        callbacks.append(TensorBoardLogger(arguments.tensorboard))
+    return callbacks
+
+
+def _text(content: Mapping[str, Any], arguments: argparse.Namespace) -> str:
+    lines = [f"Done. {sentence(content['stop_reason'])}", best_words(content["best"])]
+    if content["tuned"] is not None:
+        lines += ["", comparison_table(content), ""]
+    lines.append(f"Spent: {spent_words(Spent.from_json(content['spent']))}.")
+    if arguments.out is None:
+        lines.append("The prompt is not saved: give --out to keep it.")
+        return "\n".join(lines)
+    command = command_line(
+        "predict", "--prompt", arguments.out, *backend_flags(arguments), "--text", "your text"
+    )
+    return "\n".join([*lines, f"Saved in {arguments.out}. To use it:", f"  {command}"])

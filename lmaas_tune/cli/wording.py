@@ -1,0 +1,114 @@
+"""How results are told: as plain values for programs, in words for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lmaas_tune.artifact import Score
+from lmaas_tune.middleware.meter import Spent
+from lmaas_tune.result import Comparison, TuneResult
+
+
+def score_json(score: Score) -> dict[str, Any]:
+    """Accuracy, loss and rows; a loss that is no number is null."""
+    return {**asdict(score), "loss": score.loss if math.isfinite(score.loss) else None}
+
+
+def comparison_json(comparison: Comparison | None) -> dict[str, Any]:
+    """The three scores; all null where there were no rows to compare on."""
+    if comparison is None:
+        return {"baseline": None, "start": None, "tuned": None}
+    return {name: score_json(score) for name, score in vars(comparison).items()}
+
+
+def result_json(result: TuneResult) -> dict[str, Any]:
+    """What a run came to by itself."""
+    best, provenance = result.best, result.prompt.provenance
+    return {
+        "spent": result.spent.to_json(),
+        "stop_reason": result.stop_reason,
+        "finished": result.finished,
+        "seed": result.seed,
+        "identity": result.client.identity,
+        "versions": provenance["versions"],
+        "settings": provenance["settings"],
+        "best": {
+            "generation": best.generation,
+            "train": None if best.train is None else best.train.to_json(),
+            "validation": None if best.validation is None else best.validation.to_json(),
+        },
+        "prompt_digest": result.prompt.prompt.digest,
+        "out": None if result.out is None else str(result.out.resolve()),
+    }
+
+
+def score_table(scores: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """One line for each score, as `score_json` gives it."""
+    width = max(len(name) for name, _ in scores)
+    lines = [f"  {'':{width}}  accuracy   loss"]
+    lines += [
+        f"  {name:{width}}  {score['accuracy']:>8.1%}  {number(score['loss']):>5}"
+        for name, score in scores
+    ]
+    return "\n".join(lines)
+
+
+def comparison_table(content: Mapping[str, Any]) -> str:
+    """Before and after, and which part came from calibration and which from the search."""
+    rows = [("starting words, as the model is", content["baseline"])]
+    if content["settings"]["calibration"] != "none":
+        rows.append(("starting words, calibrated", content["start"]))
+    rows.append(("tuned prompt", content["tuned"]))
+    return f"On {count('test row', content['tuned']['rows'])}:\n{score_table(rows)}"
+
+
+def best_words(best: Mapping[str, Any]) -> str:
+    """Where the prompt that was kept was found, and its loss there."""
+    where = "the start" if best["generation"] == 0 else f"generation {best['generation']}"
+    losses = ", ".join(
+        f"{name} loss {number(best[key]['loss'])}"
+        for key, name in (("train", "training"), ("validation", "validation"))
+        if best[key] is not None
+    )
+    return f"The best prompt is that of {where}" + (f": {losses}." if losses else ".")
+
+
+def spent_words(spent: Spent) -> str:
+    """What was spent, in words."""
+    counted = (
+        ("call", spent.calls),
+        ("validation call", spent.validation_calls),
+        ("row", spent.sequences),
+        ("token", spent.tokens),
+        ("retry", spent.retries),
+    )
+    parts = [count(word, n) for word, n in counted if n]
+    money = [f"{spent.money:,.4g} of money"] if spent.money else []
+    return ", ".join([*parts, *money, duration(spent.seconds)])
+
+
+def count(word: str, n: int) -> str:
+    """So many of them."""
+    many = word[:-1] + "ies" if word.endswith("y") else word + "s"
+    return f"{n:,} {word if n == 1 else many}"
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash for none."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."

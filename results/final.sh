@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The two tables of results/README.md: five small JSON files, one a run, kept in results/final/.
+#   results/final.sh MODEL DATA        MODEL a folder or hub name, DATA with sst2/ and agnews/
+# A run whose file is there already is not made again. Needs `lmaas-tune` and `python` on the path.
+set -euo pipefail
+model=$1 data=$2
+here=$(cd "$(dirname "$0")" && pwd)
+out=$here/final
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$out"
+
+# 1,000 of the 7,600 test rows of agnews, drawn once
+python - "$data/agnews/test.jsonl" "$work/agnews-test.jsonl" <<'E2'
+import random
+import sys
+
+rows = open(sys.argv[1], encoding="utf-8").readlines()
+open(sys.argv[2], "w", encoding="utf-8").writelines(random.Random(0).sample(rows, 1000))
+E2
+
+tune() { # name train-folder test-file seed, then what is the task's own
+  local name=$1 folder=$2 test=$3 seed=$4
+  shift 4
+  [ -s "$out/$name.json" ] && return
+  lmaas-tune tune --backend hf --model "$model" --train "$folder/train.jsonl" \
+    --validation "$folder/dev.jsonl" --test "$test" --budget calls=300 --seed "$seed" \
+    --json "$@" >"$work/$name.json"
+  mv "$work/$name.json" "$out/$name.json"
+}
+
+for seed in 13 21 42; do
+  for calibration in fitted none; do
+    tune "sst2-$calibration-$seed" "$data/sst2/seed-$seed" "$data/sst2/test.jsonl" "$seed" \
+      --template $'Review: {sentence}\n {prompt} {label}' --prompt-init "The sentiment is" \
+      --labels '{"0": "negative", "1": "positive"}' --calibration "$calibration"
+  done
+  tune "agnews-fitted-$seed" "$data/agnews/seed-$seed" "$work/agnews-test.jsonl" "$seed" \
+    --template $'Text: {text}\n {prompt} {label}' --prompt-init "The topic is" \
+    --labels '{"0": "World", "1": "Sports", "2": "Business", "3": "Technology"}'
+done
+python "$here/final_table.py" "$out"

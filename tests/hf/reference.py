@@ -1,0 +1,146 @@
+"""What a backend should say, computed the plain way: one row, one word, no padding, no sharing.
+
+Written against transformers alone, so that it shares no code with what it judges. It cuts a row
+at its slots and tokenizes the pieces, which is right for the tokenizers of `models`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.prompts import FloatArray, SoftPrompt, TextPrompt
+from lmaas_tune.task import Part, Slot
+
+
+def logprobs(backend: Any, request: ScoreRequest) -> FloatArray:
+    """(rows, candidates) by the plain way, with the backend's own weights."""
+    network, tokenizer = backend._model, backend._tokenizer
+    read = {"causal": _causal, "masked": _masked, "seq2seq": _seq2seq}[_family(network)]
+    with torch.inference_mode():
+        return np.array(
+            [
+                [read(network, tokenizer, row, request.prompt, word) for word in request.candidates]
+                for row in request.batch.rows
+            ]
+        )
+
+
+def _family(network: Any) -> str:
+    if network.config.is_encoder_decoder:
+        return "seq2seq"
+    return "masked" if type(network).__name__.endswith("ForMaskedLM") else "causal"
+
+
+def pieces(tokenizer: Any, row: tuple[Part, ...], prompt: Any) -> list[Any]:
+    """Lists of ids and slots, the space before a slot taken off, start and end tokens not there."""
+    texts: list[Any] = []
+    for part in row:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        spaced = bool(texts) and isinstance(texts[-1], str) and texts[-1].endswith(" ")
+        if spaced:
+            texts[-1] = texts[-1][:-1]
+        if part is Slot.PROMPT and isinstance(prompt, TextPrompt):
+            texts.append((" " if spaced and prompt.text else "") + prompt.text)
+        else:
+            texts.append(part)
+    joined: list[Any] = []
+    for text in texts:
+        if joined and isinstance(text, str) and isinstance(joined[-1], str):
+            joined[-1] += text
+        else:
+            joined.append(text)
+    return [
+        tokenizer(part, add_special_tokens=False)["input_ids"] if isinstance(part, str) else part
+        for part in joined
+    ]
+
+
+def around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The start and end tokens that a tokenizer adds."""
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    at = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
+    return whole[:at], whole[at + len(inner) :]
+
+
+def word_ids(tokenizer: Any, row: tuple[Part, ...], word: str) -> list[int]:
+    """Ids of a label word as it stands in this row."""
+    before = row[row.index(Slot.LABEL) - 1] if row.index(Slot.LABEL) else ""
+    if row.index(Slot.LABEL) >= 2 and before is Slot.PROMPT:
+        before = ""
+    spaced = isinstance(before, str) and before.endswith(" ")
+    ids: list[int] = tokenizer((" " if spaced else "") + word, add_special_tokens=False)[
+        "input_ids"
+    ]
+    return ids
+
+
+def embed(network: Any, parts: list[Any], prompt: Any, *, anchored_only: bool = False) -> Any:
+    """(1, length, H): ids embedded, the soft prompt in its slot."""
+    table = network.get_input_embeddings()
+    found = []
+    for part in parts:
+        if part is Slot.PROMPT:
+            vectors = torch.tensor(prompt.vectors)
+            if prompt.insertion == "add":
+                anchors = table(torch.tensor(prompt.anchor))
+                vectors = anchors if anchored_only else anchors + vectors
+            found.append(vectors)
+        elif part:
+            found.append(table(torch.tensor(part)))
+    return torch.cat(found)[None]
+
+
+def _sum(logits: Any, first: int, ids: list[int]) -> float:
+    table = logits[0].double().log_softmax(-1)
+    return sum(float(table[first + i, token]) for i, token in enumerate(ids))
+
+
+def _causal(network: Any, tokenizer: Any, row: Any, prompt: Any, word: str) -> float:
+    start, _ = around(tokenizer)
+    ids = word_ids(tokenizer, row, word)
+    parts = [start, *(p for p in pieces(tokenizer, row, prompt) if p is not Slot.LABEL)]
+    before = embed(network, parts, prompt)
+    whole = torch.cat([before, network.get_input_embeddings()(torch.tensor(ids))[None]], dim=1)
+    return _sum(network(inputs_embeds=whole).logits, before.shape[1] - 1, ids)
+
+
+def _masked(network: Any, tokenizer: Any, row: Any, prompt: Any, word: str) -> float:
+    start, end = around(tokenizer)
+    ids = word_ids(tokenizer, row, word)
+    masks = [tokenizer.mask_token_id] * len(ids)
+    parts = [start, *pieces(tokenizer, row, prompt), end]
+    parts = [masks if part is Slot.LABEL else part for part in parts]
+    lengths = [len(prompt.vectors) if part is Slot.PROMPT else len(part) for part in parts]
+    at = sum(lengths[: next(i for i, part in enumerate(parts) if part is masks)])
+    if not isinstance(prompt, SoftPrompt):
+        flat = [i for part in parts for i in part]
+        return _sum(network(input_ids=torch.tensor([flat])).logits, at, ids)
+    return _sum(network(inputs_embeds=embed(network, parts, prompt)).logits, at, ids)
+
+
+def _seq2seq(network: Any, tokenizer: Any, row: Any, prompt: Any, word: str) -> float:
+    start, end = around(tokenizer)
+    ids = word_ids(tokenizer, row, word)
+    table = network.get_input_embeddings()
+    body = pieces(tokenizer, row, prompt)
+    first = [network.config.decoder_start_token_id]
+    if tokenizer.mask_token_id is None:
+        hole = [tokenizer.convert_tokens_to_ids("<extra_id_0>")]
+        said = table(torch.tensor(first + hole))[None]
+    else:
+        hole = [tokenizer.mask_token_id]
+        repeated = [first, start, *body[: body.index(Slot.LABEL)]]
+        said = embed(network, repeated, prompt, anchored_only=True)
+    parts = [start, *(hole if part is Slot.LABEL else part for part in body), end]
+    decoder = torch.cat([said, table(torch.tensor(ids))[None]], dim=1)
+    logits = network(
+        inputs_embeds=embed(network, parts, prompt), decoder_inputs_embeds=decoder
+    ).logits
+    return _sum(logits, said.shape[1] - 1, ids)

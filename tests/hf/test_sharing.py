@@ -1,0 +1,147 @@
+"""What is shared is read once: the tokens that go through the model are counted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lmaas_tune_adapters.hf import HFBackend
+
+from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.prompts import TextPrompt
+
+from .test_exact import CANDIDATES, batch_of, soft
+
+TEXTS = ("a gripping film", "two hours that i will not get back", "fine", "so it was bad")
+
+
+@contextlib.contextmanager
+def tokens_read(backend: HFBackend) -> Iterator[list[int]]:
+    """Grows by one number a pass: the tokens that went through the decoder."""
+    passes: list[int] = []
+
+    def count(_module: Any, _inputs: Any, options: dict[str, Any]) -> None:
+        rows, length, _ = options["inputs_embeds"].shape
+        passes.append(rows * length)
+
+    body = backend._model.get_decoder()
+    hook = body.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def lengths(backend: HFBackend, template: str) -> list[int]:
+    """Tokens of each row without its prompt."""
+    tokenizer = backend._tokenizer
+    return [
+        len(tokenizer(template.format(text=text, prompt="", label="").rstrip(" "))["input_ids"])
+        for text in TEXTS
+    ]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "qwen2"])
+def test_a_prompt_that_comes_first_is_read_once_for_all_rows(
+    name: str, load: Callable[[str], HFBackend]
+) -> None:
+    model = load(name)
+    batch = batch_of("{prompt} {text} It was {label}", TEXTS)
+    requests = [ScoreRequest(p, batch, ("great", "bad")) for p in soft(model, 3, length=20)]
+    with tokens_read(model) as passes:
+        replies = model.score(requests)
+    rows = sum(lengths(model, " {text} It was"))
+    start = len(model._tokenizer("")["input_ids"])
+    assert sum(passes) == 3 * (start + 20 + rows - start * len(TEXTS))
+    assert replies[0].usage.tokens == rows + 20 * len(TEXTS)  # the bill shares nothing
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "qwen2"])
+def test_texts_that_come_first_are_read_once_a_run(
+    name: str, folder: Callable[[str], Path]
+) -> None:
+    model = HFBackend(folder(name), device="cpu")
+    batch = batch_of("{text} {prompt} It was {label}", TEXTS)
+    requests = [ScoreRequest(p, batch, ("great", "bad")) for p in soft(model, 3)]
+    behind = 3 + len(model._tokenizer(" It was", add_special_tokens=False)["input_ids"])
+    with tokens_read(model) as first:
+        model.score(requests)
+    with tokens_read(model) as again:
+        model.score(requests)
+    assert sum(again) == 3 * len(TEXTS) * behind
+    assert sum(first) == sum(again) + sum(lengths(model, "{text}"))
+
+
+def test_without_room_to_keep_them_texts_are_read_again(folder: Callable[[str], Path]) -> None:
+    model = HFBackend(folder("llama"), device="cpu", max_kept_bytes=0)
+    batch = batch_of("{text} {prompt} It was {label}", TEXTS)
+    requests = [ScoreRequest(p, batch, ("great", "bad")) for p in soft(model, 3)]
+    counts = []
+    for _ in range(2):
+        with tokens_read(model) as passes:
+            model.score(requests)
+        counts.append(sum(passes))
+    assert counts[0] == counts[1]
+
+
+def test_what_is_kept_stays_within_its_bound(folder: Callable[[str], Path]) -> None:
+    bound = 20_000
+    model = HFBackend(folder("llama"), device="cpu", max_kept_bytes=bound)
+    for number in range(12):
+        batch = batch_of("{text} {prompt} It was {label}", (f"text {number} so it is", "fine"))
+        model.score([ScoreRequest(p, batch, ("great", "bad")) for p in soft(model, 2)])
+        kept = model._scorer._store._kept.values()
+        assert sum(size for size, _ in kept) <= bound
+    assert kept
+
+
+def test_text_prompts_share_what_rows_have_in_common_too(
+    load: Callable[[str], HFBackend],
+) -> None:
+    model = load("qwen2")
+    batch = batch_of("{prompt} {text} It was {label}", TEXTS)
+    long = "overall the movie is good and the story is told well"
+    with tokens_read(model) as passes:
+        (reply,) = model.score([ScoreRequest(TextPrompt(long), batch, ("great", "bad"))])
+    prompt = len(model._tokenizer(long)["input_ids"])
+    assert sum(passes) <= reply.usage.tokens - prompt * (len(TEXTS) - 1)
+
+
+def test_label_words_of_several_tokens_cost_their_inner_tokens_only(
+    load: Callable[[str], HFBackend],
+) -> None:
+    model = load("llama")
+    batch = batch_of("{prompt} {text} It was {label}", TEXTS)
+    (prompt,) = soft(model, 1, length=20)
+    counts = []
+    for words in (("great", "bad"), CANDIDATES):
+        with tokens_read(model) as passes:
+            model.score([ScoreRequest(prompt, batch, words)])
+        counts.append(sum(passes))
+    pieces = [
+        model._tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in CANDIDATES
+    ]
+    inner = {tuple(ids[:end]) for ids in pieces for end in range(1, len(ids))}
+    assert counts[1] - counts[0] == len(inner) * len(TEXTS)
+
+
+def test_a_pass_holds_no_more_tokens_than_it_may(folder: Callable[[str], Path]) -> None:
+    model = HFBackend(folder("llama"), device="cpu", max_tokens_per_pass=64)
+    for template in ("{prompt} {text} It was {label}", "{text} {prompt} It was {label}"):
+        requests = [
+            ScoreRequest(p, batch_of(template, TEXTS * 3), ("great", "bad")) for p in soft(model, 8)
+        ]
+        with tokens_read(model) as passes:
+            model.score(requests)
+        assert max(passes) <= 64
+
+
+def test_a_model_with_a_sliding_window_shares_nothing(load: Callable[[str], HFBackend]) -> None:
+    model = load("mistral")
+    batch = batch_of("{prompt} {text} It was {label}", TEXTS)
+    with tokens_read(model) as passes:
+        (reply,) = model.score([ScoreRequest(soft(model, 1)[0], batch, ("great", "bad"))])
+    assert sum(passes) == reply.usage.tokens

@@ -1,0 +1,269 @@
+"""A saved prompt answers as it did, in other hands too, or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from small_models import TRAIN, Bowl
+
+from lmaas_tune import Client, SoftPrompt, Task, Template, TextPrompt, TunedPrompt, Verbalizer
+from lmaas_tune.artifact import ROWS_A_REQUEST, Score
+from lmaas_tune.errors import InputError, StorageError
+
+TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({"bad": "bad", "good": "good"}))
+SOFT = SoftPrompt(np.full((2, 3), 0.5))
+TUNED = TunedPrompt(SOFT, TASK, np.array([0.5, -0.5]), {"backend": "bowl", "seed": 3})
+
+words = st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip)
+
+
+@st.composite
+def tuned_prompts(draw: st.DrawFn) -> TunedPrompt:
+    """Any prompt for any task."""
+    pieces = draw(
+        st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=3, max_size=3)
+    )
+    a, b, c = (piece.replace("{", "{{").replace("}", "}}") for piece in pieces)
+    label_words = draw(
+        st.dictionaries(words.map(str.strip), words.map(str.strip), min_size=2, max_size=4).filter(
+            lambda found: len(set(found.values())) == len(found)
+        )
+    )
+    length = draw(st.integers(1, 4))
+    vectors = draw(arrays(np.float32, (length, 3), elements=st.floats(-9, 9, width=32)))
+    prompt: Any = draw(
+        st.one_of(
+            st.builds(TextPrompt, st.text(st.characters(exclude_categories=["Cs"]))),
+            st.builds(SoftPrompt, st.just(vectors), st.sampled_from(["concat", "prepend"])),
+            st.builds(
+                SoftPrompt,
+                st.just(vectors),
+                st.just("add"),
+                st.lists(st.integers(0, 10**6), min_size=length, max_size=length).map(tuple),
+            ),
+        )
+    )
+    bias = draw(arrays(np.float64, len(label_words), elements=st.floats(-9, 9)))
+    task = Task(Template(f"{a}{{text}}{b}{{prompt}}{c}{{label}}"), Verbalizer(label_words))
+    return TunedPrompt(prompt, task, bias, {"seed": 3, "spent": {"calls": 4}})
+
+
+@given(tuned_prompts())
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_prompt_comes_back_as_it_was_saved(tmp_path: Path, tuned: TunedPrompt) -> None:
+    back = TunedPrompt.load(tuned.save(tmp_path))
+    assert back.prompt.digest == tuned.prompt.digest
+    assert back.task == tuned.task
+    assert back.task.verbalizer.labels == tuned.task.verbalizer.labels  # the order of the columns
+    np.testing.assert_array_equal(back.bias, tuned.bias)
+    assert back.provenance == tuned.provenance
+
+
+def test_a_saved_prompt_is_two_plain_files_that_others_can_read(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    TUNED.save(tmp_path / "a" / "b")
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [
+        "prompt.json",
+        "prompt.safetensors",
+    ]
+    tensors = safetensors.load_file(tmp_path / "a" / "b" / "prompt.safetensors")
+    np.testing.assert_array_equal(tensors["prompt_embeddings"], SOFT.vectors)
+    content = json.loads((tmp_path / "a" / "b" / "prompt.json").read_text(encoding="utf-8"))
+    assert content["format"] == 1
+    assert content["template"] == TASK.template.text
+    assert content["shape"] == [2, 3]
+    assert content["backend"] == "bowl"
+
+
+def test_a_loaded_prompt_answers_as_the_one_that_was_saved(tmp_path: Path) -> None:
+    back = TunedPrompt.load(TUNED.save(tmp_path))
+    texts = [text for text, _ in TRAIN]
+    np.testing.assert_array_equal(
+        back.predict_proba(Bowl(), texts), TUNED.predict_proba(Client(Bowl()), texts)
+    )
+    assert back.predict(Bowl(), texts) == TUNED.predict(Bowl(), texts)
+    assert back.score(Bowl(), TRAIN) == TUNED.score(Bowl(), TRAIN)
+
+
+def test_predictions_are_the_likeliest_labels_and_probabilities_sum_to_one() -> None:
+    rows = [text for text, _ in TRAIN] * 30  # more than one request holds
+    assert len(rows) > 2 * ROWS_A_REQUEST
+    backend = Bowl()
+    probabilities = TUNED.predict_proba(backend, rows)
+    assert probabilities.shape == (len(rows), 2)
+    assert len(backend.asked) == -(-len(rows) // ROWS_A_REQUEST)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
+    assert TUNED.predict(backend, rows) == [
+        ("bad", "good")[column] for column in probabilities.argmax(axis=1)
+    ]
+    score = TUNED.score(backend, TRAIN)
+    right = [p == label for p, (_, label) in zip(TUNED.predict(backend, TRAIN), TRAIN, strict=True)]
+    assert score == Score(np.mean(right), score.loss, len(TRAIN))
+
+
+def test_the_bias_is_added_to_what_the_model_says() -> None:
+    plain = TunedPrompt(SOFT, TASK, np.zeros(2))
+    difference = TUNED.scores(Bowl(), TRAIN) - plain.scores(Bowl(), TRAIN)
+    np.testing.assert_allclose(difference, np.tile([0.5, -0.5], (len(TRAIN), 1)))
+
+
+def test_a_row_without_its_field_or_label_is_named() -> None:
+    with pytest.raises(InputError, match=r"row 1: no field 'text'.*known: words"):
+        TUNED.predict(Bowl(), [{"words": "a"}])
+    with pytest.raises(InputError, match="row 1: no label"):
+        TUNED.score(Bowl(), ["a"])
+
+
+# Which backends fit
+
+
+def test_another_backend_is_warned_of_and_the_same_is_not() -> None:
+    with pytest.warns(UserWarning, match="was tuned for bowl and is used with other: expect"):
+        TUNED.predict(Bowl(identity="other"), ["a"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TUNED.predict(Bowl(), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "backend", "sentence"),
+    [
+        (SOFT, Bowl(width=4), "has width 3, and bowl takes width 4: it was tuned for bowl"),
+        (
+            TextPrompt("x"),
+            Bowl(text_prompts=False),
+            "the prompt is a text, and bowl takes soft prompts only: it was tuned for bowl",
+        ),
+        (
+            SoftPrompt(SOFT.vectors, "prepend"),
+            Bowl(),
+            "enters by insertion 'prepend', and bowl takes concat",
+        ),
+    ],
+)
+def test_a_backend_that_does_not_fit_is_refused_before_it_is_asked(
+    prompt: Any, backend: Bowl, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        TunedPrompt(prompt, TASK, np.zeros(2), TUNED.provenance).predict(backend, ["a"])
+    assert backend.asked == []
+
+
+def test_a_text_model_takes_no_soft_prompt() -> None:
+    backend: Any = Bowl()
+    backend.capabilities = type(backend.capabilities)(soft_prompt_width=None)
+    with pytest.raises(InputError, match="has width 3, and bowl takes no soft prompts"):
+        TUNED.predict(backend, ["a"])
+
+
+def test_a_text_prompt_answers_too() -> None:
+    tuned = TunedPrompt(TextPrompt("fourteen chars"), TASK, np.zeros(2))
+    assert tuned.score(Bowl(), TRAIN).accuracy == pytest.approx(0.9)
+
+
+# Files that cannot be read
+
+
+def test_a_folder_without_a_prompt_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no saved prompt there \(.*prompt\.json is missing"):
+        TunedPrompt.load(tmp_path / "nowhere")
+    TUNED.save(tmp_path)
+    (tmp_path / "prompt.safetensors").unlink()
+    with pytest.raises(InputError, match=r"prompt\.safetensors is missing"):
+        TunedPrompt.load(tmp_path)
+    with pytest.raises(InputError, match="no saved prompt there"):
+        TunedPrompt.load(tmp_path / "prompt.json")
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    path = folder / "prompt.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"digest": "0" * 64},
+        {"bias": [1.0]},
+        {"bias": [float("nan"), 0.0]},
+        {"bias": "x"},
+        {"label_words": {"a": "b"}},
+        {"label_words": ["a", "b"]},
+        {"template": "no slots"},
+        {"template": 3},
+        {"insertion": "add"},
+        {"insertion": "prepend"},
+        {"anchor": None},
+        {"kind": "text"},
+        {"format": "one"},
+    ],
+)
+def test_a_damaged_description_is_told(tmp_path: Path, changes: Any) -> None:
+    TUNED.save(tmp_path)
+    rewrite(tmp_path, **changes)
+    with pytest.raises(StorageError, match="the saved prompt is damaged"):
+        TunedPrompt.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff", b"{}"])
+def test_a_description_that_is_none_is_told(tmp_path: Path, content: bytes) -> None:
+    TUNED.save(tmp_path)
+    (tmp_path / "prompt.json").write_bytes(content)
+    with pytest.raises(StorageError, match="the saved prompt is damaged"):
+        TunedPrompt.load(tmp_path)
+
+
+@given(st.integers(0, 200), st.integers(1, 255))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_byte_in_the_vectors_goes_unseen(tmp_path: Path, place: int, flip: int) -> None:
+    path = TUNED.save(tmp_path) / "prompt.safetensors"
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= flip
+    path.write_bytes(data)
+    try:
+        assert TunedPrompt.load(tmp_path).prompt.digest == SOFT.digest  # it was only white space
+    except StorageError as error:
+        assert "the saved prompt is damaged" in str(error)
+
+
+def test_vectors_cut_short_or_of_another_prompt_are_told(tmp_path: Path) -> None:
+    TUNED.save(tmp_path)
+    path = tmp_path / "prompt.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(StorageError, match="damaged"):
+        TunedPrompt.load(tmp_path)
+    TunedPrompt(SoftPrompt(np.ones((2, 3))), TASK, np.zeros(2)).save(tmp_path / "other")
+    (tmp_path / "other" / "prompt.safetensors").replace(path)
+    with pytest.raises(StorageError, match="are not of one prompt"):
+        TunedPrompt.load(tmp_path)
+
+
+def test_a_later_format_names_the_version_that_reads_it(tmp_path: Path) -> None:
+    TUNED.save(tmp_path)
+    rewrite(tmp_path, format=2, versions={"lmaas-tune": "9.1"})
+    with pytest.raises(StorageError, match=r"format 2 .* reads up to 1; it was written by .* 9.1"):
+        TunedPrompt.load(tmp_path)
+    rewrite(tmp_path, format=1, something_new={"a": 1})
+    assert TunedPrompt.load(tmp_path).provenance["something_new"] == {"a": 1}
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="the prompt cannot be saved"):
+        TUNED.save(tmp_path / "file")
+
+
+def test_saving_again_leaves_the_new_prompt_and_nothing_else(tmp_path: Path) -> None:
+    TUNED.save(tmp_path)
+    other = TunedPrompt(SoftPrompt(np.ones((4, 3))), TASK, np.zeros(2))
+    other.save(tmp_path)
+    assert TunedPrompt.load(tmp_path).prompt.digest == other.prompt.digest
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,268 @@
+"""Rows are the same rows in whatever form they come, and a split of them is fair."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmaas_tune.data import few_shot_split, labels_of, read_examples
+from lmaas_tune.errors import InputError
+from lmaas_tune.task import Example
+
+Pairs = list[tuple[str, str]]
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+labels = texts.map(str.strip).filter(bool)
+pairs = st.lists(st.tuples(texts, labels), min_size=1, max_size=5)
+
+
+def examples_of(rows: Pairs) -> list[Example]:
+    return [Example({"text": text}, label) for text, label in rows]
+
+
+def dicts_of(rows: Pairs) -> list[dict[str, str]]:
+    return [{"text": text, "label": label} for text, label in rows]
+
+
+# One set of rows, nine forms
+
+
+def as_frame(rows: Pairs, folder: Path) -> Any:
+    return pytest.importorskip("pandas").DataFrame(dicts_of(rows))
+
+
+def as_dataset(rows: Pairs, folder: Path) -> Any:
+    return pytest.importorskip("datasets").Dataset.from_list(dicts_of(rows))
+
+
+def as_classes(rows: Pairs, folder: Path) -> Any:
+    datasets = pytest.importorskip("datasets")
+    names = list(dict.fromkeys(label for _, label in rows))
+    kinds = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+    content = {
+        "text": [text for text, _ in rows],
+        "label": [names.index(label) for _, label in rows],
+    }
+    return datasets.Dataset.from_dict(content, features=datasets.Features(kinds))
+
+
+def as_jsonl(rows: Pairs, folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) for row in dicts_of(rows)]
+    path.write_bytes("\n".join(["", *lines, ""]).encode())
+    return path
+
+
+def as_json(rows: Pairs, folder: Path) -> str:
+    path = folder / "rows.json"
+    path.write_text(json.dumps(dicts_of(rows)), encoding="utf-8-sig")
+    return str(path)
+
+
+def as_table(rows: Pairs, path: Path, delimiter: str) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["text", "label"], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(dicts_of(rows))
+    return path
+
+
+FORMS: dict[str, Callable[[Pairs, Path], Any]] = {
+    "pairs": lambda rows, folder: rows,
+    "dicts": lambda rows, folder: dicts_of(rows),
+    "examples": lambda rows, folder: examples_of(rows),
+    "a generator": lambda rows, folder: (list(row) for row in rows),
+    "frame": as_frame,
+    "dataset": as_dataset,
+    "dataset of classes": as_classes,
+    "jsonl": as_jsonl,
+    "json": as_json,
+    "csv": lambda rows, folder: as_table(rows, folder / "rows.CSV", ","),
+    "tsv": lambda rows, folder: as_table(rows, folder / "rows.tsv", "\t"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(rows=pairs)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_are_the_same_in_every_form(form: str, tmp_path: Path, rows: Pairs) -> None:
+    assert read_examples(FORMS[form](rows, tmp_path)) == examples_of(rows)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_looks_like_structure_inside_a_text_is_text(form: str, tmp_path: Path) -> None:
+    odd = ["a\r\nb", "a\rb", "a\nb", 'he said "no"', "a,b\tc", "x\u2028y\x0bz\x85", " ", "'", "{a}"]
+    rows = [(text, f"l{number}") for number, text in enumerate(odd)]
+    assert read_examples(FORMS[form](rows, tmp_path)) == examples_of(rows)
+
+
+def test_every_column_but_the_label_is_a_field(tmp_path: Path) -> None:
+    rows = [{"premise": "a", "hypothesis": "b", "n": 3, "gold": 1}]
+    (example,) = read_examples(rows, label_field="gold")
+    assert example == Example({"premise": "a", "hypothesis": "b", "n": "3"}, "1")
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (1, "1"),
+        (1.0, "1"),
+        (0.5, "0.5"),
+        (True, "True"),
+        (" a ", "a"),
+        (np.int64(3), "3"),
+        (np.float32(2), "2"),
+        (np.bool_(True), "True"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_labels_become_strings(value: Any, label: str) -> None:
+    assert read_examples([("x", value)])[0].label == label
+
+
+def test_empty_cells_of_a_frame_are_missing_labels() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": ["a", "b"], "label": [1, None]})
+    assert [e.label for e in read_examples(frame, labelled=False)] == ["1", None]
+    for column in (frame, frame.astype({"label": "Int64"})):
+        with pytest.raises(InputError, match="row 2: no label; it has text, and the label is read"):
+            read_examples(column)
+
+
+def test_a_dataset_tells_withheld_labels_by_minus_one() -> None:
+    datasets = pytest.importorskip("datasets")
+    kinds = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    rows = datasets.Dataset.from_dict(
+        {"text": ["a", "b"], "label": [1, -1]}, features=datasets.Features(kinds)
+    )
+    for form in (rows, rows.with_format("numpy")):
+        assert [e.label for e in read_examples(form, labelled=False)] == ["yes", None]
+
+
+def test_bare_texts_serve_where_no_label_is_needed() -> None:
+    assert read_examples(["a", "b"], labelled=False) == [
+        Example({"text": "a"}),
+        Example({"text": "b"}),
+    ]
+    with pytest.raises(InputError, match="train, row 1: no label; it has text"):
+        read_examples(["a", "b"], what="train")
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], "rows: there is not one row in it"),
+        (3, "cannot read examples from int; give a path"),
+        ({"text": ["a"]}, "cannot read examples from dict"),
+        ([3], "row 1: 3 is neither a mapping nor a"),
+        ([("a", "x"), ("a", "b", "c")], "row 2: .* is neither a mapping nor a"),
+        ([("a", "x"), (None, "x")], "row 2: None is not text"),
+        ([{"text": ["a"], "label": 1}], r"row 1, field 'text': \['a'\] is not text"),
+        ([{"text": float("nan"), "label": 1}], "field 'text': nan is not text"),
+        ([{"text": "a", "label": [1, 0]}], r"row 1: the label \[1, 0\] is neither text nor"),
+        ([{"text": "a", "label": np.zeros(2)}], "row 1: the label .* is neither text nor"),
+        ([{"text": "a", "lable": "x"}], "row 1: no label; it has text, lable, and the label is"),
+        ([("caf\udce9", "x")], "row 1: .* is half a character"),
+    ],
+)
+def test_what_is_no_set_of_rows_gets_one_sentence(rows: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        read_examples(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("rows.jsonl", b"", "there is not one row in it"),
+        ("rows.csv", b"", "there is not one row in it"),
+        ("rows.csv", b"text,label\n", "there is not one row in it"),
+        ("rows.jsonl", b'{"text": "a", "label": 1}\n{"text": "a"', "line 2: not JSON"),
+        ("rows.jsonl", b'"a"\n', "row 1: no label"),
+        ("rows.json", b'{"text": "a"}', "holds one list of rows; for a row a line use .jsonl"),
+        ("rows.json", b"[", "not JSON"),
+        ("rows.csv", b"text,label\na,b,c\n", "line 2: not as many cells as the header's 2"),
+        ("rows.csv", b"text,label\na\n", "line 2: not as many cells as the header's 2"),
+        ("rows.csv", b'text,label\n"a"b,c\n', "after line 1: ',' expected"),
+        ("rows.csv", b'text,label\n"a,b\n', "after line 1: unexpected end of data"),
+        ("rows.tsv", b"text\tlabel\ncaf\xe9\tx\n", "cannot be read as UTF-8 text"),
+        ("rows.txt", b"a", "ends in .jsonl, .json, .csv or .tsv, not in '.txt'"),
+        ("rows", b"a", "or .tsv, not in ''"),
+    ],
+)
+def test_a_file_that_cannot_be_read_gets_one_sentence(
+    tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=sentence) as caught:
+        read_examples(tmp_path / name, what="train")
+    assert name in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.csv: no such file"):
+        read_examples(tmp_path / "nowhere.csv")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_examples(tmp_path)
+
+
+def test_labels_stand_in_an_order_that_people_expect() -> None:
+    found = [Example({}, label) for label in ("10", "9", "b", None, "a", "9", "-1")]
+    assert labels_of(found) == ("9", "10", "-1", "a", "b")
+
+
+# The few-shot protocol
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> tuple[list[Example], int]:
+    shots = draw(st.integers(1, 4))
+    counts = draw(st.lists(st.integers(2 * shots, 4 * shots), min_size=2, max_size=5))
+    pool = [
+        Example({"text": f"{c} {n}"}, str(c)) for c, many in enumerate(counts) for n in range(many)
+    ]
+    draw(st.randoms()).shuffle(pool)
+    return pool, shots
+
+
+@given(pools(), st.integers(0, 2**32))
+def test_a_split_is_balanced_disjoint_and_repeats(
+    case: tuple[list[Example], int], seed: int
+) -> None:
+    pool, shots = case
+    train, validation = few_shot_split(pool, shots=shots, seed=seed)
+    classes = {e.label for e in pool}
+    for part in (train, validation):
+        assert Counter(e.label for e in part) == dict.fromkeys(classes, shots)
+    chosen = [e.fields["text"] for e in train + validation]
+    assert len(set(chosen)) == len(chosen)
+    assert set(chosen) <= {e.fields["text"] for e in pool}
+    assert few_shot_split(pool, shots=shots, seed=seed) == (train, validation)
+
+
+def test_another_seed_gives_another_split() -> None:
+    pool = [Example({"text": str(n)}, str(n % 2)) for n in range(100)]
+    seen = {str(few_shot_split(pool, shots=4, seed=seed)) for seed in range(5)}
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"shots": 2, "seed": 0}, "label 'b' has 3 rows; 2 shots .* need 4"),
+        ({"shots": 0, "seed": 0}, "shots=0: at least 1"),
+        ({"shots": 1, "seed": -1}, "seed=-1: it must be 0 or more"),
+    ],
+)
+def test_a_split_that_cannot_be_gets_one_sentence(wish: Any, sentence: str) -> None:
+    pool = [Example({}, label) for label in "aaaabbb"]
+    with pytest.raises(InputError, match=sentence):
+        few_shot_split(pool, **wish)

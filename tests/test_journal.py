@@ -1,0 +1,373 @@
+"""A run that is cut off anywhere goes on as if nothing had happened, and pays nothing twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_models import TRAIN, VALIDATION, Bowl, small_tuner
+
+from lmaas_tune import ScoreRequest, TunedPrompt, TuneResult
+from lmaas_tune.errors import InputError, PermanentError, StorageError
+from lmaas_tune.journal import FILE_NAME, Journal
+from lmaas_tune.middleware.meter import Spent
+from lmaas_tune.prompts import FloatArray
+
+TESTS = Path(__file__).parent
+COUNTED = ("calls", "validation_calls", "hits", "retries", "requests", "sequences", "tokens")
+
+
+def fit(folder: Path, backend: Bowl | None = None, *, resume: bool = True, **wish: Any) -> Any:
+    tuner = small_tuner(backend or Bowl(), out=folder, **wish)
+    return tuner.fit(TRAIN, VALIDATION, resume=resume)
+
+
+def counted(result: TuneResult) -> dict[str, float]:
+    return {name: getattr(result.spent, name) for name in COUNTED}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, TuneResult, Bowl]:
+    """A run that nothing disturbed: its journal, result, and what it asked."""
+    folder, backend = tmp_path_factory.mktemp("whole"), Bowl()
+    result = fit(folder, backend, resume=False)
+    return (folder / FILE_NAME).read_bytes(), result, backend
+
+
+def check_resumed(folder: Path, prefix: bytes, whole: tuple[bytes, TuneResult, Bowl]) -> None:
+    """Resume from `prefix`, and compare with the run that nothing disturbed."""
+    data, result, backend = whole
+    (folder / FILE_NAME).write_bytes(prefix)
+    answers = [json.loads(line) for line in prefix[: prefix.rfind(b"\n") + 1].splitlines()[1:]]
+    paid = sum(len(answer["evaluations"]) for answer in answers)
+    again = Bowl()
+    resumed = fit(folder, again)
+    assert again.asked == backend.asked[paid:]  # the rest, in order, and nothing else
+    assert resumed.prompt.prompt.digest == result.prompt.prompt.digest
+    assert TunedPrompt.load(folder).prompt.digest == result.prompt.prompt.digest
+    assert counted(resumed) == counted(result)
+    assert resumed.spent.seconds >= (answers[-1]["spent"]["seconds"] if answers else 0)
+    assert resumed.stop_reason == result.stop_reason
+    assert answers_of(folder) == answers_of(data)
+
+
+def answers_of(journal: Path | bytes) -> list[Any]:
+    """What a journal's lines say beyond how long it took."""
+    data = journal if isinstance(journal, bytes) else (journal / FILE_NAME).read_bytes()
+    lines = [json.loads(line) for line in data.splitlines()[1:]]
+    return [(line["key"], line["of"], line["evaluations"]) for line in lines]
+
+
+def ends(data: bytes) -> list[int]:
+    return [place + 1 for place, byte in enumerate(data) if byte == ord("\n")]
+
+
+# Any prefix
+
+
+def test_a_run_cut_at_or_beside_any_line_end_is_resumed(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
+) -> None:
+    data = whole[0]
+    assert len(ends(data)) == 13  # header, start and five generations, each with a validation
+    for end in ends(data):
+        for cut in (end - 1, end, end + 1):
+            check_resumed(tmp_path, data[:cut], whole)
+
+
+@given(share=st.floats(0, 1))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_run_cut_at_any_byte_is_resumed(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl], share: float
+) -> None:
+    check_resumed(tmp_path, whole[0][: int(share * len(whole[0]))], whole)
+
+
+def test_a_finished_run_that_is_resumed_asks_nothing(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
+) -> None:
+    check_resumed(tmp_path, whole[0], whole)
+
+
+def test_a_finished_run_goes_on_where_it_gets_a_larger_budget(tmp_path: Path) -> None:
+    at_once, later = Bowl(), Bowl()
+    whole = fit(tmp_path / "a", at_once, resume=False, budget="calls=46")
+    fit(tmp_path / "b", later, resume=False, budget="calls=21")
+    result = fit(tmp_path / "b", later, budget="calls=46")
+    assert later.asked == at_once.asked
+    assert counted(result) == counted(whole)
+    assert result.prompt.prompt.digest == whole.prompt.prompt.digest
+
+
+def test_a_resumed_run_still_knows_what_a_call_takes(tmp_path: Path) -> None:
+    tokens = sum(len(text.split()) + 2 for text, _ in TRAIN)
+    budget = f"tokens={tokens * 9}"
+    tuner = small_tuner(Bowl(), out=tmp_path, budget=budget)
+    whole = tuner.fit(TRAIN)
+    assert whole.spent.tokens == 6 * tokens  # the start and one generation; a second needs 5
+    resumed = small_tuner(Bowl(), out=tmp_path, budget=budget).fit(TRAIN, resume=True)
+    assert resumed.spent.tokens == 6 * tokens
+
+
+# What ends a run in the middle
+
+
+@pytest.mark.parametrize("at", [0, 3, 6, 7, 14])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), PermanentError("gone"), RuntimeError("x")])
+def test_whatever_ends_a_run_leaves_it_to_be_resumed(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl], at: int, error: BaseException
+) -> None:
+    class Ends(Bowl):
+        def logprobs(self, request: ScoreRequest) -> FloatArray:
+            if len(self.asked) > at:
+                raise error
+            return super().logprobs(request)
+
+    if isinstance(error, KeyboardInterrupt):
+        result = fit(tmp_path, Ends(), resume=False)
+        assert not result.finished
+        assert result.stop_reason == "interrupted by the user"
+    else:
+        with pytest.raises(PermanentError, match=r"gone|RuntimeError: x"):
+            fit(tmp_path, Ends(), resume=False)
+        assert json.loads((tmp_path / "prompt.json").read_text())["stop_reason"].startswith(
+            "failed"
+        )
+    assert TunedPrompt.load(tmp_path).prompt.width == 3  # the best so far is there to use
+    again = Bowl()
+    resumed = fit(tmp_path, again)
+    assert resumed.finished
+    assert resumed.prompt.prompt.digest == whole[1].prompt.prompt.digest
+    assert again.asked == whole[2].asked[-len(again.asked) :]
+    assert answers_of(tmp_path) == answers_of(whole[0])
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from small_models import TRAIN, VALIDATION, Bowl, small_tuner
+
+class Noted(Bowl):
+    def score(self, requests):
+        with open({asked!r}, "a") as file:
+            file.writelines(f"{{r.prompt.digest}} {{r.batch.digest}}\\n" for r in requests)
+        return super().score(requests)
+
+{before}
+tuner = small_tuner(Noted(), out={folder!r}, budget="calls=401")
+tuner.fit(TRAIN, VALIDATION, resume=True)
+"""
+
+
+def child(folder: Path, before: str = "") -> list[str]:
+    places = {"tests": str(TESTS), "asked": str(folder / "asked"), "folder": str(folder / "run")}
+    return [sys.executable, "-c", CHILD.format(before=before, **places)]
+
+
+def kill_when(process: subprocess.Popen[bytes], due: Callable[[], bool]) -> None:
+    """SIGKILL as soon as it is due; an error if that does not come about."""
+    deadline = time.monotonic() + 60
+    while not due():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.002)
+        assert process.returncode is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline, "the run made no progress"
+    process.kill()
+    process.wait()
+
+
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    path = tmp_path / "run" / FILE_NAME
+    chance, size = random.Random(5), 0
+    for _ in range(2):
+        size += chance.randrange(5_000, 30_000)
+        process = subprocess.Popen(child(tmp_path))
+        kill_when(process, lambda size=size: path.exists() and path.stat().st_size > size)
+    subprocess.run(child(tmp_path), check=True, timeout=120)
+    undisturbed = Bowl()
+    result = fit(tmp_path / "whole", undisturbed, resume=False, budget="calls=401")
+    assert answers_of(tmp_path / "run") == answers_of(tmp_path / "whole")
+    assert TunedPrompt.load(tmp_path / "run").prompt.digest == result.prompt.prompt.digest
+    last = json.loads(path.read_bytes().splitlines()[-1])["spent"]
+    assert {name: last[name] for name in COUNTED} == counted(result)
+    # what was under way when the kill came was not recorded, and only that is asked again
+    asked = Counter((tmp_path / "asked").read_text().splitlines())
+    assert set(asked) == {f"{prompt} {batch}" for prompt, batch in undisturbed.asked}
+    assert sum(asked.values()) - len(asked) <= 2 * 5
+
+
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file size limits there")
+def test_a_full_disk_ends_a_run_with_a_sentence_and_leaves_it_to_be_resumed(tmp_path: Path) -> None:
+    done = subprocess.run(child(tmp_path, FULL), capture_output=True, text=True, timeout=120)
+    message = done.stderr.splitlines()[-1]
+    assert "StorageError" in message
+    assert "journal.jsonl: cannot be written" in message
+    assert "make room, then resume" in message
+    assert (tmp_path / "run" / FILE_NAME).read_bytes()[-1:] == b"\n"  # no half a line
+    resumed = fit(tmp_path / "run", budget="calls=101")
+    whole = fit(tmp_path / "whole", resume=False, budget="calls=101")
+    assert resumed.prompt.prompt.digest == whole.prompt.prompt.digest
+
+
+# What is refused
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(whole[0])
+    backend = Bowl()
+    with pytest.raises(InputError, match="holds a run already, with 12 paid answers: go on from"):
+        fit(tmp_path, backend, resume=False)
+    assert backend.asked == []
+    assert (tmp_path / FILE_NAME).read_bytes() == whole[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seed": 1}, r"another run: seed, space differ \(seed was 0, is 1\)"),
+        ({"intrinsic_dim": 5}, "another run: settings, space differ"),
+        ({"template": "{text} {prompt} It was {label}"}, "rows, template differ"),
+        ({"labels": {"bad": "poor", "good": "fine"}}, "another run: label_words differ"),
+        ({"optimizer": "random"}, "another run: settings differ"),
+    ],
+)
+def test_another_run_is_not_resumed(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl], change: Any, sentence: str
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(whole[0])
+    with pytest.raises(InputError, match=f"(?s){sentence}.*choose another folder"):
+        fit(tmp_path, **change)
+    with pytest.raises(InputError, match="another run: backend differ"):
+        fit(tmp_path, Bowl(identity="another bowl"))
+    with pytest.raises(InputError, match="another run: rows differ"):
+        small_tuner(Bowl(), out=tmp_path).fit(TRAIN[:-1], VALIDATION, resume=True)
+    assert (tmp_path / FILE_NAME).read_bytes() == whole[0]
+
+
+def test_a_folder_where_nothing_was_paid_is_free_for_any_run(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(whole[0][: ends(whole[0])[0]])
+    assert fit(tmp_path, resume=False, seed=7).finished
+
+
+@pytest.mark.parametrize("line", [0, 1, 5])
+@pytest.mark.parametrize("damage", [b"\x00\xff", b"{}", b"[1]", b"3", b'{"key": "train/0"}'])
+def test_a_damaged_line_is_named_with_what_can_be_kept(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl], line: int, damage: bytes
+) -> None:
+    lines = whole[0].splitlines(keepends=True)
+    lines[line] = damage + b"\n"
+    data = b"".join(lines)
+    (tmp_path / FILE_NAME).write_bytes(data)
+    backend = Bowl()
+    with pytest.raises(StorageError) as caught:
+        fit(tmp_path, backend)
+    if line:
+        assert f"line {line + 1}: the journal is damaged before its end" in str(caught.value)
+        assert f"cut the file to its first {line} lines" in str(caught.value)
+    else:
+        assert "is not a journal of ours: choose another folder" in str(caught.value)
+    assert backend.asked == []
+    assert (tmp_path / FILE_NAME).read_bytes() == data
+    if line:  # the remedy works
+        check_resumed(tmp_path, b"".join(lines[:line]), whole)
+
+
+def test_a_first_line_that_is_half_ours_is_named_too(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
+) -> None:
+    first, rest = whole[0].split(b"\n", 1)
+    (tmp_path / FILE_NAME).write_bytes(first[:-9] + b"\n" + rest)
+    with pytest.raises(StorageError, match=r"line 1: the journal is damaged .* another folder"):
+        fit(tmp_path)
+
+
+def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text("my diary")
+    with pytest.raises(StorageError, match="is not a journal of ours"):
+        fit(tmp_path)
+    assert (tmp_path / FILE_NAME).read_text() == "my diary"
+
+
+def test_a_journal_of_another_format_is_refused_by_number(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(whole[0].replace(b'"format": 1', b'"format": 2', 1))
+    with pytest.raises(StorageError, match="journal format 2, and this version reads 1"):
+        fit(tmp_path)
+
+
+def test_an_answer_to_another_question_is_refused(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
+) -> None:
+    lines = whole[0].splitlines(keepends=True)
+    record = json.loads(lines[5])
+    lines[5] = json.dumps({**record, "of": "0" * 16}).encode() + b"\n"
+    (tmp_path / FILE_NAME).write_bytes(b"".join(lines))
+    with pytest.raises(StorageError, match=r"'train/2' was recorded for another question"):
+        fit(tmp_path)
+
+
+def test_a_run_that_another_process_writes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    with (
+        Journal(path, {}),
+        pytest.raises(StorageError, match="another process is writing this run"),
+    ):
+        fit(tmp_path)
+    assert fit(tmp_path, resume=False).finished  # it let go
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_paid(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    backend = Bowl()
+    with pytest.raises(StorageError, match=r"cannot be opened for writing .* nothing was paid yet"):
+        fit(tmp_path / "file" / "run", backend, resume=False)
+    assert backend.asked == []
+
+
+def test_resuming_needs_a_folder() -> None:
+    with pytest.raises(InputError, match="resume needs the folder of the run"):
+        small_tuner(Bowl()).fit(TRAIN, resume=True)
+
+
+# The journal alone
+
+
+def test_a_journal_pays_once_and_remembers(tmp_path: Path) -> None:
+    def pay() -> Any:
+        bill.append(1)
+        return {"value": 7}, Spent(calls=len(bill))
+
+    bill: list[int] = []
+    for path in (None, tmp_path / FILE_NAME):
+        bill.clear()
+        journal = Journal(path, {"a": 1})
+        assert "q" not in journal
+        first = journal.answer("q", "of", pay)
+        assert journal.answer("q", "of", pay) == first
+        assert (first["value"], len(bill), journal.spent.calls) == (7, 1, 1)
+        assert "q" in journal
+        journal.close()
+    again = Journal(tmp_path / FILE_NAME, {"a": 1}, resume=True)
+    assert again.answer("q", "of", pay)["value"] == 7
+    assert (len(bill), again.spent.calls) == (1, 1)
+    again.close()

@@ -1,0 +1,100 @@
+"""Settings are checked when they are made; the paper's presets do not follow our defaults."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lmaas_tune.errors import InputError
+from lmaas_tune.middleware.meter import Budget
+from lmaas_tune.settings import PRESETS, Settings, preset
+from lmaas_tune.versions import versions
+
+PAPER = {
+    "start": "vocabulary",
+    "prompt_length": 50,
+    "insertion": "add",
+    "intrinsic_dim": 500,
+    "alpha": 1.0,
+    "optimizer": "cma",
+    "objective": "cross_entropy",
+    "calibration": "none",
+    "selection": "candidate@100",
+    "score_start": False,
+    "budget": Budget(calls=8000),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        (
+            "paper-icml22",
+            {
+                "projection": "uniform",
+                "optimizer_options": {
+                    "population": 20,
+                    "sigma0": 0.5,
+                    "bounds": 5.0,
+                    "step_rule": "csa",
+                },
+            },
+        ),
+        (
+            "repo-head",
+            {
+                "projection": "normal",
+                "optimizer_options": {"population": 20, "sigma0": 1.0, "step_rule": "csa"},
+            },
+        ),
+    ],
+)
+def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) -> None:
+    settings = preset(name)
+    for field, value in {**PAPER, **own}.items():
+        assert getattr(settings, field) == value, field
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"start": "word"}, "unknown start 'word'; known: words, vocabulary, zero"),
+        ({"start": "words", "prompt_init": " "}, "prompt_init is empty"),
+        ({"start": "words", "prompt_init": ()}, "prompt_init is empty"),
+        (
+            {"start": "words", "prompt_init": ("a", "b"), "score_start": False},
+            "2 prompt_inits and score_start=False.* give one prompt_init",
+        ),
+        ({"prompt_length": 0}, "prompt_length=0: a prompt has 1 token or more"),
+        ({"start": "zero", "prompt_length": None}, "start='zero' needs a prompt_length"),
+        ({"insertion": "cat"}, "unknown insertion 'cat'; did you mean 'concat'"),
+        ({"projection": "unifrom"}, "unknown projection 'unifrom'; did you mean 'uniform'"),
+        ({"intrinsic_dim": 0}, "intrinsic_dim=0: it must be 1 or more"),
+        ({"alpha": 0.0}, "alpha=0.0: it must be positive and finite"),
+        ({"alpha": float("nan")}, "alpha=nan"),
+        ({"objective": "accuracy"}, "unknown objective 'accuracy'"),
+        ({"calibration": "men"}, "unknown calibration 'men'; did you mean 'mean'"),
+        ({"selection": "best"}, "unknown selection 'best'"),
+    ],
+)
+def test_a_setting_that_cannot_be_gets_one_sentence(wish: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Settings(**wish)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_are_recorded_as_plain_json(name: str) -> None:
+    content = preset(name).to_json()
+    assert json.loads(json.dumps(content)) == content
+    assert Budget.parse(content["budget"]) == preset(name).budget
+
+
+def test_an_unknown_preset_gets_a_suggestion() -> None:
+    with pytest.raises(InputError, match="unknown preset 'paper'; did you mean 'paper-icml22'"):
+        preset("paper")
+
+
+def test_the_versions_that_decide_a_run_are_recorded() -> None:
+    assert {"python", "lmaas-tune", "numpy", "cma"} <= set(versions())
