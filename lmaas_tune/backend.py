@@ -82,7 +82,8 @@ class ScoreReply:
 
     Attributes:
         logprobs: (rows, candidates) float64; log-probability of the candidate's tokens, summed,
-            normalised over the model's whole vocabulary; finite and <= 0.
+            normalised over the model's whole vocabulary; <= 0 and finite, but NaN where the
+            model itself overflowed on a prompt: the search then goes on without that one.
         usage: What this request took.
     """
 

@@ -29,7 +29,9 @@ from lmaas_tune.tuner import Tuner
 
 TASK = Task(
     Template("Message: {text}\n {prompt} {label}"),
-    Verbalizer({label: label for label in ("billing", "delivery", "returns", "technical")}),
+    Verbalizer(
+        {"billing": "payment", "delivery": "delivery", "returns": "return", "technical": "software"}
+    ),
 )
 SETTINGS = Settings(prompt_init=" This message is about", budget=Budget(calls=150, seconds=150))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
@@ -277,6 +278,13 @@ def penalised(losses: FloatArray, number: int) -> FloatArray:
         raise PermanentError(
             f"generation {number}: not one of {len(losses)} prompts has a finite loss; the model "
             "overflows on them (try dtype float32, or a smaller alpha) or the objective is at fault"
+        )
+    if len(finite) < len(losses):
+        bad = ", ".join(str(i + 1) for i in np.flatnonzero(~np.isfinite(losses)))
+        warnings.warn(
+            f"generation {number}: no finite loss for prompt {bad} of {len(losses)}, which counts "
+            "as worse than all others",
+            stacklevel=2,
         )
     worst = float(finite.max())
     return np.where(np.isfinite(losses), losses, worst + max(1.0, worst - float(finite.min())))

@@ -16,7 +16,7 @@ from lmaas_tune.spaces import PROJECTIONS
 
 DEFAULT_BUDGET = Budget(calls=300)
 
-STARTING_WORDS = ("The topic is", "The sentiment is", "The answer is", "This is about", "It was")
+STARTING_WORDS = ("This is", "The topic is", "The sentiment is", "The answer is", "It was")
 """Words that lead to a label in many tasks, none of them in all."""
 
 Start = Literal["words", "vocabulary", "zero"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -176,15 +177,12 @@ class RandomEmbedding:
         self._embeds = embeds
 
     def begin_at(self, index: int) -> RandomEmbedding:
-        """The same, with another of the starts for p0."""
-        return RandomEmbedding(
-            [self.starts[index]],
-            dim=self.dim,
-            projection=self._projection,
-            scale=self._scale,
-            seed=self._seed,
-            embeds=self._embeds,
-        )
+        """The same, with another of the starts for p0; A is drawn again only for another size."""
+        space = copy.copy(self)
+        space.starts = (self.starts[index],)
+        if self.starts[index].length != self.starts[0].length:
+            vars(space).pop("_project", None)
+        return space
 
     @property
     def digest(self) -> str:

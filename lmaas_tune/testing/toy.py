@@ -1,4 +1,4 @@
-"""A language model of forty lines, for examples and tests: instant, exact, with a known optimum."""
+"""A language model of forty lines, for examples and tests: instant and exact."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class ToyBackend:
     """Scores a word by how well it fits the row's words, seen through the prompt.
 
     A row is the direction x of the sum of its words' fixed random vectors, a prompt the mean m
-    of its vectors. The prompt works like an attention gain: far from a planted optimum m* the
-    model hardly looks at the row and follows a bias for the first words of the alphabet; at m* it
-    looks in full. So the loss falls as m comes nearer to m*, smoothly, in as many dimensions as
-    `rank`. A word is scored against all others of the vocabulary, whose logits sum to 0.
+    of its vectors. The prompt works like an attention gain: far from a planted m* the model
+    hardly looks at the row and follows a bias for the first words of the alphabet; at m* it looks
+    in full. So there is something to find, smoothly, in as many dimensions as `rank`: the lowest
+    loss lies near m*, where just how near depends on the rows. A word is scored against all
+    others of the vocabulary, whose logits sum to 0.
 
     Args:
         width: H, of word embeddings and soft prompts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from transformers.modeling_outputs import BaseModelOutput
@@ -58,12 +58,13 @@ class Seq2SeqScorer:
         self.label_last = answer == "direct"
         start = self._model.config.decoder_start_token_id
         self._start: tuple[int, ...] = (start,)
-        self._hole: tuple[int, ...] = ()
+        hole: tuple[Any, ...] = ()
         if answer == "sentinel":
-            self._hole = (tokenizer.convert_tokens_to_ids(_SENTINEL),)
-            self._start = (start, *self._hole)
+            hole = (tokenizer.convert_tokens_to_ids(_SENTINEL),)
+            self._start = (start, *hole)
         elif answer == "infill":
-            self._hole = (tokenizer.mask_token_id,)
+            hole = (tokenizer.mask_token_id,)
+        self._hole: tuple[int, ...] = hole
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens encoder and decoder read before the label word."""

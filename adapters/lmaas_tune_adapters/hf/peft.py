@@ -1,0 +1,64 @@
+"""A tuned prompt as a prompt-tuning adapter of the library peft."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from lmaas_tune.artifact import VECTORS_KEY, TunedPrompt
+from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.prompts import FloatArray, SoftPrompt
+from lmaas_tune.task import Slot
+
+
+def export_peft(
+    tuned: TunedPrompt, folder: str | os.PathLike[str], *, base_model: str, start: FloatArray
+) -> Path:
+    """Write the folder that ``peft.PeftModel.from_pretrained`` loads.
+
+    peft puts its vectors before everything, so the template has to begin with ``{prompt}``, and
+    the start tokens that a tokenizer adds go into the adapter, before the prompt: feed it the
+    ids of the text behind the prompt without special tokens.
+
+    Args:
+        tuned: A soft prompt.
+        folder: Written anew.
+        base_model: Hub name or folder of the model.
+        start: (tokens, H) embeddings of the start tokens.
+
+    Raises:
+        InputError: The prompt's layout has no counterpart in peft.
+        StorageError: The folder cannot be written.
+    """
+    prompt = tuned.prompt
+    if not isinstance(prompt, SoftPrompt) or prompt.insertion != "concat":
+        raise InputError("peft's prompt tuning takes a soft prompt inserted by 'concat' only")
+    if tuned.task.template.parts[0] is not Slot.PROMPT:
+        raise InputError(
+            "peft puts a prompt before everything, and the template "
+            f"{tuned.task.template.text!r} does not begin with {{prompt}}: tune with one that does"
+        )
+    vectors = np.concatenate([start, prompt.vectors]).astype(np.float32)
+    config = {
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": len(vectors),
+        "peft_type": "PROMPT_TUNING",
+        "prompt_tuning_init": "RANDOM",
+        "task_type": "CAUSAL_LM",
+        "token_dim": prompt.width,
+    }
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = safetensors.numpy.save({VECTORS_KEY: vectors}, {"format": "pt"})
+        (path / "adapter_model.safetensors").write_bytes(tensors)
+        (path / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: the adapter cannot be written ({error})") from error
+    return path
