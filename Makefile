@@ -10,8 +10,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
 
+# one thread a process: torch's threads spin while they wait, and two processes of them stall
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 $(TEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TEST)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -28,7 +28,7 @@ from lmaas_tune.task import Example, Task, Template, Verbalizer
 
 FORMAT = 1
 VECTORS_KEY = "prompt_embeddings"  # peft's own, so that its files and ours are read alike
-ROWS_A_REQUEST = 128
+ROWS_A_REQUEST = 512
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,8 @@ class TunedPrompt:
         """
         client = backend if isinstance(backend, Client) else Client(backend)
         self._check(client)
-        examples = read_examples(rows, labelled=False)
-        parts = [
-            examples[first : first + ROWS_A_REQUEST]
-            for first in range(0, len(examples), ROWS_A_REQUEST)
-        ]
-        return np.concatenate([self._score(client, part) for part in parts])
+        (scores,) = scores_together([self], client, read_examples(rows, labelled=False))
+        return scores
 
     def predict_proba(self, backend: Backend | Client, rows: Rows) -> FloatArray:
         """(rows, labels) probabilities; each row sums to 1."""
@@ -176,13 +172,6 @@ class TunedPrompt:
                 f"{path}: the saved prompt is damaged ({type(error).__name__}: {error})"
             ) from error
 
-    def _score(self, client: Client, examples: Sequence[Example]) -> FloatArray:
-        batch = self.task.template.batch(examples)
-        request = ScoreRequest(self.prompt, batch, self.task.verbalizer.candidates)
-        (reply,) = client.score([request])
-        calibrated: FloatArray = reply.logprobs + self.bias
-        return calibrated
-
     def _check(self, client: Client) -> None:
         can, origin = client.capabilities, self.provenance.get("backend", "another model")
         if isinstance(self.prompt, TextPrompt) and not can.text_prompts:
@@ -213,6 +202,30 @@ class TunedPrompt:
 
 # what reading a file of another shape raises
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
+
+
+def scores_together(
+    prompts: Sequence[TunedPrompt], client: Client, examples: Sequence[Example]
+) -> list[FloatArray]:
+    """(rows, labels) calibrated log-probabilities for each prompt of one task.
+
+    All prompts read a part of the rows before the next part comes, so that a backend can share
+    what they have in common.
+    """
+    task = prompts[0].task
+    parts: list[list[FloatArray]] = []
+    for first in range(0, len(examples), ROWS_A_REQUEST):
+        batch = task.template.batch(examples[first : first + ROWS_A_REQUEST])
+        requests = [
+            ScoreRequest(tuned.prompt, batch, task.verbalizer.candidates) for tuned in prompts
+        ]
+        parts.append([reply.logprobs for reply in client.score(requests)])
+    return [
+        np.concatenate(own) + tuned.bias
+        for tuned, own in zip(prompts, zip(*parts, strict=True), strict=True)
+    ]
+
+
 _OWN_KEYS = {"format", "kind", "template", "label_words", "bias", "digest"} | {
     "insertion",
     "anchor",

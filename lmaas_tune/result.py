@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmaas_tune.artifact import Score, TunedPrompt
+from lmaas_tune.artifact import Score, TunedPrompt, scores_together
 from lmaas_tune.callbacks import step_row
 from lmaas_tune.client import Client
 from lmaas_tune.data import Rows, read_examples
@@ -80,11 +80,11 @@ class TuneResult:
         """Before and after on labelled rows that played no part in the search."""
         examples = read_examples(rows)
         targets = self.prompt.task.verbalizer.targets(examples)
-        start = self.start.scores(self.client, examples)
+        start, tuned = scores_together([self.start, self.prompt], self.client, examples)
         return Comparison(
             Score.of(start - self.start.bias, targets),
             Score.of(start, targets),
-            Score.of(self.prompt.scores(self.client, examples), targets),
+            Score.of(tuned, targets),
         )
 
     @property

@@ -94,7 +94,7 @@ def test_a_loaded_prompt_answers_as_the_one_that_was_saved(tmp_path: Path) -> No
 
 
 def test_predictions_are_the_likeliest_labels_and_probabilities_sum_to_one() -> None:
-    rows = [text for text, _ in TRAIN] * 30  # more than one request holds
+    rows = [text for text, _ in TRAIN] * (2 * ROWS_A_REQUEST // len(TRAIN) + 1)
     assert len(rows) > 2 * ROWS_A_REQUEST
     backend = Bowl()
     probabilities = TUNED.predict_proba(backend, rows)
