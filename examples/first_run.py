@@ -7,10 +7,11 @@ Without a model it takes the demo's, which `lmaas-tune demo` fetches once.
 
 import sys
 
+from lmaas_tune_adapters.hf import HFBackend
+
 from lmaas_tune import Tuner
 from lmaas_tune.demo import demo_rows
 from lmaas_tune.models import SMOLLM2, ready_model
-from lmaas_tune_adapters.hf import HFBackend
 
 if len(sys.argv) > 1:
     model = sys.argv[1]

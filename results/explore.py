@@ -40,30 +40,27 @@ TASKS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "calibration none": {"calibration": "none"},
-    "calibration none, alpha 1, normal": {
+    "projection normal": {"projection": "normal"},
+    "alpha 1": {"alpha": 1.0},
+    "calibration none + projection normal + alpha 1": {
         "calibration": "none",
         "alpha": 1.0,
         "projection": "normal",
     },
-    "calibration mean": {"calibration": "mean"},
-    "projection normal": {"projection": "normal"},
-    "projection hadamard": {"projection": "hadamard"},
-    "alpha 0.05": {"alpha": 0.05},
     "alpha 0.1": {"alpha": 0.1},
-    "alpha 0.5": {"alpha": 0.5},
-    "alpha 1": {"alpha": 1.0},
-    "d 10": {"intrinsic_dim": 10},
     "d 200": {"intrinsic_dim": 200},
-    "population 10": {"optimizer_options": {"population": 10}},
-    "step rule tpa": {"optimizer_options": {"population": 20, "step_rule": "tpa"}},
-    "diagonal-cma": {"optimizer": "diagonal-cma", "optimizer_options": {}},
-    "one-plus-one": {"optimizer": "one-plus-one", "optimizer_options": {}},
-    "random": {"optimizer": "random", "optimizer_options": {}},
-    "hinge": {"objective": "hinge"},
+    "random": {"optimizer": "random"},
+    "diagonal-cma": {"optimizer": "diagonal-cma"},
+    "step rule tpa": {"optimizer_options": {"step_rule": "tpa"}},
+    "one-plus-one": {"optimizer": "one-plus-one"},
+    "projection hadamard": {"projection": "hadamard"},
+    "alpha 0.5": {"alpha": 0.5},
     "words: It was": {"words": "It was"},
-    "start vocabulary": {"start": "vocabulary", "prompt_length": 3},
-    "5 tokens": {"prompt_length": 5},
+    "five tokens": {"prompt_length": 5},
     "prompt first": {"prompt_first": True},
+    "hinge": {"objective": "hinge"},
+    "calibration mean": {"calibration": "mean"},
+    "d 10": {"intrinsic_dim": 10},
 }
 
 
@@ -150,7 +147,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--task", default="sst2", choices=TASKS)
     parser.add_argument("--seeds", default="87,100")
-    parser.add_argument("--variants", default=",".join(VARIANTS).replace(", ", "; "))
+    parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table and stop")
@@ -160,8 +157,7 @@ def main() -> None:
     if not arguments.table:
         backend = load_backend("hf")(arguments.model, dtype=arguments.dtype)
         done = {(r["task"], r["variant"], r["seed"]) for r in records}
-        names = [name.replace("; ", ", ") for name in arguments.variants.split(",")]
-        for variant in names:
+        for variant in arguments.variants.split(","):
             for seed in map(int, arguments.seeds.split(",")):
                 if (arguments.task, variant, seed) not in done:
                     record = run(backend, arguments.data, arguments.task, variant, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Usage
-from lmaas_tune.errors import InputError, PermanentError, did_you_mean
+from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.task import Batch, Slot
 from lmaas_tune_adapters.hf.causal import CausalScorer
 from lmaas_tune_adapters.hf.cohort import Cohort, Scorer, alike
 from lmaas_tune_adapters.hf.encoding import EncodedRow, Encoder, word_notes
 from lmaas_tune_adapters.hf.gguf import convert_gguf
 from lmaas_tune_adapters.hf.loading import LoadedModel, load
 from lmaas_tune_adapters.hf.masked import MaskedScorer
+from lmaas_tune_adapters.hf.peft import export_peft
 from lmaas_tune_adapters.hf.seq2seq import ANSWERS, Answer, Seq2SeqScorer
 
 
@@ -61,6 +65,7 @@ class HFBackend:
         if max_kept_bytes < 0:
             raise InputError(f"max_kept_bytes is {max_kept_bytes}; it must be 0 or more")
         self._lock = threading.Lock()
+        self._source = str(model)
         loaded = load(model, revision=revision, device=device, dtype=dtype)
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         on_cpu = self._model.device.type == "cpu"
@@ -107,10 +112,8 @@ class HFBackend:
             groups = alike(range(len(requests)), key=lambda i: _kind(requests[i]))
             for group in groups:
                 self._score_alike(group, requests, encoded, logprobs)
-        for number, values in enumerate(logprobs, start=1):
-            _check_finite(values, number)
         return [
-            ScoreReply(values, self._usage(request, rows))
+            ScoreReply(np.where(np.isfinite(values), values, np.nan), self._usage(request, rows))
             for request, rows, values in zip(requests, encoded, logprobs, strict=True)
         ]
 
@@ -123,6 +126,27 @@ class HFBackend:
                 words = self._encoder.words(request.candidates, spaced=spaced)
                 notes |= dict.fromkeys(word_notes(request.candidates, words, self._tokenizer))
             return Inspection(tuple(notes), self._usage(request, rows))
+
+    def export_peft(self, tuned: TunedPrompt, folder: str | os.PathLike[str]) -> Path:
+        """Write a prompt tuned on this model as a prompt-tuning adapter of peft.
+
+        ``peft.PeftModel.from_pretrained`` loads the folder, with the same logits for the ids of
+        the text behind the prompt without special tokens, unpadded or padded on the right.
+
+        Raises:
+            InputError: The model is not causal, or the prompt's layout has no counterpart.
+            StorageError: The folder cannot be written.
+        """
+        if not isinstance(self._scorer, CausalScorer):
+            raise InputError(
+                "peft puts a prompt before what a causal model reads, and this model is not one"
+            )
+        empty = Batch(((Slot.PROMPT, Slot.LABEL),))
+        (row,) = self._encoder.rows(
+            empty, SoftPrompt(np.zeros((1, self.capabilities.soft_prompt_width or 1)))
+        )
+        start = self.embed(row.ids[: row.prompt])
+        return export_peft(tuned, folder, base_model=self._source, start=start)
 
     def _encode(self, request: ScoreRequest) -> tuple[EncodedRow, ...]:
         """Rows of a request that this model can read.
@@ -241,12 +265,3 @@ def _kind(request: ScoreRequest) -> tuple[object, ...]:
 def _tokens_apart(prompt: Prompt) -> int:
     """Tokens of a prompt that stands outside the model's places."""
     return prompt.length if isinstance(prompt, SoftPrompt) and prompt.insertion == "prepend" else 0
-
-
-def _check_finite(logprobs: FloatArray, number: int) -> None:
-    bad = np.argwhere(~np.isfinite(logprobs))
-    if len(bad):
-        raise PermanentError(
-            f"the model's log-probabilities for request {number}, row {bad[0][0] + 1} are not "
-            "finite: the prompt may be far out, or use dtype='float32'"
-        )
