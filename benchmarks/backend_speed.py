@@ -38,6 +38,9 @@ WORDS = (  # noqa: SIM905
     "honest cast with warm music some bright jokes but too much talk about love loss money"
 ).split()
 
+LENGTHS = [5, 7, 7, 9, 10, 11, 11, 12, 16, 17, 18, 18, 19, 20, 21, 22]
+LENGTHS += [23, 23, 23, 26, 26, 27, 28, 29, 29, 32, 38, 41, 47, 47, 53, 55]
+
 
 @dataclass
 class Times:
@@ -55,11 +58,10 @@ class Times:
         return result
 
 
-def sentences(rows: int = 32) -> list[str]:
-    """Rows of 6 to 56 words, most of them short, as in SST-2."""
+def sentences() -> list[str]:
+    """32 rows of as many tokens as the rows of SST-2 that 16-shot tuning sees (split 13)."""
     rng = random.Random(0)
-    lengths = [6, 56, *(round(6 + 50 * rng.betavariate(1.3, 2.6)) for _ in range(rows - 2))]
-    return [" ".join(rng.choices(WORDS, k=length)) for length in lengths]
+    return [" ".join(rng.choices(WORDS, k=length)) for length in LENGTHS]
 
 
 def tokenizer(*, masked: bool) -> Any:
@@ -222,7 +224,7 @@ def main() -> None:
             (
                 causal,
                 transformers.AutoModelForCausalLM,
-                (("{prompt} {text} It was {label}", 50), ("{text} {prompt} It was {label}", 5)),
+                (("{prompt} {text} {label}", 50), ("{text} {prompt} {label}", 5)),
             ),
             (
                 masked,

@@ -263,16 +263,3 @@ def test_a_label_before_the_end_is_refused_by_a_causal_model(
     batch = batch_of("{prompt} {label} News: {text}")
     with pytest.raises(InputError, match=r"label.* last in the template"):
         model.score([ScoreRequest(soft(model, 1)[0], batch, CANDIDATES)])
-
-
-def test_a_prompt_on_which_the_model_overflows_gives_nan_and_spoils_no_other(
-    load: Callable[[str], HFBackend],
-) -> None:
-    model = load("llama")
-    good, _ = soft(model, 2)
-    huge = SoftPrompt(np.full(good.vectors.shape, 3e38))
-    batch = batch_of(LABEL_LAST[0])
-    alone, *_ = model.score([ScoreRequest(good, batch, CANDIDATES)])
-    first, spoilt = model.score([ScoreRequest(p, batch, CANDIDATES) for p in (good, huge)])
-    assert np.isnan(spoilt.logprobs).all()
-    assert np.abs(first.logprobs - alone.logprobs).max() < 1e-5

@@ -29,7 +29,7 @@ def convert_gguf(gguf_file: str | Path, folder: str | Path) -> Path:
         return target
     if Path(gguf_file).suffix != ".gguf":
         raise InputError(f"{str(gguf_file)!r} is not a .gguf file")
-    loaded = load(gguf_file, revision=None, device="cpu", dtype="float32")
+    loaded = load(gguf_file, revision=None, device="cpu", dtype="float32", pack=False)
     with quiet():
         # transformers takes a model from GGUF for a quantised one and refuses to save it
         config = loaded.model.config

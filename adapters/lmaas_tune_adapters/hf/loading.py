@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers.models.auto import modeling_auto
 
 from lmaas_tune.errors import InputError, MissingExtraError, did_you_mean
+from lmaas_tune_adapters.hf.packing import pack_linear_layers
 
 Family: TypeAlias = Literal["causal", "masked", "seq2seq"]
 
@@ -52,8 +53,10 @@ class LoadedModel:
     fingerprint: str
 
 
-def load(model: str | Path, *, revision: str | None, device: str, dtype: str) -> LoadedModel:
-    """Load a model and its tokenizer.
+def load(
+    model: str | Path, *, revision: str | None, device: str, dtype: str, pack: bool = True
+) -> LoadedModel:
+    """Load a model and its tokenizer; with `pack`, its linear layers are made faster to use.
 
     Raises:
         InputError: The model cannot be had, has no trained language-model head, or the device
@@ -79,12 +82,15 @@ def load(model: str | Path, *, revision: str | None, device: str, dtype: str) ->
     network.eval().requires_grad_(False).to(place)
     commit = getattr(config, "_commit_hash", None) or revision
     name = Path(model).name if Path(model).exists() else str(model)
+    fingerprint = _fingerprint(network, tokenizer)
+    if pack:
+        pack_linear_layers(network)
     return LoadedModel(
         model=network,
         tokenizer=tokenizer,
         family=family,
         name=f"{name}@{commit[:12]}" if commit else name,
-        fingerprint=_fingerprint(network, tokenizer),
+        fingerprint=fingerprint,
     )
 
 
