@@ -167,7 +167,9 @@ def test_a_prompt_too_far_out_for_half_precision_gives_nan_and_spoils_no_other(
 def test_loading_and_scoring_say_nothing(
     folder: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model = HFBackend(folder("roberta"), device="cpu")
+    path = folder("roberta")
+    capfd.readouterr()  # what building the model said
+    model = HFBackend(path, device="cpu")
     model.score([ScoreRequest(soft(model, 1)[0], batch_of(LABEL_LAST[0]), CANDIDATES)])
     with pytest.raises(InputError):
         model.score(
