@@ -29,14 +29,24 @@ tune() { # name train-folder test-file seed, then what is the task's own
   mv "$work/$name.json" "$out/$name.json"
 }
 
-for seed in 13 21 42; do
-  for calibration in fitted none; do
-    tune "sst2-$calibration-$seed" "$data/sst2/seed-$seed" "$data/sst2/test.jsonl" "$seed" \
+sst2() { # calibration
+  for seed in 13 21 42; do
+    tune "sst2-$1-$seed" "$data/sst2/seed-$seed" "$data/sst2/test.jsonl" "$seed" \
       --template $'Review: {sentence}\n {prompt} {label}' --prompt-init "The sentiment is" \
-      --labels '{"0": "negative", "1": "positive"}' --calibration "$calibration"
+      --labels '{"0": "negative", "1": "positive"}' --calibration "$1"
   done
-  tune "agnews-fitted-$seed" "$data/agnews/seed-$seed" "$work/agnews-test.jsonl" "$seed" \
-    --template $'Text: {text}\n {prompt} {label}' --prompt-init "The topic is" \
-    --labels '{"0": "World", "1": "Sports", "2": "Business", "3": "Technology"}'
-done
+}
+
+agnews() { # calibration
+  for seed in 13 21 42; do
+    tune "agnews-$1-$seed" "$data/agnews/seed-$seed" "$work/agnews-test.jsonl" "$seed" \
+      --template $'Text: {text}\n {prompt} {label}' --prompt-init "The topic is" \
+      --labels '{"0": "World", "1": "Sports", "2": "Business", "3": "Technology"}' \
+      --calibration "$1"
+  done
+}
+
+sst2 fitted
+agnews fitted
+sst2 none
 python "$here/final_table.py" "$out"
