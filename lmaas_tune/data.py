@@ -170,6 +170,9 @@ def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
+        names = list(reader.fieldnames or ())
+        if doubled := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{path}: the column {doubled[0]!r} stands twice in the header")
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(

@@ -67,9 +67,10 @@ def packages() -> list[Package]:
     """What this project asks for, as its own metadata has it, and what of it is there."""
     found: dict[str, str | None] = {}
     for requirement in metadata.requires(OURS) or ():
-        name, extra = _NAME.match(requirement), _EXTRA.search(requirement)
-        if name is not None:
-            found.setdefault(name.group(), None if extra is None else extra.group(1))
+        name, marker = _NAME.match(requirement), _EXTRA.search(requirement)
+        extra = None if marker is None else marker.group(1)
+        if name is not None and extra != "dev":  # that one is for work on the project itself
+            found.setdefault(name.group(), extra)
     return [
         Package(name=name, extra=extra, version=_version(name)) for name, extra in found.items()
     ]

@@ -3,7 +3,7 @@
 ::
 
     LMaaSError
-    ├── InputError (ValueError)      what the user gave cannot work; nothing was paid
+    ├── InputError (ValueError)      what the user gave cannot work; told before it is paid for
     │   └── MissingExtraError        a package that an extra installs is not there
     ├── BackendError                 the provider's side
     │   ├── TransientError           may pass: tried again, after `retry_after` seconds where given
@@ -26,7 +26,7 @@ class LMaaSError(Exception):
 
 
 class InputError(LMaaSError, ValueError):
-    """What the user gave cannot work. Raised before anything is paid."""
+    """What the user gave cannot work. Raised before anything is paid for it."""
 
 
 class MissingExtraError(InputError):

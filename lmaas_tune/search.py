@@ -84,19 +84,21 @@ class Search:
         evaluators = [self._train] + ([] if self._validation is None else [self._validation])
         starts = self._space.starts
         notes = [note for e in evaluators for start in starts for note in e.inspect(start)]
-        unknown = not self._score_start and any(e.usage.tokens == 0 for e in evaluators)
-        if unknown and {"tokens", "money"} & self._budget.limits.keys():
+        if {"tokens", "money"} & self._budget.limits.keys() and self._train.usage.tokens == 0:
+            if not self._score_start:
+                raise InputError(
+                    f"budget {self._budget}: the backend does not tell beforehand what a call "
+                    "takes, so a first generation could go past it; take score_start=True, which "
+                    "tries one call, or limit calls or sequences"
+                )
+            self._space = self._space.begin_at(0)  # one call shows the price; five could be many
+        first, what = self._planned_generation(), "the first generation"
+        if self._score_start:
+            first, what = first + self._planned_start(), "the start with the first generation"
+        if refusal := self.meter.refusal(first, what=what):
             raise InputError(
-                f"budget {self._budget}: the backend does not tell beforehand what a call takes, "
-                "so a first generation could go past it; take score_start=True, which tries one "
-                "call, or limit calls or sequences"
-            )
-        first = self._planned_generation() + (
-            self._planned_start() if self._score_start else Spent()
-        )
-        if refusal := self.meter.refusal(first):
-            raise InputError(
-                f"nothing was paid yet: {refusal}. Raise the budget, or take a smaller population"
+                f"nothing was paid yet: {refusal}. Raise the budget, or take fewer starting words "
+                "(prompt_init) or a smaller population (an option of the optimizer)"
             )
         return list(dict.fromkeys(notes))
 
@@ -222,7 +224,7 @@ class Search:
             return f"target: the loss {best.loss:.4g} reached {budget.target:g}"
         if budget.patience is not None and self._without_gain() >= budget.patience:
             return f"patience: {budget.patience} generations without a better prompt"
-        if f"train/{self._next}" in self._journal:  # it was affordable when it was paid
+        if self.replaying:  # the next generation was affordable when it was paid
             return None
         return self.meter.refusal(self._planned_generation())
 
@@ -234,6 +236,11 @@ class Search:
                 break
             count += 1
         return count
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the journal holds answers that this run has not come to again."""
+        return f"train/{self._next}" in self._journal
 
     @property
     def _next(self) -> int:

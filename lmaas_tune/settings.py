@@ -68,6 +68,14 @@ class Settings:
     budget: Budget = DEFAULT_BUDGET
 
     def __post_init__(self) -> None:
+        if not isinstance(self.budget, Budget):
+            raise InputError(f"budget={self.budget!r}: give a Budget, as Budget.parse('calls=300')")
+        for name in ("prompt_length", "intrinsic_dim"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise InputError(f"{name}={value!r}: it takes a whole number")
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
+            raise InputError(f"alpha={self.alpha!r}: it takes a number")
         if self.start not in ("words", "vocabulary", "zero"):
             raise InputError(f"unknown start {self.start!r}; known: words, vocabulary, zero")
         if not self.starting_words or not all(words.strip() for words in self.starting_words):

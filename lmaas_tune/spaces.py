@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 
@@ -127,8 +127,6 @@ def vocabulary_projection(
     columns = steps.reshape(dim, outputs) * np.float32(scale / np.sqrt(2 * dim))
     return _Dense(np.ascontiguousarray(columns.T))
 
-
-ProjectionKind: TypeAlias = Literal["vocabulary", "normal", "uniform", "hadamard"]
 
 PROJECTIONS: dict[str, Callable[..., Projection]] = {
     "vocabulary": vocabulary_projection,

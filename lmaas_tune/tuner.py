@@ -90,6 +90,9 @@ class Tuner:
         self._client = backend if isinstance(backend, Client) else Client(backend)
         self._settings = settings if budget is None else replace(settings, budget=budget)
         self._optimizer = settings.optimizer if optimizer is None else optimizer
+        # the settings' options are those of their own optimizer, and mean nothing to another
+        own = self._optimizer == settings.optimizer
+        self._optimizer_options = dict(settings.optimizer_options) if own else {}
         self._template = Template(template) if isinstance(template, str) else template
         self._labels = None if labels is None else Verbalizer(labels)
         self._start = start.prompt if isinstance(start, TunedPrompt) else start
@@ -146,10 +149,13 @@ class Tuner:
             except KeyboardInterrupt:
                 stop_reason, finished = "interrupted by the user", False
             except BaseException as error:
+                result = self._result(search, task, provenance, f"failed: {error}", False)
                 with contextlib.suppress(StorageError):  # the first error is the one to tell
-                    self._end(self._result(search, task, provenance, f"failed: {error}", False))
+                    self._end(result, keep=not search.replaying)
                 raise
-            return self._end(self._result(search, task, provenance, stop_reason, finished))
+            result = self._result(search, task, provenance, stop_reason, finished)
+            # a replay that was cut short knows less than the prompt that lies there
+            return self._end(result, keep=not search.replaying)
 
     def _task(self, examples: Sequence[Example]) -> Task:
         template = self._template or default_template(examples[0])
@@ -195,16 +201,20 @@ class Tuner:
         )
 
     def _optimizer_for(self, dim: int) -> Optimizer:
-        settings = self._settings
-        # the options are those of the settings' own optimizer, and mean nothing to another
-        options = settings.optimizer_options if self._optimizer == settings.optimizer else {}
         return make_optimizer(
-            self._optimizer, dim, seed=self._seed, calls=settings.budget.calls, options=options
+            self._optimizer,
+            dim,
+            seed=self._seed,
+            calls=self._settings.budget.calls,
+            options=self._optimizer_options,
         )
 
     def _provenance(self, space: RandomEmbedding) -> dict[str, Any]:
         settings = self._settings.to_json()
         settings["optimizer"] = _name(self._optimizer)
+        settings["optimizer_options"] = self._optimizer_options
+        if self._start is not None:
+            settings |= {"start": "given", "prompt_init": None, "prompt_length": None}
         if self._objective is not None:
             settings["objective"] = _name(self._objective)
         return {
@@ -268,9 +278,9 @@ class Tuner:
             out=self._out,
         )
 
-    def _end(self, result: TuneResult) -> TuneResult:
+    def _end(self, result: TuneResult, *, keep: bool) -> TuneResult:
         try:
-            if self._out is not None:
+            if self._out is not None and keep:
                 result.save(self._out)
         finally:
             for callback in self._callbacks:

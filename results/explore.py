@@ -31,9 +31,9 @@ TASKS: dict[str, dict[str, Any]] = {
         "labels": {"0": "negative", "1": "positive"},
     },
     "agnews": {
-        "template": "Article: {text}\n {prompt} {label}",
+        "template": "Text: {text}\n {prompt} {label}",
         "words": "The topic is",
-        "labels": {"0": "world", "1": "sports", "2": "business", "3": "technology"},
+        "labels": {"0": "World", "1": "Sports", "2": "Business", "3": "Technology"},
     },
 }
 # name of the variant: what it changes, of the settings or of the task
@@ -107,7 +107,7 @@ def run(backend: Backend, data: Path, task: str, variant: str, seed: int) -> dic
         "variant": variant,
         "seed": seed,
         **comparison,
-        "train_loss": result.steps[-1].loss,
+        "train_loss": None if result.best.train is None else result.best.train.loss,
         "calls": result.spent.calls,
         "seconds": round(seconds, 1),
         "backend": backend.identity,
@@ -138,7 +138,8 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def _mean(records: list[Mapping[str, Any]], kind: str) -> str:
     values = [record[kind]["accuracy"] for record in records]
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
 
 
 def main() -> None:

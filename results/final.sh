@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The two tables of results/README.md: five small JSON files, one a run, kept in results/final/.
+# The first table of results/README.md: a small JSON file for each run, kept in results/final/.
 #   results/final.sh MODEL DATA        MODEL a folder or hub name, DATA with sst2/ and agnews/
 # A run whose file is there already is not made again. Needs `lmaas-tune` and `python` on the path.
 set -euo pipefail
@@ -11,13 +11,13 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$out"
 
 # 1,000 of the 7,600 test rows of agnews, drawn once
-python - "$data/agnews/test.jsonl" "$work/agnews-test.jsonl" <<'E2'
+python - "$data/agnews/test.jsonl" "$work/agnews-test.jsonl" <<'ROWS'
 import random
 import sys
 
 rows = open(sys.argv[1], encoding="utf-8").readlines()
 open(sys.argv[2], "w", encoding="utf-8").writelines(random.Random(0).sample(rows, 1000))
-E2
+ROWS
 
 tune() { # name train-folder test-file seed, then what is the task's own
   local name=$1 folder=$2 test=$3 seed=$4

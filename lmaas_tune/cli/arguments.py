@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from lmaas_tune.backend import Backend
 from lmaas_tune.client import Client
-from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.errors import InputError, LMaaSError, did_you_mean
 from lmaas_tune.middleware.meter import Price
 from lmaas_tune.registry import load_backend
 
@@ -120,7 +120,13 @@ def open_backend(name: str, model: str | None, options: Mapping[str, object]) ->
                 f"the backend {name!r} has no option {option!r}; {did_you_mean(option, known)}"
             )
     models = {} if model is None else {"model": model}
-    return factory(**models, **options)
+    try:
+        return factory(**models, **options)
+    except LMaaSError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        given = ", ".join(f"{option}={value}" for option, value in options.items())
+        raise InputError(f"the backend {name!r} cannot be made with {given}: {error}") from error
 
 
 def backend_flags(arguments: argparse.Namespace) -> list[str]:

@@ -79,6 +79,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise InputError("--resume goes on with the run in a folder: give its --out")
     budget = None if arguments.budget is None else Budget.parse(arguments.budget)
     out = _free_folder() if arguments.out is None else Path(arguments.out)
+    if (out / FILE_NAME).exists() and not arguments.resume:
+        raise InputError(f"{out} holds a run already: go on with --resume, or name another --out")
     print(INTRO + "\n", flush=True)
     model = arguments.model or str(_own_model())
     demo = Demo(Client(open_backend(BACKEND, model, {})))

@@ -11,6 +11,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.optimizers import NEVERGRAD, OPTIMIZERS
 from lmaas_tune.settings import PRESETS, Settings, preset
+from lmaas_tune.spaces import PROJECTIONS
 
 # Each flag stands for the field of `Settings` of the same name; one that is not given leaves
 # the preset's value.
@@ -19,7 +20,7 @@ _FIELDS: tuple[tuple[str, type, str], ...] = (
     ("prompt_length", int, "tokens of the prompt; if not given, as many as the starting words"),
     ("insertion", str, "how the prompt enters: concat, add or prepend"),
     ("intrinsic_dim", int, "dimensions that are searched"),
-    ("projection", str, "kind of the random matrix: normal, uniform or hadamard"),
+    ("projection", str, f"kind of the random matrix: {', '.join(PROJECTIONS)}"),
     ("alpha", float, "scale of the random matrix"),
     ("optimizer", str, "`lmaas-tune optimizers` lists them"),
     ("objective", str, "cross_entropy, hinge, error_rate or negative_f1"),

@@ -27,7 +27,8 @@ class Budget:
         calls: Prompts that the search scores on the whole training batch, whether paid or
             answered from the cache: the paper's unit.
         sequences: Rows paid for, validation included.
-        tokens: Tokens paid for.
+        tokens: Tokens paid for. A backend that cannot tell beforehand what a call takes shows
+            it with the first one, which alone can go past a limit on tokens or money.
         seconds: Wall time of the run.
         money: In the currency of the price.
         patience: Generations without a better prompt; the tuner watches it.
@@ -250,9 +251,14 @@ class Meter:
         with self._lock:
             self._booked += part
 
-    def refusal(self, planned: Spent) -> str | None:
-        """None if all of `planned` still fits, else a sentence that names the limit in the way."""
-        return self._refusal(planned, what="the next generation")
+    def refusal(self, planned: Spent, *, what: str = "the next generation") -> str | None:
+        """None if all of `planned` still fits, else a sentence that names the limit in the way.
+
+        Args:
+            planned: What would be spent.
+            what: What would spend it, for the sentence.
+        """
+        return self._refusal(planned, what=what)
 
     def admit(self, planned: Spent = NOTHING) -> None:
         """Let one paid attempt pass that will take `planned`, as far as that is known.

@@ -1,4 +1,4 @@
-"""A language model of forty lines, for examples and tests: instant and exact."""
+"""A small made-up language model for examples and tests: instant and exact."""
 
 from __future__ import annotations
 
