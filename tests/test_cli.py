@@ -347,7 +347,10 @@ def test_rows_that_cannot_be_used_are_named(
         (["--labels", '{"bad": "it", "good": "it"}'], "share the word 'it'"),
         (["--labels", '{"bad": "no"'], "is not JSON"),
         (["--labels", '["bad", "good"]'], "give an object"),
-        (["--budget", "calls=5"], "budget calls=5: 5 left, the start with the first generation needs"),
+        (
+            ["--budget", "calls=5"],
+            "budget calls=5: 5 left, the start with the first generation needs",
+        ),
         (["--budget", "call=5"], "did you mean 'calls'?"),
         (["--template", "{text} {label}"], "has {prompt} 0 times"),
         (["--preset", "defautl"], "did you mean 'default'?"),

@@ -266,3 +266,9 @@ def test_a_split_that_cannot_be_gets_one_sentence(wish: Any, sentence: str) -> N
     pool = [Example({}, label) for label in "aaaabbb"]
     with pytest.raises(InputError, match=sentence):
         few_shot_split(pool, **wish)
+
+
+def test_a_column_that_stands_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label,text\na,b,c\n")
+    with pytest.raises(InputError, match="the column 'text' stands twice"):
+        read_examples(tmp_path / "rows.csv")

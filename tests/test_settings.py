@@ -98,3 +98,17 @@ def test_an_unknown_preset_gets_a_suggestion() -> None:
 
 def test_the_versions_that_decide_a_run_are_recorded() -> None:
     assert {"python", "lmaas-tune", "numpy", "cma"} <= set(versions())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"budget": "calls=50"}, "give a Budget"),
+        ({"prompt_length": "5"}, "prompt_length='5': it takes a whole number"),
+        ({"intrinsic_dim": 2.5}, "intrinsic_dim=2.5: it takes a whole number"),
+        ({"alpha": "big"}, "alpha='big': it takes a number"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Settings(**changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lmaas_tune import (
     TuneResult,
 )
 from lmaas_tune.callbacks import step_row
-from lmaas_tune.errors import InputError
+from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import Prompt
 from lmaas_tune.testing.toy import ToyBackend
@@ -363,3 +364,37 @@ def test_black_box_tuning_beats_random_search_at_equal_calls() -> None:
 
     tuned, drawn = ([loss(name, seed) for seed in range(4)] for name in ("cma", "random"))
     assert np.mean(tuned) < np.mean(drawn) - 0.05
+
+
+def test_a_replay_that_fails_leaves_the_finished_prompt_alone(tmp_path: Path) -> None:
+    small_tuner(Bowl(), out=tmp_path).fit(TRAIN, VALIDATION)
+    finished = (tmp_path / "prompt.json").read_bytes()
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    lines[3] = lines[3].replace('"of": "', '"of": "x')
+    journal.write_text("\n".join(lines) + "\n")
+    with pytest.raises(StorageError):
+        small_tuner(Bowl(), out=tmp_path).fit(TRAIN, VALIDATION, resume=True)
+    assert (tmp_path / "prompt.json").read_bytes() == finished
+
+
+@pytest.mark.parametrize("validation", [None, VALIDATION])
+def test_a_model_that_cannot_tell_its_price_is_asked_once_to_learn_it(validation: Any) -> None:
+    model = WordBowl()
+    settings = replace(SMALL, start="words", prompt_init=("one", "two", "three"))
+    result = small_tuner(model, settings=settings, budget="tokens=700").fit(TRAIN, validation)
+    assert len(result.steps[0].evaluations) == 1
+    assert 0 < result.spent.tokens <= 700
+    assert len(result.steps) > 1
+
+
+def test_the_record_names_the_options_that_were_used() -> None:
+    tuner = Tuner(Bowl(), "random", settings=SMALL, budget="calls=50", callbacks=())
+    result = tuner.fit(TRAIN)
+    assert result.prompt.provenance["settings"]["optimizer"] == "random"
+    assert result.prompt.provenance["settings"]["optimizer_options"] == {}
+
+
+def test_the_record_says_that_a_start_was_given() -> None:
+    result = small_tuner(Bowl(), start=SoftPrompt(np.ones((2, 3)))).fit(TRAIN)
+    assert result.prompt.provenance["settings"]["start"] == "given"
