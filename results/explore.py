@@ -40,27 +40,34 @@ TASKS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "calibration none": {"calibration": "none"},
-    "projection normal": {"projection": "normal"},
     "alpha 1": {"alpha": 1.0},
+    "projection normal": {"projection": "normal"},
     "calibration none + projection normal + alpha 1": {
         "calibration": "none",
         "alpha": 1.0,
         "projection": "normal",
     },
-    "alpha 0.1": {"alpha": 0.1},
-    "d 200": {"intrinsic_dim": 200},
+    "the default's starting words": {"words": Settings().prompt_init},
+    "{sentence} {prompt} It was {label}": {
+        "template": "{sentence} {prompt} It was {label}",
+        "labels": {"0": "terrible", "1": "great"},
+        "words": Settings().prompt_init,
+        "prompt_length": 5,
+        "intrinsic_dim": 100,
+    },
     "random": {"optimizer": "random"},
     "diagonal-cma": {"optimizer": "diagonal-cma"},
     "step rule tpa": {"optimizer_options": {"step_rule": "tpa"}},
-    "one-plus-one": {"optimizer": "one-plus-one"},
-    "projection hadamard": {"projection": "hadamard"},
+    "alpha 0.1": {"alpha": 0.1},
     "alpha 0.5": {"alpha": 0.5},
-    "words: It was": {"words": "It was"},
+    "d 200": {"intrinsic_dim": 200},
+    "d 10": {"intrinsic_dim": 10},
+    "projection hadamard": {"projection": "hadamard"},
+    "one-plus-one": {"optimizer": "one-plus-one"},
     "five tokens": {"prompt_length": 5},
     "prompt first": {"prompt_first": True},
     "hinge": {"objective": "hinge"},
     "calibration mean": {"calibration": "mean"},
-    "d 10": {"intrinsic_dim": 10},
 }
 
 
@@ -83,8 +90,9 @@ def held_out(data: Path, task: str, seed: int) -> list[Example]:
 def run(backend: Backend, data: Path, task: str, variant: str, seed: int) -> dict[str, Any]:
     setup = dict(TASKS[task])
     changes = dict(VARIANTS[variant])
-    words = changes.pop("words", setup["words"])
-    template = setup["template"]
+    words, template, labels = (
+        changes.pop(name, setup[name]) for name in ("words", "template", "labels")
+    )
     if changes.pop("prompt_first", False):
         first, label = template.split("\n {prompt}")
         template = "{prompt} " + first + "\n" + label
@@ -94,7 +102,7 @@ def run(backend: Backend, data: Path, task: str, variant: str, seed: int) -> dic
         backend,
         settings=settings,
         template=template,
-        labels=setup["labels"],
+        labels=labels,
         budget=Budget(calls=300),
         seed=seed,
         callbacks=[],
