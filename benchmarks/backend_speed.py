@@ -130,7 +130,10 @@ def plain_loop(backend: HFBackend, model: Any, tok: Any, batch: Batch) -> Callab
         attention = torch.zeros(len(rows), length, dtype=torch.long)
         reads = []
         for index, row in enumerate(rows):
-            parts = [vectors if p is Slot.PROMPT else table(torch.tensor(p)) for p in row]
+            parts = [
+                vectors if p is Slot.PROMPT else table(torch.tensor(p, dtype=torch.long))
+                for p in row
+            ]
             joint = torch.cat(parts)
             embeddings[index, : len(joint)] = joint
             attention[index, : len(joint)] = 1

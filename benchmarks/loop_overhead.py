@@ -58,6 +58,7 @@ def whole_run(dim: int) -> float:
     """Milliseconds an evaluation of a whole `fit`, journal included."""
     settings = Settings(
         intrinsic_dim=dim,
+        prompt_init="five tokens",
         prompt_length=5,
         optimizer_options={"population": POPULATION},
         score_start=False,

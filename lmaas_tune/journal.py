@@ -49,6 +49,7 @@ class Journal:
     ) -> None:
         self._path = path
         self._answers: dict[str, Record] = {}
+        self._unasked: set[str] = set()
         self.spent = Spent()
         self._file: FileIO | None = None
         if path is None:
@@ -83,6 +84,11 @@ class Journal:
     def __contains__(self, key: str) -> bool:
         return key in self._answers
 
+    @property
+    def replaying(self) -> bool:
+        """Whether the file held answers that were not asked for again yet."""
+        return bool(self._unasked)
+
     def close(self) -> None:
         """Close the file; another process may go on from it."""
         if self._file is not None:
@@ -110,6 +116,7 @@ class Journal:
                     "journal's first line names, and with the same calls in the budget if the "
                     "optimizer plans by them"
                 )
+            self._unasked.discard(key)
             return record
         content, spent = pay()
         record = {"key": key, "of": of, **content, "spent": spent.to_json()}
@@ -138,6 +145,7 @@ class Journal:
         if len(whole) < len(data):  # a crash cut the last line
             file.truncate(len(whole))
         self._answers = {line["key"]: line for line in lines[1:]}
+        self._unasked = set(self._answers)
         self.spent = Spent.from_json(lines[-1]["spent"])
 
     def _parse(self, line: bytes, number: int) -> Record:

@@ -224,7 +224,7 @@ class Search:
             return f"target: the loss {best.loss:.4g} reached {budget.target:g}"
         if budget.patience is not None and self._without_gain() >= budget.patience:
             return f"patience: {budget.patience} generations without a better prompt"
-        if self.replaying:  # the next generation was affordable when it was paid
+        if f"train/{self._next}" in self._journal:  # it was affordable when it was paid
             return None
         return self.meter.refusal(self._planned_generation())
 
@@ -236,11 +236,6 @@ class Search:
                 break
             count += 1
         return count
-
-    @property
-    def replaying(self) -> bool:
-        """Whether the journal holds answers that this run has not come to again."""
-        return f"train/{self._next}" in self._journal
 
     @property
     def _next(self) -> int:

@@ -151,11 +151,11 @@ class Tuner:
             except BaseException as error:
                 result = self._result(search, task, provenance, f"failed: {error}", False)
                 with contextlib.suppress(StorageError):  # the first error is the one to tell
-                    self._end(result, keep=not search.replaying)
+                    self._end(result, keep=not journal.replaying)
                 raise
             result = self._result(search, task, provenance, stop_reason, finished)
             # a replay that was cut short knows less than the prompt that lies there
-            return self._end(result, keep=not search.replaying)
+            return self._end(result, keep=finished or not journal.replaying)
 
     def _task(self, examples: Sequence[Example]) -> Task:
         template = self._template or default_template(examples[0])
