@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.errors import named
 from lmaas_tune.objectives import Targets, cross_entropy, log_softmax
 from lmaas_tune.prompts import FloatArray
 
@@ -79,9 +79,4 @@ def calibration_named(name: str) -> Calibration:
     Raises:
         InputError: None has this name.
     """
-    try:
-        return CALIBRATIONS[name]
-    except KeyError:
-        raise InputError(
-            f"unknown calibration {name!r}; {did_you_mean(name, CALIBRATIONS)}"
-        ) from None
+    return named("calibration", name, CALIBRATIONS)

@@ -18,7 +18,10 @@ place, with ``raise ... from error``. A message names the thing, its value and t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class LMaaSError(Exception):
@@ -74,3 +77,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"
     return "known: " + ", ".join(names)
+
+
+def named(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """What stands in a table under a name.
+
+    Raises:
+        InputError: Nothing does; it says what is meant perhaps.
+    """
+    try:
+        return table[name]
+    except KeyError:
+        raise InputError(f"unknown {kind} {name!r}; {did_you_mean(name, table)}") from None

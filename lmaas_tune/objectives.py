@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.errors import named
 from lmaas_tune.prompts import FloatArray
 
 Targets: TypeAlias = npt.NDArray[np.intp]
@@ -66,7 +66,4 @@ def objective_named(name: str) -> Objective:
     Raises:
         InputError: No objective has this name.
     """
-    try:
-        return OBJECTIVES[name]
-    except KeyError:
-        raise InputError(f"unknown objective {name!r}; {did_you_mean(name, OBJECTIVES)}") from None
+    return named("objective", name, OBJECTIVES)

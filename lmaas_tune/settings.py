@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lmaas_tune.calibration import calibration_named
-from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.errors import InputError, did_you_mean, named
 from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.objectives import objective_named
 from lmaas_tune.prompts import INSERTIONS, Insertion
@@ -166,7 +166,4 @@ def preset(name: str) -> Settings:
     Raises:
         InputError: No preset has this name.
     """
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise InputError(f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}") from None
+    return named("preset", name, PRESETS)
