@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lmaas_tune import Backend, Capabilities, InputError, ScoreReply, ScoreRequest, Tuner, Usage
-from lmaas_tune.prompts import FloatArray, TextPrompt
+from lmaas_tune.prompts import FloatArray, SoftPrompt, TextPrompt
 from lmaas_tune.testing import BackendConformance
 
 
@@ -37,10 +37,10 @@ class EchoBackend:
         prompt = request.prompt
         if isinstance(prompt, TextPrompt):
             vectors = self.embed(self.tokenize(prompt.text))
-        elif (prompt.width, prompt.insertion) == (8, "concat"):
+        elif isinstance(prompt, SoftPrompt) and (prompt.width, prompt.insertion) == (8, "concat"):
             vectors = prompt.vectors
         else:
-            raise InputError(f"echo takes prompts of width 8 by 'concat', not {prompt.width}")
+            raise InputError(f"echo takes soft prompts of width 8 by 'concat', not {prompt}")
         texts = [" ".join(p for p in row if isinstance(p, str)) for row in request.batch.rows]
         rows = [np.concatenate([vectors, self.embed(self.tokenize(text))]) for text in texts]
         means = np.array([row.mean(axis=0) if len(row) else np.zeros(8) for row in rows])

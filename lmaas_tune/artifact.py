@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ from lmaas_tune.client import Client
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.prompts import (
+    FloatArray,
+    PointPrompt,
+    Prompt,
+    SoftPrompt,
+    Subspace,
+    TextPrompt,
+)
+from lmaas_tune.spaces import drawn
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 
 FORMAT = 1
@@ -78,8 +86,9 @@ class TunedPrompt:
             InputError: The rows do not fit the template, or the backend not the prompt.
         """
         client = backend if isinstance(backend, Client) else Client(backend)
-        self._check(client)
-        (scores,) = scores_together([self], client, read_examples(rows, labelled=False))
+        fitting = replace(self, prompt=drawn(self.prompt, client.backend))
+        fitting._check(client)
+        (scores,) = scores_together([fitting], client, read_examples(rows, labelled=False))
         return scores
 
     def predict_proba(self, backend: Backend | Client, rows: Rows) -> FloatArray:
@@ -107,7 +116,7 @@ class TunedPrompt:
         path = Path(folder)
         content: dict[str, Any] = {
             "format": FORMAT,
-            "kind": "soft" if isinstance(self.prompt, SoftPrompt) else "text",
+            "kind": _KINDS[type(self.prompt)],
             "template": self.task.template.text,
             "label_words": dict(self.task.verbalizer.words),
             "bias": [float(b) for b in self.bias],
@@ -125,8 +134,11 @@ class TunedPrompt:
                 vectors = {VECTORS_KEY: np.ascontiguousarray(self.prompt.vectors)}
                 data = safetensors.numpy.save(vectors, {"format": "pt"})
                 _replace(path / "prompt.safetensors", data)
-            else:
+            elif isinstance(self.prompt, TextPrompt):
                 content["text"] = self.prompt.text
+            else:
+                content["subspace"] = self.prompt.subspace.to_json()
+                content["point"] = [float(number) for number in self.prompt.point]
             text = json.dumps(content, indent=1, ensure_ascii=False)
             _replace(path / "prompt.json", text.encode() + b"\n")
         except OSError as error:
@@ -179,6 +191,11 @@ class TunedPrompt:
                 f"the prompt is a text, and {client.identity} takes soft prompts only: "
                 f"it was tuned for {origin}"
             )
+        if isinstance(self.prompt, PointPrompt) and not can.point_prompts:
+            raise InputError(
+                f"the prompt is a point of a subspace of {origin}, and {client.identity} can "
+                "neither draw it nor shows the word embeddings it is made of"
+            )
         if isinstance(self.prompt, SoftPrompt) and self.prompt.width != can.soft_prompt_width:
             width = can.soft_prompt_width
             raise InputError(
@@ -226,17 +243,22 @@ def scores_together(
     ]
 
 
+_KINDS: Mapping[type[Prompt], str] = {SoftPrompt: "soft", TextPrompt: "text", PointPrompt: "point"}
 _OWN_KEYS = {"format", "kind", "template", "label_words", "bias", "digest"} | {
     "insertion",
     "anchor",
     "shape",
     "text",
+    "subspace",
+    "point",
 }
 
 
 def _read_prompt(path: Path, content: Mapping[str, Any]) -> Prompt:
     if content["kind"] == "text":
         return TextPrompt(content["text"])
+    if content["kind"] == "point":
+        return PointPrompt(Subspace.from_json(content["subspace"]), content["point"])
     tensors = safetensors.numpy.load((path / "prompt.safetensors").read_bytes())
     return SoftPrompt(tensors[VECTORS_KEY], content["insertion"], tuple(content["anchor"]))
 

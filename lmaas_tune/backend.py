@@ -18,18 +18,25 @@ class Capabilities:
         soft_prompt_width: H of the soft prompts it takes; None if it takes none.
         insertions: The ways a soft prompt may enter.
         text_prompts: Whether it takes `TextPrompt`.
+        point_prompts: Whether it takes `PointPrompt`: it draws subspaces of its own model.
         label_anywhere: Whether ``{label}`` may stand before the end of the template (a masked
             or sequence-to-sequence model); a causal model needs it last.
         deterministic: Whether a repeated request gets the same answer.
         max_tokens: The longest row it reads, prompt and label included; None if unknown.
+        rows_per_call: The most rows of one request that one call of `Backend.score` takes; the
+            client cuts the rest off, and sends the parts by its own number of workers, one
+            request a call. None: takes any number of requests and rows at once, and can share
+            work among them.
     """
 
     soft_prompt_width: int | None = None
     insertions: frozenset[Insertion] = frozenset({"concat"})
     text_prompts: bool = True
+    point_prompts: bool = False
     label_anywhere: bool = False
     deterministic: bool = True
     max_tokens: int | None = None
+    rows_per_call: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

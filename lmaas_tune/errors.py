@@ -51,11 +51,16 @@ class TransientError(BackendError):
 
     Attributes:
         retry_after: Seconds the provider asked to wait, or None where it named none.
+        overloaded: Whether fewer requests at once would help: the provider said so (429, 503),
+            or did not answer in time.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, overloaded: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.overloaded = overloaded
 
 
 class PermanentError(BackendError):

@@ -1,11 +1,14 @@
-"""What is tuned: a soft prompt (vectors) or a text prompt (words)."""
+"""What is tuned: a soft prompt (vectors), a text prompt (words), or a point of a subspace."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +72,9 @@ class SoftPrompt:
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "anchor", tuple(int(token) for token in self.anchor))
 
+    def __str__(self) -> str:
+        return f"a soft prompt of width {self.width}, inserted by {self.insertion!r}"
+
     @property
     def length(self) -> int:
         """L, in tokens."""
@@ -92,10 +98,114 @@ class TextPrompt:
 
     text: str
 
+    def __str__(self) -> str:
+        return "a text prompt"
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the text; part of every cache key."""
         return hashlib.sha256(b"text|" + self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-Prompt: TypeAlias = SoftPrompt | TextPrompt
+Start: TypeAlias = Literal["words", "vocabulary", "zero"]
+"""Where p0 comes from, see `Subspace.start`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subspace:
+    """p = p0 + A z in words: who has the model's word embeddings can draw p0 and A from it.
+
+    Attributes:
+        start: ``words`` (p0 is the embeddings of `words`), ``vocabulary`` (of tokens drawn from
+            the model's own vocabulary), ``zero``, or p0 itself.
+        words: The starting words, with the space before them where there is one.
+        length: L, in tokens; None takes as many as the words have.
+        insertion: How the prompt enters, see `SoftPrompt.insertion`.
+        dim: d.
+        projection: Kind of A.
+        alpha: Scale of A, see `lmaas_tune.Settings.alpha`.
+        seed: A is drawn from (seed, projection, d).
+    """
+
+    start: Start | SoftPrompt
+    words: str = ""
+    length: int | None = None
+    insertion: Insertion = "concat"
+    dim: int
+    projection: str
+    alpha: float
+    seed: int
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the description."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; a p0 of its own as base64 of little-endian float32."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        if isinstance(self.start, SoftPrompt):
+            content["start"] = {
+                "vectors": base64.b64encode(self.start.vectors.astype("<f4").tobytes()).decode(),
+                "length": self.start.length,
+                "insertion": self.start.insertion,
+                "anchor": list(self.start.anchor),
+            }
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Subspace:
+        """Read what `to_json` gave.
+
+        Raises:
+            InputError: It did not give this.
+        """
+        try:
+            values = {f.name: content[f.name] for f in fields(cls)}
+            if isinstance(start := values["start"], Mapping):
+                numbers = np.frombuffer(base64.b64decode(start["vectors"], validate=True), "<f4")
+                vectors = numbers.reshape(start["length"], -1)
+                values["start"] = SoftPrompt(vectors, start["insertion"], tuple(start["anchor"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"this describes no subspace ({type(error).__name__}: {error})"
+            ) from error
+        return cls(**values)
+
+
+@dataclass(frozen=True, eq=False)
+class PointPrompt:
+    """A soft prompt by its place in a subspace: for a model whose embeddings nobody may see.
+
+    Attributes:
+        subspace: What the provider draws p0 and A from.
+        point: z, kept as (d,) float32.
+
+    Raises:
+        InputError: The point is not a finite (d,) array.
+    """
+
+    subspace: Subspace
+    point: FloatArray
+
+    def __post_init__(self) -> None:
+        point = np.array(self.point, dtype=np.float32)
+        if point.shape != (self.subspace.dim,) or not np.isfinite(point).all():
+            raise InputError(
+                f"a point of shape {point.shape} for a subspace of {self.subspace.dim} dimensions: "
+                "it takes as many finite numbers"
+            )
+        point.setflags(write=False)
+        object.__setattr__(self, "point", point)
+
+    def __str__(self) -> str:
+        return "a point of a subspace"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that makes this prompt what it is; part of every cache key."""
+        head = f"point|{self.subspace.digest}|".encode()
+        return hashlib.sha256(head + self.point.astype("<f4").tobytes()).hexdigest()
+
+
+Prompt: TypeAlias = SoftPrompt | TextPrompt | PointPrompt

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from lmaas_tune.calibration import calibration_named
 from lmaas_tune.errors import InputError, did_you_mean, named
 from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.objectives import objective_named
-from lmaas_tune.prompts import INSERTIONS, Insertion
+from lmaas_tune.prompts import INSERTIONS, Insertion, Start
 from lmaas_tune.selection import selection_named
 from lmaas_tune.spaces import PROJECTIONS
 
@@ -18,8 +18,6 @@ DEFAULT_BUDGET = Budget(calls=300)
 
 STARTING_WORDS = ("This is", "The topic is", "The sentiment is", "The answer is", "It was")
 """Words that lead to a label in many tasks, none of them in all."""
-
-Start = Literal["words", "vocabulary", "zero"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,16 @@ from typing import Protocol
 
 import numpy as np
 
-from lmaas_tune.backend import Embeds
+from lmaas_tune.backend import Backend, Embeds
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.prompts import FloatArray, Insertion, Prompt, SoftPrompt
+from lmaas_tune.prompts import (
+    FloatArray,
+    Insertion,
+    PointPrompt,
+    Prompt,
+    SoftPrompt,
+    Subspace,
+)
 
 
 class SearchSpace(Protocol):
@@ -213,6 +220,113 @@ class RandomEmbedding:
         )
 
 
+class PointSpace:
+    """Subspaces that only the provider can draw: their points are the prompts.
+
+    Args:
+        subspaces: What the search may happen in, alike but for their p0; the first is, until
+            `begin_at` says otherwise.
+    """
+
+    def __init__(self, subspaces: Sequence[Subspace]) -> None:
+        self._subspaces = tuple(subspaces)
+        self.dim = subspaces[0].dim
+
+    @cached_property
+    def starts(self) -> tuple[PointPrompt, ...]:
+        """The origins."""
+        return tuple(PointPrompt(subspace, np.zeros(self.dim)) for subspace in self._subspaces)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all descriptions."""
+        names = "|".join(subspace.digest for subspace in self._subspaces)
+        return hashlib.sha256(names.encode()).hexdigest()
+
+    def begin_at(self, index: int) -> PointSpace:
+        """The same, in another of the subspaces."""
+        return PointSpace(self._subspaces[index : index + 1])
+
+    def prompts(self, points: FloatArray) -> list[Prompt]:
+        """The prompts of the (n, dim) points."""
+        return [PointPrompt(self._subspaces[0], point) for point in points]
+
+
+def draw(subspaces: Sequence[Subspace], backend: Backend) -> RandomEmbedding:
+    """The subspaces in numbers; alike but for their p0.
+
+    Raises:
+        InputError: The backend does not give the word embeddings that a description needs, or
+            does not take its prompts.
+    """
+    first = subspaces[0]
+    return RandomEmbedding(
+        [_checked(_start(subspace, backend), backend) for subspace in subspaces],
+        dim=first.dim,
+        projection=first.projection,
+        scale=_scale(first, backend),
+        seed=first.seed,
+        embeds=backend if isinstance(backend, Embeds) else None,
+    )
+
+
+def drawn(prompt: Prompt, backend: Backend) -> Prompt:
+    """The prompt as vectors, where it is a point and the backend shows its word embeddings."""
+    if not isinstance(prompt, PointPrompt) or not isinstance(backend, Embeds):
+        return prompt
+    return draw([prompt.subspace], backend).prompts(prompt.point[None])[0]
+
+
+def _start(subspace: Subspace, backend: Backend) -> SoftPrompt:
+    """p0."""
+    start, length, insertion = subspace.start, subspace.length, subspace.insertion
+    if isinstance(start, SoftPrompt):
+        return start
+    if start == "zero" and length is not None and insertion != "add":
+        width = backend.capabilities.soft_prompt_width or 0
+        return SoftPrompt(np.zeros((length, width)), insertion)
+    if not isinstance(backend, Embeds):
+        raise InputError(
+            f"{backend.identity} does not give word embeddings, so a prompt cannot start from "
+            f"{start!r}: take Settings(start='zero', prompt_length=..., "
+            "projection='uniform'), or give a start"
+        )
+    if start == "words":
+        return start_from_words(backend, subspace.words, insertion=insertion, length=length)
+    if length is None or start == "zero":
+        raise InputError(
+            "insertion 'add' puts its vectors on words: start from words or vocabulary"
+        )
+    return start_from_vocabulary(backend, length, insertion=insertion, seed=subspace.seed)
+
+
+def _checked(start: SoftPrompt, backend: Backend) -> SoftPrompt:
+    can = backend.capabilities
+    if start.width != can.soft_prompt_width:
+        raise InputError(
+            "the prompt to start from must be a soft one of width "
+            f"{can.soft_prompt_width} for {backend.identity}"
+        )
+    if start.insertion not in can.insertions:
+        raise InputError(
+            f"{backend.identity} does not take a prompt by insertion {start.insertion!r}; "
+            f"it takes {', '.join(sorted(can.insertions))}"
+        )
+    return start
+
+
+def _scale(subspace: Subspace, backend: Backend) -> float:
+    """What `alpha` comes to in the units of the projection."""
+    if subspace.projection in ("uniform", "vocabulary"):
+        return subspace.alpha
+    if not isinstance(backend, Embeds):
+        raise InputError(
+            f"{backend.identity} does not tell the scale of its word embeddings, which projection "
+            f"{subspace.projection!r} is measured in: take projection='uniform'"
+        )
+    return subspace.alpha * backend.embedding_std
+
+
 def start_from_words(
     embeds: Embeds, words: str, *, insertion: Insertion, length: int | None = None
 ) -> SoftPrompt:
@@ -226,7 +340,7 @@ def start_from_words(
         raise InputError(f"prompt_init={words!r} has no token to start from")
     if length is not None:
         ids = (ids * -(-length // len(ids)))[:length]
-    return _start(embeds, ids, insertion)
+    return _of_words(embeds, ids, insertion)
 
 
 def start_from_vocabulary(
@@ -234,10 +348,10 @@ def start_from_vocabulary(
 ) -> SoftPrompt:
     """p0 = the embeddings of `length` tokens drawn from the model's own vocabulary."""
     ids = np.random.default_rng(abs(seed)).integers(0, embeds.vocabulary_size, length)
-    return _start(embeds, tuple(int(i) for i in ids), insertion)
+    return _of_words(embeds, tuple(int(i) for i in ids), insertion)
 
 
-def _start(embeds: Embeds, ids: tuple[int, ...], insertion: Insertion) -> SoftPrompt:
+def _of_words(embeds: Embeds, ids: tuple[int, ...], insertion: Insertion) -> SoftPrompt:
     vectors = embeds.embed(ids)
     if insertion == "add":  # the words are there already, as the anchor
         return SoftPrompt(np.zeros_like(vectors), "add", ids)

@@ -25,12 +25,12 @@ from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.objectives import Objective, objective_named
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
-from lmaas_tune.prompts import Prompt, SoftPrompt
+from lmaas_tune.prompts import SoftPrompt, Subspace
 from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
 from lmaas_tune.selection import LowestLoss, selection_named
 from lmaas_tune.settings import Settings, preset
-from lmaas_tune.spaces import RandomEmbedding, start_from_vocabulary, start_from_words
+from lmaas_tune.spaces import PointSpace, SearchSpace, draw, drawn
 from lmaas_tune.step import Candidate
 from lmaas_tune.task import Example, Slot, Task, Template, Verbalizer
 from lmaas_tune.versions import versions
@@ -95,7 +95,7 @@ class Tuner:
         self._optimizer_options = dict(settings.optimizer_options) if own else {}
         self._template = Template(template) if isinstance(template, str) else template
         self._labels = None if labels is None else Verbalizer(labels)
-        self._start = start.prompt if isinstance(start, TunedPrompt) else start
+        self._start = _soft(start, self._client)
         self._objective = objective
         self._seed = seed
         self._out = None if out is None else Path(out)
@@ -161,31 +161,42 @@ class Tuner:
         template = self._template or default_template(examples[0])
         return Task(template, self._labels or default_verbalizer(examples))
 
-    def _space(self, template: Template) -> RandomEmbedding:
-        settings, capabilities = self._settings, self._client.capabilities
-        backend = self._client.backend
-        if capabilities.soft_prompt_width is None:
+    def _space(self, template: Template) -> SearchSpace:
+        backend, can = self._client.backend, self._client.capabilities
+        if can.soft_prompt_width is None and not can.point_prompts:
             raise InputError(
                 f"{self._client.identity} takes text prompts only, and this search is over soft "
                 "ones: use a backend that takes embeddings, such as 'hf'"
             )
-        if template.parts[-1] is not Slot.LABEL and not capabilities.label_anywhere:
+        if template.parts[-1] is not Slot.LABEL and not can.label_anywhere:
             raise InputError(
                 f"{self._client.identity} reads left to right, so {{label}} must stand last: "
                 f"drop what follows it in the template {template.text!r}"
             )
-        own = _starts(settings, backend, template, self._seed) if self._start is None else ()
-        starts = [_checked(start, self._client) for start in own or (self._start,)]
-        return RandomEmbedding(
-            starts,
-            dim=settings.intrinsic_dim,
-            projection=settings.projection,
-            scale=_scale(settings, backend),
-            seed=self._seed,
-            embeds=backend if isinstance(backend, Embeds) else None,
-        )
+        subspaces = self._subspaces(template)
+        if can.point_prompts and not isinstance(backend, Embeds):
+            return PointSpace(subspaces)
+        return draw(subspaces, backend)
 
-    def _search(self, scored: Sequence[Evaluator], space: RandomEmbedding) -> Search:
+    def _subspaces(self, template: Template) -> list[Subspace]:
+        """What is searched; one for each of the starting words."""
+        settings = self._settings
+        of_words = self._start is None and settings.start == "words"
+        return [
+            Subspace(
+                start=self._start or settings.start,
+                words=_space_before_prompt(template) + words if of_words else "",
+                length=settings.prompt_length if self._start is None else self._start.length,
+                insertion=settings.insertion if self._start is None else self._start.insertion,
+                dim=settings.intrinsic_dim,
+                projection=settings.projection,
+                alpha=settings.alpha,
+                seed=self._seed,
+            )
+            for words in (settings.starting_words if of_words else ("",))
+        ]
+
+    def _search(self, scored: Sequence[Evaluator], space: SearchSpace) -> Search:
         settings = self._settings
         validation = scored[1] if len(scored) > 1 else None
         return Search(
@@ -209,7 +220,7 @@ class Tuner:
             options=self._optimizer_options,
         )
 
-    def _provenance(self, space: RandomEmbedding) -> dict[str, Any]:
+    def _provenance(self, space: SearchSpace) -> dict[str, Any]:
         settings = self._settings.to_json()
         settings["optimizer"] = _name(self._optimizer)
         settings["optimizer_options"] = self._optimizer_options
@@ -325,59 +336,26 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _starts(
-    settings: Settings, backend: Backend, template: Template, seed: int
-) -> list[SoftPrompt]:
-    insertion, length = settings.insertion, settings.prompt_length
-    if settings.start == "zero" and length is not None and insertion != "add":
-        width = backend.capabilities.soft_prompt_width or 0
-        return [SoftPrompt(np.zeros((length, width)), insertion)]
-    if not isinstance(backend, Embeds):
-        raise InputError(
-            f"{backend.identity} does not give word embeddings, so a prompt cannot start from "
-            f"{settings.start!r}: take Settings(start='zero', prompt_length=..., "
-            "projection='uniform'), or give a start"
-        )
-    if settings.start == "words":
-        index = template.parts.index(Slot.PROMPT)
-        before = template.parts[index - 1] if index else ""
-        space = " " if isinstance(before, str) and before.endswith(" ") else ""
-        return [
-            start_from_words(backend, space + words, insertion=insertion, length=length)
-            for words in settings.starting_words
-        ]
-    if length is None or settings.start == "zero":
-        raise InputError(
-            "insertion 'add' puts its vectors on words: start from words or vocabulary"
-        )
-    return [start_from_vocabulary(backend, length, insertion=insertion, seed=seed)]
+def _soft(start: SoftPrompt | TunedPrompt | None, client: Client) -> SoftPrompt | None:
+    """p0 where one is given.
+
+    Raises:
+        InputError: It has no vectors.
+    """
+    prompt = drawn(start.prompt, client.backend) if isinstance(start, TunedPrompt) else start
+    if prompt is None or isinstance(prompt, SoftPrompt):
+        return prompt
+    raise InputError(
+        "the prompt to start from must be a soft one of width "
+        f"{client.capabilities.soft_prompt_width} for {client.identity}"
+    )
 
 
-def _checked(start: Prompt | None, client: Client) -> SoftPrompt:
-    capabilities = client.capabilities
-    if not isinstance(start, SoftPrompt) or start.width != capabilities.soft_prompt_width:
-        raise InputError(
-            "the prompt to start from must be a soft one of width "
-            f"{capabilities.soft_prompt_width} for {client.identity}"
-        )
-    if start.insertion not in capabilities.insertions:
-        raise InputError(
-            f"{client.identity} does not take a prompt by insertion {start.insertion!r}; "
-            f"it takes {', '.join(sorted(capabilities.insertions))}"
-        )
-    return start
-
-
-def _scale(settings: Settings, backend: Backend) -> float:
-    """What `alpha` comes to in the units of the projection."""
-    if settings.projection in ("uniform", "vocabulary"):
-        return settings.alpha
-    if not isinstance(backend, Embeds):
-        raise InputError(
-            f"{backend.identity} does not tell the scale of its word embeddings, which projection "
-            f"{settings.projection!r} is measured in: take projection='uniform'"
-        )
-    return settings.alpha * backend.embedding_std
+def _space_before_prompt(template: Template) -> str:
+    """The space that belongs to the prompt's first word, see `Backend.score`."""
+    index = template.parts.index(Slot.PROMPT)
+    before = template.parts[index - 1] if index else ""
+    return " " if isinstance(before, str) and before.endswith(" ") else ""
 
 
 def _name(thing: object) -> str:

@@ -35,6 +35,14 @@ TASKS: dict[str, dict[str, Any]] = {
         "words": "The topic is",
         "labels": {"0": "World", "1": "Sports", "2": "Business", "3": "Technology"},
     },
+    # a stranger's first try: a bare layout with the default's own starting words
+    "sst2-bare": {
+        "template": "{sentence} {prompt} It was {label}",
+        "words": Settings().prompt_init,
+        "labels": {"0": "terrible", "1": "great"},
+        "prompt_length": 5,
+        "intrinsic_dim": 100,
+    },
 }
 # name of the variant: what it changes, of the settings or of the task
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,13 +56,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "projection": "normal",
     },
     "the default's starting words": {"words": Settings().prompt_init},
-    "{sentence} {prompt} It was {label}": {
-        "template": "{sentence} {prompt} It was {label}",
-        "labels": {"0": "terrible", "1": "great"},
-        "words": Settings().prompt_init,
-        "prompt_length": 5,
-        "intrinsic_dim": 100,
-    },
+    "projection normal + alpha 1": {"projection": "normal", "alpha": 1.0},
+    "start from Overall": {"words": "Overall, the movie is"},
     "random": {"optimizer": "random"},
     "diagonal-cma": {"optimizer": "diagonal-cma"},
     "step rule tpa": {"optimizer_options": {"step_rule": "tpa"}},
@@ -72,7 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def rows(data: Path, task: str, seed: int, part: str) -> list[Example]:
-    return read_examples(data / task / f"seed-{seed}" / f"{part}.jsonl")
+    return read_examples(data / task.partition("-")[0] / f"seed-{seed}" / f"{part}.jsonl")
 
 
 def held_out(data: Path, task: str, seed: int) -> list[Example]:
@@ -89,14 +92,12 @@ def held_out(data: Path, task: str, seed: int) -> list[Example]:
 
 def run(backend: Backend, data: Path, task: str, variant: str, seed: int) -> dict[str, Any]:
     setup = dict(TASKS[task])
-    changes = dict(VARIANTS[variant])
-    words, template, labels = (
-        changes.pop(name, setup[name]) for name in ("words", "template", "labels")
-    )
-    if changes.pop("prompt_first", False):
+    setup |= VARIANTS[variant]
+    words, template, labels = (setup.pop(name) for name in ("words", "template", "labels"))
+    if setup.pop("prompt_first", False):
         first, label = template.split("\n {prompt}")
         template = "{prompt} " + first + "\n" + label
-    settings = replace(Settings(), prompt_init=words, **changes)
+    settings = replace(Settings(), prompt_init=words, **setup)
     start = time.perf_counter()
     tuner = Tuner(
         backend,

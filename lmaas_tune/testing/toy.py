@@ -9,7 +9,7 @@ import numpy as np
 
 from lmaas_tune.backend import Capabilities, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
+from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.task import Part, Slot
 
 _SHARPNESS = 10.0
@@ -93,12 +93,12 @@ class ToyBackend:
         return ScoreReply(logprobs, Usage(requests=1, sequences=len(rows), tokens=tokens))
 
     def _vectors(self, prompt: Prompt) -> FloatArray:
-        if not isinstance(prompt, SoftPrompt):
+        if isinstance(prompt, TextPrompt):
             return self.embed(self.tokenize(prompt.text))
-        if prompt.width != self._width or prompt.insertion != "concat":
+        takes = (self._width, "concat")
+        if not isinstance(prompt, SoftPrompt) or (prompt.width, prompt.insertion) != takes:
             raise InputError(
-                f"toy takes soft prompts of width {self._width}, inserted by 'concat', "
-                f"not of width {prompt.width} by {prompt.insertion!r}"
+                f"toy takes soft prompts of width {self._width}, inserted by 'concat', not {prompt}"
             )
         return np.asarray(prompt.vectors, dtype=np.float64)
 

@@ -154,8 +154,7 @@ class HFBackend:
         Raises:
             InputError: It cannot.
         """
-        prompt = request.prompt
-        self._check_prompt(prompt)
+        prompt = self._checked(request.prompt)
         rows = self._encoder.rows(request.batch, prompt)
         limit = self.capabilities.max_tokens
         apart = _tokens_apart(prompt)
@@ -172,9 +171,11 @@ class HFBackend:
                 )
         return rows
 
-    def _check_prompt(self, prompt: Prompt) -> None:
+    def _checked(self, prompt: Prompt) -> SoftPrompt | TextPrompt:
         if isinstance(prompt, TextPrompt):
-            return
+            return prompt
+        if not isinstance(prompt, SoftPrompt):
+            raise InputError(f"this model takes soft prompts as vectors, and not {prompt}")
         if prompt.width != self.capabilities.soft_prompt_width:
             raise InputError(
                 f"this model's embeddings are {self.capabilities.soft_prompt_width} wide, and the "
@@ -191,6 +192,7 @@ class HFBackend:
                 f"the anchor token {wrong[0]} is none of this model's, which go from 0 to "
                 f"{self.vocabulary_size - 1}"
             )
+        return prompt
 
     def _score_alike(
         self,

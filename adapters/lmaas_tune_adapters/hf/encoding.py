@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Batch, Part, Slot
 
 PROMPT_MARK, LABEL_MARK = "\ufdd0", "\ufdd1"
@@ -93,7 +93,7 @@ class Encoder:
             self._words[word, spaced] = tuple(marked[marked.index(self._label_id) + 1 :])
         return self._words[word, spaced]
 
-    def rows(self, batch: Batch, prompt: Prompt) -> tuple[EncodedRow, ...]:
+    def rows(self, batch: Batch, prompt: SoftPrompt | TextPrompt) -> tuple[EncodedRow, ...]:
         """All rows of a batch, `prompt` in its place.
 
         Raises:
