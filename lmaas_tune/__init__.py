@@ -34,9 +34,10 @@ from lmaas_tune.errors import (
 )
 from lmaas_tune.middleware.cache import ScoreCache
 from lmaas_tune.middleware.meter import Budget, Price, Spent
+from lmaas_tune.middleware.pace import Pace
 from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
-from lmaas_tune.prompts import SoftPrompt, TextPrompt
+from lmaas_tune.prompts import PointPrompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.registry import load_backend
 from lmaas_tune.result import Comparison, TuneResult
 from lmaas_tune.settings import Settings, preset
@@ -65,7 +66,9 @@ __all__ = [
     "MissingExtraError",
     "Optimizer",
     "OptimizerFactory",
+    "Pace",
     "PermanentError",
+    "PointPrompt",
     "Price",
     "ProgressBar",
     "Retry",
@@ -79,6 +82,7 @@ __all__ = [
     "Spent",
     "Step",
     "StorageError",
+    "Subspace",
     "Task",
     "Template",
     "TensorBoardLogger",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from lmaas_tune.backend import Backend, Capabilities, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError
 from lmaas_tune.middleware.cache import ScoreCache, score_key
-from lmaas_tune.middleware.meter import Meter, Spent
+from lmaas_tune.middleware.meter import Meter, Spent, paying
+from lmaas_tune.middleware.pace import DEFAULT_PACE, Pace, Throttle
 from lmaas_tune.middleware.retry import DEFAULT_RETRY, Retry
 from lmaas_tune.prompts import FloatArray
 
@@ -21,8 +25,42 @@ _ROUNDING = 1e-6  # a log-probability may come out this far above 0
 _JITTER = random.Random()
 
 
+class Ledger(Protocol):
+    """Where a run writes down each answer when it arrives. Called from several threads."""
+
+    def known(self, key: bytes) -> tuple[FloatArray, Spent] | None:
+        """(rows, candidates) log-probabilities that were written down, and what they took."""
+        ...
+
+    def keep(self, key: bytes, logprobs: FloatArray, spent: Spent) -> None:
+        """Write an answer down."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Part:
+    """As much of a request as one call takes."""
+
+    key: bytes
+    request: ScoreRequest
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the calls of one `Client.score` share."""
+
+    meters: Sequence[Meter]
+    ledger: Ledger | None
+    expected: Usage  # of one row
+    stopped: threading.Event
+
+    def book(self, part: Spent) -> None:
+        for meter in self.meters:
+            meter.book(part)
+
+
 class Client:
-    """How the user calls a backend: cache, then retry, then meter, then backend.
+    """How the user calls a backend: cache, then pace, then retry, then meter, then backend.
 
     May be called from several threads.
 
@@ -30,9 +68,11 @@ class Client:
         backend: The provider's side.
         cache: A cache, or the file of one; None keeps nothing.
         retry: When a transient failure is tried again.
+        pace: How many calls are under way at once and how many a minute, for a backend that
+            takes them one by one (`Capabilities.rows_per_call`).
         price: Money for the usage of one answer, where the backend names none: a `Price`, or
             any function.
-        sleep: Waits for so many seconds.
+        sleep: Waits for so many seconds; by default until then, or until the call is given up.
         clock: Gives seconds that only rise.
         chance: Gives numbers from 0 to 1, for the jitter of waits.
 
@@ -51,16 +91,17 @@ class Client:
         *,
         cache: ScoreCache | str | os.PathLike[str] | None = None,
         retry: Retry = DEFAULT_RETRY,
+        pace: Pace = DEFAULT_PACE,
         price: Callable[[Usage], float] | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _JITTER.random,
     ) -> None:
         self.backend = backend
         self.meter = Meter(clock=clock)
         self._cache = ScoreCache(cache) if isinstance(cache, str | os.PathLike) else cache
-        self._retry = retry
-        self._price = price
+        self._retry, self._price = retry, price
+        self._threads, self._throttle = pace.threads, Throttle(pace, clock=clock)
         self._sleep, self._clock, self._chance = sleep, clock, chance
         self.priced(Usage(requests=1, sequences=1, tokens=1))  # a bad price shows before any call
 
@@ -80,16 +121,25 @@ class Client:
         return self.meter.spent
 
     def score(
-        self, requests: Sequence[ScoreRequest], *, meter: Meter | None = None
+        self,
+        requests: Sequence[ScoreRequest],
+        *,
+        meter: Meter | None = None,
+        ledger: Ledger | None = None,
+        expected: Usage | None = None,
     ) -> list[ScoreReply]:
         """Answer every request, in order.
 
-        What the cache does not hold goes to the backend as one list, equal requests once. Only
-        that has usage: the reply of a hit, or of the second of two equal requests, took nothing.
+        What neither the ledger nor the cache holds goes to the backend, equal requests once: as
+        one list, or, where the backend takes so many rows a call, cut and by several threads at
+        once. Only that has usage: the reply of a hit, or of the second of two equal requests,
+        took nothing. An answer is kept when it arrives, whatever becomes of the others.
 
         Args:
             requests: Usually one generation of prompts on one batch.
             meter: The run's; it is asked before every attempt, and books all of them.
+            ledger: The run's, where calls are made one by one.
+            expected: What the first request is thought to take; set aside before each call.
 
         Returns:
             One reply a request; its log-probabilities are read-only float64 and at most 0, but
@@ -100,18 +150,28 @@ class Client:
             PermanentError: The backend failed for good, or its replies do not fit the requests.
             InputError: The backend cannot take one of the requests.
         """
+        if not requests:
+            return []
         meters = [self.meter] if meter is None else [self.meter, meter]
-        keys = [score_key(self.identity, request) for request in requests]
-        scores = self._look_up(keys)
-        missing = {key: r for key, r in zip(keys, requests, strict=True) if key not in scores}
-        _book(meters, Spent(hits=len(keys) - len(missing)))
-        paid: dict[bytes, ScoreReply] = {}
-        if missing:
-            paid = dict(zip(missing, self._ask(list(missing.values()), meters), strict=True))
-            self._keep(paid)
+        expected = _per_row(expected, len(requests[0].batch))
+        run = _Run(meters, ledger, expected, threading.Event())
+        cut = [self._cut(request) for request in requests]
+        parts = {part.key: part for own in cut for part in own}
+        scores, usages = self._written_down(parts, ledger, meter)
+        scores |= self._look_up([key for key in parts if key not in scores])
+        missing = [part for key, part in parts.items() if key not in scores]
+        paid = self._pay(missing, run)
+        usages |= {key: reply.usage for key, reply in paid.items()}
         scores |= {key: reply.logprobs for key, reply in paid.items()}
-        usages = {key: reply.usage for key, reply in paid.items()}
-        return [ScoreReply(scores[key], usages.pop(key, Usage())) for key in keys]
+        replies, hits = [], 0
+        for own in cut:
+            taken = [usages.pop(part.key) for part in own if part.key in usages]
+            hits += not taken
+            logprobs = np.concatenate([scores[part.key] for part in own])
+            logprobs.setflags(write=False)
+            replies.append(ScoreReply(logprobs, sum(taken, Usage())))
+        run.book(Spent(hits=hits))
+        return replies
 
     def priced(self, usage: Usage) -> Usage:
         """The usage with its money, by this client's price where the backend names none.
@@ -126,41 +186,100 @@ class Client:
             raise InputError(f"the price gives {money!r} for {usage}: it takes 0 or more")
         return replace(usage, money=money)
 
+    def _cut(self, request: ScoreRequest) -> list[_Part]:
+        rows = self.capabilities.rows_per_call
+        batches = [request.batch] if rows is None else request.batch.cut(rows)
+        pieces = [replace(request, batch=batch) for batch in batches]
+        return [_Part(score_key(self.identity, piece), piece) for piece in pieces]
+
+    def _written_down(
+        self, parts: Mapping[bytes, _Part], ledger: Ledger | None, meter: Meter | None
+    ) -> tuple[dict[bytes, FloatArray], dict[bytes, Usage]]:
+        """What the run had paid before it was cut short, booked as if it were paid now."""
+        scores: dict[bytes, FloatArray] = {}
+        usages: dict[bytes, Usage] = {}
+        if ledger is None:
+            return scores, usages
+        for key in parts:
+            if (answer := ledger.known(key)) is not None:
+                scores[key], spent = answer
+                usages[key] = spent.usage
+                if meter is not None:
+                    meter.book(spent)
+        return scores, usages
+
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, FloatArray]:
         return self._cache.get_many(keys) if self._cache is not None else {}
 
-    def _keep(self, replies: Mapping[bytes, ScoreReply]) -> None:
-        if self._cache is not None:
-            self._cache.put_many({key: reply.logprobs for key, reply in replies.items()})
+    def _pay(self, parts: Sequence[_Part], run: _Run) -> dict[bytes, ScoreReply]:
+        """Answers from the backend, by key."""
+        if not parts:
+            return {}
+        if self.capabilities.rows_per_call is None:
+            return self._ask(parts, run)
+        paid: dict[bytes, ScoreReply] = {}
+        with ThreadPoolExecutor(min(len(parts), self._threads)) as pool:
+            calls = [pool.submit(self._ask, [part], run) for part in parts]
+            try:
+                for call in as_completed(calls):
+                    paid |= call.result()
+            except BaseException:  # those under way come to their end, and are kept
+                run.stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._throttle.wake()
+                raise
+        return paid
 
-    def _ask(self, requests: list[ScoreRequest], meters: list[Meter]) -> list[ScoreReply]:
-        """Attempts until one succeeds; each of them admitted and booked."""
+    def _ask(self, parts: Sequence[_Part], run: _Run) -> dict[bytes, ScoreReply]:
+        """One call: attempts until one succeeds, each of them admitted and booked."""
+        requests = [part.request for part in parts]
         rows = sum(len(request.batch) for request in requests)
-        failures = 0
+        planned = Spent(
+            sequences=rows, tokens=run.expected.tokens * rows, money=run.expected.money * rows
+        )
+        spent = Spent()
 
         def attempt() -> list[ScoreReply]:
-            nonlocal failures
-            for meter in meters:
-                meter.admit(Spent(sequences=rows))
-            if failures:
-                _book(meters, Spent(retries=1))
-            try:
-                replies = self._call(requests)
-            except InputError:  # refused before anything was sent
-                raise
-            except BaseException:
-                failures += 1
-                _book(meters, Spent(requests=1))  # what else it took, nobody told
-                raise
-            return self._settled(replies, meters)
+            nonlocal spent
+            again = spent.requests > 0
+            turn = self._throttle.turn(planned.tokens, stopped=run.stopped.is_set)
+            with turn as took, paying(run.meters, planned) as bill:
+                try:
+                    replies = [self._settled(reply) for reply in self._call(requests)]
+                    bill.spent = Spent.of(sum((reply.usage for reply in replies), Usage()))
+                except InputError:  # refused before anything was sent
+                    raise
+                except BaseException:
+                    bill.spent = Spent(requests=1)  # what else it took, nobody told
+                    raise
+                finally:
+                    bill.spent += Spent(retries=int(again))
+                    spent += bill.spent
+                took(bill.spent.tokens)
+            return replies
 
         def wait(seconds: float) -> None:
-            for meter in meters:
+            for meter in run.meters:
                 meter.admit(Spent(seconds=seconds))  # no use in waiting past the end of the run
-            self._sleep(seconds)
+            (self._sleep or run.stopped.wait)(seconds)
 
         replies = self._retry.run(attempt, sleep=wait, clock=self._clock, chance=self._chance)
-        return self._checked(replies, requests)
+        replies = self._checked(replies, requests)
+        self._keep(parts, replies, spent, run.ledger)
+        return {part.key: reply for part, reply in zip(parts, replies, strict=True)}
+
+    def _keep(
+        self,
+        parts: Sequence[_Part],
+        replies: Sequence[ScoreReply],
+        spent: Spent,
+        ledger: Ledger | None,
+    ) -> None:
+        if self._cache is not None:
+            answers = zip(parts, replies, strict=True)
+            self._cache.put_many({part.key: reply.logprobs for part, reply in answers})
+        if ledger is not None and self.capabilities.rows_per_call is not None:
+            ledger.keep(parts[0].key, replies[0].logprobs, spent)
 
     def _call(self, requests: list[ScoreRequest]) -> list[ScoreReply]:
         try:
@@ -172,19 +291,16 @@ class Client:
                 f"backend {self.identity!r} failed with {type(error).__name__}: {error}"
             ) from error
 
-    def _settled(self, replies: list[ScoreReply], meters: list[Meter]) -> list[ScoreReply]:
-        """The replies with their prices, booked."""
-        priced = []
-        for reply in replies:
-            try:
-                usage = self.priced(reply.usage)
-                _book(meters, Spent.of(usage))
-                priced.append(replace(reply, usage=usage))
-            except (AttributeError, TypeError, InputError) as error:
-                raise PermanentError(
-                    f"backend {self.identity!r} gave a reply whose usage cannot be booked: {error}"
-                ) from error
-        return priced
+    def _settled(self, reply: ScoreReply) -> ScoreReply:
+        """The reply with its price."""
+        try:
+            usage = self.priced(reply.usage)
+            Spent.of(usage)
+            return replace(reply, usage=usage)
+        except (AttributeError, TypeError, InputError) as error:
+            raise PermanentError(
+                f"backend {self.identity!r} gave a reply whose usage cannot be booked: {error}"
+            ) from error
 
     def _checked(self, replies: list[ScoreReply], requests: list[ScoreRequest]) -> list[ScoreReply]:
         """The replies in float64, or an error that names the first that does not fit."""
@@ -215,6 +331,7 @@ def _logprobs(reply: ScoreReply, request: ScoreRequest) -> FloatArray:
     return logprobs
 
 
-def _book(meters: list[Meter], part: Spent) -> None:
-    for meter in meters:
-        meter.book(part)
+def _per_row(usage: Usage | None, rows: int) -> Usage:
+    if usage is None or rows == 0:
+        return Usage()
+    return Usage(tokens=-(-usage.tokens // rows), money=usage.money / rows)

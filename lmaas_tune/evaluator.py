@@ -12,7 +12,7 @@ import numpy as np
 
 from lmaas_tune.backend import Inspects, ScoreRequest, Usage
 from lmaas_tune.calibration import Calibration
-from lmaas_tune.client import Client
+from lmaas_tune.client import Client, Ledger
 from lmaas_tune.errors import InputError
 from lmaas_tune.middleware.meter import Meter
 from lmaas_tune.objectives import Objective, error_rate
@@ -118,7 +118,11 @@ class Evaluator:
         self.seconds = seconds
 
     def calibrate(
-        self, prompts: Sequence[Prompt], calibration: Calibration, meter: Meter
+        self,
+        prompts: Sequence[Prompt],
+        calibration: Calibration,
+        meter: Meter,
+        ledger: Ledger | None = None,
     ) -> list[Evaluation]:
         """Each prompt's worth, with a bias fitted to its scores on these very rows."""
         no_bias = np.zeros(len(self._candidates))
@@ -127,21 +131,28 @@ class Evaluator:
                 scores,
                 calibration(scores, self._targets) if np.isfinite(scores).all() else no_bias,
             )
-            for scores in self._scores(prompts, meter)
+            for scores in self._scores(prompts, meter, ledger)
         ]
 
     def evaluate(
-        self, prompts: Sequence[Prompt], biases: Sequence[FloatArray], meter: Meter
+        self,
+        prompts: Sequence[Prompt],
+        biases: Sequence[FloatArray],
+        meter: Meter,
+        ledger: Ledger | None = None,
     ) -> list[Evaluation]:
         """Each prompt's worth, with the (labels,) bias that other rows gave it."""
-        scores = self._scores(prompts, meter)
+        scores = self._scores(prompts, meter, ledger)
         return [self._evaluate(s, bias) for s, bias in zip(scores, biases, strict=True)]
 
     def _request(self, prompt: Prompt) -> ScoreRequest:
         return ScoreRequest(prompt, self.batch, self._candidates)
 
-    def _scores(self, prompts: Sequence[Prompt], meter: Meter) -> list[FloatArray]:
-        replies = self._client.score([self._request(prompt) for prompt in prompts], meter=meter)
+    def _scores(
+        self, prompts: Sequence[Prompt], meter: Meter, ledger: Ledger | None
+    ) -> list[FloatArray]:
+        requests = [self._request(prompt) for prompt in prompts]
+        replies = self._client.score(requests, meter=meter, ledger=ledger, expected=self.usage)
         for reply in replies:
             self.learn(reply.usage, self.seconds)
         return [reply.logprobs for reply in replies]

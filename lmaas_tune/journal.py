@@ -1,8 +1,9 @@
 """The state of a run: one JSON line for every answer that was paid, written when it arrives.
 
 Resuming replays the search against the recorded answers, so that the optimizer comes to the
-state it had and nothing is paid twice. Any prefix of the file is a valid journal; a last line
-that a crash cut is dropped.
+state it had and nothing is paid twice. Where an answer comes in parts (calls that are made one by
+one), each part has a line of its own, until the line with the whole answer makes it void. Any
+prefix of the file is a valid journal; a last line that a crash cut is dropped.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.middleware.meter import Spent
+from lmaas_tune.prompts import FloatArray
 
 FORMAT = 1
 FILE_NAME = "journal.jsonl"
@@ -50,6 +55,8 @@ class Journal:
         self._path = path
         self._answers: dict[str, Record] = {}
         self._unasked: set[str] = set()
+        self._parts: dict[str, Record] = {}  # of the answer that comes next
+        self._lock = threading.Lock()
         self.spent = Spent()
         self._file: FileIO | None = None
         if path is None:
@@ -120,10 +127,30 @@ class Journal:
             return record
         content, spent = pay()
         record = {"key": key, "of": of, **content, "spent": spent.to_json()}
-        self._write(record)
+        with self._lock:
+            self._write(record)
         self._answers[key] = record
         self.spent = spent
+        self._parts.clear()
         return record
+
+    def known(self, key: bytes) -> tuple[FloatArray, Spent] | None:
+        """See `lmaas_tune.client.Ledger`."""
+        part = self._parts.get(key.hex())
+        if part is None:
+            return None
+        return np.array(part["logprobs"], dtype=np.float64), Spent.from_json(part["spent"])
+
+    def keep(self, key: bytes, logprobs: FloatArray, spent: Spent) -> None:
+        """See `lmaas_tune.client.Ledger`. What is not finite is left to the whole answer.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        if self._file is not None and np.isfinite(logprobs).all():
+            part = {"part": key.hex(), "logprobs": logprobs.tolist(), "spent": spent.to_json()}
+            with self._lock:
+                self._write(part)
 
     def _load(self, file: FileIO, header: Mapping[str, Any], resume: bool) -> None:
         file.seek(0)
@@ -138,22 +165,30 @@ class Journal:
             return
         self._check_header(lines[0], header)
         if not resume:
+            answers = sum("part" not in line for line in lines[1:])
             raise InputError(
-                f"{self._path} holds a run already, with {len(lines) - 1} paid answers: go on "
+                f"{self._path} holds a run already, with {answers} paid answers: go on "
                 "from it with resume=True (--resume), or choose another folder"
             )
         if len(whole) < len(data):  # a crash cut the last line
             file.truncate(len(whole))
-        self._answers = {line["key"]: line for line in lines[1:]}
+        for line in lines[1:]:
+            if "part" in line:
+                self._parts[line["part"]] = line
+            else:
+                self._answers[line["key"]] = line
+                self.spent = Spent.from_json(line["spent"])
+                self._parts.clear()
         self._unasked = set(self._answers)
-        self.spent = Spent.from_json(lines[-1]["spent"])
 
     def _parse(self, line: bytes, number: int) -> Record:
         try:
             record: Record = json.loads(line)
             if number > 1:
                 Spent.from_json(record["spent"])
-                if not (isinstance(record["key"], str) and isinstance(record["of"], str)):
+                if "part" in record:
+                    np.array(record["logprobs"], dtype=np.float64)
+                elif not (isinstance(record["key"], str) and isinstance(record["of"], str)):
                     raise ValueError("not an answer of a run")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             remedy = (

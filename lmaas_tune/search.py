@@ -174,7 +174,9 @@ class Search:
         self, number: int, points: FloatArray, prompts: Sequence[Prompt]
     ) -> tuple[list[Evaluation], Spent]:
         def pay() -> list[Evaluation]:
-            evaluations = self._train.calibrate(prompts, self._calibration, self.meter)
+            evaluations = self._train.calibrate(
+                prompts, self._calibration, self.meter, self._journal
+            )
             self.meter.book(Spent(calls=len(prompts)))
             return evaluations
 
@@ -189,7 +191,9 @@ class Search:
 
         def pay() -> list[Evaluation]:
             biases = [c.train.bias for c in candidates if c.train is not None]
-            evaluations = validation.evaluate([c.prompt for c in candidates], biases, self.meter)
+            evaluations = validation.evaluate(
+                [c.prompt for c in candidates], biases, self.meter, self._journal
+            )
             self.meter.book(Spent(validation_calls=len(candidates)))
             return evaluations
 

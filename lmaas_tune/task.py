@@ -77,6 +77,19 @@ class Batch:
             sha.update(b"\n")
         return sha.hexdigest()
 
+    def cut(self, rows: int) -> tuple[Batch, ...]:
+        """The rows in order, in batches of at most so many: the same ones each time."""
+        if len(self) <= rows:
+            return (self,)
+        if rows not in self._cuts:
+            starts = range(0, len(self), rows)
+            self._cuts[rows] = tuple(Batch(self.rows[start : start + rows]) for start in starts)
+        return self._cuts[rows]
+
+    @cached_property
+    def _cuts(self) -> dict[int, tuple[Batch, ...]]:
+        return {}
+
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 
@@ -160,6 +161,11 @@ class Spent:
         """
         return cls(**asdict(usage))
 
+    @property
+    def usage(self) -> Usage:
+        """The part that a backend reports."""
+        return Usage(**{f.name: getattr(self, f.name) for f in fields(Usage)})
+
     def to_json(self) -> dict[str, float]:
         """A flat object of numbers."""
         return asdict(self)
@@ -218,6 +224,28 @@ class Price:
         return (self.input * usage.tokens + self.output * usage.sequences) / 1e6
 
 
+class Bill:
+    """What one attempt comes to; nothing, until it is known."""
+
+    def __init__(self) -> None:
+        self.spent = NOTHING
+
+
+@contextlib.contextmanager
+def paying(meters: Iterable[Meter], planned: Spent) -> Iterator[Bill]:
+    """Make one attempt that all meters admit, and book with each what stands on its bill.
+
+    Raises:
+        BudgetExceededError: A meter does not admit it.
+    """
+    bill = Bill()
+    with contextlib.ExitStack() as settling:
+        for meter in meters:
+            meter.reserve(planned, bill)
+            settling.callback(meter.settle, bill)
+        yield bill
+
+
 class Meter:
     """Books what is spent and says whether more fits into the budget. Safe among threads.
 
@@ -239,6 +267,7 @@ class Meter:
         self._clock = clock
         self._start = clock()
         self._lock = threading.Lock()
+        self._reserved: dict[Bill, Spent] = {}
 
     @property
     def spent(self) -> Spent:
@@ -258,25 +287,45 @@ class Meter:
             planned: What would be spent.
             what: What would spend it, for the sentence.
         """
-        return self._refusal(planned, what=what)
+        with self._lock:
+            return self._refusal(planned, what=what)
 
     def admit(self, planned: Spent = NOTHING) -> None:
-        """Let one paid attempt pass that will take `planned`, as far as that is known.
+        """Say whether one paid attempt may be made that takes `planned`, as far as it is known.
 
         `Budget.calls` is not asked: calls belong to the search, which asks `refusal`, and a
-        search that has used its last call may still pay for validating its result. Nothing is
-        reserved: of several threads with one meter, each may have one attempt under way.
+        search that has used its last call may still pay for validating its result.
 
         Raises:
             BudgetExceededError: A limit on what is paid has been reached, or `planned` would
                 go past it.
         """
+        with self._lock:
+            self._admit(planned)
+
+    def reserve(self, planned: Spent, bill: Bill) -> None:
+        """Admit an attempt and set `planned` aside, so that no other thread can have it too.
+
+        Raises:
+            BudgetExceededError: As of `admit`.
+        """
+        with self._lock:
+            self._admit(planned)
+            self._reserved[bill] = planned
+
+    def settle(self, bill: Bill) -> None:
+        """Book the bill in place of what was set aside."""
+        with self._lock:
+            del self._reserved[bill]
+            self._booked += bill.spent
+
+    def _admit(self, planned: Spent) -> None:
         sentence = self._refusal(planned, what="the next request") or self._used_up()
         if sentence is not None:
             raise BudgetExceededError(sentence)
 
     def _refusal(self, planned: Spent, *, what: str) -> str | None:
-        spent = self.spent
+        spent = self._taken
         for name in ("calls", *_PAID):
             limit, used, more = (getattr(it, name) for it in (self.budget, spent, planned))
             if limit is None or used + more <= _with_rounding(limit):
@@ -288,12 +337,17 @@ class Meter:
         return None
 
     def _used_up(self) -> str | None:
-        spent = self.spent
+        spent = self._taken
         for name in _PAID:
             limit, used = getattr(self.budget, name), getattr(spent, name)
             if limit is not None and used >= limit:
                 return f"budget {name}={_shown(limit)}: all used, {used:g} spent"
         return None
+
+    @property
+    def _taken(self) -> Spent:
+        """What was spent, and what is set aside."""
+        return sum(self._reserved.values(), self.spent)
 
 
 def _with_rounding(limit: float) -> float:

@@ -36,7 +36,7 @@ class Retry:
         InputError: A value is out of range.
     """
 
-    attempts: int = 6
+    attempts: int = 10
     first_wait: float = 0.5
     longest_wait: float = 30.0
     total: float = 300.0
