@@ -14,6 +14,14 @@ demo: $(VENV)/.user
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TEST)
 
+# a stranger's distribution beside ours, both as wheels, in an environment with nothing else
+test-plugin:
+	rm -rf $(VENV)-plugin
+	$(PYTHON) -m venv $(VENV)-plugin
+	$(VENV)-plugin/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt . tests/third_party pytest
+	$(VENV)-plugin/bin/pytest -q -p no:cacheprovider --confcutdir tests/third_party tests/third_party/check_neighbour.py
+	rm -rf $(VENV)-plugin
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
