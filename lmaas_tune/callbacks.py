@@ -161,6 +161,21 @@ def _storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise StorageError(f"{path}: the log of the run cannot be written ({error})") from error
 
 
+COLUMNS = (
+    "generation",
+    "train_loss",
+    "train_loss_mean",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "best_loss",
+    "best_accuracy",
+    "improved",
+    *Spent().to_json(),
+)
+"""Of `step_row`; a run without steps has them too."""
+
+
 def step_row(step: Step) -> dict[str, float | int | None]:
     """A step as one flat row of numbers; also the rows of `TuneResult.history`."""
     finite = [e.loss for e in step.evaluations if e.loss == e.loss]

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
@@ -158,7 +159,14 @@ class Journal:
         if not data.startswith(_BEGINNING[: len(data)]):
             raise StorageError(f"{self._path} is not a journal of ours: choose another folder")
         whole = data[: data.rfind(b"\n") + 1]
+        if whole:
+            self._check_format(self._parse(whole.splitlines()[0], 1))
         lines = [self._parse(line, n) for n, line in enumerate(whole.splitlines(), start=1)]
+        if resume and not data:
+            warnings.warn(
+                f"{self._path}: there is no run to go on from, so a new one begins",
+                stacklevel=2,
+            )
         if len(lines) < 2:  # nothing was paid, so any run may begin here
             file.truncate(0)
             self._write({"format": FORMAT, **header})
@@ -202,12 +210,14 @@ class Journal:
             ) from error
         return record
 
-    def _check_header(self, recorded: Record, header: Mapping[str, Any]) -> None:
+    def _check_format(self, recorded: Record) -> None:
         version = recorded.get("format")
         if version != FORMAT:
             raise StorageError(
                 f"{self._path}: journal format {version!r}, and this version reads {FORMAT}"
             )
+
+    def _check_header(self, recorded: Record, header: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(header))
         differs = [
             k

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmaas_tune.artifact import Score, TunedPrompt, scores_together
-from lmaas_tune.callbacks import step_row
+from lmaas_tune.callbacks import COLUMNS, step_row
 from lmaas_tune.client import Client
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.middleware.meter import Spent
@@ -92,7 +92,8 @@ class TuneResult:
         """One row a step, the columns of `lmaas_tune.callbacks.step_row`."""
         import pandas as pd  # comes with nevergrad; slow to import, so only when asked
 
-        frame: pd.DataFrame = pd.DataFrame([step_row(step) for step in self.steps])
+        rows = [step_row(step) for step in self.steps]
+        frame: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS))
         return frame
 
     def plot(self, ax: Axes | None = None) -> Axes:

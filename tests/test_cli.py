@@ -408,6 +408,20 @@ def test_a_file_that_cannot_be_written_is_named(folder: Path, run: Run) -> None:
     )
 
 
+def test_a_report_that_cannot_be_kept_is_printed_all_the_same(folder: Path, run: Run) -> None:
+    (folder / "out" / "report.json.part").mkdir(parents=True)
+    printed = run(*tune("--test", "test.jsonl", "--out", "out", "--json", *SMALL))
+    assert printed.code == 0
+    assert printed.content["tuned"]["rows"] == 12
+    assert "report.json: the report cannot be kept" in printed.err
+
+
+def test_resuming_where_there_is_no_run_says_that_a_new_one_begins(folder: Path, run: Run) -> None:
+    printed = run(*tune("--out", "ouch", "--resume", "--json", *SMALL))
+    assert printed.code == 0
+    assert "there is no run to go on from, so a new one begins" in printed.err
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(folder: Path, run: Run) -> None:
     run(*tune("--out", "run", *SMALL))
     before = Path("run/journal.jsonl").read_bytes()

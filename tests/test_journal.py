@@ -310,7 +310,8 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
 def test_a_journal_of_another_format_is_refused_by_number(
     tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
 ) -> None:
-    (tmp_path / FILE_NAME).write_bytes(whole[0].replace(b'"format": 1', b'"format": 2', 1))
+    later = whole[0].replace(b'"format": 1', b'"format": 2', 1) + b'{"what": "later"}\n'
+    (tmp_path / FILE_NAME).write_bytes(later)
     with pytest.raises(StorageError, match="journal format 2, and this version reads 1"):
         fit(tmp_path)
 

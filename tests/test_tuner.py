@@ -182,6 +182,14 @@ def test_the_history_is_a_frame_with_a_row_a_step(result: TuneResult) -> None:
     assert (history["train_loss"] <= history["train_loss_mean"]).all()
 
 
+def test_a_run_without_a_step_has_an_empty_history_with_the_same_columns(
+    result: TuneResult,
+) -> None:
+    none = replace(result, steps=())
+    assert list(none.history.columns) == list(result.history.columns)
+    assert none.plot().get_xlabel().startswith("calls")
+
+
 def test_a_result_saves_its_prompt(result: TuneResult, tmp_path: Path) -> None:
     assert TunedPrompt.load(result.save(tmp_path)).prompt.digest == result.prompt.prompt.digest
 

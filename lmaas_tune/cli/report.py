@@ -10,7 +10,7 @@ from typing import Any
 
 from lmaas_tune.cli.arguments import INTERRUPTED, Outcome
 from lmaas_tune.cli.wording import comparison_json, result_json, spent_words
-from lmaas_tune.errors import InputError, LMaaSError, StorageError
+from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.result import TuneResult
 from lmaas_tune.task import Example, Task
 
@@ -40,7 +40,7 @@ def report(result: TuneResult, test: Sequence[Example] | None) -> dict[str, Any]
     end gives the kept one: its test is not paid again.
 
     Raises:
-        LMaaSError: The test rows cannot be scored, or the report not be kept.
+        LMaaSError: The test rows cannot be scored.
     """
     content = _without_test(result)
     if test is not None:
@@ -124,5 +124,5 @@ def _keep(out: Path | None, content: Mapping[str, Any]) -> None:
         draft = path.with_name(path.name + ".part")
         draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
         draft.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: the report cannot be kept ({error})") from error
+    except OSError as error:  # it was paid for, and is about to be printed
+        note(f"{path}: the report cannot be kept ({error})")
