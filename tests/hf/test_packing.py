@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from lmaas_tune_adapters.hf.loading import load
-from lmaas_tune_adapters.hf.packing import PackedLinear
+from lmaas_tune_adapters.hf.packing import GatedUnit, PackedLinear, pack
 
 from . import models
 
@@ -32,3 +34,76 @@ def test_packing_changes_no_number(name: str, folder: Callable[[str], Path]) -> 
 def test_other_dtypes_are_left_as_they_are(folder: Callable[[str], Path]) -> None:
     loaded = load(folder("llama"), revision=None, device="cpu", dtype="bfloat16")
     assert not any(isinstance(m, PackedLinear) for m in loaded.model.modules())
+
+
+def small(**options: Any) -> transformers.LlamaConfig:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+    return transformers.LlamaConfig(**sizes, num_attention_heads=4, **options)
+
+
+def logits_before_and_after(network: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    network = network.eval().requires_grad_(False)
+    for weight in network.parameters():
+        weight.mul_(5)
+    ids = torch.arange(12).reshape(2, 6)
+    mask = torch.tensor([[1] * 6, [0] * 2 + [1] * 4])
+    plain = network(input_ids=ids, attention_mask=mask).logits
+    pack(network)
+    return plain, network(input_ids=ids, attention_mask=mask).logits
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_gated_unit_gives_what_the_feed_forward_gave(bias: bool) -> None:
+    network = transformers.LlamaForCausalLM(small(mlp_bias=bias))
+    plain, packed = logits_before_and_after(network)
+    assert sum(isinstance(m, GatedUnit) for m in network.modules()) == 2
+    torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_feed_forward_with_another_activation_is_left_as_it_is() -> None:
+    network = transformers.LlamaForCausalLM(small(hidden_act="gelu"))
+    plain, packed = logits_before_and_after(network)
+    assert not any(isinstance(m, GatedUnit) for m in network.modules())
+    torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_feed_forward_that_does_more_is_left_as_it_is() -> None:
+    network = transformers.LlamaForCausalLM(small())
+    first = network.model.layers[0].mlp
+    stock = first.forward
+    first.forward = lambda x: 2 * stock(x)
+    pack(network)
+    assert [isinstance(layer.mlp, GatedUnit) for layer in network.model.layers] == [False, True]
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_heads_that_share_keys_and_values_give_what_copies_of_these_gave(heads: int) -> None:
+    network = transformers.LlamaForCausalLM(small(num_key_value_heads=heads))
+    plain, packed = logits_before_and_after(network)
+    assert network.config._attn_implementation != "sdpa"
+    torch.testing.assert_close(packed[0], plain[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(packed[1, 2:], plain[1, 2:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", ["eager", "alone"])
+def test_other_attention_is_left_as_it_is(make: str) -> None:
+    config = small(num_key_value_heads=4 if make == "alone" else 2)
+    kind = "eager" if make == "eager" else "sdpa"
+    network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=kind)
+    logits_before_and_after(network)
+    assert network.config._attn_implementation == kind
+
+
+def test_a_model_with_soft_caps_and_windows_stays_the_same() -> None:
+    config = transformers.Gemma2Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=64,
+        sliding_window=4,
+    )
+    plain, packed = logits_before_and_after(transformers.Gemma2ForCausalLM(config))
+    torch.testing.assert_close(packed[0], plain[0], rtol=1e-4, atol=1e-4)

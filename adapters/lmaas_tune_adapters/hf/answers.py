@@ -32,6 +32,14 @@ class Reading:
         return self.parents == tuple(range(-1, len(self.parents) - 1))
 
     @property
+    def paths(self) -> list[Word]:
+        """For each node of a tree, the tokens of `fill` that lead to it."""
+        paths: list[Word] = [()]
+        for token, parent in zip(self.fill, self.parents, strict=True):
+            paths.append((*paths[parent + 1], token))
+        return paths
+
+    @property
     def nodes(self) -> int:
         """Positions to read."""
         return 1 + max(node for node, _, _ in self.picks)

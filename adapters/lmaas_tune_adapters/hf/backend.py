@@ -11,17 +11,19 @@ import numpy as np
 import torch
 
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
 from lmaas_tune.task import Batch, Slot
+from lmaas_tune_adapters.hf.answers import Word
 from lmaas_tune_adapters.hf.causal import CausalScorer
 from lmaas_tune_adapters.hf.cohort import Cohort, Scorer, alike
-from lmaas_tune_adapters.hf.encoding import EncodedRow, Encoder, word_notes
+from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.gguf import convert_gguf
 from lmaas_tune_adapters.hf.loading import LoadedModel, load
 from lmaas_tune_adapters.hf.masked import MaskedScorer
 from lmaas_tune_adapters.hf.peft import export_peft
+from lmaas_tune_adapters.hf.reader import Reader
 from lmaas_tune_adapters.hf.seq2seq import ANSWERS, Answer, Seq2SeqScorer
 
 
@@ -71,11 +73,6 @@ class HFBackend:
         on_cpu = self._model.device.type == "cpu"
         per_pass = max_tokens_per_pass or (2048 if on_cpu else 16384)
         self._scorer = _scorer(loaded, per_pass, max_kept_bytes, answer)
-        self._encoder = Encoder(
-            loaded.tokenizer,
-            label_last=self._scorer.label_last,
-            ends=loaded.family != "causal",
-        )
         self._embeddings = self._model.get_input_embeddings()
         self.vocabulary_size: int = self._embeddings.weight.shape[0]
         self.embedding_std: float = self._std()
@@ -85,6 +82,14 @@ class HFBackend:
             label_anywhere=not self._scorer.label_last,
             max_tokens=_max_tokens(loaded),
         )
+        self._reader = Reader(
+            loaded.tokenizer,
+            capabilities=self.capabilities,
+            vocabulary_size=self.vocabulary_size,
+            ends=loaded.family != "causal",
+            tokens=self._tokens,
+            places=self._places,
+        )
         settings = [f"weights={loaded.fingerprint}", f"dtype={str(self._model.dtype)[6:]}"]
         if isinstance(self._scorer, Seq2SeqScorer):
             settings.append(f"answer={self._scorer.answer}")
@@ -92,13 +97,11 @@ class HFBackend:
 
     def tokenize(self, text: str, /) -> tuple[int, ...]:
         """Ids of the text's tokens, with no start or end token."""
-        return self._encoder.text(text)
+        return self._reader.text(text)
 
     def embed(self, token_ids: Sequence[int], /) -> FloatArray:
         """(tokens, H) float32 word embeddings, as the model takes them in place of ids."""
-        wrong = [i for i in token_ids if not 0 <= i < self.vocabulary_size]
-        if wrong:
-            raise InputError(f"token ids go from 0 to {self.vocabulary_size - 1}, not {wrong[0]}")
+        self._reader.check_ids(token_ids)
         with self._lock, torch.inference_mode():
             ids = torch.tensor(list(token_ids), dtype=torch.long, device=self._model.device)
             vectors: FloatArray = self._embeddings(ids).float().cpu().numpy()
@@ -107,25 +110,21 @@ class HFBackend:
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
         """See `lmaas_tune.backend.Backend.score`."""
         with self._lock, torch.inference_mode():
-            encoded = [self._encode(request) for request in requests]
+            encoded = [self._reader.rows(request) for request in requests]
             logprobs = [np.zeros((len(r.batch), len(r.candidates))) for r in requests]
             groups = alike(range(len(requests)), key=lambda i: _kind(requests[i]))
             for group in groups:
                 self._score_alike(group, requests, encoded, logprobs)
         return [
-            ScoreReply(np.where(np.isfinite(values), values, np.nan), self._usage(request, rows))
+            ScoreReply(
+                np.where(np.isfinite(values), values, np.nan), self._reader.usage(request, rows)
+            )
             for request, rows, values in zip(requests, encoded, logprobs, strict=True)
         ]
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         """See `lmaas_tune.backend.Inspects.inspect`."""
-        with self._lock:
-            rows = self._encode(request)
-            notes: dict[str, None] = {}
-            for spaced in sorted({row.spaced for row in rows}):
-                words = self._encoder.words(request.candidates, spaced=spaced)
-                notes |= dict.fromkeys(word_notes(request.candidates, words, self._tokenizer))
-            return Inspection(tuple(notes), self._usage(request, rows))
+        return self._reader.inspect(request)
 
     def export_peft(self, tuned: TunedPrompt, folder: str | os.PathLike[str]) -> Path:
         """Write a prompt tuned on this model as a prompt-tuning adapter of peft.
@@ -142,57 +141,10 @@ class HFBackend:
                 "peft puts a prompt before what a causal model reads, and this model is not one"
             )
         empty = Batch(((Slot.PROMPT, Slot.LABEL),))
-        (row,) = self._encoder.rows(
-            empty, SoftPrompt(np.zeros((1, self.capabilities.soft_prompt_width or 1)))
-        )
+        prompt = SoftPrompt(np.zeros((1, self.capabilities.soft_prompt_width or 1)))
+        (row,) = self._reader.rows(ScoreRequest(prompt, empty, ()))
         start = self.embed(row.ids[: row.prompt])
         return export_peft(tuned, folder, base_model=self._source, start=start)
-
-    def _encode(self, request: ScoreRequest) -> tuple[EncodedRow, ...]:
-        """Rows of a request that this model can read.
-
-        Raises:
-            InputError: It cannot.
-        """
-        prompt = self._checked(request.prompt)
-        rows = self._encoder.rows(request.batch, prompt)
-        limit = self.capabilities.max_tokens
-        apart = _tokens_apart(prompt)
-        for number, row in enumerate(rows, start=1):
-            words = self._encoder.words(request.candidates, spaced=row.spaced)
-            if not all(words):
-                empty = request.candidates[words.index(())]
-                raise InputError(f"the label word {empty!r} has no tokens: choose another")
-            longest = self._scorer.places(row, max(map(len, words), default=1))
-            if limit is not None and longest > limit:
-                raise InputError(
-                    f"row {number} has {longest + apart} tokens with its prompt and label, more "
-                    f"than the {limit} that this model reads: shorten the text or the prompt"
-                )
-        return rows
-
-    def _checked(self, prompt: Prompt) -> SoftPrompt | TextPrompt:
-        if isinstance(prompt, TextPrompt):
-            return prompt
-        if not isinstance(prompt, SoftPrompt):
-            raise InputError(f"this model takes soft prompts as vectors, and not {prompt}")
-        if prompt.width != self.capabilities.soft_prompt_width:
-            raise InputError(
-                f"this model's embeddings are {self.capabilities.soft_prompt_width} wide, and the "
-                f"soft prompt {prompt.width}"
-            )
-        if prompt.insertion not in self.capabilities.insertions:
-            raise InputError(
-                f"this model takes no soft prompt with insertion {prompt.insertion!r}; it takes "
-                + ", ".join(sorted(self.capabilities.insertions))
-            )
-        wrong = [i for i in prompt.anchor if not 0 <= i < self.vocabulary_size]
-        if wrong:
-            raise InputError(
-                f"the anchor token {wrong[0]} is none of this model's, which go from 0 to "
-                f"{self.vocabulary_size - 1}"
-            )
-        return prompt
 
     def _score_alike(
         self,
@@ -203,12 +155,12 @@ class HFBackend:
     ) -> None:
         """Score requests of one kind; rows whose label word begins with a space go apart."""
         prompts = [requests[i].prompt for i in group]
-        candidates = requests[group[0]].candidates
+        first = requests[group[0]]
         rows = encoded[group[0]]
         for numbers in alike(range(len(rows)), key=lambda number: rows[number].spaced):
             cohort = Cohort(
                 rows=[[encoded[i][number] for number in numbers] for i in group],
-                words=self._encoder.words(candidates, spaced=rows[numbers[0]].spaced),
+                words=self._reader.words(first, rows[numbers[0]]),
                 vectors=self._vectors(prompts),
                 insertion=prompts[0].insertion if isinstance(prompts[0], SoftPrompt) else "concat",
             )
@@ -221,13 +173,11 @@ class HFBackend:
             return None
         return torch.from_numpy(np.stack(soft)).to(self._model.device, self._model.dtype)
 
-    def _usage(self, request: ScoreRequest, rows: Sequence[EncodedRow]) -> Usage:
-        apart = _tokens_apart(request.prompt)
-        tokens = 0
-        for row in rows:
-            words = self._encoder.words(request.candidates, spaced=row.spaced)
-            tokens += self._scorer.tokens(row) + apart + sum(len(word) - 1 for word in words)
-        return Usage(requests=1, sequences=len(rows), tokens=tokens)
+    def _tokens(self, row: EncodedRow, words: Sequence[Word]) -> int:
+        return self._scorer.tokens(row) + sum(len(word) - 1 for word in words)
+
+    def _places(self, row: EncodedRow, words: Sequence[Word]) -> int:
+        return self._scorer.places(row, max(map(len, words), default=1))
 
     def _std(self) -> float:
         with torch.inference_mode():
@@ -262,8 +212,3 @@ def _kind(request: ScoreRequest) -> tuple[object, ...]:
     prompt = request.prompt
     form = (prompt.insertion, prompt.length) if isinstance(prompt, SoftPrompt) else ("text",)
     return (request.batch.digest, request.candidates, *form)
-
-
-def _tokens_apart(prompt: Prompt) -> int:
-    """Tokens of a prompt that stands outside the model's places."""
-    return prompt.length if isinstance(prompt, SoftPrompt) and prompt.insertion == "prepend" else 0

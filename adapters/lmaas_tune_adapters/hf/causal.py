@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
 from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids
+from lmaas_tune_adapters.hf.last_layer import last_layer, only_last
 from lmaas_tune_adapters.hf.loading import LoadedModel
 
 States = list[tuple[torch.Tensor, torch.Tensor]]
@@ -155,7 +157,7 @@ class CausalScorer:
         self._max_tokens = max_tokens_per_pass
         self._store = HeadStore(max_kept_bytes)
         with torch.inference_mode():
-            self._shares, self._branches = self._abilities()
+            self._shares, self._branches, self._last = self._abilities()
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens the model reads before the label word."""
@@ -244,48 +246,74 @@ class CausalScorer:
             inputs |= branching(first.head, first.tail, reading.parents, embeddings)
         last = first.tail - 1
         positions = torch.arange(last, last + reading.nodes, device=embeddings.device)
-        return logits_at(
-            self._model,
-            self._model.get_decoder(),
-            positions.expand(len(items), -1),
-            inputs_embeds=embeddings,
-            **inputs,
-        )
+        with self._narrowed(reading.nodes, masked=states is not None or not reading.is_chain):
+            return logits_at(
+                self._model,
+                self._model.get_decoder(),
+                positions.expand(len(items), -1),
+                inputs_embeds=embeddings,
+                **inputs,
+            )
 
-    def _abilities(self) -> tuple[bool, bool]:
-        """Whether heads can be shared, and whether tails may branch: tried out, not assumed."""
+    def _narrowed(self, reads: int, *, masked: bool) -> AbstractContextManager[None]:
+        """Passes of which only the last positions are read."""
+        if self._last is None or not (masked or reads == 1):
+            return nullcontext()
+        return only_last(self._last, reads)
+
+    def _abilities(self) -> tuple[bool, bool, Any]:
+        """What the model allows: tried out, not assumed.
+
+        Returns:
+            Whether heads can be shared, whether tails may branch, and the last layer if it can be
+            worked out in part.
+        """
         count = self._model.get_input_embeddings().weight.shape[0]
         ids = torch.tensor([[3, 5, 7, 9, 11]], device=self._model.device) % count
         whole = self._model.get_input_embeddings()(ids)
         try:
             kept = self._model(inputs_embeds=whole[:, :2], use_cache=True).past_key_values
         except TypeError:  # no such memory at all
-            return False, False
+            return False, False, None
         kept_layers = getattr(kept, "layers", ())
         if not kept_layers or any(type(layer) is not DynamicLayer for layer in kept_layers):
-            return False, False
+            return False, False, None
         states = [(layer.keys, layer.values) for layer in kept_layers]
+
+        def logits(tail: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            output = self._model(inputs_embeds=tail, **inputs)
+            logits: torch.Tensor = output.logits[0].float()
+            return logits
 
         def tail_logits(tail: torch.Tensor, **inputs: Any) -> torch.Tensor:
             cache = _cache(states, [1])
-            output = self._model(
-                inputs_embeds=tail, past_key_values=cache, use_cache=True, **inputs
-            )
-            logits: torch.Tensor = output.logits[0].float()
-            return logits
+            return logits(tail, past_key_values=cache, use_cache=True, **inputs)
 
         def agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
             rough = 1e-3 if whole.dtype == torch.float32 else 0.1
             return bool((ours - theirs).abs().max() <= rough * theirs.abs().max())
 
-        plain = self._model(inputs_embeds=whole, use_cache=False).logits[0].float()
+        plain = logits(whole, use_cache=False)
         if not agree(tail_logits(whole[:, 2:]), plain[2:]):
-            return False, False
-        if "position_ids" not in inspect.signature(self._model.forward).parameters:
-            return True, False
+            return False, False, None
         forked = torch.cat([whole[:, 2:], whole[:, 3:]], dim=1)  # the last two tokens, twice
-        inputs = branching(2, 1, (-1, 0, -1, 2), forked)
-        return True, agree(tail_logits(forked, **inputs), plain[[2, 3, 4, 3, 4]])
+        fork = branching(2, 1, (-1, 0, -1, 2), forked)
+        branches = "position_ids" in inspect.signature(self._model.forward).parameters
+        branches = branches and agree(tail_logits(forked, **fork), plain[[2, 3, 4, 3, 4]])
+
+        def in_part(layer: Any) -> bool:
+            try:
+                with only_last(layer, 1):
+                    ends = [logits(whole, use_cache=False)[-1], tail_logits(whole[:, 2:])[-1]]
+                with only_last(layer, 2):
+                    ends += tail_logits(whole[:, 2:])[-2:]
+                    ends += tail_logits(forked, **fork)[-2:] if branches else []
+            except Exception:  # a layer made otherwise, in whatever way
+                return False
+            return agree(torch.stack(ends), plain[[4, 4, 3, 4, 3, 4][: len(ends)]])
+
+        last = last_layer(self._model.get_decoder(), len(states))
+        return True, branches, last if last is not None and in_part(last) else None
 
 
 def branching(

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers.models.auto import modeling_auto
 
 from lmaas_tune.errors import InputError, MissingExtraError, did_you_mean
-from lmaas_tune_adapters.hf.packing import pack_linear_layers
+from lmaas_tune_adapters.hf.packing import pack as pack_network
 
 Family: TypeAlias = Literal["causal", "masked", "seq2seq"]
 
@@ -28,6 +28,7 @@ DTYPES = {
     "float16": torch.float16,
     "auto": "auto",
 }
+_EXTRA = ("torch", "transformers", "gguf", "accelerate")  # what the extra `hf` installs
 AUTO_CLASSES: dict[Family, Any] = {
     "causal": transformers.AutoModelForCausalLM,
     "masked": transformers.AutoModelForMaskedLM,
@@ -66,10 +67,10 @@ def load(
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, DTYPES)}")
     place = _device(device)
-    source, options = _source(model, revision)
-    with quiet(), _one_sentence(model):
+    source, options = source_of(model, revision)
+    with quiet(), one_sentence(model):
         config = transformers.AutoConfig.from_pretrained(source, **options)
-        family = _family(config, model)
+        family = family_of(config, model)
         network, report = AUTO_CLASSES[family].from_pretrained(
             source, dtype=DTYPES[dtype], output_loading_info=True, **options
         )
@@ -81,16 +82,14 @@ def load(
             f"(the first is {missing[0]!r}): choose one that was trained with its head"
         )
     network.eval().requires_grad_(False).to(place)
-    commit = getattr(config, "_commit_hash", None) or revision
-    name = Path(model).name if Path(model).exists() else str(model)
     fingerprint = _fingerprint(network, tokenizer)
     if pack:
-        pack_linear_layers(network)
+        pack_network(network)
     return LoadedModel(
         model=network,
         tokenizer=tokenizer,
         family=family,
-        name=f"{name}@{commit[:12]}" if commit else name,
+        name=name_of(model, config, revision),
         fingerprint=fingerprint,
     )
 
@@ -116,7 +115,12 @@ def _device(name: str) -> torch.device:
         raise InputError(f"the device {name!r} cannot be used: {_first_line(error)}") from error
 
 
-def _source(model: str | Path, revision: str | None) -> tuple[str, dict[str, Any]]:
+def source_of(model: str | Path, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes for a model: a folder or name, and options.
+
+    Raises:
+        InputError: The file or folder is no model.
+    """
     path = Path(model)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -133,16 +137,20 @@ def _source(model: str | Path, revision: str | None) -> tuple[str, dict[str, Any
 
 
 @contextlib.contextmanager
-def _one_sentence(model: str | Path) -> Iterator[None]:
+def one_sentence(model: str | Path) -> Iterator[None]:
     """Say every failure of transformers and the hub in one sentence that names the model."""
     try:
         yield
     except InputError:
         raise
     except ImportError as error:
-        package = error.name or _first_line(error)
-        raise MissingExtraError(
-            f"loading the model {str(model)!r}", package=package, extra="hf"
+        if error.name in _EXTRA:
+            raise MissingExtraError(
+                f"loading the model {str(model)!r}", package=error.name, extra="hf"
+            ) from error
+        raise InputError(
+            f"loading the model {str(model)!r} needs a package that is not installed: "
+            f"{error.name or _first_line(error)}"
         ) from error
     except HFValidationError as error:
         raise InputError(
@@ -160,7 +168,19 @@ def _first_line(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else "no reason given"
 
 
-def _family(config: Any, model: str | Path) -> Family:
+def name_of(model: str | Path, config: Any, revision: str | None) -> str:
+    """What a model is called in an identity: never a whole path, and the commit if there is one."""
+    commit = getattr(config, "_commit_hash", None) or revision
+    name = Path(model).name if Path(model).exists() else str(model)
+    return f"{name}@{commit[:12]}" if commit else name
+
+
+def family_of(config: Any, model: str | Path) -> Family:
+    """Which family a model's architecture belongs to.
+
+    Raises:
+        InputError: None of them.
+    """
     kind, architecture = config.model_type, " ".join(config.architectures or ())
     if kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "seq2seq"
@@ -177,19 +197,25 @@ def _family(config: Any, model: str | Path) -> Family:
 
 
 def _fingerprint(network: Any, tokenizer: Any) -> str:
-    sha = hashlib.sha256()
-    config = network.config.to_dict()
-    for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
-        config.pop(key, None)
-    sha.update(json.dumps(config, sort_keys=True, default=str).encode())
-    if tokenizer.is_fast:
-        sha.update(tokenizer.backend_tokenizer.to_str().encode())
-    else:
-        sha.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    sha = settings_hash(network.config, tokenizer)
     for name, weight in network.state_dict().items():
         sha.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         sha.update(_checksums(weight))
     return sha.hexdigest()[:16]
+
+
+def settings_hash(config: Any, tokenizer: Any) -> hashlib._Hash:
+    """SHA-256 of all that a model is but its weights."""
+    sha = hashlib.sha256()
+    content = config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+        content.pop(key, None)
+    sha.update(json.dumps(content, sort_keys=True, default=str).encode())
+    if tokenizer.is_fast:
+        sha.update(tokenizer.backend_tokenizer.to_str().encode())
+    else:
+        sha.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    return sha
 
 
 def _checksums(weight: torch.Tensor) -> bytes:

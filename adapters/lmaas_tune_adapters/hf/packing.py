@@ -1,7 +1,8 @@
-"""Linear layers of a float32 model on a processor, with weights laid out once for oneDNN.
+"""A float32 model on a processor, made faster to use; its numbers stay, to float32's rounding.
 
-The default kernel lays the weights out anew in every call, which costs most for the small passes
-that are left once work is shared. The numbers are the same to float32's rounding.
+Linear layers get their weights laid out once for oneDNN: the default kernel lays them out anew in
+every call, which costs most for the small passes that are left once work is shared. What runs
+between them writes less memory: fresh pages for large results cost as much as the sums.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.activations import SiLUActivation
+from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 _ROWS = 512  # of a typical pass: the layout is chosen for about so many
+_GROUPED = "lmaas_tune_grouped"
 
 
 class PackedLinear(torch.nn.Module):
@@ -24,6 +29,7 @@ class PackedLinear(torch.nn.Module):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
+        self.width = weight.shape[1]
         self.weight = weight.new_empty(0)  # some models look at the dtype of a layer's weight
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
         self._bias = bias
@@ -36,22 +42,100 @@ class PackedLinear(torch.nn.Module):
         return image
 
 
-def pack_linear_layers(network: Any) -> None:
-    """Pack every linear layer in place, where this build of torch can; else change nothing."""
+class GatedUnit(torch.nn.Module):
+    """The feed-forward of Llama and its kin, down(silu(gate(x)) * up(x)), in place.
+
+    Args:
+        unit: Made of `PackedLinear`.
+    """
+
+    def __init__(self, unit: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = unit.gate_proj, unit.up_proj, unit.down_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., H) to (..., H)."""
+        gate = torch.nn.functional.silu(self.gate_proj(x), inplace=True)
+        image: torch.Tensor = self.down_proj(gate.mul_(self.up_proj(x)))
+        return image
+
+
+def pack(network: Any) -> None:
+    """Make a model faster in place, where this build of torch can; else change nothing."""
     if network.device.type != "cpu" or network.dtype != torch.float32:
         return
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     with torch.inference_mode(False), torch.no_grad():
-        for parent in list(network.modules()):
-            for name, layer in list(parent.named_children()):
-                if type(layer) is torch.nn.Linear:
-                    weight = layer.weight
-                elif type(layer) is Conv1D:  # GPT-2's: the same with its weight on its side
-                    weight = layer.weight.T
-                else:
-                    continue
-                try:
-                    setattr(parent, name, PackedLinear(weight.detach(), layer.bias))
-                except (AttributeError, RuntimeError):  # internal to torch: it may go
-                    return
+        _pack_linear_layers(network)
+        _pack_gated_units(network)
+        _group_attention(network)
+
+
+def _pack_linear_layers(network: Any) -> None:
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is torch.nn.Linear:
+                weight = layer.weight
+            elif type(layer) is Conv1D:  # GPT-2's: the same with its weight on its side
+                weight = layer.weight.T
+            else:
+                continue
+            try:
+                setattr(parent, name, PackedLinear(weight.detach(), layer.bias))
+            except (AttributeError, RuntimeError):  # internal to torch: it may go
+                return
+
+
+def _pack_gated_units(network: Any) -> None:
+    for parent in list(network.modules()):
+        for name, unit in list(parent.named_children()):
+            if not _is_gated_unit(unit):
+                continue
+            gated = GatedUnit(unit)
+            x = torch.linspace(-2, 2, unit.gate_proj.width)[None]
+            if torch.allclose(gated(x), unit(x), rtol=1e-4, atol=1e-6):  # tried out, not assumed
+                setattr(parent, name, gated)
+
+
+def _is_gated_unit(unit: torch.nn.Module) -> bool:
+    parts = dict(unit.named_children())
+    act = parts.pop("act_fn", None)
+    return (
+        parts.keys() == {"gate_proj", "up_proj", "down_proj"}
+        and all(isinstance(part, PackedLinear) for part in parts.values())
+        and isinstance(act, (torch.nn.SiLU, SiLUActivation))
+    )
+
+
+def _group_attention(network: Any) -> None:
+    """Where several heads attend to the same keys and values, do so without copies of them."""
+    grouped = any(getattr(m, "num_key_value_groups", 1) > 1 for m in network.modules())
+    if not grouped or network.config._attn_implementation != "sdpa":
+        return
+    AttentionInterface.register(_GROUPED, _grouped_attention)
+    AttentionMaskInterface.register(_GROUPED, sdpa_mask)
+    network.set_attn_implementation(_GROUPED)
+
+
+def _grouped_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """(n, heads, length, width) to (n, length, heads, width); no weights, as of ``sdpa``."""
+    mixed = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        scale=scaling,
+        is_causal=attention_mask is None and query.shape[2] > 1,
+        enable_gqa=True,
+    )
+    return mixed.transpose(1, 2).contiguous(), None
