@@ -13,10 +13,14 @@ from lmaas_tune.backend import Backend
 from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError, LMaaSError, did_you_mean
 from lmaas_tune.middleware.meter import Price
+from lmaas_tune.middleware.pace import Pace
 from lmaas_tune.registry import load_backend
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 """Exit statuses, beside 0."""
+
+_NAMES = {"model": "model", "url": "URL", "api_key_file": "file with a key"}
+"""What has a flag of its own, in words."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,13 @@ class Outcome:
     """What a command came to.
 
     Attributes:
-        content: For programs: what ``--json`` prints.
+        content: For programs: what ``--json`` prints; None where that was printed already.
         text: For people: the same in words.
         error: A line for standard error.
         code: Exit status.
     """
 
-    content: Mapping[str, Any]
+    content: Mapping[str, Any] | None
     text: str = ""
     error: str = ""
     code: int = 0
@@ -73,6 +77,7 @@ def add_backend(command: Parser) -> None:
         "--backend", default="hf", help="who runs it; `lmaas-tune backends` lists them (hf)"
     )
     group.add_argument("--model", help="which; for hf a hub name, a folder or a .gguf file")
+    add_place(group)
     group.add_argument(
         "--backend-options",
         default="",
@@ -84,6 +89,33 @@ def add_backend(command: Parser) -> None:
     group.add_argument(
         "--price-out", type=float, metavar="P", help="money per million tokens written (one a row)"
     )
+    _add_pace(command)
+
+
+def _add_pace(command: Parser) -> None:
+    group = command.add_argument_group("the pace", "For backends behind HTTP.")
+    group.add_argument(
+        "--workers",
+        type=_workers,
+        default="adaptive",
+        metavar="N",
+        help="calls under way at once; or adaptive: up while it goes well, down when the "
+        "provider is overloaded (adaptive)",
+    )
+    for name, what in (("requests", "requests"), ("tokens", "tokens as far as they are known")):
+        group.add_argument(
+            f"--{name}-per-minute", type=int, metavar="N", help=f"the most {what} in any minute"
+        )
+
+
+def _workers(text: str) -> int | str:
+    return int(text) if text.isdigit() else text  # `Pace` says what else may be
+
+
+def add_place(group: argparse._ArgumentGroup | Parser) -> None:
+    """The flags of backends behind HTTP."""
+    group.add_argument("--url", help="where its server listens, as http://127.0.0.1:8000")
+    group.add_argument("--api-key-file", metavar="FILE", help="a file with the key for that server")
 
 
 def open_client(arguments: argparse.Namespace) -> Client:
@@ -92,48 +124,73 @@ def open_client(arguments: argparse.Namespace) -> Client:
     Raises:
         InputError: They describe none.
     """
+    pace = Pace(
+        workers=arguments.workers,
+        requests_per_minute=arguments.requests_per_minute,
+        tokens_per_minute=arguments.tokens_per_minute,
+    )
     backend = open_backend(
-        arguments.backend, arguments.model, parse_options(arguments.backend_options)
+        arguments.backend,
+        arguments.model,
+        parse_options(arguments.backend_options),
+        url=arguments.url,
+        api_key_file=arguments.api_key_file,
     )
     price_in, price_out = arguments.price_in, arguments.price_out
     free = price_in is None and price_out is None
     price = None if free else Price(input=price_in or 0.0, output=price_out or 0.0)
-    return Client(backend, cache=arguments.cache, price=price)
+    return Client(backend, cache=arguments.cache, pace=pace, price=price)
 
 
-def open_backend(name: str, model: str | None, options: Mapping[str, object]) -> Backend:
-    """Build a backend by name; its factory takes the model as ``model``, if it takes one.
+def open_backend(
+    name: str,
+    model: str | None,
+    options: Mapping[str, object],
+    *,
+    url: str | None = None,
+    api_key_file: str | None = None,
+) -> Backend:
+    """Build a backend by name.
+
+    Its factory takes what has a flag of its own as ``model``, ``url`` and ``api_key_file``, as
+    far as it has such parameters; those without a default have to be given.
 
     Raises:
-        InputError: Unknown name or option, a model too few or too many, or the backend's own.
+        InputError: Unknown name or option, a flag too few or too many, or the backend's own.
     """
     factory = load_backend(name)
     parameters = inspect.signature(factory).parameters
-    if "model" in parameters and model is None:
-        raise InputError(f"the backend {name!r} needs a model: give --model")
-    if "model" not in parameters and model is not None:
-        raise InputError(f"the backend {name!r} takes no model: leave out --model {model}")
+    flags = {"model": model, "url": url, "api_key_file": api_key_file}
+    for flag, value in flags.items():
+        parameter, dashed = parameters.get(flag), "--" + flag.replace("_", "-")
+        if parameter is None and value is not None:
+            raise InputError(
+                f"the backend {name!r} takes no {_NAMES[flag]}: leave out {dashed} {value}"
+            )
+        if parameter is not None and value is None and parameter.default is parameter.empty:
+            raise InputError(f"the backend {name!r} needs a {_NAMES[flag]}: give {dashed}")
+    known = [parameter for parameter in parameters if parameter not in flags]
     for option in options:
-        known = [parameter for parameter in parameters if parameter != "model"]
         if option not in known:
             raise InputError(
                 f"the backend {name!r} has no option {option!r}; {did_you_mean(option, known)}"
             )
-    models = {} if model is None else {"model": model}
+    given = {flag: value for flag, value in flags.items() if value is not None}
     try:
-        return factory(**models, **options)
+        return factory(**given, **options)
     except LMaaSError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
-        given = ", ".join(f"{option}={value}" for option, value in options.items())
-        raise InputError(f"the backend {name!r} cannot be made with {given}: {error}") from error
+        said = ", ".join(f"{option}={value}" for option, value in options.items())
+        raise InputError(f"the backend {name!r} cannot be made with {said}: {error}") from error
 
 
 def backend_flags(arguments: argparse.Namespace) -> list[str]:
     """The flags that open the same backend again, to be shown in a command."""
     flags = ["--backend", arguments.backend]
-    if arguments.model is not None:
-        flags += ["--model", arguments.model]
+    for flag in ("model", "url", "api_key_file"):
+        if (value := getattr(arguments, flag)) is not None:
+            flags += ["--" + flag.replace("_", "-"), value]
     if arguments.backend_options:
         flags += ["--backend-options", arguments.backend_options]
     return flags

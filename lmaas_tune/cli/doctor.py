@@ -12,6 +12,7 @@ from lmaas_tune.cli.arguments import (
     Commands,
     Outcome,
     add_command,
+    add_place,
     open_backend,
     parse_options,
 )
@@ -28,6 +29,7 @@ def add_to(commands: Commands) -> None:
     )
     command.add_argument("--backend", help="ask this one a question, and show what it can do")
     command.add_argument("--model", help="its model")
+    add_place(command)
     command.add_argument(
         "--backend-options", default="", metavar="NAME=VALUE,...", help="its own settings"
     )
@@ -36,8 +38,10 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Look around; fail where something that was asked for does not work."""
-    if arguments.backend is None and (arguments.model or arguments.backend_options):
-        raise InputError("--model and --backend-options go with --backend: give it too")
+    about_one = ("model", "url", "api_key_file", "backend_options")
+    if arguments.backend is None and any(getattr(arguments, flag) for flag in about_one):
+        flags = ", ".join("--" + flag.replace("_", "-") for flag in about_one)
+        raise InputError(f"{flags} go with --backend: give it too")
     machine, installed = system(), packages()
     content: dict[str, Any] = {
         "version": versions()[OURS],
@@ -53,7 +57,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
         return Outcome(content, "\n".join(lines))
     try:
         options = parse_options(arguments.backend_options)
-        answer = probe(open_backend(arguments.backend, arguments.model, options))
+        backend = open_backend(
+            arguments.backend,
+            arguments.model,
+            options,
+            url=arguments.url,
+            api_key_file=arguments.api_key_file,
+        )
+        answer = probe(backend)
     except LMaaSError as error:
         lines.append(f"{arguments.backend} does not work: {error}")
         return Outcome({**content, "error": str(error)}, "\n".join(lines), code=FAILED)
