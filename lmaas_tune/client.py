@@ -29,7 +29,10 @@ class Ledger(Protocol):
     """Where a run writes down each answer when it arrives. Called from several threads."""
 
     def known(self, key: bytes) -> tuple[FloatArray, Spent] | None:
-        """(rows, candidates) log-probabilities that were written down, and what they took."""
+        """(rows, candidates) log-probabilities that were written down, and what they took.
+
+        That is nothing for what the run has booked already.
+        """
         ...
 
     def keep(self, key: bytes, logprobs: FloatArray, spent: Spent) -> None:
@@ -195,7 +198,7 @@ class Client:
     def _written_down(
         self, parts: Mapping[bytes, _Part], ledger: Ledger | None, meter: Meter | None
     ) -> tuple[dict[bytes, FloatArray], dict[bytes, Usage]]:
-        """What the run had paid before it was cut short, booked as if it were paid now."""
+        """What the run has asked before; booked as if it were paid now, where it was cut short."""
         scores: dict[bytes, FloatArray] = {}
         usages: dict[bytes, Usage] = {}
         if ledger is None:
@@ -203,7 +206,8 @@ class Client:
         for key in parts:
             if (answer := ledger.known(key)) is not None:
                 scores[key], spent = answer
-                usages[key] = spent.usage
+                if spent.requests:
+                    usages[key] = spent.usage
                 if meter is not None:
                     meter.book(spent)
         return scores, usages

@@ -56,7 +56,8 @@ class Journal:
         self._path = path
         self._answers: dict[str, Record] = {}
         self._unasked: set[str] = set()
-        self._parts: dict[str, Record] = {}  # of the answer that comes next
+        self._parts: dict[str, Record] = {}  # that no answer in the file has used yet
+        self._used: dict[str, FloatArray] = {}
         self._lock = threading.Lock()
         self.spent = Spent()
         self._file: FileIO | None = None
@@ -132,15 +133,16 @@ class Journal:
             self._write(record)
         self._answers[key] = record
         self.spent = spent
-        self._parts.clear()
         return record
 
     def known(self, key: bytes) -> tuple[FloatArray, Spent] | None:
-        """See `lmaas_tune.client.Ledger`."""
-        part = self._parts.get(key.hex())
-        if part is None:
-            return None
-        return np.array(part["logprobs"], dtype=np.float64), Spent.from_json(part["spent"])
+        """See `lmaas_tune.client.Ledger`. What a part took is told once."""
+        name = key.hex()
+        if name in self._parts:
+            spent = Spent.from_json(self._parts[name]["spent"])
+            self._use(name)
+            return self._used[name], spent
+        return (self._used[name], Spent()) if name in self._used else None
 
     def keep(self, key: bytes, logprobs: FloatArray, spent: Spent) -> None:
         """See `lmaas_tune.client.Ledger`. What is not finite is left to the whole answer.
@@ -148,10 +150,15 @@ class Journal:
         Raises:
             StorageError: It cannot be written.
         """
-        if self._file is not None and np.isfinite(logprobs).all():
-            part = {"part": key.hex(), "logprobs": logprobs.tolist(), "spent": spent.to_json()}
-            with self._lock:
-                self._write(part)
+        if not np.isfinite(logprobs).all():
+            return
+        part = {"part": key.hex(), "logprobs": logprobs.tolist(), "spent": spent.to_json()}
+        with self._lock:
+            self._write(part)
+            self._used[key.hex()] = logprobs
+
+    def _use(self, name: str) -> None:
+        self._used[name] = np.array(self._parts.pop(name)["logprobs"], dtype=np.float64)
 
     def _load(self, file: FileIO, header: Mapping[str, Any], resume: bool) -> None:
         file.seek(0)
@@ -186,7 +193,8 @@ class Journal:
             else:
                 self._answers[line["key"]] = line
                 self.spent = Spent.from_json(line["spent"])
-                self._parts.clear()
+                for name in list(self._parts):  # they are in what the answer took
+                    self._use(name)
         self._unasked = set(self._answers)
 
     def _parse(self, line: bytes, number: int) -> Record:

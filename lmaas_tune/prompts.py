@@ -144,6 +144,7 @@ class Subspace:
     def to_json(self) -> dict[str, Any]:
         """Plain values; a p0 of its own as base64 of little-endian float32."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content["alpha"] = float(self.alpha)  # 1 and 1.0 are one subspace
         if isinstance(self.start, SoftPrompt):
             content["start"] = {
                 "vectors": base64.b64encode(self.start.vectors.astype("<f4").tobytes()).decode(),

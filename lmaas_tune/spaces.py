@@ -231,11 +231,7 @@ class PointSpace:
     def __init__(self, subspaces: Sequence[Subspace]) -> None:
         self._subspaces = tuple(subspaces)
         self.dim = subspaces[0].dim
-
-    @cached_property
-    def starts(self) -> tuple[PointPrompt, ...]:
-        """The origins."""
-        return tuple(PointPrompt(subspace, np.zeros(self.dim)) for subspace in self._subspaces)
+        self.starts = tuple(PointPrompt(subspace, np.zeros(self.dim)) for subspace in subspaces)
 
     @property
     def digest(self) -> str:

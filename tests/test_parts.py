@@ -349,13 +349,29 @@ def test_what_is_not_finite_is_not_written_down_by_itself(tmp_path: Path) -> Non
         journal.keep(b"two", np.array([[-2.0, -1.0]]), Spent(sequences=1))
     with Journal(tmp_path / FILE_NAME, {"run": 1}, resume=True) as journal:
         assert journal.known(b"one") is None
-        assert journal.known(b"old") is None
-        logprobs, spent = journal.known(b"two") or (np.empty(0), Spent())
-        np.testing.assert_array_equal(logprobs, [[-2.0, -1.0]])
-        assert spent == Spent(sequences=1)
-        assert journal.spent == Spent(sequences=2)  # a part is booked when it is used
-        journal.answer("train/1", "y", lambda: ({"evaluations": []}, Spent(sequences=3)))
-        assert journal.known(b"two") is None  # void, as the whole answer is there
+        for spent in (Spent(sequences=1), Spent()):  # a part is booked when it is used, and once
+            logprobs, took = journal.known(b"two") or (np.empty(0), None)
+            np.testing.assert_array_equal(logprobs, [[-2.0, -1.0]])
+            assert took == spent
+        _, took = journal.known(b"old") or (None, None)
+        assert took == Spent()  # the whole answer has booked it
+        assert journal.spent == Spent(sequences=2)
+
+
+def test_what_was_asked_before_is_not_paid_again_in_later_generations(tmp_path: Path) -> None:
+    """As text prompts come again and again."""
+    meter = Meter()
+    backend = Remote()
+    user = client(backend)
+    with Journal(tmp_path / FILE_NAME, {"run": 1}) as journal:
+        for _ in range(2):
+            user.score([request(10)], meter=meter, ledger=journal)
+            journal.answer(f"{len(backend.calls)}", "x", lambda: ({}, meter.spent))
+            user.score([request(10)], meter=meter, ledger=journal)
+    with Journal(tmp_path / FILE_NAME, {"run": 1}, resume=True) as journal:
+        user.score([request(10)], meter=meter, ledger=journal)
+    assert len(backend.calls) == 3
+    assert (meter.spent.sequences, meter.spent.hits) == (10, 4)
 
 
 def test_threads_write_whole_lines(tmp_path: Path) -> None:

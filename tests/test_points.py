@@ -123,6 +123,10 @@ def test_whatever_changes_a_subspace_changes_its_digest(change: dict[str, Any]) 
     assert origins[0] != origins[1]
 
 
+def test_a_whole_number_for_alpha_makes_no_other_subspace() -> None:
+    assert replace(WORDS, alpha=1).digest == replace(WORDS, alpha=1.0).digest
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -172,6 +176,15 @@ def test_a_point_elsewhere_is_refused_in_words(tmp_path: Path) -> None:
     saved = tuner(Drawing()).fit(TRAIN).prompt
     with pytest.raises(InputError, match="can neither draw it nor shows"):
         saved.predict(Blind(), TRAIN)
+
+
+def test_a_search_from_a_point_needs_its_vectors() -> None:
+    saved = tuner(Drawing()).fit(TRAIN).prompt
+    onward = Tuner(ToyBackend(), start=saved, budget="calls=40", callbacks=[]).fit(TRAIN)
+    there = drawn(saved.prompt, ToyBackend())
+    assert onward.start.prompt.digest == there.digest
+    with pytest.raises(InputError, match="start from words, or use the model itself"):
+        Tuner(Drawing(), start=saved)
 
 
 def test_a_saved_point_that_was_changed_is_seen(tmp_path: Path) -> None:
