@@ -10,14 +10,15 @@ from lmaas_tune.calibration import calibration_named
 from lmaas_tune.errors import InputError, did_you_mean, named
 from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.objectives import objective_named
+from lmaas_tune.phrases import STARTING_WORDS
 from lmaas_tune.prompts import INSERTIONS, Insertion, Start
 from lmaas_tune.selection import selection_named
 from lmaas_tune.spaces import PROJECTIONS
+from lmaas_tune.text import TextSettings
 
 DEFAULT_BUDGET = Budget(calls=300)
 
-STARTING_WORDS = ("This is", "The topic is", "The sentiment is", "The answer is", "It was")
-"""Words that lead to a label in many tasks, none of them in all."""
+PROMPT_KINDS = ("auto", "soft", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,16 @@ class Settings:
     """Everything about a search that is not the task, the model or the seed.
 
     Attributes:
+        prompt: ``soft``, ``text``, or ``auto``: text where `text` asks for something or the start
+            is a text, else soft where the backend takes such, else text.
+        text: What a text prompt is made of. What the fields from `start` to `alpha` say is of
+            soft prompts alone, but for `prompt_init`.
         start: Where p0 comes from: ``words`` (the embeddings of `prompt_init`), ``vocabulary``
             (tokens drawn from the model's own vocabulary) or ``zero``.
-        prompt_init: The starting words. Of several, each is scored on the training rows at the
-            price of one call, and the search starts from the best.
+        prompt_init: The starting words, which are the instruction of a text prompt. Of several,
+            each is scored on the training rows at the price of one call, and the search starts
+            from the best. A search over text may take any of them later; where none are given,
+            further built-in ones too.
         prompt_length: L, in tokens; None takes as many as the words have.
         insertion: How the prompt enters, see `lmaas_tune.SoftPrompt`.
         intrinsic_dim: d, the dimension that is searched.
@@ -50,6 +57,8 @@ class Settings:
         InputError: A value that cannot be, named with its remedy.
     """
 
+    prompt: str = "auto"
+    text: TextSettings = field(default_factory=TextSettings)
     start: Start = "words"
     prompt_init: str | tuple[str, ...] = STARTING_WORDS
     prompt_length: int | None = None
@@ -74,6 +83,19 @@ class Settings:
                 raise InputError(f"{name}={value!r}: it takes a whole number")
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
             raise InputError(f"alpha={self.alpha!r}: it takes a number")
+        if self.prompt not in PROMPT_KINDS:
+            raise InputError(
+                f"unknown prompt {self.prompt!r}; {did_you_mean(str(self.prompt), PROMPT_KINDS)}"
+            )
+        if not isinstance(self.text, TextSettings):
+            raise InputError(f"text={self.text!r}: give TextSettings(...)")
+        if self.prompt == "soft" and self.asks_for_text:
+            raise InputError(f"prompt='soft' has no use for {self.text}: take prompt='text'")
+        if self.asks_for_text and self.start != "words":
+            raise InputError(
+                f"start={self.start!r} is for soft prompts, and a text starts from words: leave "
+                "it out, or take prompt='soft'"
+            )
         if self.start not in ("words", "vocabulary", "zero"):
             raise InputError(f"unknown start {self.start!r}; known: words, vocabulary, zero")
         if not self.starting_words or not all(words.strip() for words in self.starting_words):
@@ -109,16 +131,23 @@ class Settings:
         """`prompt_init` as a tuple."""
         return (self.prompt_init,) if isinstance(self.prompt_init, str) else tuple(self.prompt_init)
 
+    @property
+    def asks_for_text(self) -> bool:
+        """Whether something is set that only a text prompt has."""
+        return self.prompt == "text" or self.text != TextSettings()
+
     def to_json(self) -> dict[str, Any]:
-        """A flat dict for the journal and the saved prompt; the budget as text."""
+        """A dict for the journal and the saved prompt; the budget as text."""
         content = asdict(self)
         content["budget"] = str(self.budget)
         content["prompt_init"] = list(self.starting_words)
+        content["text"] = self.text.to_json()
         content["optimizer_options"] = dict(self.optimizer_options)
         return content
 
 
 _REFERENCE = Settings(  # in full, so that our own defaults can move without it
+    prompt="soft",
     start="vocabulary",
     prompt_length=50,
     insertion="add",

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.objectives import Objective, objective_named
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
-from lmaas_tune.prompts import SoftPrompt, Subspace
+from lmaas_tune.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS
+from lmaas_tune.prompts import SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
 from lmaas_tune.selection import LowestLoss, selection_named
@@ -33,6 +35,7 @@ from lmaas_tune.settings import Settings, preset
 from lmaas_tune.spaces import PointSpace, SearchSpace, draw, drawn
 from lmaas_tune.step import Candidate
 from lmaas_tune.task import Example, Slot, Task, Template, Verbalizer
+from lmaas_tune.text import TextSpace, draw_demonstrations, stands_first, text_space
 from lmaas_tune.versions import versions
 
 
@@ -53,7 +56,8 @@ class Tuner:
         template: Where fields, ``{prompt}`` and ``{label}`` stand. By default the fields one
             below the other, then the prompt and the label.
         labels: The word the model is to say for each label; by default each label is its own.
-        start: p0 itself, instead of the settings' starting words: a soft prompt, or a saved one.
+        start: p0 itself, instead of the settings' starting words: a soft prompt, a text prompt,
+            or a saved one.
         objective: A function of (rows, labels) log-probabilities and (rows,) targets, instead
             of the settings' named one.
         budget: What ends the run, as a `Budget` or like ``"calls=300,seconds=60"``; instead of
@@ -74,7 +78,7 @@ class Tuner:
         settings: Settings | str = "default",
         template: str | Template | None = None,
         labels: Mapping[str, str] | None = None,
-        start: SoftPrompt | TunedPrompt | None = None,
+        start: SoftPrompt | TextPrompt | TunedPrompt | None = None,
         objective: Objective | None = None,
         budget: Budget | str | None = None,
         seed: int = 0,
@@ -95,7 +99,7 @@ class Tuner:
         self._optimizer_options = dict(settings.optimizer_options) if own else {}
         self._template = Template(template) if isinstance(template, str) else template
         self._labels = None if labels is None else Verbalizer(labels)
-        self._start = _soft(start, self._client)
+        self._start = _given(start, self._client)
         self._objective = objective
         self._seed = seed
         self._out = None if out is None else Path(out)
@@ -131,8 +135,10 @@ class Tuner:
                 "to tell apart: add rows of another class"
             )
         other_rows = None if validation is None else read_examples(validation, what="validation")
+        self._check_kind()
+        shown, train_rows = self._shown(train_rows)
         task = self._task(train_rows)
-        space = self._space(task.template)
+        space = self._space(task, train_rows, shown)
         objective = self._objective or objective_named(self._settings.objective)
         scored = [
             Evaluator(self._client, task, rows, objective, what=what)
@@ -140,7 +146,9 @@ class Tuner:
             if rows is not None
         ]
         search = self._search(scored, space)
-        for note in search.check():
+        if isinstance(space, TextSpace):
+            _inspect_longest(space, scored)
+        for note in self._notes + search.check():
             warnings.warn(note, stacklevel=2)
         provenance = self._provenance(space)
         with self._journal(provenance, task, scored, resume) as journal:
@@ -157,37 +165,114 @@ class Tuner:
             # a replay that was cut short knows less than the prompt that lies there
             return self._end(result, keep=finished or not journal.replaying)
 
+    @cached_property
+    def _is_text(self) -> bool:
+        """Whether the search is over text prompts."""
+        if self._settings.prompt == "soft":
+            return False
+        asked = self._settings.asks_for_text or isinstance(self._start, TextPrompt)
+        return asked or not self._takes_soft
+
+    @property
+    def _takes_soft(self) -> bool:
+        can = self._client.capabilities
+        return can.soft_prompt_width is not None or can.point_prompts
+
+    def _check_kind(self) -> None:
+        """See that the backend takes the prompts that are searched.
+
+        Raises:
+            InputError: It does not, or the start is of the other kind.
+        """
+        identity, settings, start = self._client.identity, self._settings, self._start
+        if not self._is_text and not self._takes_soft:
+            raise InputError(
+                f"{identity} takes text prompts only, and this search is over soft ones: take "
+                "Settings(prompt='text'), or a backend that takes embeddings, such as 'hf'"
+            )
+        if self._is_text and not self._client.capabilities.text_prompts:
+            raise InputError(
+                f"{identity} takes soft prompts only: leave out what asks for a text prompt"
+            )
+        soft = settings.start != "words" if start is None else isinstance(start, SoftPrompt)
+        if self._is_text and soft:
+            raise InputError(
+                f"{identity} is asked for text prompts, and the start is a soft one: start from "
+                "words, or from a text"
+            )
+
+    @property
+    def _notes(self) -> list[str]:
+        """What was decided for the user."""
+        if not self._is_text:
+            return []
+        notes = []
+        if not self._settings.asks_for_text and self._start is None:
+            notes.append(
+                f"{self._client.identity} takes no soft prompts, so the search is over words "
+                "(prompt='text')"
+            )
+        if shown := self._settings.text.demonstrations:
+            notes.append(
+                f"{shown} of the training rows stand in the prompt with their answers; the others "
+                "are scored"
+            )
+        return notes
+
+    def _shown(self, train: list[Example]) -> tuple[list[Example], list[Example]]:
+        """The rows that are demonstrated, and those that are scored."""
+        count = self._settings.text.demonstrations
+        return draw_demonstrations(train, count, seed=self._seed) if count else ([], train)
+
     def _task(self, examples: Sequence[Example]) -> Task:
-        template = self._template or default_template(examples[0])
+        prompt_first = self._settings.text.demonstrations > 0
+        template = self._template or default_template(examples[0], prompt_first=prompt_first)
         return Task(template, self._labels or default_verbalizer(examples))
 
-    def _space(self, template: Template) -> SearchSpace:
-        backend, can = self._client.backend, self._client.capabilities
-        if can.soft_prompt_width is None and not can.point_prompts:
-            raise InputError(
-                f"{self._client.identity} takes text prompts only, and this search is over soft "
-                "ones: use a backend that takes embeddings, such as 'hf'"
-            )
+    def _space(self, task: Task, train: Sequence[Example], shown: Sequence[Example]) -> SearchSpace:
+        """What is searched; `train` may give it words, and `shown` is demonstrated."""
+        backend, can, template = self._client.backend, self._client.capabilities, task.template
         if template.parts[-1] is not Slot.LABEL and not can.label_anywhere:
             raise InputError(
                 f"{self._client.identity} reads left to right, so {{label}} must stand last: "
                 f"drop what follows it in the template {template.text!r}"
+            )
+        if self._is_text:
+            instructions, starting = self._instructions(template)
+            return text_space(
+                self._settings.text,
+                task,
+                instructions=instructions,
+                starting=starting,
+                train=[*train, *shown],
+                shown=shown,
             )
         subspaces = self._subspaces(template)
         if can.point_prompts and not isinstance(backend, Embeds):
             return PointSpace(subspaces)
         return draw(subspaces, backend)
 
+    def _instructions(self, template: Template) -> tuple[tuple[str, ...], int]:
+        """What a text prompt may begin with, and how many of these are starts."""
+        if isinstance(self._start, TextPrompt):
+            return (self._start.text,), 1
+        own = tuple(words.strip() for words in self._settings.starting_words)
+        if own != STARTING_WORDS:
+            return own, len(own)
+        return (DIRECTIONS if stands_first(template) else LEAD_INS), len(STARTING_WORDS)
+
     def _subspaces(self, template: Template) -> list[Subspace]:
         """What is searched; one for each of the starting words."""
-        settings = self._settings
-        of_words = self._start is None and settings.start == "words"
+        settings, given = self._settings, self._start
+        if isinstance(given, TextPrompt):
+            raise InputError(_not_soft(self._client))
+        of_words = given is None and settings.start == "words"
         return [
             Subspace(
-                start=self._start or settings.start,
+                start=given or settings.start,
                 words=_space_before_prompt(template) + words if of_words else "",
-                length=settings.prompt_length if self._start is None else self._start.length,
-                insertion=settings.insertion if self._start is None else self._start.insertion,
+                length=settings.prompt_length if given is None else given.length,
+                insertion=settings.insertion if given is None else given.insertion,
                 dim=settings.intrinsic_dim,
                 projection=settings.projection,
                 alpha=settings.alpha,
@@ -224,6 +309,7 @@ class Tuner:
         settings = self._settings.to_json()
         settings["optimizer"] = _name(self._optimizer)
         settings["optimizer_options"] = self._optimizer_options
+        settings["prompt"] = "text" if self._is_text else "soft"
         if self._start is not None:
             settings |= {"start": "given", "prompt_init": None, "prompt_length": None}
         if self._objective is not None:
@@ -299,8 +385,12 @@ class Tuner:
         return result
 
 
-def default_template(example: Example) -> Template:
+def default_template(example: Example, *, prompt_first: bool = False) -> Template:
     """Each field on a line under its name, then the prompt and the label: it serves any task.
+
+    Args:
+        example: Has the fields.
+        prompt_first: Whether the prompt stands before all that, as demonstrations need it.
 
     Raises:
         InputError: A field's name means something else in a template.
@@ -313,6 +403,8 @@ def default_template(example: Example) -> Template:
                 "prompt and label mean something else: rename the column"
             )
         lines.append(f"{name.replace('_', ' ').capitalize()}: {{{name}}}\n")
+    if prompt_first:
+        return Template("{prompt}\n\n" + "".join(lines) + "Answer: {label}")
     return Template("".join(lines) + " {prompt} {label}")
 
 
@@ -336,19 +428,46 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _soft(start: SoftPrompt | TunedPrompt | None, client: Client) -> SoftPrompt | None:
+def _given(
+    start: SoftPrompt | TextPrompt | TunedPrompt | None, client: Client
+) -> SoftPrompt | TextPrompt | None:
     """p0 where one is given.
 
     Raises:
-        InputError: It has no vectors.
+        InputError: It is neither vectors nor text.
     """
     prompt = drawn(start.prompt, client.backend) if isinstance(start, TunedPrompt) else start
-    if prompt is None or isinstance(prompt, SoftPrompt):
+    if prompt is None or isinstance(prompt, SoftPrompt | TextPrompt):
         return prompt
     raise InputError(
+        f"the prompt to start from is {prompt}, which has vectors only for who has the model's "
+        f"word embeddings, and {client.identity} does not give them: start from words, or use the "
+        "model itself"
+    )
+
+
+def _not_soft(client: Client) -> str:
+    return (
         "the prompt to start from must be a soft one of width "
         f"{client.capabilities.soft_prompt_width} for {client.identity}"
     )
+
+
+def _inspect_longest(space: TextSpace, scored: Sequence[Evaluator]) -> None:
+    """See before anything is paid that no prompt of the space will be too long.
+
+    Raises:
+        InputError: One would be.
+    """
+    try:
+        for evaluator in scored:
+            for prompt in space.longest:
+                evaluator.inspect(prompt)
+    except InputError as error:
+        raise InputError(
+            f"{error} (with the longest prompt that this search could try: fewer word slots or "
+            "demonstrations make it shorter)"
+        ) from error
 
 
 def _space_before_prompt(template: Template) -> str:

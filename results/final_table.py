@@ -1,4 +1,4 @@
-"""Prints the tables of `results/final.sh` from its JSON files: python final_table.py FOLDER."""
+"""Prints the tables of `final.sh` and `text.sh` from their JSON files: final_table.py FOLDER."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ def main(folder: Path) -> None:
             spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"**{mean(values):.3f}**{spread}")
         print(f"| {name} | mean | {' | '.join(cells)} | | |")
+    for name, seeds in runs.items():
+        for seed, run in seeds.items():
+            if run.get("prompt_text") is not None:
+                print(f"\nThe prompt of {name}, seed {seed}: {run['prompt_text']!r}")
     first = next(iter(next(iter(runs.values())).values()))
     rows = {name: next(iter(seeds.values()))["tuned"]["rows"] for name, seeds in runs.items()}
     print(f"\nTest rows: {rows}. Model: {first['identity']}. Versions: {first['versions']}.")

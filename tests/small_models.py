@@ -14,6 +14,7 @@ from lmaas_tune import (
     ScoreReply,
     ScoreRequest,
     Settings,
+    TextSettings,
     TunedPrompt,
     Tuner,
     Usage,
@@ -31,6 +32,8 @@ TRAIN = [(f"{word} {n}", word) for word in ("good", "bad") for n in range(4)] + 
 VALIDATION = [(f"very {text}", label) for text, label in TRAIN[::2]]
 
 SMALL = Settings(
+    prompt="soft",
+    text=TextSettings(),
     start="zero",
     prompt_length=2,
     projection="uniform",

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lmaas_tune import PermanentError, SoftPrompt, TunedPrompt
+from lmaas_tune import PermanentError, SoftPrompt, TextPrompt, TunedPrompt
 from lmaas_tune.cli import main, offers
 from lmaas_tune.testing.toy import ToyBackend
 
@@ -194,6 +194,44 @@ def test_a_search_can_start_from_a_saved_prompt(folder: Path, run: Run) -> None:
     assert second["start"] == first["tuned"]
 
 
+TEXT = ["--prompt", "text", "--budget", "calls=60", "--seed", "13"]
+
+
+def test_a_text_prompt_is_printed_to_be_pasted_anywhere(folder: Path, run: Run) -> None:
+    flags = [*TEXT, "--test", "test.jsonl", "--out", "run"]
+    content = run(*tune(*flags, "--json")).content
+    prompt = TunedPrompt.load("run").prompt
+    assert prompt == TextPrompt(content["prompt_text"])
+    assert content["settings"]["prompt"] == "text"
+    assert content["start"]["rows"] == 12
+    assert f"\n\n{prompt.text}\n\n" in run(*tune(*flags, "--resume")).out
+    assert run(*tune(*SMALL, "--json")).content["prompt_text"] is None
+
+
+def test_a_text_prompt_takes_its_words_from_where_it_is_told(folder: Path, run: Run) -> None:
+    (folder / "starts.txt").write_text("I say\n\n We say \n", encoding="utf-8-sig")
+    (folder / "words.txt").write_text("so\nfar\n")
+    flags = ["--instructions", "starts.txt", "--prompt-words", "words.txt", "--word-slots", "2"]
+    content = run(*tune(*TEXT[2:], *flags, "--json")).content
+    first, second, *words = content["prompt_text"].split()
+    assert (first, second) in [("I", "say"), ("We", "say")]
+    assert set(words) <= {"so", "far"}
+    assert content["settings"]["prompt_init"] == ["I say", "We say"]
+    assert content["settings"]["text"] == {
+        "words": ["so", "far"],
+        "slots": 2,
+        "demonstrations": 0,
+    }
+    told = run(*tune(*TEXT, "--prompt-words", "train", "--json")).content
+    assert told["settings"]["text"]["words"] == "train"
+
+
+def test_training_rows_can_stand_in_a_text_prompt(folder: Path, run: Run) -> None:
+    printed = run(*tune("--demonstrations", "4", "--budget", "calls=60", "--json"))
+    assert printed.content["prompt_text"].count("\nAnswer: ") == 4
+    assert "note: 4 of the training rows stand in the prompt" in printed.err
+
+
 def test_limits_in_money_end_a_run(folder: Path, run: Run) -> None:
     flags = ["--price-in", "100", "--price-out", "10", "--budget", "money=0.2", "--json"]
     content = run(*tune(*flags, "--intrinsic-dim", "6")).content
@@ -365,8 +403,17 @@ def test_rows_that_cannot_be_used_are_named(
         (["--start-from", "nowhere"], "no saved prompt there"),
         (["--start", "zero", "--prompt-init", "so"], "exclude each other"),
         (["--start-from", ".", "--start", "zero"], "exclude each other"),
+        (["--instructions", "nowhere.txt"], "nowhere.txt: cannot be read as UTF-8 text"),
+        (["--prompt-words", "odd.jsonl", "--prompt", "soft"], "prompt='soft' has no use for"),
+        (["--instructions", "odd.jsonl", "--prompt-init", "so"], "put all into the file"),
+        (["--instructions", "odd.jsonl", "--start-from", "."], "--instructions and --start-from"),
+        (["--instructions", "odd.jsonl", "--start", "zero"], "--instructions and --start zero"),
+        (["--word-slots", "-1"], "slots=-1: it must be 0 or more"),
+        (["--demonstrations", "8"], "takes 4 of the 4 rows with the label"),
         (["--test", "odd.jsonl"], "test: row 1 has the label 'odd', which has no label word"),
         (["--unknown"], "unrecognized arguments: --unknown"),
+        (["--workers", "many"], "workers='many': it takes a whole number from 1, or 'adaptive'"),
+        (["--requests-per-minute", "0"], "requests_per_minute=0"),
     ],
 )
 def test_flags_that_cannot_be_used_are_named(

@@ -10,9 +10,11 @@ import pytest
 from lmaas_tune.errors import InputError
 from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.settings import PRESETS, Settings, preset
+from lmaas_tune.text import TextSettings
 from lmaas_tune.versions import versions
 
 PAPER = {
+    "prompt": "soft",
     "start": "vocabulary",
     "prompt_length": 50,
     "insertion": "add",
@@ -67,6 +69,16 @@ def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) ->
             {"start": "words", "prompt_init": ("a", "b"), "score_start": False},
             "2 prompt_inits and score_start=False.* give one prompt_init",
         ),
+        ({"prompt": "txt"}, "unknown prompt 'txt'; did you mean 'text'"),
+        ({"text": {"slots": 2}}, r"text=\{'slots': 2\}: give TextSettings"),
+        (
+            {"prompt": "soft", "text": TextSettings(slots=2)},
+            "prompt='soft' has no use for .*slots=2.*: take prompt='text'",
+        ),
+        (
+            {"text": TextSettings(slots=2), "start": "zero", "prompt_length": 2},
+            "start='zero' is for soft prompts, and a text starts from words",
+        ),
         ({"prompt_length": 0}, "prompt_length=0: a prompt has 1 token or more"),
         ({"start": "zero", "prompt_length": None}, "start='zero' needs a prompt_length"),
         ({"insertion": "cat"}, "unknown insertion 'cat'; did you mean 'concat'"),
@@ -89,6 +101,12 @@ def test_settings_are_recorded_as_plain_json(name: str) -> None:
     content = preset(name).to_json()
     assert json.loads(json.dumps(content)) == content
     assert Budget.parse(content["budget"]) == preset(name).budget
+
+
+def test_words_of_ones_own_are_recorded_as_a_list() -> None:
+    content = Settings(text=TextSettings(words=("so", "far"), demonstrations=2)).to_json()
+    assert content["text"] == {"words": ["so", "far"], "slots": 3, "demonstrations": 2}
+    assert json.loads(json.dumps(content)) == content
 
 
 def test_an_unknown_preset_gets_a_suggestion() -> None:

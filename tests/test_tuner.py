@@ -291,10 +291,12 @@ def test_what_cannot_work_gets_one_sentence_and_costs_nothing(
     assert backend.asked == []
 
 
-def test_a_text_only_model_is_told_to_be_no_match_for_soft_prompts() -> None:
+def test_a_text_only_model_is_no_match_for_soft_prompts_that_are_asked_for() -> None:
     backend: Any = Bowl()
     backend.capabilities = type(backend.capabilities)(soft_prompt_width=None)
-    with pytest.raises(InputError, match=r"bowl takes text prompts only.* such as 'hf'"):
+    with pytest.raises(
+        InputError, match=r"bowl takes text prompts only.*prompt='text'.*or .* such as 'hf'"
+    ):
         small_tuner(backend).fit(TRAIN)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lmaas_tune.cli.arguments import Parser, parse_options
@@ -12,17 +13,18 @@ from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.optimizers import NEVERGRAD, OPTIMIZERS
 from lmaas_tune.settings import PRESETS, Settings, preset
 from lmaas_tune.spaces import PROJECTIONS
+from lmaas_tune.text import SOURCES
 
 # Each flag stands for the field of `Settings` of the same name; one that is not given leaves
 # the preset's value.
 _FIELDS: tuple[tuple[str, type, str], ...] = (
+    ("prompt", str, "what is tuned: soft (vectors), text (words), or auto: what the model takes"),
     ("start", str, "where the search starts: words, vocabulary or zero"),
     ("prompt_length", int, "tokens of the prompt; if not given, as many as the starting words"),
     ("insertion", str, "how the prompt enters: concat, add or prepend"),
     ("intrinsic_dim", int, "dimensions that are searched"),
     ("projection", str, f"kind of the random matrix: {', '.join(PROJECTIONS)}"),
     ("alpha", float, "scale of the random matrix"),
-    ("optimizer", str, "`lmaas-tune optimizers` lists them"),
     ("objective", str, "cross_entropy, hinge, error_rate or negative_f1"),
     ("calibration", str, "how the model's bias for label words is taken out: none, mean, fitted"),
     ("selection", str, "which prompt is kept: lowest-loss, or candidate@N (the paper's)"),
@@ -32,6 +34,25 @@ _METAVARS = {int: "N", float: "X", str: "NAME"}
 
 def add_search(command: Parser) -> None:
     """The flags that `read_settings` reads."""
+    group = add_settings(command)
+    group.add_argument(
+        "--optimizer",
+        metavar="NAME",
+        help=f"`lmaas-tune optimizers` lists them ({PRESETS['default'].optimizer})",
+    )
+    group.add_argument(
+        "--optimizer-options", metavar="NAME=VALUE,...", help="as population=20,step_rule=csa"
+    )
+    group.add_argument(
+        "--start-from", metavar="DIR", help="start from the prompt that an earlier run saved"
+    )
+    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same run (0)")
+
+
+def add_settings(command: Parser) -> argparse._ArgumentGroup:
+    """Those of them that hold for several optimizers and seeds alike; the others are as if not
+    given."""
+    command.set_defaults(optimizer=None, optimizer_options=None, start_from=None)
     group = command.add_argument_group("the search", "What is not given is the preset's.")
     group.add_argument("--preset", default="default", help=f"{', '.join(PRESETS)} (default)")
     default = PRESETS["default"]
@@ -42,20 +63,17 @@ def add_search(command: Parser) -> None:
         help="the starting words; given again and again, the best of them starts "
         f"({' / '.join(default.starting_words)})",
     )
+    group.add_argument(
+        "--instructions", metavar="FILE", help="starting words from a file, one a line"
+    )
     for name, kind, says in _FIELDS:
         value = getattr(default, name)
         shown = "" if value is None else f" ({value})"
         group.add_argument(_flag(name), type=kind, metavar=_METAVARS[kind], help=says + shown)
     group.add_argument(
-        "--start-from", metavar="DIR", help="start from the prompt that an earlier run saved"
-    )
-    group.add_argument(
         "--score-start",
         action=argparse.BooleanOptionalAction,
         help="pay one call for the start itself, and never keep anything worse",
-    )
-    group.add_argument(
-        "--optimizer-options", metavar="NAME=VALUE,...", help="as population=20,step_rule=csa"
     )
     group.add_argument(
         "--budget",
@@ -63,7 +81,28 @@ def add_search(command: Parser) -> None:
         help="what ends the run, one or more of calls, sequences, tokens, seconds, money, "
         f"patience, target; or none ({default.budget})",
     )
-    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same run (0)")
+    _add_text(command)
+    return group
+
+
+def _add_text(command: Parser) -> None:
+    group = command.add_argument_group("text prompts", "What one has beside its starting words.")
+    default = PRESETS["default"].text
+    group.add_argument(
+        "--prompt-words",
+        metavar="WHENCE",
+        help=f"words behind the starting words: built-in, train (the telling words of the "
+        f"training rows), or a file with one a line ({default.words})",
+    )
+    group.add_argument(
+        "--word-slots", type=int, metavar="N", help=f"at most so many of them ({default.slots})"
+    )
+    group.add_argument(
+        "--demonstrations",
+        type=int,
+        metavar="N",
+        help=f"training rows shown in the prompt, in the best order ({default.demonstrations})",
+    )
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
@@ -75,9 +114,17 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     base = preset(arguments.preset)
     given = {
         name: getattr(arguments, name)
-        for name in ("prompt_init", "score_start", *(name for name, _, _ in _FIELDS))
+        for name in ("prompt_init", "score_start", "optimizer", *(name for name, _, _ in _FIELDS))
         if getattr(arguments, name) is not None
     }
+    if arguments.instructions is not None:
+        if "prompt_init" in given:
+            raise InputError(
+                "--instructions and --prompt-init exclude each other: put all into the file"
+            )
+        given["prompt_init"] = _lines(arguments.instructions)
+    if text := _text(arguments):
+        given = {"prompt": "text", **given, "text": replace(base.text, **text)}
     _check_start(arguments, given)
     if "prompt_init" in given:  # words say where to start, and how long the prompt is
         given = {"start": "words", "prompt_length": None, **given}
@@ -92,17 +139,44 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     return replace(base, **given, optimizer_options=options)
 
 
+def _text(arguments: argparse.Namespace) -> dict[str, Any]:
+    words = arguments.prompt_words
+    given = {
+        "words": words if words is None or words in SOURCES else _lines(words),
+        "slots": arguments.word_slots,
+        "demonstrations": arguments.demonstrations,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _lines(path: str) -> tuple[str, ...]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        InputError: It cannot be read, or has none.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines:
+        raise InputError(f"{path}: not one line has words")
+    return lines
+
+
 def _check_start(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+    words = "--prompt-init" if arguments.instructions is None else "--instructions"
     if arguments.start_from is not None:
         for name in ("start", "prompt_init", "prompt_length", "insertion"):
             if name in given:
                 raise InputError(
-                    f"{_flag(name)} and --start-from exclude each other: the saved prompt "
-                    "brings its own"
+                    f"{words if name == 'prompt_init' else _flag(name)} and --start-from exclude "
+                    "each other: the saved prompt brings its own"
                 )
     if "prompt_init" in given and given.get("start", "words") != "words":
         raise InputError(
-            f"--prompt-init and --start {given['start']} exclude each other: starting words are "
+            f"{words} and --start {given['start']} exclude each other: starting words are "
             "for --start words"
         )
 

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     train = _rows(arguments, "train")
     validation = None if arguments.validation is None else _rows(arguments, "validation")
     test = None if arguments.test is None else _rows(arguments, "test")
-    task = _task(arguments, train)
+    task = _task(arguments, train, prompt_first=settings.text.demonstrations > 0)
     if test is not None:
         check_test_rows(task, test)
     tuner = Tuner(
@@ -107,17 +107,24 @@ def _rows(arguments: argparse.Namespace, name: str) -> list[Example]:
     return read_examples(path, label_field=arguments.label_field, what=name)
 
 
-def _task(arguments: argparse.Namespace, train: Sequence[Example]) -> Task:
+def _task(arguments: argparse.Namespace, train: Sequence[Example], *, prompt_first: bool) -> Task:
     template = arguments.template
     return Task(
-        default_template(train[0]) if template is None else Template(template),
+        default_template(train[0], prompt_first=prompt_first)
+        if template is None
+        else Template(template),
         default_verbalizer(train)
         if arguments.labels is None
-        else Verbalizer(_label_words(arguments.labels)),
+        else Verbalizer(label_words(arguments.labels)),
     )
 
 
-def _label_words(text: str) -> dict[str, str]:
+def label_words(text: str) -> dict[str, str]:
+    """Read what ``--labels`` was given.
+
+    Raises:
+        InputError: It is no JSON object of words.
+    """
     try:
         words = json.loads(text)
     except json.JSONDecodeError as error:
@@ -138,8 +145,12 @@ def _callbacks(arguments: argparse.Namespace) -> list[Callback]:
 
 def _text(content: Mapping[str, Any], arguments: argparse.Namespace) -> str:
     lines = [f"Done. {sentence(content['stop_reason'])}", best_words(content["best"])]
+    if content["prompt_text"] is not None:
+        lines += ["", content["prompt_text"]]
     if content["tuned"] is not None:
-        lines += ["", comparison_table(content), ""]
+        lines += ["", comparison_table(content)]
+    if len(lines) > 2:
+        lines.append("")
     lines.append(f"Spent: {spent_words(Spent.from_json(content['spent']))}.")
     if arguments.out is None:
         lines.append("The prompt is not saved: give --out to keep it.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from lmaas_tune.artifact import Score
 from lmaas_tune.middleware.meter import Spent
+from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.result import Comparison, TuneResult
 
 
@@ -26,7 +27,7 @@ def comparison_json(comparison: Comparison | None) -> dict[str, Any]:
 
 def result_json(result: TuneResult) -> dict[str, Any]:
     """What a run came to by itself."""
-    best, provenance = result.best, result.prompt.provenance
+    best, provenance, prompt = result.best, result.prompt.provenance, result.prompt.prompt
     return {
         "spent": result.spent.to_json(),
         "stop_reason": result.stop_reason,
@@ -40,7 +41,8 @@ def result_json(result: TuneResult) -> dict[str, Any]:
             "train": None if best.train is None else best.train.to_json(),
             "validation": None if best.validation is None else best.validation.to_json(),
         },
-        "prompt_digest": result.prompt.prompt.digest,
+        "prompt_digest": prompt.digest,
+        "prompt_text": prompt.text if isinstance(prompt, TextPrompt) else None,
         "out": None if result.out is None else str(result.out.resolve()),
     }
 

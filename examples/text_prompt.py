@@ -1,0 +1,32 @@
+"""Tune a text prompt: a string to paste anywhere, for models that take nothing but text.
+
+    python examples/text_prompt.py [HUB_NAME_OR_FOLDER]
+
+Without a model it takes the demo's, which `lmaas-tune demo` fetches once. Any backend serves: what
+is used of this one is what a provider of text alone offers too.
+"""
+
+import sys
+
+from lmaas_tune_adapters.hf import HFBackend
+
+from lmaas_tune import Settings, TextSettings, Tuner
+from lmaas_tune.demo import demo_rows
+from lmaas_tune.models import SMOLLM2, ready_model
+
+if len(sys.argv) > 1:
+    model = sys.argv[1]
+else:
+    model = str(ready_model(SMOLLM2, HFBackend.convert_gguf, say=print))
+backend = HFBackend(model)
+
+# the search chooses an instruction of its own lists, and up to two telling words of the rows
+settings = Settings(prompt="text", text=TextSettings(words="train", slots=2))
+train, test = demo_rows("train"), demo_rows("test")[:40]
+result = Tuner(backend, settings=settings, budget="calls=45", seed=1).fit(train)
+
+comparison = result.compare(test)
+print(f"the instruction alone: {comparison.baseline.accuracy:.0%} of {len(test)} test messages")
+print(f"with its calibration:  {comparison.start.accuracy:.0%}")
+print(f"the tuned prompt:      {comparison.tuned.accuracy:.0%}")
+print(f"in full: {result.prompt.prompt!r}")
