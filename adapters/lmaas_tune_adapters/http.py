@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import email.utils
+import io
 import json
 import math
 import os
+import ssl
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
+from requests.adapters import HTTPAdapter
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, PermanentError, TransientError
@@ -22,8 +27,10 @@ from lmaas_tune.errors import InputError, PermanentError, TransientError
 CONNECTIONS = 64
 """Most that are kept open to one endpoint; more workers than this wait for each other."""
 
-_TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
-_OVERLOADED = {408, 429, 503, 504, 529}
+_TRANSIENT = {408, 409, 425, 429} | set(range(500, 600)) - {501, 505, 511}
+_OVERLOADED = {408, 429, 503, 504, 524, 529}
+_LASTING = {"insufficient_quota", "billing_not_active"}
+"""Codes of errors that do not pass, whatever their status: OpenAI's 429 of an empty account."""
 _REMEDIES = {
     401: "check the key",
     403: "this key may not do that; ask the provider, or take another key",
@@ -33,6 +40,7 @@ _REMEDIES = {
 }
 _MAX_REPLY = 64 * 2**20  # bytes; nothing we ask for is near it
 _CHUNK = 64 * 1024
+_CONNECT = 10.0  # seconds
 
 
 class RefusedError(PermanentError):
@@ -41,11 +49,25 @@ class RefusedError(PermanentError):
     Attributes:
         status: Of HTTP.
         reason: In the server's words.
+        code: The server's short name of what is wrong, where its body has one as ``error.code``.
     """
 
-    def __init__(self, message: str, *, status: int, reason: str) -> None:
+    def __init__(self, message: str, *, status: int, reason: str, code: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.code = status, reason, code
+
+
+class BusyError(TransientError):
+    """The server has no room for this request now (503): a smaller one might find some."""
+
+
+class _Hidden(str):
+    """Sent as it is, shown as nothing: reports of crashes print the headers of requests."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
 
 
 class Key:
@@ -60,7 +82,7 @@ class Key:
 
     def __init__(self, text: str) -> None:
         text = text.strip()
-        if not text or not text.isascii() or not text.isprintable():
+        if not text or not text.isascii() or not text.isprintable() or " " in text:
             raise InputError("the API key is empty or holds characters that no key has")
         self._text = text
 
@@ -87,7 +109,7 @@ class Key:
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Sign a request, as an `auth` of requests; so no .netrc is looked at."""
-        request.headers["Authorization"] = f"Bearer {self._text}"
+        request.headers["Authorization"] = _Hidden(f"Bearer {self._text}")
         return request
 
     def hidden(self, text: str) -> str:
@@ -103,13 +125,16 @@ class Answer:
         url: Who gave it.
         headers: Names in lower case.
         content: The body.
-        usage: One request, and its bytes both ways: head lines, headers and bodies.
+        usage: One request, and its bytes both ways: head lines, headers and bodies as they were
+            on the wire (the framing of a chunked body, a few bytes a chunk, is left out).
+        key: What is hidden where a body is quoted.
     """
 
     url: str
-    headers: Mapping[str, str]
-    content: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)
     usage: Usage
+    key: Key | None = field(default=None, repr=False)
 
     def json(self) -> Any:
         """The body read as JSON.
@@ -119,9 +144,10 @@ class Answer:
         """
         try:
             return json.loads(self.content, parse_constant=_no_number)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            shown = _quoted(self.content.decode("utf-8", "replace"), self.key, most=60)
             raise TransientError(
-                f"{self.url} answered what is not JSON ({error}): {_shown(self.content)}"
+                f"{self.url} answered what is not JSON ({error}): {shown!r}"
             ) from error
 
 
@@ -131,29 +157,32 @@ class Endpoint:
     Args:
         url: Up to where the paths begin.
         key: Signs each request; None signs none.
-        timeout: Seconds that one request may take, from the first byte sent to the last read.
+        timeout: Seconds of silence after which a request has failed, and seconds after which an
+            answer that still comes in pieces has.
 
     Raises:
         InputError: No http(s) URL, or one that holds a password or a query.
     """
 
     def __init__(self, url: str, *, key: Key | None = None, timeout: float = 120.0) -> None:
+        if not 0 < timeout < math.inf:
+            raise InputError(f"timeout={timeout!r}: it takes seconds, more than 0")
         self.url = _checked(url)
         self._key, self._timeout = key, timeout
         self._session = requests.Session()
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.auth = key or _unsigned
         self._session.headers.update({"User-Agent": "lmaas-tune", "Accept": "*/*"})
-        adapter = requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS)
+        adapter = HTTPAdapter(pool_maxsize=CONNECTIONS, pool_block=True)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str, *, headers: Mapping[str, str] | None = None) -> Answer:
         """See `post`."""
-        return self._send("GET", path)
+        return self._send("GET", path, None, headers or {})
 
     def post(
         self,
@@ -174,6 +203,7 @@ class Endpoint:
         Raises:
             TransientError: No connection, no whole answer in time, or a status that may pass.
             RefusedError: Any other status than 200 to 299.
+            PermanentError: No safe connection, or an answer of absurd size.
         """
         headers = dict(headers or {})
         if body is None:
@@ -182,79 +212,93 @@ class Endpoint:
         return self._send("POST", path, body, headers)
 
     def _send(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> Answer:
         url = self.url + path
-        deadline = time.monotonic() + self._timeout
         try:
             with self._session.request(
                 method,
                 url,
-                data=body,
+                # a file is sent in blocks, each with a timeout of its own; bytes have one for all
+                data=io.BytesIO(body) if body else body,
                 headers=headers,
-                timeout=(min(10.0, self._timeout), self._timeout),
+                timeout=(min(_CONNECT, self._timeout), self._timeout),
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                content = self._read(response, deadline)
-        except requests.Timeout as error:
-            raise TransientError(
-                f"{url} did not answer within {self._timeout:g} s", overloaded=True
-            ) from error
-        except requests.exceptions.InvalidURL as error:
-            raise InputError(f"{url} is no URL that can be asked: {error}") from error
-        except requests.exceptions.SSLError as error:
-            raise PermanentError(
-                f"{url}: no safe connection ({_cause(error)}); check the URL and its certificate"
-            ) from error
-        except requests.RequestException as error:
-            raise TransientError(f"{url} cannot be reached: {_cause(error)}") from error
+                content = self._read(url, response.raw)
+        except (OSError, urllib3.exceptions.HTTPError) as error:
+            raise self._unanswered(url, error) from self._tellable(error)
         if not 200 <= response.status_code < 300:
-            raise self._failure(url, response, content)
+            raise self._refusal(url, response, content)
         usage = Usage(
             requests=1,
             bytes_up=_bytes_up(response.request),
-            bytes_down=_bytes_down(response, content),
+            bytes_down=_bytes_down(response.raw),
         )
-        return Answer(url, {k.lower(): v for k, v in response.headers.items()}, content, usage)
+        names = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(url, names, content, usage, self._key)
 
-    def _read(self, response: requests.Response, deadline: float) -> bytes:
+    def _read(self, url: str, raw: urllib3.BaseHTTPResponse) -> bytes:
+        """The body, as it comes: `requests` itself would wait for whole blocks of it."""
+        deadline = time.monotonic() + self._timeout
         content = bytearray()
-        for chunk in response.iter_content(_CHUNK):
-            content += chunk
+        while piece := raw.read1(_CHUNK, decode_content=True):
+            content += piece
             if time.monotonic() > deadline:
-                raise requests.Timeout
+                raise requests.ReadTimeout
             if len(content) > _MAX_REPLY:
                 raise PermanentError(
-                    f"{response.url} answers more than {_MAX_REPLY >> 20} MB: check the URL"
+                    f"{url} answers with more than {_MAX_REPLY >> 20} MB: check the URL"
                 )
-        promised = response.headers.get("Content-Length")
-        encoded = "Content-Encoding" in response.headers
-        if promised is not None and not encoded and len(content) != int(promised):
-            raise requests.ConnectionError(f"{len(content)} of {promised} bytes came")
         return bytes(content)
 
-    def _failure(self, url: str, response: requests.Response, content: bytes) -> Exception:
-        status = response.status_code
-        reason = _reason(content) or response.reason or "no reason given"
-        reason = self._key.hidden(reason) if self._key else reason
-        message = f"{url} answered {status}: {reason.rstrip('.')}"
-        if status in _TRANSIENT:
+    def _unanswered(self, url: str, error: Exception) -> Exception:
+        cause = _innermost(error)
+        said = _quoted(str(cause), self._key, most=200) or type(cause).__name__
+        if isinstance(error, requests.ConnectTimeout) or "handshake operation timed" in said:
             return TransientError(
+                f"{url} cannot be reached: no connection in time", overloaded=True
+            )
+        if isinstance(error, requests.Timeout | urllib3.exceptions.ReadTimeoutError):
+            return TransientError(
+                f"{url} did not answer within {self._timeout:g} s", overloaded=True
+            )
+        if isinstance(error, requests.exceptions.InvalidURL):
+            return InputError(f"{url} is no URL that can be asked: {said}")
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+            return PermanentError(
+                f"{url}: no safe connection ({said}); check the URL and its certificate"
+            )
+        if isinstance(error, urllib3.exceptions.HTTPError):
+            return TransientError(f"{url} broke off its answer: {said}")
+        if isinstance(error, requests.RequestException):
+            return TransientError(f"{url} cannot be reached: {said}")
+        return PermanentError(f"{url} cannot be asked: {said}")  # a bundle of certificates is gone
+
+    def _tellable(self, error: Exception) -> Exception | None:
+        """The error, unless it quotes a server that quotes the key."""
+        text = "".join(traceback.format_exception(error))
+        return error if self._key is None or self._key.hidden(text) == text else None
+
+    def _refusal(self, url: str, response: requests.Response, content: bytes) -> Exception:
+        status = response.status_code
+        code, said = _failure(content)
+        reason = _quoted(said or response.reason or "no reason given", self._key, most=300)
+        message = f"{url} answered {status}: {reason.rstrip('.')}"
+        if status in _TRANSIENT and code not in _LASTING:
+            kind = BusyError if status == 503 else TransientError
+            return kind(
                 message,
                 retry_after=retry_after(response.headers),
                 overloaded=status in _OVERLOADED,
             )
-        if 300 <= status < 400:
-            where = response.headers.get("Location", "another place")
-            return RefusedError(f"{message}; it lies at {where} now", status=status, reason=reason)
         remedy = _REMEDIES.get(status)
+        if 300 <= status < 400 and "Location" in response.headers:
+            where = _quoted(response.headers["Location"], self._key, most=200)
+            remedy = f"what is asked for lies at {where}"
         return RefusedError(
-            f"{message}; {remedy}" if remedy else message, status=status, reason=reason
+            f"{message}; {remedy}" if remedy else message, status=status, reason=reason, code=code
         )
 
 
@@ -276,24 +320,27 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _seconds_until(date: str, now: str | None) -> float:
+    then, theirs = _timestamp(date), _timestamp(now or "")
+    seconds = then - (time.time() if math.isnan(theirs) else theirs)
+    return 0.0 if seconds < 0 else seconds
+
+
+def _timestamp(date: str) -> float:
+    """Seconds since 1970; NaN for what is no date, which the standard library may choke on."""
     try:
-        then = email.utils.parsedate_to_datetime(date).timestamp()
-    except ValueError:
+        return email.utils.parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
         return math.nan
-    try:
-        return max(0.0, then - email.utils.parsedate_to_datetime(now or "").timestamp())
-    except ValueError:
-        return max(0.0, then - time.time())
 
 
 def _checked(url: str) -> str:
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname)
+        host = (parts.hostname or "").encode("idna")
+        if parts.scheme not in ("http", "https") or not host or parts.port == 0:
+            raise ValueError
     except ValueError:
-        good = False
-    if not good:
-        raise InputError(f"{url!r} is no URL: give one like http://127.0.0.1:8000")
+        raise InputError(f"{url!r} is no URL: give one like http://127.0.0.1:8000") from None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
             f"the URL of {parts.hostname!r} holds more than a place: give the key by a file or the "
@@ -310,16 +357,19 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _reason(content: bytes) -> str:
-    """What a server says of a failure, in one of the shapes that servers use, on one line."""
-    text = content[:2000].decode("utf-8", "replace")
+def _failure(content: bytes) -> tuple[str | None, str]:
+    """The code and the words of a failure, in one of the shapes that servers use."""
     try:
         found: Any = json.loads(content)
-    except ValueError:
-        return " ".join(text.split())[:300]
+    except (ValueError, RecursionError):
+        return None, content[:2000].decode("utf-8", "replace")
+    code = None
     for name in ("error", "detail", "message"):
-        if isinstance(found, dict) and name in found:
+        if isinstance(found, dict) and found.get(name):
+            code = code or found.get("code")
             found = found[name]
+    if isinstance(found, dict):
+        code = code or found.get("code")
     if isinstance(found, list):  # FastAPI's list of what is wrong, and where
         found = "; ".join(
             f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg', item)}"
@@ -327,32 +377,34 @@ def _reason(content: bytes) -> str:
             else str(item)
             for item in found[:3]
         )
-    return " ".join(str(found).split())[:300]
+    return code if isinstance(code, str) else None, str(found)
 
 
-def _cause(error: Exception) -> str:
-    """The innermost reason, without the address of an object."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner if isinstance(inner, Exception) else Exception(str(inner))
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _quoted(text: str, key: Key | None, *, most: int) -> str:
+    """Another's words on one printable line, without the key; cut last, lest half a key stay."""
+    text = key.hidden(text) if key else text
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:most]
 
 
-def _shown(content: bytes) -> str:
-    return repr(content[:60].decode("utf-8", "replace"))
+def _innermost(error: Exception) -> BaseException:
+    """What began it: its words hold no address of an object."""
+    found: BaseException = error
+    while (inner := found.__cause__ or found.__context__) is not None:
+        found = inner
+    return found
 
 
 def _bytes_up(request: requests.PreparedRequest) -> int:
     line = len(f"{request.method} {request.path_url} HTTP/1.1\r\n")
     host = len(f"Host: {urlsplit(request.url or '').netloc}\r\n")
-    body = request.body or b""
-    return line + host + _header_bytes(request.headers) + len(body)
+    body = int(request.headers.get("Content-Length", 0))
+    return line + host + _header_bytes(request.headers.items()) + body
 
 
-def _bytes_down(response: requests.Response, content: bytes) -> int:
-    line = len(f"HTTP/1.1 {response.status_code} {response.reason}\r\n")
-    body = int(response.headers.get("Content-Length") or len(content))
-    return line + _header_bytes(response.headers) + body
+def _bytes_down(raw: urllib3.BaseHTTPResponse) -> int:
+    line = len(f"HTTP/1.1 {raw.status} {raw.reason}\r\n")
+    return line + _header_bytes(raw.headers.iteritems()) + raw.tell()
 
 
-def _header_bytes(headers: Mapping[str, str | bytes]) -> int:
-    return sum(len(name) + len(value) + 4 for name, value in headers.items()) + 2
+def _header_bytes(headers: Iterable[tuple[str, str | bytes]]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers) + 2

@@ -1,0 +1,111 @@
+"""``lmaas-tune serve``: a model as a service."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from lmaas_tune.cli.arguments import Commands, Outcome, add_command, open_backend, parse_options
+from lmaas_tune.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from lmaas_tune.service.keys import Keyring
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(commands, "serve", "Let others ask a model, over HTTP")
+    model = command.add_argument_group("the model")
+    model.add_argument(
+        "--backend", default="hf", help="who runs it; `lmaas-tune backends` lists them (hf)"
+    )
+    model.add_argument("--model", help="which; for hf a hub name, a folder or a .gguf file")
+    model.add_argument(
+        "--backend-options",
+        default="",
+        metavar="NAME=VALUE,...",
+        help="the backend's own settings, as dtype=bfloat16,device=cpu",
+    )
+    service = command.add_argument_group("the service")
+    service.add_argument(
+        "--host", default="127.0.0.1", help="the interface to listen on (127.0.0.1)"
+    )
+    service.add_argument(
+        "--port", type=int, default=8000, help="0 takes a free one, and says which (8000)"
+    )
+    service.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="who may use it: lines of a key, or of a name, a key and its limits",
+    )
+    service.add_argument(
+        "--limits",
+        default="",
+        metavar="NAME=N,...",
+        help="what a key may use whose line does not say: requests and tokens a minute, "
+        "concurrent requests, as requests=600,tokens=200000,concurrent=8",
+    )
+    service.add_argument(
+        "--bounds",
+        default="",
+        metavar="NAME=N,...",
+        help="what the service takes on, as rows=64,queue=100,wait_seconds=30",
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Serve until told to stop."""
+    try:
+        from lmaas_tune.service.bounds import Bounds
+        from lmaas_tune.service.run import Service, bind
+    except ImportError as error:
+        raise MissingExtraError(
+            "lmaas-tune serve", package=error.name or str(error), extra="serve"
+        ) from error
+    bounds = Bounds.of(parse_options(arguments.bounds))
+    keyring = _keyring(arguments)
+    with bind(arguments.host, arguments.port) as socket:  # a port that is taken shows at once
+        options = parse_options(arguments.backend_options)
+        backend = open_backend(arguments.backend, arguments.model, options)
+        with (
+            warnings.catch_warnings(),
+            Service(backend, socket=socket, keyring=keyring, bounds=bounds, log=sys.stderr) as it,
+            contextlib.suppress(KeyboardInterrupt),  # Ctrl-C, or SIGTERM
+        ):
+            warnings.simplefilter("ignore")  # they may quote what a client sent
+            names = None if keyring.open else [key.name for key in keyring.keys]
+            _tell({"url": it.url, "identity": backend.identity, "keys": names}, arguments)
+            it.wait()
+    return Outcome(None, "stopped")
+
+
+def _keyring(arguments: argparse.Namespace) -> Keyring:
+    from lmaas_tune.service.keys import Keyring, read_keys
+    from lmaas_tune.service.limits import Limits
+    from lmaas_tune.service.run import is_loopback
+
+    limits = Limits.of(parse_options(arguments.limits))
+    if arguments.api_key_file is not None:
+        return read_keys(arguments.api_key_file, limits=limits)
+    if not is_loopback(arguments.host):
+        raise InputError(
+            f"--host {arguments.host} is reached from other machines: give the keys of those who "
+            "may use the service with --api-key-file"
+        )
+    warnings.warn(
+        "no keys are given: everybody on this machine may use the service",
+        UserWarning,
+        stacklevel=2,
+    )
+    return Keyring(None, limits=limits)
+
+
+def _tell(content: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Where it listens, while it does."""
+    said = json.dumps(content) if arguments.json else f"listening on {content['url']}"
+    print(said, file=arguments.stdout, flush=True)

@@ -1,0 +1,256 @@
+"""The endpoints: what each reads, asks of the model, and answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+from lmaas_tune.backend import ScoreReply
+from lmaas_tune.errors import InputError, TransientError
+from lmaas_tune.prompts import Insertion
+from lmaas_tune.service import wire
+from lmaas_tune.service.gate import Visit, internal
+from lmaas_tune.service.keys import Key
+from lmaas_tune.service.metrics import CONTENT_TYPE, Metrics
+from lmaas_tune.service.model import Model
+from lmaas_tune.service.refusal import STATUS, RefusalError
+from lmaas_tune.service.scheduler import Job, Scheduler
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "model": wire.ErrorAnswer,
+        "description": ", ".join(sorted(code for code in STATUS if STATUS[code] == status)),
+    }
+    for status in sorted(set(STATUS.values()) - {499})
+}
+for _status in (429, 503):
+    _ERRORS[_status]["headers"] = {
+        "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
+    }
+
+_NUMBERS = {"schema": {"type": "string", "format": "binary"}}
+_SCORES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "rows x candidates log-probabilities, row by row, as little-endian float32; "
+        "NaN where the model overflowed",
+        "content": {wire.BINARY: _NUMBERS},
+        "headers": {
+            "Content-Digest": {
+                "description": "sha-256 of the body (RFC 9530)",
+                "schema": {"type": "string"},
+            },
+            "Tokens": {"description": "Tokens the model read", "schema": {"type": "integer"}},
+        },
+    }
+}
+
+
+def _visit(request: Request) -> Visit:
+    return cast(Visit, request.state.visit)
+
+
+Visiting = Annotated[Visit, Depends(_visit)]
+
+
+def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
+    """The application that `Gate` stands before.
+
+    Args:
+        model: What is served.
+        scheduler: Whom scores are asked of.
+        metrics: What ``/metrics`` shows.
+    """
+    app = FastAPI(
+        title="lmaas-tune: a language model as a service",
+        version=str(wire.PROTOCOL),
+        description="Log-probabilities of label words under a prompt, and nothing else. The "
+        "Request-Id of a request (1 to 64 letters, digits and dashes) comes back with its answer.",
+        docs_url=None,
+        redoc_url=None,
+        responses=_ERRORS,
+    )
+    _add_refusals(app)
+
+    @app.get("/health", summary="Whether it answers")
+    async def health() -> wire.HealthAnswer:
+        return wire.HealthAnswer(status="ok")
+
+    signed = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False))])
+
+    @signed.get(
+        "/metrics",
+        summary="Counters for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}},
+    )
+    async def read_metrics(visit: Visiting) -> Response:
+        if not _key(visit).metrics:
+            raise RefusalError(
+                "forbidden",
+                "the metrics tell of all keys, and this key may not read them: ask for metrics=yes",
+            )
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    @signed.get("/v1/model", summary="What is served, and within which limits")
+    async def describe(visit: Visiting) -> wire.ModelAnswer:
+        return model.describe(_key(visit))
+
+    @signed.post("/v1/batches", status_code=201, summary="Register rows and label words")
+    async def add_batch(body: wire.BatchBody, visit: Visiting) -> wire.BatchAnswer:
+        return await model.aside(lambda: model.add_batch(_key(visit), body, visit.bytes_up))
+
+    @signed.post("/v1/subspaces", status_code=201, summary="Register a subspace: p0 + A z")
+    async def add_subspace(body: wire.SubspaceBody, visit: Visiting) -> wire.SubspaceAnswer:
+        return await model.aside(lambda: model.add_subspace(_key(visit), body, visit.bytes_up))
+
+    @signed.post("/v1/inspect/{batch}", summary="What scoring would take; costs nothing")
+    async def inspect(batch: str, body: wire.InspectBody, visit: Visiting) -> wire.InspectAnswer:
+        return await model.aside(lambda: model.inspect(_key(visit), batch, body))
+
+    async def score(visit: Visit, request: Request, job: Job) -> Response:
+        reply = await _reply(scheduler, job, request, model.bounds.wait_seconds)
+        visit.usage = reply.usage
+        content = wire.logprob_bytes(reply.logprobs)
+        headers = {
+            "Content-Digest": wire.content_digest(content),
+            "Tokens": str(reply.usage.tokens),
+        }
+        return Response(content, media_type=wire.BINARY, headers=headers)
+
+    @signed.post(
+        "/v1/score/{batch}/{subspace}",
+        summary="Score under a point of a subspace",
+        response_class=Response,
+        responses=_SCORES,
+        openapi_extra=_body({wire.BINARY: _NUMBERS}, "z, as d little-endian float32"),
+    )
+    async def score_point(batch: str, subspace: str, request: Request, visit: Visiting) -> Response:
+        _kind(request, wire.BINARY)
+        job = model.score_point(_key(visit), batch, subspace, await request.body())
+        return await score(visit, request, job)
+
+    @signed.post(
+        "/v1/score/{batch}",
+        summary="Score under a prompt",
+        response_class=Response,
+        responses=_SCORES,
+        openapi_extra=_body(
+            {
+                "application/json": {"schema": {"oneOf": wire.PROMPT_SCHEMAS}},
+                wire.BINARY: _NUMBERS,
+            },
+            "A prompt; or the vectors of a soft one as raw little-endian numbers, one vector "
+            "after the other, with length, dtype and insertion in the query",
+        ),
+    )
+    async def score_prompt(
+        batch: str,
+        request: Request,
+        visit: Visiting,
+        length: Annotated[int | None, Query(ge=1)] = None,
+        dtype: wire.DType = "float32",
+        insertion: Insertion = "concat",
+    ) -> Response:
+        content = await request.body()
+        if _kind(request, "application/json", wire.BINARY) != wire.BINARY:
+            prompt = wire.prompt_of_json(content)
+        elif length is None:
+            raise RefusalError(
+                "bad_request", "raw vectors need their number: add ?length=L to the path"
+            )
+        else:
+            prompt = wire.soft_prompt(content, dtype, length=length, insertion=insertion)
+        job = model.score_prompt(_key(visit), batch, prompt, len(content))
+        return await score(visit, request, job)
+
+    app.include_router(signed)
+    return app
+
+
+async def _reply(scheduler: Scheduler, job: Job, request: Request, seconds: float) -> ScoreReply:
+    """The answer to a job; one that nobody waits for any more, or too long, is not computed."""
+    scheduler.submit(job)
+    answer = asyncio.wrap_future(job.reply)
+    gone = asyncio.ensure_future(request.receive())  # after the body only its end can come
+    either: set[asyncio.Future[Any]] = {answer, gone}
+    try:
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done() and scheduler.withdraw(job):
+            if gone.done():
+                raise RefusalError("client_gone", "the client went away")
+            raise RefusalError(
+                "overloaded",
+                f"this waited {seconds} s for its turn: send it again later, or fewer at once",
+                retry_after=seconds / 4,
+            )
+        return await answer
+    finally:
+        gone.cancel()
+
+
+def _key(visit: Visit) -> Key:
+    return cast(Key, visit.key)  # the gate lets nobody in without
+
+
+def _kind(request: Request, *taken: str) -> str:
+    """The media type of the body.
+
+    Raises:
+        RefusalError: It is none of those that are taken.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in taken:
+        raise RefusalError("bad_request", f"send Content-Type: {' or '.join(taken)}, not {kind!r}")
+    return kind
+
+
+def _body(content: Mapping[str, Any], description: str) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "description": description, "content": content}}
+
+
+def _add_refusals(app: FastAPI) -> None:
+    """Every error as the protocol says it."""
+
+    def told(make: Callable[[Any], RefusalError]) -> Callable[..., Any]:
+        async def handle(request: Request, error: Exception) -> Response:
+            refusal = make(error)
+            _visit(request).code = refusal.code
+            return refusal.response()
+
+        return handle
+
+    app.exception_handler(RefusalError)(told(lambda error: error))
+    app.exception_handler(InputError)(told(lambda error: RefusalError("unprocessable", str(error))))
+    app.exception_handler(TransientError)(told(_upstream))
+    app.exception_handler(RequestValidationError)(told(_invalid))
+    app.exception_handler(HTTPException)(told(_by_status))
+    app.exception_handler(Exception)(told(lambda _: internal()))  # the gate logs it
+
+
+def _upstream(error: TransientError) -> RefusalError:
+    """A model that is itself somebody's service asks to wait."""
+    return RefusalError(
+        "overloaded", "the model is busy: send it again later", retry_after=error.retry_after or 1.0
+    )
+
+
+def _invalid(error: RequestValidationError) -> RefusalError:
+    return wire.bad_json([(fault["loc"], fault["msg"]) for fault in error.errors()])
+
+
+def _by_status(error: HTTPException) -> RefusalError:
+    """What the framework refuses by itself."""
+    if error.status_code == STATUS["not_found"]:
+        return RefusalError("not_found", "there is no such path: /openapi.json lists all")
+    if error.status_code == STATUS["method_not_allowed"]:
+        headers = dict(error.headers or {})
+        return RefusalError("method_not_allowed", "this path takes another method", headers=headers)
+    if error.status_code < 500:
+        return RefusalError("bad_request", "the body cannot be read: see /openapi.json")
+    return internal()

@@ -1,0 +1,74 @@
+"""How much a service takes on: in one request, waiting, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from lmaas_tune.errors import InputError, did_you_mean
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What is refused above; all are whole numbers from 1 up.
+
+    Attributes:
+        body_bytes: Of the body of one request.
+        rows: Rows of one batch.
+        candidates: Label words of one batch.
+        prompt_length: Vectors of one soft prompt.
+        prompt_characters: Characters of one text prompt.
+        dimensions: d of one subspace.
+        queue: Requests that wait at once, of all keys.
+        queue_bytes: Their bodies.
+        wait_seconds: How long one may wait for its turn.
+        body_seconds: How long its body may take to arrive.
+        round_rows: Rows taken from the queue at once, to share passes (one request may have more).
+            Who comes next waits for them all.
+        batches: Batches that are kept for one key; the least recently used goes first.
+        batch_bytes: Their JSON, and that of the key's subspaces as much again.
+        subspaces: Subspaces that are kept for one key.
+        subspace_bytes: p0 and A of one subspace; drawing them takes several times that for a
+            moment.
+        drawn_bytes: p0 and A of all subspaces of all keys.
+        grace_seconds: How long what was taken on may go on when the service is told to stop.
+    """
+
+    body_bytes: int = 8 * MIB
+    rows: int = 1024
+    candidates: int = 256
+    prompt_length: int = 512
+    prompt_characters: int = 16_384
+    dimensions: int = 10_000
+    queue: int = 512
+    queue_bytes: int = 256 * MIB
+    wait_seconds: int = 60
+    body_seconds: int = 30
+    round_rows: int = 512
+    batches: int = 64
+    batch_bytes: int = 32 * MIB
+    subspaces: int = 64
+    subspace_bytes: int = 512 * MIB
+    drawn_bytes: int = 1024 * MIB
+    grace_seconds: int = 30
+
+    def __post_init__(self) -> None:
+        for bound in fields(self):
+            value = getattr(self, bound.name)
+            if type(value) is not int or value < 1:
+                raise InputError(f"the bound {bound.name} is {value!r}: give a whole number from 1")
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> Bounds:
+        """The usual bounds, but for those given by name.
+
+        Raises:
+            InputError: There is no such bound, or it takes no such value.
+        """
+        known = [bound.name for bound in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise InputError(f"there is no bound {name!r}; {did_you_mean(name, known)}")
+        return cls(**given)  # type: ignore[arg-type]  # checked above and at construction

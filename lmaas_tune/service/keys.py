@@ -1,0 +1,170 @@
+"""Who may use a service: a file of keys, of which only digests are kept.
+
+One key a line; empty lines and those that begin with ``#`` are skipped. A line holds the key
+alone, or a name for it, the key, and what it may use::
+
+    # name   key                                           limits
+    alice    tW3n0kC0fXn1q8Yb5Zf0rVYl7v2vQf0m1Jj4p3d6N9s   requests=600 tokens=200000 concurrent=8
+    bob      sha256:448232393b389be738d38ce289254c69d86d12fd68980d7d6833fd073e7c8807
+    monitor  Xk2m9s4vQe7Jc1RrT5wYz8uAoBdHfLgN3pVxE6iKqM0   metrics=yes
+
+A key may stand as ``sha256:`` and the hexadecimal SHA-256 of it, so that the file gives no key
+away. Logs and metrics call a key by its name; without one it is called after its line.
+
+A plain SHA-256, and not a slow hash with salt as for passwords: those make up for secrets that
+can be guessed. A key of 128 random bits or more cannot be, at any speed, and a slow hash would
+let anybody keep the service busy by sending wrong keys. A key must be random, then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.service.limits import USUAL, Limits
+
+_HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,24}")  # so short that few keys can stand there by mistake
+_SHORT = 20  # characters; of base64 they hold 120 bits
+_OPTIONS = (*(limit.name for limit in fields(Limits)), "metrics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One of those who may use a service.
+
+    Attributes:
+        name: What logs and metrics call it.
+        digest: SHA-256 of the key.
+        limits: What it may use.
+        metrics: Whether it may read the metrics, which tell of all keys.
+    """
+
+    name: str
+    digest: bytes = field(repr=False)
+    limits: Limits = USUAL
+    metrics: bool = False
+
+
+class Keyring:
+    """The keys of a service.
+
+    Args:
+        keys: All of them; None lets anybody in, who then count as one key.
+        limits: What they may use then, all together.
+
+    Raises:
+        InputError: No key, or two of one name, or one twice.
+    """
+
+    def __init__(self, keys: Iterable[Key] | None, *, limits: Limits = USUAL) -> None:
+        self.open = keys is None
+        anybody = Key(name="anybody", digest=b"", limits=limits, metrics=True)
+        self.keys = (anybody,) if keys is None else tuple(keys)
+        if not self.keys:
+            raise InputError("there is no key, so that nobody could use the service: add one")
+        _check_apart(self.keys, [key.name for key in self.keys], "name")
+        _check_apart(self.keys, [key.digest for key in self.keys], "key")
+
+    def find(self, token: str) -> Key | None:
+        """Whose key this is; how long that takes does not tell how near a wrong one was."""
+        if self.open:
+            return self.keys[0]
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        found = None
+        for key in self.keys:  # all of them, whichever it is
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+
+def _check_apart(keys: Sequence[Key], values: Sequence[object], what: str) -> None:
+    same = [key.name for key, value in zip(keys, values, strict=True) if values.count(value) > 1]
+    if same:
+        raise InputError(f"{same[0]!r} and {same[1]!r} have the same {what}: change one")
+
+
+def read_keys(path: str | Path, *, limits: Limits) -> Keyring:
+    """The keys of a file.
+
+    Args:
+        path: See the head of this module.
+        limits: What a key may use whose line does not say otherwise.
+
+    Raises:
+        InputError: The file cannot be read, or a line of it; keys are never quoted.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the key file {path} cannot be read: {error}") from None
+    keys = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            try:
+                keys.append(_key(words, number, limits))
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from None
+    try:
+        return Keyring(keys)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _key(words: list[str], number: int, limits: Limits) -> Key:
+    name, secret = (f"line-{number}", words[0]) if len(words) == 1 else (words[0], words[1])
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            "a name comes first and has up to 24 letters, digits, dots, dashes, underscores or @"
+        )
+    options = _options(words[2:])
+    metrics = options.pop("metrics", "no")
+    if metrics not in ("yes", "no"):
+        raise InputError("metrics is yes or no")
+    return Key(
+        name=name,
+        digest=_digest(secret, name),
+        limits=replace(limits, **{option: _whole(value) for option, value in options.items()}),
+        metrics=metrics == "yes",
+    )
+
+
+def _options(words: list[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not equals or option not in _OPTIONS:
+            raise InputError(
+                "after the name and the key come limits as requests=600, and one of these is none; "
+                f"{did_you_mean(option, _OPTIONS)}"
+            )
+        options[option] = value
+    return options
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise InputError(f"a limit is a whole number, not {text!r}")
+    return int(text)
+
+
+def _digest(secret: str, name: str) -> bytes:
+    if hashed := _HASHED.fullmatch(secret):
+        return bytes.fromhex(hashed[1])
+    if secret.startswith("sha256:") or not secret.isascii() or not secret.isprintable():
+        raise InputError("the key is no printable ASCII, or no SHA-256 of 64 hexadecimal digits")
+    if len(secret) < _SHORT:
+        warnings.warn(
+            f"the key {name!r} has {len(secret)} characters and may be guessed: make one by "
+            "python -c 'import secrets; print(secrets.token_urlsafe(32))'",
+            UserWarning,
+            stacklevel=2,
+        )
+    return hashlib.sha256(secret.encode()).digest()

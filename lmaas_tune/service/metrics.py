@@ -1,0 +1,90 @@
+"""What a service counts, for Prometheus; keys appear by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
+from lmaas_tune.backend import Usage
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The counters of one service. May be used from several threads.
+
+    Args:
+        inside: Tells how many requests are not answered yet.
+        waiting: Tells how many of them wait for the model.
+        drawn_bytes: Tells what drawn subspaces take.
+    """
+
+    def __init__(
+        self,
+        *,
+        inside: Callable[[], float],
+        waiting: Callable[[], float],
+        drawn_bytes: Callable[[], float],
+    ) -> None:
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "lmaas_requests",
+            "Requests answered",
+            ("route", "status", "key"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "lmaas_request_seconds",
+            "From the first header read to the last byte written",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter("lmaas_tokens", "Tokens the model read", ("key",), registry=registry)
+        self._sequences = Counter("lmaas_sequences", "Rows scored", ("key",), registry=registry)
+        self._shared = Histogram(
+            "lmaas_pass_requests",
+            "Requests that went through the model together",
+            buckets=_REQUESTS,
+            registry=registry,
+        )
+        self._passing = Histogram(
+            "lmaas_pass_seconds", "What that took", buckets=_SECONDS, registry=registry
+        )
+        for name, what, value in (
+            ("lmaas_inside", "Requests not answered yet", inside),
+            ("lmaas_queue", "Requests that wait for the model", waiting),
+            ("lmaas_drawn_subspace_bytes", "p0 and A of the subspaces kept", drawn_bytes),
+        ):
+            Gauge(name, what, registry=registry).set_function(value)
+
+    def answered(self, route: str, status: int, key: str, seconds: float) -> None:
+        """Count a request; `key` is empty where none was known."""
+        self._requests.labels(route, str(status), key).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def scored(self, key: str, usage: Usage) -> None:
+        """Count what an answer took."""
+        self._tokens.labels(key).inc(usage.tokens)
+        self._sequences.labels(key).inc(usage.sequences)
+
+    def passed(self, requests: int, seconds: float, /) -> None:
+        """Count a call of the model."""
+        self._shared.observe(requests)
+        self._passing.observe(seconds)
+
+    def text(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        return generate_latest(self._registry)

@@ -1,0 +1,228 @@
+"""One thread that asks the model: fair among keys, and many requests in one pass."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest
+from lmaas_tune.service.bounds import Bounds
+from lmaas_tune.service.refusal import RefusalError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """A request that waits for its turn.
+
+    Attributes:
+        key: Name of the key it came with.
+        rows: Rows it will score.
+        size: Bytes it keeps while it waits.
+        prepare: Gives what the model is asked; called when its turn has come, so that nothing
+            large waits with it.
+        reply: Gets the answer, or the error.
+    """
+
+    key: str
+    rows: int
+    size: int
+    prepare: Callable[[], ScoreRequest]
+    reply: Future[ScoreReply] = field(default_factory=Future)
+
+
+class Watches(Protocol):
+    """Who is told what the scheduler does, from its thread."""
+
+    def passed(self, requests: int, seconds: float, /) -> None:
+        """So many requests went through the model together."""
+        ...
+
+
+class Scheduler:
+    """Takes what waits, in rounds, and scores requests on the same batch together.
+
+    The next turn is the key's that had the fewest rows so far among those that wait, so that a
+    key with a thousand requests does not keep one with two waiting. A key that comes anew begins
+    where the others are: it cannot save turns up.
+
+    Args:
+        backend: The model. Only this thread asks it for scores.
+        bounds: Of the queue and of a round.
+        watch: Is told.
+    """
+
+    def __init__(self, backend: Backend, bounds: Bounds, watch: Watches) -> None:
+        self._backend, self._bounds, self._watch = backend, bounds, watch
+        self._waiting: dict[str, deque[Job]] = {}
+        self._served: defaultdict[str, int] = defaultdict(int)  # rows
+        self._level = 0  # rows that the last key had when its turn came
+        self._jobs = self._bytes = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs whose turn has not come."""
+        return self._jobs
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            RefusalError: The queue is full, or the service stops.
+        """
+        with self._changed:
+            if self._closing:
+                raise stopping()
+            bounds = self._bounds
+            if self._jobs >= bounds.queue or self._bytes + job.size > bounds.queue_bytes:
+                raise RefusalError(
+                    "overloaded",
+                    f"{self._jobs} requests wait already: send it again later, or fewer at once",
+                    retry_after=1.0,
+                )
+            if job.key not in self._waiting:
+                self._waiting[job.key] = deque()
+                self._served[job.key] = max(self._served[job.key], self._level)
+            self._waiting[job.key].append(job)
+            self._count(job, 1)
+            self._changed.notify()
+
+    def withdraw(self, job: Job) -> bool:
+        """Take a job out of the queue; False if its turn has come already."""
+        with self._changed:
+            jobs = self._waiting.get(job.key, ())
+            if job not in jobs:
+                return False
+            self._remove(job)
+            return True
+
+    def close(self, grace: float) -> None:
+        """Take no more; return when all that was taken is answered.
+
+        Args:
+            grace: Seconds after which what still waits is refused. What runs is always finished.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(grace)
+        with self._changed:
+            late = [job for jobs in self._waiting.values() for job in jobs]
+            for job in late:
+                self._remove(job)
+        for job in late:
+            if job.reply.set_running_or_notify_cancel():
+                job.reply.set_exception(stopping())
+        self._thread.join()
+
+    def _work(self) -> None:
+        while self._round():
+            pass
+
+    def _round(self) -> bool:
+        """Answer what is taken at once; False if there is no more to come."""
+        jobs = self._take()
+        for group in _alike(_prepared(jobs)):
+            self._answer(group)
+        return bool(jobs)
+
+    def _take(self) -> list[Job]:
+        """What the next round answers, at least one; nothing when closed and empty."""
+        jobs: list[Job] = []
+        rows = 0
+        with self._changed:
+            while not jobs or (self._waiting and rows < self._bounds.round_rows):
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if not self._waiting:
+                    break
+                job = self._next()
+                if job.reply.set_running_or_notify_cancel():
+                    jobs.append(job)
+                    rows += job.rows
+        return jobs
+
+    def _next(self) -> Job:
+        key = min(self._waiting, key=lambda name: self._served[name])
+        job = self._waiting[key][0]
+        self._remove(job)
+        self._level = self._served[key]
+        self._served[key] += job.rows
+        return job
+
+    def _remove(self, job: Job) -> None:
+        self._waiting[job.key].remove(job)
+        self._count(job, -1)
+        if not self._waiting[job.key]:
+            del self._waiting[job.key]
+
+    def _count(self, job: Job, sign: int) -> None:
+        self._jobs += sign
+        self._bytes += sign * job.size
+
+    def _answer(self, group: Sequence[tuple[Job, ScoreRequest]]) -> None:
+        # a model that takes so many rows a call takes one request a call
+        step = len(group) if self._backend.capabilities.rows_per_call is None else 1
+        for start in range(0, len(group), step):
+            part = group[start : start + step]
+            began = time.perf_counter()
+            outcomes = self._scores([request for _, request in part])
+            self._watch.passed(len(part), time.perf_counter() - began)
+            for (job, _), outcome in zip(part, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    job.reply.set_exception(outcome)
+                else:
+                    job.reply.set_result(outcome)
+
+    def _scores(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | Exception]:
+        """A reply or an error a request: where one fails, its neighbours are asked without it."""
+        try:
+            return _checked(list(self._backend.score(requests)), requests)
+        except Exception as error:
+            if len(requests) == 1:
+                return [error]
+        middle = len(requests) // 2
+        return self._scores(requests[:middle]) + self._scores(requests[middle:])
+
+
+def stopping() -> RefusalError:
+    """What everybody hears while the service stops."""
+    return RefusalError(
+        "overloaded", "the service stops: ask again when it is back", retry_after=5.0
+    )
+
+
+def _prepared(jobs: Iterable[Job]) -> list[tuple[Job, ScoreRequest]]:
+    prepared = []
+    for job in jobs:
+        try:
+            prepared.append((job, job.prepare()))
+        except Exception as error:
+            job.reply.set_exception(error)
+    return prepared
+
+
+def _alike(
+    prepared: Iterable[tuple[Job, ScoreRequest]],
+) -> list[list[tuple[Job, ScoreRequest]]]:
+    """Jobs that can share passes, together."""
+    groups: defaultdict[tuple[object, ...], list[tuple[Job, ScoreRequest]]] = defaultdict(list)
+    for job, request in prepared:
+        groups[request.batch.digest, request.candidates].append((job, request))
+    return list(groups.values())
+
+
+def _checked(
+    replies: list[ScoreReply], requests: Sequence[ScoreRequest]
+) -> list[ScoreReply | Exception]:
+    shapes = [reply.logprobs.shape for reply in replies]
+    if shapes != [(len(request.batch), len(request.candidates)) for request in requests]:
+        raise RuntimeError("the model's replies do not fit the requests")
+    return list(replies)

@@ -1,0 +1,23 @@
+"""A toy model that looks at requests before it answers them, as real ones do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lmaas_tune.backend import Inspection, ScoreRequest
+from lmaas_tune.errors import InputError
+from lmaas_tune.task import Batch
+from lmaas_tune.testing.toy import ToyBackend
+
+
+class InspectingToy(ToyBackend):
+    """Names the row that it cannot read, and has a note on each request."""
+
+    def inspect(self, request: ScoreRequest, /) -> Inspection:
+        for number, row in enumerate(request.batch.rows, start=1):
+            try:
+                self.score([replace(request, batch=Batch((row,)))])
+            except InputError as error:
+                raise InputError(f"row {number}: {error}") from error
+        (answer,) = self.score([request])
+        return Inspection(("a word is odd",), answer.usage)

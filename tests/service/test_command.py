@@ -1,0 +1,194 @@
+"""``lmaas-tune serve`` as a process: how it starts, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+from lmaas_tune.cli import main
+from lmaas_tune.prompts import TextPrompt
+from lmaas_tune.testing.toy import ToyBackend
+
+from .running import (
+    ALICE,
+    DEADLINE,
+    KEYS,
+    MONITOR,
+    Visitor,
+    command,
+    expected,
+    free_port,
+    listening,
+    text,
+    until,
+)
+
+TOY = ("--backend", "toy")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> str:
+    path = tmp_path / "keys"
+    path.write_text(KEYS)
+    return str(path)
+
+
+def test_it_says_where_it_listens_and_stops_cleanly(tmp_path: Path, keys: str) -> None:
+    log = tmp_path / "log"
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        with command(*TOY, "--port", "0", "--api-key-file", keys, log=log) as process:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            assert said.startswith("listening on http://127.0.0.1:")
+            alice = Visitor(said.split()[-1], ALICE)
+            got = alice.score(f"/v1/score/{alice.batch()}", text("so"))
+            np.testing.assert_array_equal(got, expected(ToyBackend(), TextPrompt("so")))
+            process.send_signal(stop)
+            assert process.wait(DEADLINE) == 0
+            assert process.stdout.read() == "stopped\n"
+    events = [json.loads(line) for line in log.read_text().splitlines()]  # JSON, all of it
+    assert [event["event"] for event in events].count("stopped") == 2
+
+
+def test_with_json_a_script_reads_one_object(tmp_path: Path, keys: str) -> None:
+    port = free_port()
+    flags = (*TOY, "--port", str(port), "--api-key-file", keys, "--json")
+    with command(*flags, log=tmp_path / "log") as process:
+        content = listening(process)
+        assert content == {
+            "url": f"http://127.0.0.1:{port}",
+            "identity": ToyBackend().identity,
+            "keys": ["alice", "bob", "monitor"],
+        }
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+        assert process.stdout is not None and process.stdout.read() == ""
+
+
+def test_limits_bounds_and_options_reach_the_service(tmp_path: Path, keys: str) -> None:
+    flags = (
+        *(*TOY, "--backend-options", "width=8"),
+        *("--limits", "requests=5,concurrent=2", "--bounds", "rows=7"),
+        *("--port", "0", "--api-key-file", keys, "--json"),
+    )
+    with command(*flags, log=tmp_path / "log") as process:
+        content = Visitor(listening(process)["url"], ALICE).get("/v1/model").json()
+    assert content["capabilities"]["soft_prompt_width"] == 8
+    assert content["limits"]["rows"] == 7
+    assert (content["limits"]["requests"], content["limits"]["concurrent"]) == (5, 2)
+
+
+def test_without_keys_it_serves_this_machine_and_says_so(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with command(*TOY, "--port", "0", "--json", log=log) as process:
+        content = listening(process)
+        assert content["keys"] is None
+        anybody = Visitor(content["url"])
+        assert anybody.get("/v1/model").status_code == 200
+        assert anybody.get("/metrics").status_code == 200
+    assert "everybody on this machine may use" in log.read_text()
+
+
+def test_killed_and_started_again_it_knows_nothing_of_before(tmp_path: Path, keys: str) -> None:
+    flags = (*TOY, "--port", str(free_port()), "--api-key-file", keys, "--json")
+    log = tmp_path / "log"
+    with command(*flags, log=log) as process:
+        alice = Visitor(listening(process)["url"], ALICE)
+        batch, subspace = alice.batch(), alice.subspace()
+        paths = (f"/v1/score/{batch}/{subspace}", bytes(16)), (f"/v1/score/{batch}", text("so"))
+        before = [alice.score(*path) for path in paths]
+        process.send_signal(signal.SIGKILL)
+        process.wait(DEADLINE)
+        with pytest.raises(requests.ConnectionError):
+            alice.get("/health")
+    with command(*flags, log=log) as process:
+        listening(process)
+        for path in paths:
+            answer = alice.post(*path)
+            assert answer.status_code == 404
+            assert answer.json()["error"]["code"] == "unknown_batch"
+        assert alice.batch() == batch
+        answer = alice.post(*paths[0])
+        assert answer.json()["error"]["code"] == "unknown_subspace"
+        assert alice.subspace() == subspace
+        for path, scores in zip(paths, before, strict=True):
+            np.testing.assert_array_equal(alice.score(*path), scores)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--host", "0.0.0.0"), "--api-key-file"),
+        (("--host", "no.such.host.invalid", "--api-key-file", "KEYS"), "cannot listen on"),
+        (("--port", "70000"), "cannot listen on"),
+        (("--bounds", "row=1"), "did you mean 'rows'"),
+        (("--bounds", "rows=0"), "from 1"),
+        (("--limits", "requests=x"), "from 1"),
+        (("--api-key-file", "nowhere"), "nowhere"),
+        (("--model", "x"), "takes no model"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], keys: str, flags: tuple[str, ...], said: str
+) -> None:
+    given = [keys if flag == "KEYS" else flag for flag in flags]
+    assert main(["serve", *TOY, "--port", "0", *given]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-1].startswith("error: ") and said in errors[-1]
+
+
+def test_a_port_that_is_taken_shows_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with command(*TOY, "--port", "0", "--json", log=tmp_path / "log") as process:
+        port = listening(process)["url"].rsplit(":", 1)[1]
+        assert main(["serve", "--model", "nowhere", "--port", port]) == 2
+    assert f"port {port}" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "lmaas_tune.service.run", raising=False)
+    assert main(["serve", *TOY]) == 2
+    assert "pip install 'lmaas-tune[serve]'" in capsys.readouterr().err
+
+
+def test_the_core_does_not_know_the_service() -> None:
+    code = (
+        "import sys, lmaas_tune.cli, lmaas_tune_adapters.http;"
+        "print([m for m in sys.modules if m.split('.')[0] in ('fastapi', 'uvicorn', "
+        "'prometheus_client') or m.startswith('lmaas_tune.service')])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert printed.stdout == "[]\n"
+
+
+def test_stopping_waits_for_what_runs(tmp_path: Path, keys: str) -> None:
+    """A request that is at work when the signal comes is answered in full."""
+    log = tmp_path / "log"
+    flags = (*TOY, "--port", "0", "--api-key-file", keys, "--json")
+    rows = [["word " * 200, {"slot": "prompt"}, {"slot": "label"}]] * 200  # about a second's work
+    with command(*flags, log=log) as process:
+        alice = Visitor(listening(process)["url"], ALICE)
+        batch = alice.batch(rows)
+        answers: list[requests.Response] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(alice.post(f"/v1/score/{batch}", text("so")))
+        )
+        asking.start()
+        monitor = Visitor(alice.url, MONITOR)
+        until(lambda: "\nlmaas_inside 2.0" in monitor.get("/metrics").text, "being asked")
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+        asking.join(DEADLINE)
+    assert [answer.status_code for answer in answers] == [200]
