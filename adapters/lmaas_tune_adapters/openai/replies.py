@@ -1,0 +1,135 @@
+"""What servers answer, in the shapes of the completions and the chat endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lmaas_tune.errors import TransientError
+from lmaas_tune_adapters.http import Answer
+
+FLOOR = -100.0
+"""Least log-probability that is told on."""
+
+_FILLER = -9999.0  # stands for minus infinity: no likeliest token has that
+
+
+class LackingError(TransientError):
+    """A reply lacks what was asked for: a hitch, or a server that never gives it."""
+
+
+class CountError(LackingError):
+    """Of several prompts not all were answered, or not all were counted."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token that was read or written.
+
+    Attributes:
+        text: As the server spells it.
+        logprob: None for the first one read.
+        top: The likeliest tokens in its place, itself included, each with its log-probability.
+        cut: Whether some of those were replaced by filler.
+    """
+
+    text: str
+    logprob: float | None
+    top: tuple[tuple[str, float], ...]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was written to one prompt.
+
+    Attributes:
+        text: In whole.
+        tokens: Token by token, where log-probabilities were asked for.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+
+
+def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], int]:
+    """The choices in the order of the prompts, and how many tokens the server read.
+
+    Args:
+        answer: Of either endpoint.
+        count: Prompts that were sent.
+        logprobs: Whether log-probabilities were asked for.
+
+    Raises:
+        LackingError: No log-probabilities.
+        CountError: Another number of choices.
+        TransientError: It is no such reply.
+    """
+    reply = answer.json()
+    try:
+        found = _ordered(reply["choices"], count, answer.url)
+        choices = [Choice(_text(c), _tokens(c, answer.url) if logprobs else ()) for c in found]
+        return choices, _tokens_read(reply)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise TransientError(
+            f"{answer.url} answered what is no reply of an OpenAI-compatible server "
+            f"({type(error).__name__}: {error}); check the URL if it stays so"
+        ) from error
+
+
+def _ordered(choices: list[Mapping[str, Any]], count: int, url: str) -> list[Mapping[str, Any]]:
+    if len(choices) != count:
+        raise CountError(f"{url} gave {len(choices)} choices for {count} prompts")
+    if count == 1:
+        return choices
+    places = {choice["index"]: choice for choice in choices}
+    return [places[index] for index in range(count)]
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    text = choice["message"].get("content") if "message" in choice else choice["text"]
+    return str(text or "")
+
+
+def _tokens(choice: Mapping[str, Any], url: str) -> tuple[Token, ...]:
+    found = choice.get("logprobs") or {}
+    if found.get("content"):  # of the chat endpoint; of both at llama.cpp
+        tokens = [_of_chat(entry) for entry in found["content"]]
+    elif found.get("tokens") and found.get("token_logprobs"):
+        tops = found.get("top_logprobs") or [None] * len(found["tokens"])
+        entries = zip(found["tokens"], found["token_logprobs"], tops, strict=True)
+        tokens = [_token(text, logprob, (top or {}).items()) for text, logprob, top in entries]
+    else:
+        raise LackingError(f"{url} answered without the log-probabilities that were asked for")
+    return tuple(tokens)
+
+
+def _of_chat(entry: Mapping[str, Any]) -> Token:
+    tops = [(top["token"], top["logprob"]) for top in entry.get("top_logprobs") or ()]
+    return _token(entry["token"], entry["logprob"], tops)
+
+
+def _token(text: str, logprob: float | None, tops: Any) -> Token:
+    if logprob is None:
+        return Token(text, None, (), cut=False)
+    own, told = _checked(logprob), {str(piece): _checked(value) for piece, value in tops}
+    top = {piece: value for piece, value in told.items() if value > _FILLER}
+    top.setdefault(text, own)
+    return Token(
+        text,
+        max(FLOOR, own),
+        tuple((piece, max(FLOOR, value)) for piece, value in top.items()),
+        cut=min(told.values(), default=0.0) <= _FILLER,
+    )
+
+
+def _checked(logprob: object) -> float:
+    if isinstance(logprob, bool) or not isinstance(logprob, int | float) or logprob > 1e-3:
+        raise ValueError(f"{logprob!r} is no log-probability")
+    return min(0.0, float(logprob))
+
+
+def _tokens_read(reply: Mapping[str, Any]) -> int:
+    usage = reply.get("usage") or {}
+    return max(0, int(usage.get("prompt_tokens") or 0))

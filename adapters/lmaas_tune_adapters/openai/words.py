@@ -1,0 +1,100 @@
+"""Label words among a server's tokens, and in its answers.
+
+A server's tokens are known by their text alone. A token stands for a label word if it is the word,
+or begins it: of several that begin it, the longest does.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmaas_tune.prompts import FloatArray
+
+RIGHT = 0.9
+"""Stated probability of the label that an answer names; the others share the rest."""
+
+_SPACES = " ▁Ġ"  # before a word, as servers and bare vocabularies spell it
+_ROUNDING = 1e-6  # of the sum of the likeliest tokens, in 32 bits
+
+
+def bound(top: Sequence[tuple[str, float]]) -> float:
+    """The most that the log-probability of a token outside the likeliest ones can be.
+
+    It is no likelier than the last of them, and has no more mass than they leave.
+    """
+    rest = 1.0 - math.fsum(math.exp(logprob) for _, logprob in top)
+    return min(min(logprob for _, logprob in top), math.log(max(rest, 0.0) + _ROUNDING))
+
+
+def among(
+    top: Sequence[tuple[str, float]], words: Sequence[str], *, spaced: bool | None
+) -> list[float | None]:
+    """Log-probabilities of the label words' first tokens; None for a word without one here.
+
+    Args:
+        top: The likeliest tokens and their log-probabilities.
+        words: Label words, without a space before them.
+        spaced: Whether the word follows a space, which then is part of its first token. None
+            where the model may write as it likes (an answer of a chat): spaces and capitals
+            do not matter, and the ways to write one word add up.
+    """
+    shows_spaces = any(piece[:1] in _SPACES for piece, _ in top if piece)
+    pieces = [
+        (piece.lstrip(_SPACES), logprob)
+        for piece, logprob in top
+        if spaced is None or not shows_spaces or (piece[:1] in _SPACES) == spaced
+    ]
+    return [_likelihood(pieces, word, any_case=spaced is None) for word in words]
+
+
+def _likelihood(pieces: Sequence[tuple[str, float]], word: str, *, any_case: bool) -> float | None:
+    fold = str.casefold if any_case else str
+    begun = [(len(p), v) for p, v in pieces if p and fold(word).startswith(fold(p))]
+    longest = max((length for length, _ in begun), default=0)
+    if longest < min(2, len(word) / 2):  # one letter begins too many other words
+        return None
+    same = [value for length, value in begun if length == longest]
+    return min(0.0, float(np.logaddexp.reduce(same)))
+
+
+def in_answer(answer: str, words: Sequence[str]) -> FloatArray:
+    """(words,) stated log-probabilities: of the word that an answer begins with, else has in it.
+
+    None of them, or several in the midst of it, says nothing: all labels are equal.
+    """
+    text = answer.strip().lstrip("\"'`*«“([").casefold()
+    longest_first = sorted(range(len(words)), key=lambda i: -len(words[i]))
+    found = [i for i in longest_first if re.match(_whole(words[i]), text)][:1]
+    for i in () if found else longest_first:
+        text, times = re.subn(_whole(words[i]), "\n", text)  # "not bad" is no "bad"
+        found += [i] * (times > 0)
+    if len(found) != 1:
+        return np.full(len(words), -math.log(len(words)))
+    others = (1.0 - RIGHT) / max(1, len(words) - 1)
+    return np.log([RIGHT if i == found[0] else others for i in range(len(words))])
+
+
+def _whole(word: str) -> str:
+    """Finds the word, not as a part of another where a script parts words by spaces."""
+    folded = word.casefold()
+    before, after = (r"\b" if _parts(end) else "" for end in (folded[0], folded[-1]))
+    return before + re.escape(folded) + after
+
+
+def _parts(character: str) -> bool:
+    return character.isdigit() or character.upper() != character.lower()
+
+
+def shared_beginnings(words: Sequence[str]) -> list[str]:
+    """A note for every label word that begins another."""
+    return [
+        f"the label word {word!r} begins {other!r}: if both begin with one token, they get "
+        "the same score"
+        for word in words
+        for other in words
+        if word != other and other.startswith(word)
+    ]
