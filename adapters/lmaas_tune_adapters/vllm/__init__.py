@@ -1,0 +1,14 @@
+"""Models on a vLLM server, with soft and text prompts: everything is sent as embeddings."""
+
+from lmaas_tune.errors import MissingExtraError
+
+try:
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+except ModuleNotFoundError as error:
+    package = (error.name or "torch").partition(".")[0]
+    raise MissingExtraError("the backend 'vllm'", package=package, extra="vllm") from error
+
+from lmaas_tune_adapters.vllm.backend import VLLMBackend
+
+__all__ = ["VLLMBackend"]

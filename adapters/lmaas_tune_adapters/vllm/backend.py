@@ -1,0 +1,206 @@
+"""The backend itself: requests in, log-probabilities of a model on a vLLM server out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
+from lmaas_tune.errors import InputError, did_you_mean, named
+from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
+from lmaas_tune_adapters.hf.answers import Reading, Word, tree
+from lmaas_tune_adapters.hf.encoding import EncodedRow
+from lmaas_tune_adapters.hf.reader import Reader
+from lmaas_tune_adapters.http import Endpoint, Key
+from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
+from lmaas_tune_adapters.vllm.probe import check_server, find_model
+from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary
+
+KEY_VARIABLE = "VLLM_API_KEY"
+
+_PROBE = "Three short words, then: a question? Yes or no, good or bad, 1 or 2."
+
+Server: TypeAlias = Literal["vllm", "dynamo"]
+SERVERS: tuple[Server, ...] = ("vllm", "dynamo")
+
+WIRE_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class VLLMBackend:
+    """A causal language model on a vLLM server that was started with --enable-prompt-embeds.
+
+    Text and prompt are embedded here, with the model's table of word embeddings alone, and sent as
+    embeddings. The server is asked at once which model it serves and whether it can do this.
+
+    Args:
+        url: Of the server, with or without ``/v1``.
+        model: Folder or hub name of the model that the server serves, for its word embeddings
+            (safetensors), tokenizer and configuration; its other weights are never read.
+        api_key_file: Holds the server's key; by default the environment's VLLM_API_KEY, if set.
+        served_model: The model's name on the server; needed where it serves several.
+        revision: Branch, tag or commit on the hub.
+        wire_dtype: ``float32``, ``bfloat16`` or ``float16``: what embeddings are rounded to and
+            sent as. Half precision halves the bytes; take it where the server computes in it.
+        server: ``vllm``, or ``dynamo`` for NVIDIA Dynamo in front of it.
+        rows_per_call: Most rows in one request.
+        max_body_bytes: Most bytes in one request; a single longer row goes alone.
+        timeout: Seconds that one request may take.
+
+    Raises:
+        InputError: The model cannot be had or is not causal, an option is out of range, or the
+            server has other models.
+        PermanentError: The server cannot do this; the message says what to change.
+        TransientError: The server does not answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | Path,
+        *,
+        api_key_file: str | os.PathLike[str] | None = None,
+        served_model: str | None = None,
+        revision: str | None = None,
+        wire_dtype: str = "float32",
+        server: Server = "vllm",
+        rows_per_call: int = 16,
+        max_body_bytes: int = 32 << 20,
+        timeout: float = 120.0,
+    ) -> None:
+        dtype = named("wire_dtype", wire_dtype, WIRE_DTYPES)
+        if server not in SERVERS:
+            raise InputError(f"unknown server {server!r}; {did_you_mean(server, SERVERS)}")
+        if rows_per_call < 1 or max_body_bytes < 1:
+            raise InputError(
+                f"rows_per_call is {rows_per_call} and max_body_bytes {max_body_bytes}: "
+                "they must be 1 or more"
+            )
+        key = Key.find(file=api_key_file, variable=KEY_VARIABLE)
+        endpoint = Endpoint(url.rstrip("/").removesuffix("/v1"), key=key, timeout=timeout)
+        vocabulary = load_vocabulary(model, revision=revision)
+        served = find_model(endpoint, served_model)
+        self._table = vocabulary.table
+        self._completions = Completions(
+            endpoint=endpoint,
+            served_model=served.name,
+            dtype=dtype,
+            most_prompts=1 if server == "dynamo" else rows_per_call,
+            max_body_bytes=max_body_bytes,
+            for_dynamo=server == "dynamo",
+        )
+        self.vocabulary_size: int = self._table.weight.shape[0]
+        longest = served.max_tokens or vocabulary.max_tokens
+        self.capabilities = Capabilities(
+            soft_prompt_width=self._table.weight.shape[1],
+            insertions=frozenset({"concat", "add"}),
+            deterministic=False,  # what else it serves at the time changes the order of sums
+            max_tokens=longest and longest - 1,  # the server writes a token of its own
+            rows_per_call=self._completions.most_prompts,
+        )
+        self._reader = Reader(
+            vocabulary.tokenizer,
+            capabilities=self.capabilities,
+            vocabulary_size=self.vocabulary_size,
+            ends=False,
+            tokens=_tokens,
+            places=_places,
+        )
+        self.identity = (
+            f"vllm {vocabulary.name} weights={vocabulary.fingerprint} served={served.name} "
+            f"wire={wire_dtype}"
+        )
+        check_server(self._completions, self._table, self.tokenize(_PROBE), str(model))
+
+    @property
+    def embedding_std(self) -> float:
+        """Standard deviation of all entries of the word-embedding matrix."""
+        return self._table.std
+
+    def tokenize(self, text: str, /) -> tuple[int, ...]:
+        """Ids of the text's tokens, with no start or end token."""
+        return self._reader.text(text)
+
+    def embed(self, token_ids: Sequence[int], /) -> FloatArray:
+        """(tokens, H) float32 word embeddings, as the server takes them in place of ids."""
+        self._reader.check_ids(token_ids)
+        vectors: FloatArray = self._table.rows(token_ids).numpy()
+        return vectors
+
+    def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+        """See `lmaas_tune.backend.Backend.score`."""
+        return [self._score(request) for request in requests]
+
+    def inspect(self, request: ScoreRequest, /) -> Inspection:
+        """See `lmaas_tune.backend.Inspects.inspect`."""
+        self._readings(request, self._reader.rows(request))
+        return self._reader.inspect(request)
+
+    def _score(self, request: ScoreRequest) -> ScoreReply:
+        rows = self._reader.rows(request)
+        readings, token_ids = self._readings(request, rows)
+        logprobs = np.zeros((len(rows), len(request.candidates)))
+        vectors, adds = _soft(request.prompt)
+        if not vectors.to(self._completions.dtype).isfinite().all():  # float16 ends at 65504
+            return ScoreReply(logprobs * np.nan)
+        prompts = (
+            self._embedded(row, path, vectors, adds=adds)
+            for row, reading in zip(rows, readings, strict=True)
+            for path in reading.paths
+        )
+        values, taken = self._completions.logprobs(prompts, token_ids)
+        first, place = 0, {token: index for index, token in enumerate(token_ids)}
+        for number, reading in enumerate(readings):
+            for node, token, column in reading.picks:
+                logprobs[number, column] += values[first + node, place[token]]
+            first += len(reading.paths)
+        told = self._reader.usage(request, rows)
+        usage = replace(taken, sequences=told.sequences, tokens=told.tokens)
+        return ScoreReply(logprobs, usage)
+
+    def _readings(
+        self, request: ScoreRequest, rows: Sequence[EncodedRow]
+    ) -> tuple[list[Reading], list[int]]:
+        """What to read in each row, and all tokens that are asked for anywhere."""
+        readings = [tree(self._reader.words(request, row)) for row in rows]
+        token_ids = sorted({token for reading in readings for _, token, _ in reading.picks})
+        if len(token_ids) > MOST_TOKENS:
+            raise InputError(
+                f"{len(request.candidates)} label words have {len(token_ids)} different tokens, "
+                f"and vLLM tells of {MOST_TOKENS} at once: take fewer labels"
+            )
+        return readings, token_ids
+
+    def _embedded(
+        self, row: EncodedRow, path: Word, vectors: torch.Tensor, *, adds: bool
+    ) -> torch.Tensor:
+        """(tokens, H) of a row, a soft prompt in its place, a part of a label word behind it."""
+        embeddings = self._table.rows(row.ids + path)
+        place = embeddings[row.prompt : row.prompt + len(vectors)]
+        place.copy_(place + vectors if adds else vectors)
+        return embeddings
+
+
+def _soft(prompt: Prompt) -> tuple[torch.Tensor, bool]:
+    """(L, H) vectors of a soft prompt, none of a text, and whether they are added to words."""
+    if isinstance(prompt, SoftPrompt):
+        return torch.tensor(prompt.vectors), prompt.insertion == "add"
+    return torch.zeros(0, 1), False
+
+
+def _tokens(row: EncodedRow, words: Sequence[Word]) -> int:
+    """What the server reads: the row once more for each place inside a label word."""
+    return sum(len(row.ids) + len(path) for path in tree(words).paths)
+
+
+def _places(row: EncodedRow, words: Sequence[Word]) -> int:
+    return len(row.ids) + max(map(len, words), default=1) - 1
