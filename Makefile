@@ -6,7 +6,7 @@ VLLM_VENV ?= .venv-vllm
 # constraints.txt pins torch, so that no other package's wish brings another build of it
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-vllm check format examples benchmarks clean
+.PHONY: demo test test-browser test-plugin test-vllm check format examples benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -18,6 +18,11 @@ test: $(VENV)/.dev
 # against a real vLLM server, on the processor: its own environment, a tiny model, about 5 minutes
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready
 	OMP_NUM_THREADS=1 VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest tests/vllm
+
+# the report in a real browser, which `make test` leaves out where there is none
+test-browser: $(VENV)/.dev
+	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core)
+	OMP_NUM_THREADS=1 CHROMIUM=$$(command -v chromium) $(BIN)/python -m pytest tests/compare/test_browser.py
 
 # a stranger's distribution beside ours, both as wheels, in an environment with nothing else
 test-plugin:

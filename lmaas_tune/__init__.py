@@ -8,6 +8,8 @@
     result = Tuner(backend, optimizer="cma").fit([("I want my money back", "refund"), ...])
 """
 
+from typing import TYPE_CHECKING, Any
+
 from lmaas_tune.artifact import Score, TunedPrompt
 from lmaas_tune.backend import (
     Backend,
@@ -43,7 +45,11 @@ from lmaas_tune.result import Comparison, TuneResult
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.step import Candidate, Step
 from lmaas_tune.task import Batch, Example, Slot, Task, Template, Verbalizer
+from lmaas_tune.text import TextSettings
 from lmaas_tune.tuner import Tuner
+
+if TYPE_CHECKING:
+    from lmaas_tune.comparison import compare
 
 __all__ = [
     "Backend",
@@ -87,14 +93,25 @@ __all__ = [
     "Template",
     "TensorBoardLogger",
     "TextPrompt",
+    "TextSettings",
     "TransientError",
     "TuneResult",
     "TunedPrompt",
     "Tuner",
     "Usage",
     "Verbalizer",
+    "compare",
     "few_shot_split",
     "load_backend",
     "preset",
     "read_examples",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`compare`, when it is asked for: the core knows nothing of it."""
+    if name == "compare":
+        from lmaas_tune.comparison import compare
+
+        return compare
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

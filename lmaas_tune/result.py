@@ -106,6 +106,21 @@ class TuneResult:
 
         return plot_history(self.history, ax)
 
+    def report(self, path: str | os.PathLike[str], *, comparison: Comparison | None = None) -> Path:
+        """Write the run as one HTML file that needs no network: curves, settings, versions.
+
+        Args:
+            path: The file.
+            comparison: What `compare` gave, to be shown in it.
+
+        Raises:
+            MissingExtraError: The extra ``compare`` is not installed.
+            StorageError: The file cannot be written.
+        """
+        from lmaas_tune.comparison.single import write_run
+
+        return write_run(self, comparison, Path(path))
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Save the best prompt, see `TunedPrompt.save`."""
         return self.prompt.save(folder)

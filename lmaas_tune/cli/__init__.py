@@ -18,7 +18,17 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TextIO
 
-from lmaas_tune.cli import demo, doctor, evaluate, offers, predict, tune
+from lmaas_tune.cli import (
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    offers,
+    predict,
+    report_command,
+    serve,
+    tune,
+)
 from lmaas_tune.cli.arguments import BAD_INPUT, FAILED, INTERRUPTED, Outcome, Parser
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.versions import versions
@@ -60,14 +70,14 @@ def parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {versions()['lmaas-tune']}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, tune, predict, evaluate, offers, doctor):
+    for command in (demo, tune, predict, evaluate, compare, report_command, serve, offers, doctor):
         command.add_to(commands)
     return top
 
 
 def _run(argv: list[str], out: TextIO) -> Outcome:
     arguments = parser().parse_args(argv)
-    arguments.argv = argv
+    arguments.argv, arguments.stdout = argv, sys.stdout
     with contextlib.redirect_stdout(out):
         outcome: Outcome = arguments.run(arguments)
     return outcome
@@ -94,9 +104,9 @@ def _failure(error: BaseException) -> Outcome:
 def _print(outcome: Outcome, as_json: bool) -> None:
     if outcome.error:
         print(outcome.error, file=sys.stderr)
-    if as_json:
+    if as_json and outcome.content is not None:
         print(json.dumps(outcome.content, indent=1, ensure_ascii=False, allow_nan=False))
-    elif outcome.text:
+    elif not as_json and outcome.text:
         print(outcome.text)
     sys.stdout.flush()
 

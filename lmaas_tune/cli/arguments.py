@@ -70,8 +70,8 @@ def add_command(commands: Commands, name: str, summary: str) -> Parser:
     return command
 
 
-def add_backend(command: Parser) -> None:
-    """The flags that `open_client` reads."""
+def add_model(command: Parser) -> argparse._ArgumentGroup:
+    """The flags that `open_backend` needs."""
     group = command.add_argument_group("the model")
     group.add_argument(
         "--backend", default="hf", help="who runs it; `lmaas-tune backends` lists them (hf)"
@@ -84,6 +84,12 @@ def add_backend(command: Parser) -> None:
         metavar="NAME=VALUE,...",
         help="the backend's own settings, as dtype=bfloat16,device=cpu",
     )
+    return group
+
+
+def add_backend(command: Parser) -> None:
+    """The flags that `open_client` reads."""
+    group = add_model(command)
     group.add_argument("--cache", metavar="FILE", help="keep answers, so that none is paid twice")
     group.add_argument("--price-in", type=float, metavar="P", help="money per million tokens read")
     group.add_argument(

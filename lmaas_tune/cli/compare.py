@@ -1,0 +1,235 @@
+"""``lmaas-tune compare``: which optimizer to trust on a task."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lmaas_tune.cli.arguments import (
+    FAILED,
+    Commands,
+    Outcome,
+    Parser,
+    add_command,
+    add_model,
+    command_line,
+    open_backend,
+    parse_options,
+)
+from lmaas_tune.cli.report import note
+from lmaas_tune.cli.search import add_settings, read_settings
+from lmaas_tune.cli.tune import label_words
+from lmaas_tune.cli.wording import count, number
+from lmaas_tune.comparison.contender import Contender
+from lmaas_tune.comparison.early import EarlyStop
+from lmaas_tune.comparison.tasks import NamedTask, read_tasks
+from lmaas_tune.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from lmaas_tune.comparison.standings import Standings
+
+_TASK = ("train", "validation", "test", "template", "labels", "shots")
+"""Flags of the one task, which a file of tasks has no use for."""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(commands, "compare", "Compare optimizers at equal budgets")
+    _add_tasks(command)
+    add_model(command)
+    _add_comparison(command)
+    add_settings(command)
+    command.set_defaults(run=run)
+
+
+def _add_tasks(command: Parser) -> None:
+    group = command.add_argument_group(
+        "the tasks", "One by these flags, or several in a file. In a path {seed} is the run's seed."
+    )
+    group.add_argument(
+        "--tasks", metavar="FILE", help="a .toml or .json file with a table for each task"
+    )
+    group.add_argument("--train", metavar="FILE", help="rows that every call scores")
+    group.add_argument("--validation", metavar="FILE", help="rows that choose among the prompts")
+    group.add_argument("--test", metavar="FILE", help="rows that the final prompts are compared on")
+    group.add_argument(
+        "--shots",
+        type=int,
+        metavar="N",
+        help="for each seed draw N rows a class from --train, and as many for validation",
+    )
+    group.add_argument(
+        "--label-field", default="label", metavar="NAME", help="the field with the label (label)"
+    )
+    group.add_argument(
+        "--template", help='where things stand, as "{sentence} {prompt} It was {label}"'
+    )
+    group.add_argument(
+        "--labels", metavar="JSON", help='a word for each label, as {"0": "terrible", "1": "great"}'
+    )
+
+
+def _add_comparison(command: Parser) -> None:
+    group = command.add_argument_group("the comparison")
+    group.add_argument(
+        "--optimizers",
+        required=True,
+        metavar="NAME,...",
+        help="`lmaas-tune optimizers` lists them; options go in brackets, as "
+        '"cma(population=20),random"',
+    )
+    group.add_argument("--seeds", required=True, metavar="N,...", help="as 13,21,42")
+    group.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the results; the same command goes on with what is unfinished there",
+    )
+    group.add_argument(
+        "--jobs", type=int, metavar="N", help="processes, each with a model of its own (1)"
+    )
+    group.add_argument(
+        "--dask", metavar="ADDRESS", help="run on the Dask cluster whose scheduler listens there"
+    )
+    group.add_argument(
+        "--stop-early",
+        type=float,
+        metavar="SHARE",
+        help="after this share of the calls, end runs that are behind the median of those that "
+        "are finished; if not given, none is ended",
+    )
+    group.add_argument(
+        "--target", type=float, metavar="LOSS", help="training loss for the calls to a target"
+    )
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Compare, or go on with it."""
+    from lmaas_tune.comparison import compare
+
+    rule = None if arguments.stop_early is None else EarlyStop(after=arguments.stop_early)
+    backend = partial(
+        open_backend,
+        arguments.backend,
+        arguments.model,
+        parse_options(arguments.backend_options),
+        url=arguments.url,
+        api_key_file=arguments.api_key_file,
+    )
+    try:
+        with _cluster(arguments.dask):
+            standings = compare(
+                backend,
+                _tasks(arguments),
+                optimizers=_contenders(arguments.optimizers),
+                seeds=_seeds(arguments.seeds),
+                out=arguments.out,
+                settings=read_settings(arguments),
+                jobs=arguments.jobs,
+                early_stop=rule,
+                target=arguments.target,
+            )
+    except KeyboardInterrupt:
+        note(f"what is done is kept in {arguments.out}: the same command goes on")
+        raise
+    content = {**standings.to_json(), "out": arguments.out}
+    code = FAILED if standings.failed else 0
+    report = command_line("report", arguments.out, "-o", "report.html")
+    text = f"{standings_text(standings)}\nCurves, tests and times: {report}"
+    return Outcome(content, text, failures(standings), code)
+
+
+def standings_text(standings: Standings) -> str:
+    """The ranking, and whether it is more than chance."""
+    width = max(len(line["optimizer"]) for line in standings.ranking)
+    lines = [f"On {standings.judged_on} rows:", f"  {'':{width}}  mean rank   loss  accuracy"]
+    lines += [
+        f"  {line['optimizer']:{width}}  {number(line['mean_rank']):>9}  "
+        f"{number(line['loss_mean']):>5}  {_percent(line['accuracy_mean']):>8}"
+        for line in standings.ranking
+    ]
+    friedman = standings.tests["friedman"]
+    if friedman["untested"] is None:
+        lines.append(f"Friedman's test over {_blocks(standings)}: p = {friedman['p']:.2g}.")
+    else:
+        lines.append(f"Not tested: {friedman['untested']}.")
+    if stopped := len(standings.stopped_early):
+        lines.append(f"{count('run', stopped)} stopped early.")
+    return "\n".join(lines)
+
+
+def failures(standings: Standings) -> str:
+    """The runs that failed, a line each."""
+    return "\n".join(
+        f"failed: {record.optimizer} on {record.task} with seed {record.seed}: {record.reason}"
+        for record in standings.failed
+    )
+
+
+def _blocks(standings: Standings) -> str:
+    return count("block", standings.tests["blocks"])
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _tasks(arguments: argparse.Namespace) -> tuple[NamedTask, ...]:
+    given = [name for name in _TASK if getattr(arguments, name) is not None]
+    if arguments.tasks is not None:
+        if given:
+            raise InputError(
+                f"--tasks and --{given[0]} exclude each other: the file says it for each task"
+            )
+        return read_tasks(arguments.tasks)
+    if arguments.train is None:
+        raise InputError("there is no task: give --train, or --tasks with a file of them")
+    content: dict[str, Any] = {name: getattr(arguments, name) for name in given}
+    if "labels" in content:
+        content["labels"] = label_words(content["labels"])
+    return (NamedTask(name="task", label_field=arguments.label_field, **content),)
+
+
+def _contenders(text: str) -> list[Contender]:
+    """Read ``"cma(population=20),random"``."""
+    found = []
+    for part in re.findall(r"(?:[^,(]|\([^)]*\)?)+", text):
+        match = re.fullmatch(r"([^()]+)(?:\((.*)\))?", part.strip())
+        if match is None:
+            raise InputError(
+                f'--optimizers {text!r}: {part.strip()!r} is no optimizer; write "cma(population='
+                '20),random"'
+            )
+        name, options = match.groups()
+        found.append(Contender(optimizer=name.strip(), options=parse_options(options or "")))
+    return found
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {text!r}: give whole numbers, as 13,21,42") from None
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """Send joblib's work to a Dask cluster, where one is given."""
+    if address is None:
+        yield
+        return
+    try:
+        from distributed import Client
+        from joblib import parallel_config
+    except ImportError as error:
+        raise MissingExtraError("--dask", package="distributed", extra="cluster") from error
+    try:
+        client = Client(address)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise InputError(f"--dask {address}: no scheduler answers there ({error})") from error
+    with client, parallel_config(backend="dask"):
+        yield

@@ -1,0 +1,35 @@
+"""``lmaas-tune report``: the results of comparisons as one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+
+from lmaas_tune.cli.arguments import Commands, Outcome, add_command
+from lmaas_tune.cli.compare import failures, standings_text
+from lmaas_tune.comparison.extra import need
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(commands, "report", "Write what `compare` found as one HTML file")
+    command.add_argument(
+        "folders", nargs="+", metavar="DIR", help="results of `lmaas-tune compare`; several add up"
+    )
+    command.add_argument(
+        "-o", "--output", default="report.html", metavar="FILE", help="(report.html)"
+    )
+    command.add_argument(
+        "--target", type=float, metavar="LOSS", help="training loss for the calls to a target"
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Read the results, and write the report."""
+    need("a report", "jinja2", "plotly", "scipy", "statsmodels")
+    from lmaas_tune.comparison.standings import Standings
+
+    standings = Standings.of(*arguments.folders, target=arguments.target)
+    path = standings.report(arguments.output)
+    content = {**standings.to_json(), "report": str(path)}
+    return Outcome(content, f"{standings_text(standings)}\nWritten: {path}", failures(standings))
