@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,27 @@ def test_another_model_of_the_same_width_is_found_out(
 def test_a_server_that_is_not_there_may_come(vllm_server: VLLMServer) -> None:
     with pytest.raises(TransientError, match="cannot be reached"):
         opened(vllm_server, url="http://127.0.0.1:9")
+
+
+def test_the_example_ends_with_equal_losses_here_by_our_service_and_by_vllm(
+    vllm_server: VLLMServer,
+) -> None:
+    example = Path(__file__).parents[2] / "examples" / "remote.py"
+    flags = ["--model", str(vllm_server.model), "--vllm", vllm_server.url]
+    flags += ["--vllm-key-file", str(vllm_server.key_file)]
+    done = subprocess.run(
+        [sys.executable, str(example), *flags],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:4]] == [
+        "local",
+        "service",
+        "vllm",
+    ]
 
 
 def test_the_server_is_well_after_all_this(remote: VLLMBackend, local: HFBackend) -> None:
