@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Text prompts on sst2, seed 13, at 200 calls: a small JSON file for each run in results/text/.
+# Text prompts on sst2, seed 13, at 200 calls, of a model behind `lmaas-tune serve`, which is started
+# here: a small JSON file for each run in results/text/.
 #   results/text.sh MODEL DATA         MODEL a folder or hub name, DATA with sst2/
 # A run whose file is there already is not made again. Needs `lmaas-tune` and `python` on the path.
 set -euo pipefail
@@ -7,18 +8,23 @@ model=$1 data=$2
 here=$(cd "$(dirname "$0")" && pwd)
 out=$here/text
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 mkdir -p "$out"
+
+python -c 'import secrets; print(secrets.token_urlsafe(32))' >"$work/key"
+lmaas-tune serve --model "$model" --port 0 --api-key-file "$work/key" --json >"$work/service" 2>/dev/null &
+trap 'kill %1; rm -rf "$work"' EXIT
+until [ -s "$work/service" ]; do sleep 1; done
+url=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["url"])' "$work/service")
 
 for calibration in none fitted; do
   for seed in 13; do
     name=sst2-text-$calibration-$seed
     [ -s "$out/$name.json" ] && continue
-    lmaas-tune tune --backend hf --model "$model" --prompt text --seed "$seed" \
+    lmaas-tune tune --backend lmaas --url "$url" --api-key-file "$work/key" --prompt text --seed "$seed" \
       --train "$data/sst2/seed-$seed/train.jsonl" --validation "$data/sst2/seed-$seed/dev.jsonl" \
       --test "$data/sst2/test.jsonl" --template $'Review: {sentence}\n{prompt} {label}' \
       --labels '{"0": "negative", "1": "positive"}' --calibration "$calibration" \
-      --budget calls=200 --cache "$work/answers.sqlite" --json >"$work/$name.json"
+      --budget calls=200 --json >"$work/$name.json"
     mv "$work/$name.json" "$out/$name.json"
   done
 done

@@ -277,7 +277,9 @@ class Endpoint:
         return PermanentError(f"{url} cannot be asked: {said}")  # a bundle of certificates is gone
 
     def _tellable(self, error: Exception) -> Exception | None:
-        """The error, unless it quotes a server that quotes the key."""
+        """The error without its signed request, unless it quotes a server that quotes the key."""
+        if isinstance(error, requests.RequestException):
+            error.request = error.response = None
         text = "".join(traceback.format_exception(error))
         return error if self._key is None or self._key.hidden(text) == text else None
 
