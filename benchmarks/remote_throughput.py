@@ -101,7 +101,9 @@ class Bare:
 
 def requests_of(backend: Any, rng: np.random.Generator) -> list[ScoreRequest]:
     """A generation of fresh prompts on the same rows."""
-    examples = [Example({"text": f"{number} {TEXT * 10}"}) for number in range(ROWS)]
+    # of a point only z is sent, so that long texts would be time of the model's alone
+    text = TEXT if backend.capabilities.point_prompts else TEXT * 10
+    examples = [Example({"text": f"{number} {text}"}) for number in range(ROWS)]
     batch = TEMPLATE.batch(examples)
     return [ScoreRequest(prompt, batch, ("good", "bad")) for prompt in _prompts(backend, rng)]
 
