@@ -22,6 +22,7 @@ from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.client import Client
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.files import write_whole
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
 from lmaas_tune.prompts import (
     FloatArray,
@@ -133,14 +134,14 @@ class TunedPrompt:
                 }
                 vectors = {VECTORS_KEY: np.ascontiguousarray(self.prompt.vectors)}
                 data = safetensors.numpy.save(vectors, {"format": "pt"})
-                _replace(path / "prompt.safetensors", data)
+                write_whole(path / "prompt.safetensors", data)
             elif isinstance(self.prompt, TextPrompt):
                 content["text"] = self.prompt.text
             else:
                 content["subspace"] = self.prompt.subspace.to_json()
                 content["point"] = [float(number) for number in self.prompt.point]
             text = json.dumps(content, indent=1, ensure_ascii=False)
-            _replace(path / "prompt.json", text.encode() + b"\n")
+            write_whole(path / "prompt.json", text.encode() + b"\n")
         except OSError as error:
             raise StorageError(f"{path}: the prompt cannot be saved ({error})") from error
         return path
@@ -261,12 +262,3 @@ def _read_prompt(path: Path, content: Mapping[str, Any]) -> Prompt:
         return PointPrompt(Subspace.from_json(content["subspace"]), content["point"])
     tensors = safetensors.numpy.load((path / "prompt.safetensors").read_bytes())
     return SoftPrompt(tensors[VECTORS_KEY], content["insertion"], tuple(content["anchor"]))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

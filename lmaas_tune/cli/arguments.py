@@ -71,13 +71,12 @@ def add_command(commands: Commands, name: str, summary: str) -> Parser:
 
 
 def add_model(command: Parser) -> argparse._ArgumentGroup:
-    """The flags that `open_backend` needs."""
+    """The flags that name a model in this process; `add_place` has those of one elsewhere."""
     group = command.add_argument_group("the model")
     group.add_argument(
         "--backend", default="hf", help="who runs it; `lmaas-tune backends` lists them (hf)"
     )
     group.add_argument("--model", help="which; for hf a hub name, a folder or a .gguf file")
-    add_place(group)
     group.add_argument(
         "--backend-options",
         default="",
@@ -90,6 +89,7 @@ def add_model(command: Parser) -> argparse._ArgumentGroup:
 def add_backend(command: Parser) -> None:
     """The flags that `open_client` reads."""
     group = add_model(command)
+    add_place(group)
     group.add_argument("--cache", metavar="FILE", help="keep answers, so that none is paid twice")
     group.add_argument("--price-in", type=float, metavar="P", help="money per million tokens read")
     group.add_argument(

@@ -16,13 +16,14 @@ from lmaas_tune.cli.arguments import (
     Parser,
     add_command,
     add_model,
+    add_place,
     command_line,
     open_backend,
     parse_options,
 )
+from lmaas_tune.cli.layout import add_layout, label_words
 from lmaas_tune.cli.report import note
 from lmaas_tune.cli.search import add_settings, read_settings
-from lmaas_tune.cli.tune import label_words
 from lmaas_tune.cli.wording import count, number
 from lmaas_tune.comparison.contender import Contender
 from lmaas_tune.comparison.early import EarlyStop
@@ -40,7 +41,7 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(commands, "compare", "Compare optimizers at equal budgets")
     _add_tasks(command)
-    add_model(command)
+    add_place(add_model(command))
     _add_comparison(command)
     add_settings(command)
     command.set_defaults(run=run)
@@ -62,15 +63,7 @@ def _add_tasks(command: Parser) -> None:
         metavar="N",
         help="for each seed draw N rows a class from --train, and as many for validation",
     )
-    group.add_argument(
-        "--label-field", default="label", metavar="NAME", help="the field with the label (label)"
-    )
-    group.add_argument(
-        "--template", help='where things stand, as "{sentence} {prompt} It was {label}"'
-    )
-    group.add_argument(
-        "--labels", metavar="JSON", help='a word for each label, as {"0": "terrible", "1": "great"}'
-    )
+    add_layout(group)
 
 
 def _add_comparison(command: Parser) -> None:

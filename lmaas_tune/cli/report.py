@@ -11,6 +11,7 @@ from typing import Any
 from lmaas_tune.cli.arguments import INTERRUPTED, Outcome
 from lmaas_tune.cli.wording import comparison_json, result_json, spent_words
 from lmaas_tune.errors import InputError, LMaaSError
+from lmaas_tune.files import write_whole
 from lmaas_tune.result import TuneResult
 from lmaas_tune.task import Example, Task
 
@@ -121,8 +122,6 @@ def _keep(out: Path | None, content: Mapping[str, Any]) -> None:
         return
     path = out / FILE_NAME
     try:
-        draft = path.with_name(path.name + ".part")
-        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
     except OSError as error:  # it was paid for, and is about to be printed
         note(f"{path}: the report cannot be kept ({error})")

@@ -9,7 +9,14 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from lmaas_tune.cli.arguments import Commands, Outcome, add_command, open_backend, parse_options
+from lmaas_tune.cli.arguments import (
+    Commands,
+    Outcome,
+    add_command,
+    add_model,
+    open_backend,
+    parse_options,
+)
 from lmaas_tune.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -19,17 +26,7 @@ if TYPE_CHECKING:
 def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(commands, "serve", "Let others ask a model, over HTTP")
-    model = command.add_argument_group("the model")
-    model.add_argument(
-        "--backend", default="hf", help="who runs it; `lmaas-tune backends` lists them (hf)"
-    )
-    model.add_argument("--model", help="which; for hf a hub name, a folder or a .gguf file")
-    model.add_argument(
-        "--backend-options",
-        default="",
-        metavar="NAME=VALUE,...",
-        help="the backend's own settings, as dtype=bfloat16,device=cpu",
-    )
+    add_model(command)
     service = command.add_argument_group("the service")
     service.add_argument(
         "--host", default="127.0.0.1", help="the interface to listen on (127.0.0.1)"

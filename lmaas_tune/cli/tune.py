@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from lmaas_tune.cli.arguments import (
     command_line,
     open_client,
 )
+from lmaas_tune.cli.layout import add_layout, label_words
 from lmaas_tune.cli.report import check_test_rows, interrupted, note, report
 from lmaas_tune.cli.search import add_search, read_settings
 from lmaas_tune.cli.wording import best_words, comparison_table, sentence, spent_words
@@ -46,15 +46,7 @@ def _add_task(command: Parser) -> None:
     group.add_argument("--train", metavar="FILE", required=True, help="rows that every call scores")
     group.add_argument("--validation", metavar="FILE", help="rows that choose among the prompts")
     group.add_argument("--test", metavar="FILE", help="rows that show before and after")
-    group.add_argument(
-        "--label-field", default="label", metavar="NAME", help="the field with the label (label)"
-    )
-    group.add_argument(
-        "--template", help='where things stand, as "{sentence} {prompt} It was {label}"'
-    )
-    group.add_argument(
-        "--labels", metavar="JSON", help='a word for each label, as {"0": "terrible", "1": "great"}'
-    )
+    add_layout(group)
 
 
 def _add_run(command: Parser) -> None:
@@ -117,21 +109,6 @@ def _task(arguments: argparse.Namespace, train: Sequence[Example], *, prompt_fir
         if arguments.labels is None
         else Verbalizer(label_words(arguments.labels)),
     )
-
-
-def label_words(text: str) -> dict[str, str]:
-    """Read what ``--labels`` was given.
-
-    Raises:
-        InputError: It is no JSON object of words.
-    """
-    try:
-        words = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--labels {text!r} is not JSON ({error})") from error
-    if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
-        raise InputError(f'--labels {text!r}: give an object, as {{"0": "terrible", "1": "great"}}')
-    return words
 
 
 def _callbacks(arguments: argparse.Namespace) -> list[Callback]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lmaas_tune.comparison.extra import need
 from lmaas_tune.errors import StorageError
+from lmaas_tune.files import write_whole
 from lmaas_tune.versions import versions
 
 NONE = "-"
@@ -131,11 +132,9 @@ def write_page(page: Page, path: Path) -> Path:
         StorageError: The file cannot be written.
     """
     html = render(page)
-    draft = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(html, encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, html.encode())
     except OSError as error:
         raise StorageError(f"{path}: the report cannot be written ({error})") from error
     return path

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
-from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.service.numbers import WholeNumbers
 
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class Bounds(WholeNumbers):
     """What is refused above; all are whole numbers from 1 up.
 
     Attributes:
@@ -36,6 +36,9 @@ class Bounds:
         grace_seconds: How long what was taken on may go on when the service is told to stop.
     """
 
+    kind: ClassVar[str] = "bound"
+    may_be_none: ClassVar[bool] = False
+
     body_bytes: int = 8 * MIB
     rows: int = 1024
     candidates: int = 256
@@ -53,22 +56,3 @@ class Bounds:
     subspace_bytes: int = 512 * MIB
     drawn_bytes: int = 1024 * MIB
     grace_seconds: int = 30
-
-    def __post_init__(self) -> None:
-        for bound in fields(self):
-            value = getattr(self, bound.name)
-            if type(value) is not int or value < 1:
-                raise InputError(f"the bound {bound.name} is {value!r}: give a whole number from 1")
-
-    @classmethod
-    def of(cls, given: Mapping[str, object]) -> Bounds:
-        """The usual bounds, but for those given by name.
-
-        Raises:
-            InputError: There is no such bound, or it takes no such value.
-        """
-        known = [bound.name for bound in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise InputError(f"there is no bound {name!r}; {did_you_mean(name, known)}")
-        return cls(**given)  # type: ignore[arg-type]  # checked above and at construction

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
-from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.service.numbers import WholeNumbers
 from lmaas_tune.service.refusal import RefusalError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(WholeNumbers):
     """What a key may use; None is no limit.
 
     Attributes:
@@ -24,28 +25,12 @@ class Limits:
         InputError: A limit is no whole number from 1 up.
     """
 
+    kind: ClassVar[str] = "limit"
+    may_be_none: ClassVar[bool] = True
+
     requests: int | None = None
     tokens: int | None = None
     concurrent: int | None = 64
-
-    def __post_init__(self) -> None:
-        for limit in fields(self):
-            value = getattr(self, limit.name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise InputError(f"the limit {limit.name} is {value!r}: give a whole number from 1")
-
-    @classmethod
-    def of(cls, given: Mapping[str, object]) -> Limits:
-        """The usual limits, but for those given by name.
-
-        Raises:
-            InputError: There is no such limit, or it takes no such value.
-        """
-        known = [limit.name for limit in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise InputError(f"there is no limit {name!r}; {did_you_mean(name, known)}")
-        return cls(**given)  # type: ignore[arg-type]  # checked above and at construction
 
 
 USUAL = Limits()
