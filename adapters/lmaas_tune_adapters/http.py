@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import email.utils
-import io
 import json
 import math
 import os
 import ssl
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
@@ -39,7 +38,7 @@ _REMEDIES = {
     413: "the request is too large for this server: shorten the prompt or the texts",
 }
 _MAX_REPLY = 64 * 2**20  # bytes; nothing we ask for is near it
-_CHUNK = 64 * 1024
+_CHUNK = 64 * 1024  # bytes at once, up or down
 _CONNECT = 10.0  # seconds
 
 
@@ -219,8 +218,7 @@ class Endpoint:
             with self._session.request(
                 method,
                 url,
-                # a file is sent in blocks, each with a timeout of its own; bytes have one for all
-                data=io.BytesIO(body) if body else body,
+                data=_Blocks(body) if body else body,
                 headers=headers,
                 timeout=(min(_CONNECT, self._timeout), self._timeout),
                 allow_redirects=False,
@@ -302,6 +300,19 @@ class Endpoint:
         return RefusedError(
             f"{message}; {remedy}" if remedy else message, status=status, reason=reason, code=code
         )
+
+
+class _Blocks:
+    """A body sent in blocks, each with a timeout of its own: bytes would have one for all."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self._body[start : start + _CHUNK] for start in range(0, len(self), _CHUNK))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -384,6 +384,7 @@ def test_a_model_that_is_not_causal_is_refused(
         ({"server": "vlm"}, "did you mean 'vllm'"),
         ({"rows_per_call": 0}, "rows_per_call is 0"),
         ({"max_body_bytes": 0}, "max_body_bytes 0"),
+        ({"max_kept_bytes": -1}, "max_kept_bytes is -1"),
     ],
 )
 def test_an_option_out_of_range_is_named(

@@ -20,6 +20,7 @@ from lmaas_tune_adapters.hf.reader import Reader
 from lmaas_tune_adapters.http import Endpoint, Key
 from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
 from lmaas_tune_adapters.vllm.probe import check_server, find_model
+from lmaas_tune_adapters.vllm.rows import RowWriter
 from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary
 
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -54,6 +55,8 @@ class VLLMBackend:
         server: ``vllm``, or ``dynamo`` for NVIDIA Dynamo in front of it.
         rows_per_call: Most rows in one request.
         max_body_bytes: Most bytes in one request; a single longer row goes alone.
+        max_kept_bytes: Most memory for what is kept of rows that are asked for again under another
+            soft prompt: about what they are on the wire. 0 keeps nothing.
         timeout: Seconds that one request may take.
 
     Raises:
@@ -75,6 +78,7 @@ class VLLMBackend:
         server: Server = "vllm",
         rows_per_call: int = 16,
         max_body_bytes: int = 32 << 20,
+        max_kept_bytes: int = 256 << 20,
         timeout: float = 120.0,
     ) -> None:
         dtype = named("wire_dtype", wire_dtype, WIRE_DTYPES)
@@ -85,15 +89,17 @@ class VLLMBackend:
                 f"rows_per_call is {rows_per_call} and max_body_bytes {max_body_bytes}: "
                 "they must be 1 or more"
             )
+        if max_kept_bytes < 0:
+            raise InputError(f"max_kept_bytes is {max_kept_bytes}; it must be 0 or more")
         key = Key.find(file=api_key_file, variable=KEY_VARIABLE)
         endpoint = Endpoint(url.rstrip("/").removesuffix("/v1"), key=key, timeout=timeout)
         vocabulary = load_vocabulary(model, revision=revision)
         served = find_model(endpoint, served_model)
         self._table = vocabulary.table
+        self._rows = RowWriter(self._table, dtype, max_kept_bytes=max_kept_bytes)
         self._completions = Completions(
             endpoint=endpoint,
             served_model=served.name,
-            dtype=dtype,
             most_prompts=1 if server == "dynamo" else rows_per_call,
             max_body_bytes=max_body_bytes,
             for_dynamo=server == "dynamo",
@@ -119,7 +125,7 @@ class VLLMBackend:
             f"vllm {vocabulary.name} weights={vocabulary.fingerprint} served={served.name} "
             f"wire={wire_dtype}"
         )
-        check_server(self._completions, self._table, self.tokenize(_PROBE), str(model))
+        check_server(self._completions, self._rows, self.tokenize(_PROBE), str(model))
 
     @property
     def embedding_std(self) -> float:
@@ -150,10 +156,12 @@ class VLLMBackend:
         readings, token_ids = self._readings(request, rows)
         logprobs = np.zeros((len(rows), len(request.candidates)))
         vectors, adds = _soft(request.prompt)
-        if not vectors.to(self._completions.dtype).isfinite().all():  # float16 ends at 65504
+        if not vectors.to(self._rows.dtype).isfinite().all():  # float16 ends at 65504
             return ScoreReply(logprobs * np.nan)
         prompts = (
-            self._embedded(row, path, vectors, adds=adds)
+            self._rows.soft(row.ids + path, row.prompt, vectors, adds=adds)
+            if len(vectors)
+            else self._rows.words(row.ids + path)
             for row, reading in zip(rows, readings, strict=True)
             for path in reading.paths
         )
@@ -179,15 +187,6 @@ class VLLMBackend:
                 f"and vLLM tells of {MOST_TOKENS} at once: take fewer labels"
             )
         return readings, token_ids
-
-    def _embedded(
-        self, row: EncodedRow, path: Word, vectors: torch.Tensor, *, adds: bool
-    ) -> torch.Tensor:
-        """(tokens, H) of a row, a soft prompt in its place, a part of a label word behind it."""
-        embeddings = self._table.rows(row.ids + path)
-        place = embeddings[row.prompt : row.prompt + len(vectors)]
-        place.copy_(place + vectors if adds else vectors)
-        return embeddings
 
 
 def _soft(prompt: Prompt) -> tuple[torch.Tensor, bool]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import TransientError
@@ -44,7 +40,6 @@ class Completions:
     Attributes:
         endpoint: The server.
         served_model: The model's name there.
-        dtype: Of the embeddings as they are sent.
         most_prompts: Most prompts in one HTTP request.
         max_body_bytes: Most bytes of them; one prompt that is longer goes alone.
         for_dynamo: Whether the server is NVIDIA Dynamo, which wants an empty `prompt` beside the
@@ -53,18 +48,17 @@ class Completions:
 
     endpoint: Endpoint
     served_model: str
-    dtype: torch.dtype
     most_prompts: int
     max_body_bytes: int
     for_dynamo: bool = False
 
     def logprobs(
-        self, prompts: Iterable[torch.Tensor], token_ids: Sequence[int]
+        self, prompts: Iterable[bytes], token_ids: Sequence[int]
     ) -> tuple[FloatArray, Usage]:
         """What the model gives each token as the next one.
 
         Args:
-            prompts: (tokens, H) each, finite; made into bytes one by one.
+            prompts: As `lmaas_tune_adapters.vllm.rows` writes them, finite; taken one by one.
             token_ids: At most `MOST_TOKENS`, all different.
 
         Returns:
@@ -77,17 +71,11 @@ class Completions:
         """
         values: list[FloatArray] = [np.zeros((0, len(token_ids)))]
         usage = Usage()
-        for group in self._groups(map(self.encoded, prompts)):
+        for group in self._groups(prompts):
             found, taken = self._answers(group, token_ids)
             values.append(found)
             usage += taken
         return np.concatenate(values), usage
-
-    def encoded(self, prompt: torch.Tensor) -> bytes:
-        """A prompt as the server reads it: what `torch.save` writes, in base64."""
-        numbers = prompt.to(self.dtype).contiguous()
-        content = _head(numbers.shape, self.dtype) + numbers.view(torch.uint8).numpy().tobytes()
-        return base64.b64encode(content)
 
     def ask(
         self, prompts: Sequence[bytes], token_ids: Sequence[int], *, beside: Sequence[int] = ()
@@ -95,7 +83,7 @@ class Completions:
         """One HTTP request.
 
         Args:
-            prompts: As `encoded` gives them.
+            prompts: See `logprobs`.
             token_ids: See `logprobs`.
             beside: Token ids of one more prompt, answered last.
         """
@@ -115,10 +103,12 @@ class Completions:
             fields["prompt"] = ""
         elif beside:
             fields["prompt"] = list(beside)
-        opening, end = (b'"', b'"') if self.for_dynamo else (b'["', b'"]')
+        opening, end = (b'"', b'"}') if self.for_dynamo else (b'["', b'"]}')
         # base64 has nothing to escape, and a JSON writer would take longer than all the rest
-        head = json.dumps(fields).encode()[:-1] + b',"prompt_embeds":' + opening
-        body = b"".join([head, b'","'.join(prompts), end, b"}"])
+        pieces = [json.dumps(fields).encode()[:-1], b',"prompt_embeds":', opening]
+        for number, prompt in enumerate(prompts):
+            pieces += [b'","', prompt] if number else [prompt]
+        body = b"".join([*pieces, end])
         answer = self.endpoint.post(PATH, body=body, headers={"Content-Type": "application/json"})
         return self._read(answer, len(prompts) + bool(beside), token_ids), answer.usage
 
@@ -173,15 +163,3 @@ class Completions:
         if wrong.size:
             raise UnfitAnswerError(f"{answer.url} gave {wrong[0]:g} for a log-probability")
         return np.minimum(values, 0.0)
-
-
-@cache
-def _head(shape: torch.Size, dtype: torch.dtype) -> bytes:
-    """What `torch.save` writes before the numbers of a tensor, which end its older format.
-
-    Writing each tensor anew would take longer than all else that is done to send it.
-    """
-    file = io.BytesIO()
-    zeros = torch.zeros(shape, dtype=dtype)
-    torch.save(zeros, file, _use_new_zipfile_serialization=False)
-    return file.getvalue()[: -zeros.nbytes]

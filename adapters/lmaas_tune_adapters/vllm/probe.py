@@ -6,14 +6,15 @@ Costs two small requests, which are in no ledger.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmaas_tune.errors import InputError, PermanentError, did_you_mean
+from lmaas_tune_adapters.hf.answers import Word
 from lmaas_tune_adapters.http import Endpoint, RefusedError
 from lmaas_tune_adapters.vllm.completions import Completions, UnfitAnswerError
+from lmaas_tune_adapters.vllm.rows import RowWriter
 from lmaas_tune_adapters.vllm.table import EmbeddingTable
 
 _APART = 0.5
@@ -63,16 +64,14 @@ def find_model(endpoint: Endpoint, wanted: str | None) -> Served:
     return Served(name=name, max_tokens=lengths[name])
 
 
-def check_server(
-    completions: Completions, table: EmbeddingTable, token_ids: Sequence[int], model: str
-) -> None:
+def check_server(completions: Completions, rows: RowWriter, token_ids: Word, model: str) -> None:
     """Send one short prompt, as embeddings and as ids, and compare the answers.
 
     Args:
         completions: How requests are made.
-        table: The embeddings to judge.
+        rows: How they are written, with the embeddings to judge.
         token_ids: The prompt, and the tokens to ask for.
-        model: Where the table is from.
+        model: Where the embeddings are from.
 
     Raises:
         PermanentError: The server cannot do what it is asked, or has another model; the message
@@ -83,16 +82,14 @@ def check_server(
     wanted = list(dict.fromkeys(token_ids))[:16]
     beside = () if completions.for_dynamo else token_ids
     try:
-        values, _ = completions.ask(
-            [completions.encoded(table.rows(token_ids))], wanted, beside=beside
-        )
+        values, _ = completions.ask([rows.words(token_ids)], wanted, beside=beside)
     except UnfitAnswerError as error:
         raise PermanentError(
             f"{url} does not give the log-probabilities of the tokens it is asked for ({error}): "
             "it needs a vLLM that knows logprob_token_ids (0.32 does), without --logprobs-mode"
         ) from error
     except RefusedError as error:
-        raise _explained(error, table, model) from error
+        raise _explained(error, rows.table, model) from error
     if beside and np.abs(values[0] - values[1]).max() > _APART:
         raise PermanentError(
             f"{url} answers otherwise to the embeddings of {model!r} than to the words they stand "
