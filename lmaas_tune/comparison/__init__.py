@@ -84,7 +84,7 @@ def compare(
     Raises:
         InputError: Something given cannot work, the folder holds another comparison, or not one
             run succeeded.
-        PermanentError: Workers die before they begin.
+        PermanentError: Workers die again and again before they begin.
         StorageError: The folder cannot be read or written.
     """
     need("a comparison", "joblib", "scipy", "statsmodels")

@@ -22,7 +22,7 @@ class EarlyStop:
     that the run could not have won; the results show which runs ended so.
 
     Attributes:
-        after: Share of the calls in the budget from which on runs are judged, above 0 and up to 1.
+        after: Share of the calls in the budget from which on runs are judged, above 0 and below 1.
         rivals: How many runs have to be finished before anyone is judged by them.
 
     Raises:
@@ -35,8 +35,8 @@ class EarlyStop:
     def __post_init__(self) -> None:
         if isinstance(self.after, bool) or not isinstance(self.after, int | float):
             raise InputError(f"after={self.after!r}: it takes a number")
-        if not 0 < self.after <= 1:
-            raise InputError(f"after={self.after}: a share of the calls, above 0 and up to 1")
+        if not 0 < self.after < 1:
+            raise InputError(f"after={self.after}: a share of the calls, above 0 and below 1")
         if isinstance(self.rivals, bool) or not isinstance(self.rivals, int) or self.rivals < 1:
             raise InputError(f"rivals={self.rivals!r}: a whole number from 1 on")
 
@@ -67,6 +67,8 @@ class Judge(Callback):
         if step.loss == step.loss:
             self._lowest = min(self._lowest, step.loss)
         if step.spent.calls < self._rule.after * self._calls:
+            return
+        if step.spent.calls + len(step.points) > self._calls:  # it has had its budget
             return
         theirs = [curve.lowest_after(step.spent.calls) for curve in self._rivals()]
         if len(theirs) < self._rule.rivals or self._lowest <= median(theirs):

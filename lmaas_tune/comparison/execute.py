@@ -18,9 +18,10 @@ from lmaas_tune.comparison.plan import BackendChoice, Cell
 from lmaas_tune.comparison.record import Curve, Record, Status, final_json
 from lmaas_tune.errors import InputError, LMaaSError, StorageError
 from lmaas_tune.journal import FILE_NAME as JOURNAL
-from lmaas_tune.optimizers.base import Optimizer
+from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.prompts import FloatArray, TextPrompt
 from lmaas_tune.result import TuneResult
+from lmaas_tune.spaces import SearchSpace
 from lmaas_tune.tuner import Tuner
 
 _TURN = threading.Lock()
@@ -182,8 +183,8 @@ class _TimedTuner(Tuner):
         """In ask and tell, replayed ones included: as if the run had been made at one go."""
         return 0.0 if self._timed is None else self._timed.seconds
 
-    def _optimizer_for(self, dim: int) -> Optimizer:
-        self._timed = _Timed(super()._optimizer_for(dim))
+    def _optimizer_for(self, space: SearchSpace) -> Optimizer:
+        self._timed = _Timed(super()._optimizer_for(space))
         return self._timed
 
 
@@ -198,6 +199,11 @@ class _Timed:
     def population(self) -> int:
         """The optimizer's."""
         return self._optimizer.population
+
+    @property
+    def ended(self) -> str | None:
+        """The optimizer's, if it ever ends."""
+        return self._optimizer.ended if isinstance(self._optimizer, Ends) else None
 
     def ask(self) -> FloatArray:
         """The optimizer's."""

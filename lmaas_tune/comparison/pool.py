@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
@@ -43,28 +44,39 @@ def run_all(cells: Sequence[Cell], out: Path, *, identity: str | None, jobs: int
 
     Raises:
         InputError: The backend cannot be built, or is another than that of the folder.
-        PermanentError: Workers die before they begin.
+        PermanentError: Workers die again and again before they begin.
         StorageError: The folder cannot be written.
     """
     left = [cell for cell in cells if not _done(cell, out)]
     for cell in left:
         forget(out, cell.key)  # it failed, and is tried again
+    in_vain = False
     with tqdm(total=len(cells), initial=len(cells) - len(left), unit="run", disable=None) as bar:
         while left:
             try:
                 _run(left, out, identity, jobs, bar)
                 return
             except _deaths() as error:
-                left = [cell for cell in left if kept(out, cell.key) is None]
-                suspects = [cell for cell in left if _backend_of_journal(cell, out) is not None]
-                if not suspects:
+                undone = [cell for cell in left if kept(out, cell.key) is None]
+                suspects = [cell for cell in undone if _backend_of_journal(cell, out) is not None]
+                before, in_vain = in_vain, not suspects and len(undone) == len(left)
+                if before and in_vain:
                     raise PermanentError(
-                        f"a worker died before it could begin a run ({_first_line(error)}): "
-                        "perhaps its memory does not hold the model; take fewer jobs"
+                        "workers died twice before they could begin a run "
+                        f"({_first_sentence(error)}): perhaps the memory does not hold the model; "
+                        "take fewer jobs"
                     ) from error
+                left = undone
+                _tell_death(error, suspects)
             for suspect in suspects:
                 _run_alone(suspect, out, identity, bar)
             left = [cell for cell in left if cell not in suspects]
+
+
+def _tell_death(error: BaseException, suspects: Sequence[Cell]) -> None:
+    runs = ", ".join("/".join(map(str, cell.key)) for cell in suspects)
+    again = f"taken up again, each by itself: {runs}" if runs else "no run was under way"
+    warnings.warn(f"a worker died ({_first_sentence(error)}); {again}", stacklevel=4)
 
 
 def _run(
@@ -88,7 +100,7 @@ def _run_alone(cell: Cell, out: Path, identity: str | None, bar: tqdm[Any]) -> N
         record = replace(
             cell.record(_backend_of_journal(cell, out) or ""),
             reason="its worker died twice, the second time with no other run beside it "
-            f"({_first_line(error)}): perhaps it ran out of memory",
+            f"({_first_sentence(error)}): perhaps it ran out of memory",
         )
         keep(out, record)
 
@@ -130,5 +142,5 @@ def _deaths() -> tuple[type[BaseException], ...]:
     return tuple(found)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:120]
+def _first_sentence(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")[:120]

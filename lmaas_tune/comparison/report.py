@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmaas_tune.comparison.page import (
+    NONE,
     Figure,
     Page,
     Section,
@@ -67,8 +68,15 @@ def _verdict(standings: Standings) -> str:
     best, tests = standings.ranking[0], standings.tests
     if best["mean_rank"] is None:
         return "No block has a loss of every optimizer, so they cannot be ranked."
+    rank = _rank(best["mean_rank"])
+    first = [line["optimizer"] for line in standings.ranking if _rank(line["mean_rank"]) == rank]
+    if len(first) > 1:
+        return (
+            f"{', '.join(first)} share the lowest mean rank: {rank} of {len(standings.ranking)}, "
+            f"over {_count('block', tests['blocks'])}."
+        )
     said = (
-        f"The lowest mean rank is that of {best['optimizer']}: {number(best['mean_rank'])} of "
+        f"The lowest mean rank is that of {best['optimizer']}: {rank} of "
         f"{len(standings.ranking)}, over {_count('block', tests['blocks'])}. "
     )
     worse = [
@@ -83,6 +91,10 @@ def _verdict(standings: Standings) -> str:
     return said + "The tests tell it apart from none of the others."
 
 
+def _rank(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
+
+
 def _untested(tests: dict[str, Any]) -> str:
     return str(tests["pairs"]["untested"])
 
@@ -91,7 +103,7 @@ def _ranking(standings: Standings) -> Section:
     rows = [
         (
             line["optimizer"],
-            number(line["mean_rank"]),
+            _rank(line["mean_rank"]),
             spread(loss(line["loss_mean"]), loss(line["loss_std"])),
             loss(line["loss_median"]),
             spread(percent(line["accuracy_mean"]), percent(line["accuracy_std"])),
@@ -327,6 +339,8 @@ def _tests(standings: Standings) -> Section:
         )
     else:
         text.append(f"Do they differ at all? Not tested: {friedman['untested']}.")
+    if tests["tasks"] > 1:
+        text.append(f"Do they by the means of the tasks? {_over_tasks(tests)}.")
     if pairs["untested"] is not None:
         text.append(f"Which ones differ? Not tested: {pairs['untested']}.")
         return Section(title="Tests", text=text)
@@ -358,6 +372,16 @@ def _tests(standings: Standings) -> Section:
         note="A negative difference is in favour of the first.",
     )
     return Section(title="Tests", text=text, tables=[table])
+
+
+def _over_tasks(tests: dict[str, Any]) -> str:
+    over = tests["friedman_over_tasks"]
+    if over["untested"] is not None:
+        return f"Not tested: {over['untested']}"
+    return (
+        f"Friedman's test over {tests['tasks']} tasks: {_p(over['p'])}, which tells more of other "
+        "tasks, though the seeds of all are the same"
+    )
 
 
 def _p(value: float) -> str:

@@ -26,6 +26,9 @@ ALPHA = 0.05
 RESAMPLES = 9999
 """Permutations drawn where there are too many to try them all."""
 
+DECIMALS = 6
+"""Losses that agree in so many are equal: what is left is the rounding of the machine."""
+
 GRID = 120
 """The most points of a curve."""
 
@@ -66,9 +69,9 @@ def frame(records: Sequence[Record], rows: Rows) -> pd.DataFrame:
 
 
 def blocks(runs: pd.DataFrame) -> pd.DataFrame:
-    """Losses by block and optimizer, of those blocks that have all; an optimizer without one loss
-    is left out, so that it does not take all blocks with it."""
-    table = runs.pivot(index=["task", "seed"], columns="optimizer", values="loss")
+    """Losses by block and optimizer, rounded to `DECIMALS`, of those blocks that have all; an
+    optimizer without one loss is left out, so that it does not take all blocks with it."""
+    table = runs.pivot(index=["task", "seed"], columns="optimizer", values="loss").round(DECIMALS)
     whole: pd.DataFrame = table.dropna(axis="columns", how="all").dropna(axis="index")
     return whole
 
@@ -121,6 +124,9 @@ def by_task(runs: pd.DataFrame) -> list[Row]:
 def significance(runs: pd.DataFrame) -> Row:
     """Whether the optimizers differ at all (Friedman), and which pairs do (Wilcoxon, Holm).
 
+    `friedman` and `pairs` are over the blocks, and tell of these tasks. `friedman_over_tasks` is
+    over the mean of each task's blocks, and tells more of other tasks.
+
     What could not come out below 0.05 whatever the losses were is not tested; a sentence says so.
     """
     table = blocks(runs)
@@ -131,15 +137,21 @@ def significance(runs: pd.DataFrame) -> Row:
         "optimizers_left_out": sorted(set(runs["optimizer"]) - set(table.columns)),
         "alpha": ALPHA,
         "friedman": friedman(table),
+        "tasks": table.index.get_level_values("task").nunique(),
+        "friedman_over_tasks": friedman(table.groupby(level="task").mean(), of="task"),
         "pairs": pairs(table),
     }
 
 
-def friedman(table: pd.DataFrame) -> Row:
+def friedman(table: pd.DataFrame, of: str = "block") -> Row:
     """Friedman's test over (blocks, optimizers) losses.
 
     The p-value is that of permuting each block, all ways or 9,999 at random: the usual
     chi-squared one is only good for more than 10 blocks and more than 6 optimizers (scipy).
+
+    Args:
+        table: The losses.
+        of: What a row is called.
     """
     count, optimizers = table.shape
     if optimizers < 3:
@@ -147,7 +159,7 @@ def friedman(table: pd.DataFrame) -> Row:
     # the most extreme outcome, all blocks alike, comes in k! of the (k!)^blocks arrangements
     attainable = math.factorial(optimizers) ** float(1 - count)
     if attainable > ALPHA:
-        return _untested(_too_few(count, attainable))
+        return _untested(_too_few(count, attainable, of=of))
     ranks = table.rank(axis="columns").to_numpy()
     if (ranks == ranks[:, :1]).all():
         return _untested("all optimizers came to the same losses")
@@ -208,9 +220,10 @@ def common_target(records: Sequence[Record]) -> dict[str, float]:
 def calls_to_target(records: Sequence[Record], targets: Mapping[str, float]) -> list[Row]:
     """How soon each optimizer's training loss came to the target of its task.
 
-    `calls_median` is over all runs, where one that never came there counts as later than all that
-    did; None if that is half of them or more. `calls_a_success` is all calls spent until then
-    divided by the runs that succeeded (the expected running time of COCO, Hansen et al., 2016).
+    Each task's best comes first. `calls_median` is over all runs, where one that never came there
+    counts as later than all that did; None if that is half of them or more. `calls_a_success` is
+    all calls spent until then divided by the runs that succeeded (the expected running time of
+    COCO, Hansen et al., 2016).
     """
     lines = []
     done = [record for record in records if record.done]
@@ -234,7 +247,8 @@ def calls_to_target(records: Sequence[Record], targets: Mapping[str, float]) -> 
                 "calls_a_success": sum(spent) / successes if successes else None,
             }
         )
-    return lines
+    tasks = list(dict.fromkeys(record.task for record in done))
+    return sorted(lines, key=lambda line: (tasks.index(line["task"]), _soonest(line)))
 
 
 def curves(records: Sequence[Record], what: str) -> list[Row]:
@@ -299,11 +313,12 @@ def _rank_sums_spread(*ranks: FloatArray, axis: int) -> Any:
     return sum((own.sum(axis=axis) ** 2 for own in ranks), np.float64(0.0))
 
 
-def _too_few(count: int, attainable: float, tests: int = 1) -> str:
+def _too_few(count: int, attainable: float, tests: int = 1, *, of: str = "block") -> str:
     pairs = f" (Holm's method, {tests} pairs)" if tests > 1 else ""
+    more = "seeds or tasks" if of == "block" else "tasks"
     return (
-        f"{count} block{'' if count == 1 else 's'} cannot tell: whatever the losses, p would be "
-        f"{attainable:.2g} or more{pairs}; add seeds or tasks"
+        f"{count} {of}{'' if count == 1 else 's'} cannot tell: whatever the losses, p would be "
+        f"{attainable:.2g} or more{pairs}; add {more}"
     )
 
 
@@ -334,6 +349,11 @@ def _held(curve: dict[int, float], grid: Sequence[int]) -> FloatArray:
 def _lowest(record: Record) -> float:
     known = [loss for loss in record.curve.lowest_loss if loss is not None]
     return known[-1] if known else math.inf
+
+
+def _soonest(line: Row) -> tuple[float, float]:
+    """Sorts by the calls a success, then by the share of runs that reached the target."""
+    return _last(line["calls_a_success"]), -line["reached"] / line["runs"]
 
 
 def _number(value: Any) -> float | None:

@@ -79,6 +79,17 @@ class DiesOnce(Counting):
         return super().score(requests)
 
 
+def dies_while_built(book: Path, times: int) -> ToyBackend:
+    """A toy whose building kills the process, so many times."""
+    for death in range(times):
+        try:
+            book.with_suffix(f".dead-{death}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ToyBackend()
+
+
 class Deadly(RandomSearch):
     """Kills its process whenever it is told something."""
 

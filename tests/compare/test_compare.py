@@ -24,12 +24,14 @@ from compare.films import (
     broken,
     compare_films,
     deadly,
+    dies_while_built,
     rows,
 )
 from lmaas_tune import InputError, StorageError, TunedPrompt, Tuner
 from lmaas_tune.comparison import Contender, EarlyStop, NamedTask
 from lmaas_tune.comparison.execute import _Timed
 from lmaas_tune.comparison.standings import Standings
+from lmaas_tune.errors import PermanentError
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.testing.toy import ToyBackend
@@ -307,7 +309,10 @@ def test_what_cannot_work_is_told_before_anything_is_paid(
 
 def test_a_killed_worker_costs_nothing_but_its_unfinished_generation(tmp_path: Path) -> None:
     book = tmp_path / "book"
-    standings = compare_films(tmp_path / "out", backend=partial(DiesOnce, book), jobs=2)
+    with pytest.warns(
+        UserWarning, match="a worker died .*; taken up again, each by itself: films/"
+    ):
+        standings = compare_films(tmp_path / "out", backend=partial(DiesOnce, book), jobs=2)
     assert book.with_suffix(".dead").exists()
     assert not standings.failed
     assert essence(standings) == essence(compare_films(tmp_path / "unharmed"))
@@ -317,11 +322,26 @@ def test_a_killed_worker_costs_nothing_but_its_unfinished_generation(tmp_path: P
 
 
 def test_a_run_that_always_kills_its_worker_fails_by_itself(tmp_path: Path) -> None:
-    standings = compare_films(tmp_path, "random", "cma", deadly, seeds=[1], jobs=2)
+    with pytest.warns(UserWarning, match="a worker died"):
+        standings = compare_films(tmp_path, "random", "cma", deadly, seeds=[1], jobs=2)
     assert [record.optimizer for record in standings.failed] == ["deadly"]
     assert "its worker died twice" in standings.failed[0].reason
     assert standings.failed[0].identity == standings.records[0].identity
     assert Standings.of(tmp_path).ranking == standings.ranking
+
+
+def test_a_worker_that_is_killed_before_it_begins_costs_nothing(tmp_path: Path) -> None:
+    backend = partial(dies_while_built, tmp_path / "book", 1)
+    with pytest.warns(UserWarning, match="a worker died .*; no run was under way"):
+        standings = compare_films(tmp_path / "out", "random", backend=backend, seeds=[1], jobs=2)
+    assert [record.status for record in standings.records] == ["finished"]
+
+
+@pytest.mark.filterwarnings("ignore:a worker died")
+def test_workers_that_never_begin_end_the_comparison(tmp_path: Path) -> None:
+    backend = partial(dies_while_built, tmp_path / "book", 9)
+    with pytest.raises(PermanentError, match="workers died twice before they could begin a run"):
+        compare_films(tmp_path / "out", "random", backend=backend, seeds=[1], jobs=2)
 
 
 # -- ending early -------------------------------------------------------------------------------
@@ -353,9 +373,12 @@ def test_runs_end_early_only_where_asked_and_it_is_recorded(tmp_path: Path) -> N
     assert record.done and record.loss("test") > 0
     assert record.conditions["early_stop"] == {"after": 0.5, "rivals": 3}
     assert standings.ranking[-1]["stopped_early"] == 2
+    no_start["budget"] = "calls=59"  # behind at 40 calls too, but then it has had its budget
+    standings = compare_films(tmp_path / "end", *optimizers, **no_start, early_stop=rule)
+    assert not standings.stopped_early
 
 
-@pytest.mark.parametrize("values", [{"after": 0}, {"after": 1.1}, {"after": "half"}, {"rivals": 0}])
+@pytest.mark.parametrize("values", [{"after": 0}, {"after": 1}, {"after": "half"}, {"rivals": 0}])
 def test_a_rule_that_cannot_be_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(values))):
         EarlyStop(**values)

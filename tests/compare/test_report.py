@@ -60,10 +60,21 @@ def figures(page: str) -> list[dict[str, object]]:
 def test_the_report_has_the_numbers_of_the_comparison(tmp_path: Path) -> None:
     standings = Standings(table({"a": [0.1, 0.2], "b": [0.3, 0.25]}))
     page = read(standings, tmp_path)
-    assert ["a", "1", "0.1500 ± 0.0707", "0.1500", "85.0% ± 7.1%", "40", "2"] in page.rows
+    assert ["a", "1.00", "0.1500 ± 0.0707", "0.1500", "85.0% ± 7.1%", "40", "2"] in page.rows
     assert ["films", "b", "2", "0.2750 ± 0.0354", "0.2750", "72.5% ± 3.5%", "72.5%"] in page.rows
     assert "2 optimizers on 1 task with 2 seeds: 4 runs, of which none failed" in page.words
     assert "2 blocks cannot tell" in page.words
+    assert "by the means of the tasks" not in page.words
+
+
+def test_several_tasks_are_also_tested_as_such(tmp_path: Path) -> None:
+    page = read(a_comparison(tasks=2), tmp_path)
+    assert "Do they by the means of the tasks? Friedman's test over 2 tasks: p" in page.words
+
+
+def test_those_who_share_the_lowest_rank_are_all_named(tmp_path: Path) -> None:
+    page = read(Standings(table({"a": [0.1, 0.2], "b": [0.2, 0.1], "c": [0.3, 0.3]})), tmp_path)
+    assert "a, b share the lowest mean rank: 1.50 of 3, over 2 blocks." in page.words
 
 
 def test_what_failed_or_ended_early_is_shown(tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ def test_equal_losses_share_a_rank() -> None:
     assert ranks(table({"a": [0.5], "b": [0.5], "c": [0.1]})) == {"c": 1, "a": 2.5, "b": 2.5}
 
 
+def test_what_the_machine_rounds_is_no_difference() -> None:
+    standings = Standings(table({"a": [0.5 + 2e-16] * 9, "b": [0.5] * 9, "c": [0.5 - 3e-9] * 9}))
+    assert {line["mean_rank"] for line in standings.ranking} == {2}
+    assert standings.tests["friedman"]["p"] is None
+    assert not any(pair["differ"] for pair in standings.tests["pairs"]["of"])
+
+
 @given(
     st.integers(2, 4).flatmap(
         lambda count: st.lists(
@@ -104,6 +111,20 @@ def test_friedmans_p_is_the_share_of_arrangements_that_are_as_extreme() -> None:
     ]
     assert friedman["statistic"] == pytest.approx(found)
     assert friedman["p"] == pytest.approx(np.mean(np.array(others) >= found - 1e-9), abs=1e-12)
+
+
+def test_what_holds_over_tasks_is_tested_by_their_means() -> None:
+    losses = {"a": [0.1, 0.9], "b": [0.2, 0.5], "c": [0.3, 0.3]}  # a block each way round
+    records = [record for task in "xyz" for record in table(losses, task=task)]
+    tests = Standings(records).tests
+    assert (tests["blocks"], tests["tasks"]) == (6, 3)
+    assert tests["friedman"]["p"] > 0.5
+    assert tests["friedman_over_tasks"]["statistic"] == 6  # the same order on each of 3 tasks
+    assert tests["friedman_over_tasks"]["p"] == pytest.approx(6 / 6**3)
+    alone = Standings(table(losses)).tests["friedman_over_tasks"]
+    assert alone["untested"] == (
+        "1 task cannot tell: whatever the losses, p would be 1 or more; add tasks"
+    )
 
 
 def test_pairs_are_scipys_wilcoxon_with_holms_correction_by_hand() -> None:
@@ -197,6 +218,16 @@ def test_a_run_that_never_reached_the_target_is_censored() -> None:
     assert line["calls_a_success"] == (20 + 30 + 100) / 2
     (line,) = Standings([reached[0], never], target=0.5).calls_to_target
     assert line["calls_median"] is None
+
+
+def test_the_soonest_at_the_target_comes_first_and_who_never_came_last() -> None:
+    records = [
+        run("never", losses=[0.9, 0.8], calls=[10, 20]),
+        run("late", losses=[0.9, 0.4], calls=[10, 20]),
+        run("soon", losses=[0.4, 0.4], calls=[10, 20]),
+    ]
+    lines = Standings(records, target=0.5).calls_to_target
+    assert [line["optimizer"] for line in lines] == ["soon", "late", "never"]
 
 
 def test_without_a_target_it_is_what_half_of_the_runs_reached() -> None:
