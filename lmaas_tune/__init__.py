@@ -17,8 +17,10 @@ from lmaas_tune.backend import (
     Embeds,
     Inspection,
     Inspects,
+    Measures,
     ScoreReply,
     ScoreRequest,
+    Spread,
     Usage,
 )
 from lmaas_tune.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
@@ -39,7 +41,7 @@ from lmaas_tune.middleware.meter import Budget, Price, Spent
 from lmaas_tune.middleware.pace import Pace
 from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
-from lmaas_tune.prompts import PointPrompt, SoftPrompt, Subspace, TextPrompt
+from lmaas_tune.prompts import DeepPrompt, PointPrompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.registry import load_backend
 from lmaas_tune.result import Comparison, TuneResult
 from lmaas_tune.settings import Settings, preset
@@ -63,12 +65,14 @@ __all__ = [
     "Capabilities",
     "Client",
     "Comparison",
+    "DeepPrompt",
     "Embeds",
     "Example",
     "InputError",
     "Inspection",
     "Inspects",
     "LMaaSError",
+    "Measures",
     "MissingExtraError",
     "Optimizer",
     "OptimizerFactory",
@@ -86,6 +90,7 @@ __all__ = [
     "Slot",
     "SoftPrompt",
     "Spent",
+    "Spread",
     "Step",
     "StorageError",
     "Subspace",

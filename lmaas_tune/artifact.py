@@ -1,6 +1,7 @@
 """The saved prompt: two plain files that need neither the search nor the optimizer.
 
-``prompt.safetensors`` holds the vectors (key ``prompt_embeddings``, shape (L, H), float32),
+``prompt.safetensors`` holds the vectors (key ``prompt_embeddings``, shape (L, H), float32; those of
+a deep prompt's further layers under ``layer_embeddings``, shape (layers - 1, L, H)),
 ``prompt.json`` the rest. A reader ignores keys it does not know, and refuses a higher format.
 """
 
@@ -25,6 +26,7 @@ from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.files import write_whole
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
 from lmaas_tune.prompts import (
+    DeepPrompt,
     FloatArray,
     PointPrompt,
     Prompt,
@@ -37,6 +39,7 @@ from lmaas_tune.task import Example, Task, Template, Verbalizer
 
 FORMAT = 1
 VECTORS_KEY = "prompt_embeddings"  # peft's own, so that its files and ours are read alike
+LAYERS_KEY = "layer_embeddings"
 ROWS_A_REQUEST = 512
 
 
@@ -126,18 +129,22 @@ class TunedPrompt:
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if isinstance(self.prompt, SoftPrompt):
+            if (soft := _soft(self.prompt)) is not None:
                 content |= {
-                    "insertion": self.prompt.insertion,
-                    "anchor": list(self.prompt.anchor),
-                    "shape": list(self.prompt.vectors.shape),
+                    "insertion": soft.insertion,
+                    "anchor": list(soft.anchor),
+                    "shape": list(soft.vectors.shape),
                 }
-                vectors = {VECTORS_KEY: np.ascontiguousarray(self.prompt.vectors)}
+                vectors = {VECTORS_KEY: np.ascontiguousarray(soft.vectors)}
+                if isinstance(self.prompt, DeepPrompt):
+                    content["layers"] = self.prompt.layers
+                    above = np.array(self.prompt.above, dtype=np.float32)
+                    vectors[LAYERS_KEY] = above.reshape(-1, *soft.vectors.shape)
                 data = safetensors.numpy.save(vectors, {"format": "pt"})
                 write_whole(path / "prompt.safetensors", data)
             elif isinstance(self.prompt, TextPrompt):
                 content["text"] = self.prompt.text
-            else:
+            elif isinstance(self.prompt, PointPrompt):
                 content["subspace"] = self.prompt.subspace.to_json()
                 content["point"] = [float(number) for number in self.prompt.point]
             text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -197,16 +204,24 @@ class TunedPrompt:
                 f"the prompt is a point of a subspace of {origin}, and {client.identity} can "
                 "neither draw it nor shows the word embeddings it is made of"
             )
-        if isinstance(self.prompt, SoftPrompt) and self.prompt.width != can.soft_prompt_width:
+        if isinstance(self.prompt, DeepPrompt) and self.prompt.layers != can.deep_layers:
+            layers = can.deep_layers
+            raise InputError(
+                f"the prompt goes through {self.prompt.layers} layers, and {client.identity} takes "
+                f"{'no deep prompts' if layers is None else f'those through {layers}'}: "
+                f"it was tuned for {origin}"
+            )
+        soft = _soft(self.prompt)
+        if soft is not None and soft.width != can.soft_prompt_width:
             width = can.soft_prompt_width
             raise InputError(
-                f"the prompt has width {self.prompt.width}, and {client.identity} takes "
+                f"the prompt has width {soft.width}, and {client.identity} takes "
                 f"{'no soft prompts' if width is None else f'width {width}'}: "
                 f"it was tuned for {origin}"
             )
-        if isinstance(self.prompt, SoftPrompt) and self.prompt.insertion not in can.insertions:
+        if soft is not None and soft.insertion not in can.insertions:
             raise InputError(
-                f"the prompt enters by insertion {self.prompt.insertion!r}, and {client.identity} "
+                f"the prompt enters by insertion {soft.insertion!r}, and {client.identity} "
                 f"takes {', '.join(sorted(can.insertions))}: it was tuned for {origin}"
             )
         made_for = self.provenance.get("backend", client.identity)
@@ -244,11 +259,17 @@ def scores_together(
     ]
 
 
-_KINDS: Mapping[type[Prompt], str] = {SoftPrompt: "soft", TextPrompt: "text", PointPrompt: "point"}
+_KINDS: Mapping[type[Prompt], str] = {
+    SoftPrompt: "soft",
+    DeepPrompt: "deep",
+    TextPrompt: "text",
+    PointPrompt: "point",
+}
 _OWN_KEYS = {"format", "kind", "template", "label_words", "bias", "digest"} | {
     "insertion",
     "anchor",
     "shape",
+    "layers",
     "text",
     "subspace",
     "point",
@@ -261,4 +282,12 @@ def _read_prompt(path: Path, content: Mapping[str, Any]) -> Prompt:
     if content["kind"] == "point":
         return PointPrompt(Subspace.from_json(content["subspace"]), content["point"])
     tensors = safetensors.numpy.load((path / "prompt.safetensors").read_bytes())
-    return SoftPrompt(tensors[VECTORS_KEY], content["insertion"], tuple(content["anchor"]))
+    soft = SoftPrompt(tensors[VECTORS_KEY], content["insertion"], tuple(content["anchor"]))
+    return DeepPrompt(soft, list(tensors[LAYERS_KEY])) if content["kind"] == "deep" else soft
+
+
+def _soft(prompt: Prompt) -> SoftPrompt | None:
+    """What of a prompt enters with the embeddings."""
+    if isinstance(prompt, DeepPrompt):
+        return prompt.first
+    return prompt if isinstance(prompt, SoftPrompt) else None

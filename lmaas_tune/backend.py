@@ -17,6 +17,8 @@ class Capabilities:
     Attributes:
         soft_prompt_width: H of the soft prompts it takes; None if it takes none.
         insertions: The ways a soft prompt may enter.
+        deep_layers: How many layers a `DeepPrompt` goes through, the first included; None if it
+            takes none.
         text_prompts: Whether it takes `TextPrompt`.
         point_prompts: Whether it takes `PointPrompt`: it draws subspaces of its own model.
         label_anywhere: Whether ``{label}`` may stand before the end of the template (a masked
@@ -31,6 +33,7 @@ class Capabilities:
 
     soft_prompt_width: int | None = None
     insertions: frozenset[Insertion] = frozenset({"concat"})
+    deep_layers: int | None = None
     text_prompts: bool = True
     point_prompts: bool = False
     label_anywhere: bool = False
@@ -180,5 +183,35 @@ class Inspects(Protocol):
         Raises:
             InputError: The request cannot be scored: a row or prompt too long (the row is
                 named by its number, from 1), label words that are the same to the model.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How widely spread the numbers are that enter a model's layers.
+
+    Attributes:
+        stds: (deep_layers - 1,) standard deviation of what enters each layer above the first, at
+            all places of the rows, after five rounds of clipping at the mean ± 3 of it: a few
+            numbers of a model's states are far larger than all others.
+        usage: What measuring took.
+    """
+
+    stds: FloatArray
+    usage: Usage = field(default_factory=Usage)
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """What a backend with deep prompts can add, so that each layer is searched on its own scale."""
+
+    def measure(self, request: ScoreRequest, /) -> Spread:
+        """Read rows of a request, as many as it likes, and tell how its layers' inputs spread.
+
+        Raises:
+            TransientError: May pass; the client tries again.
+            PermanentError: Will not pass.
+            InputError: A request that the capabilities do not cover.
         """
         ...

@@ -9,17 +9,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from lmaas_tune.backend import Backend, Capabilities, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.backend import (
+    Backend,
+    Capabilities,
+    Measures,
+    ScoreReply,
+    ScoreRequest,
+    Spread,
+    Usage,
+)
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError
 from lmaas_tune.middleware.cache import ScoreCache, score_key
 from lmaas_tune.middleware.meter import Meter, Spent, paying
 from lmaas_tune.middleware.pace import DEFAULT_PACE, Pace, Throttle
 from lmaas_tune.middleware.retry import DEFAULT_RETRY, Retry
 from lmaas_tune.prompts import FloatArray
+
+T = TypeVar("T")
 
 _ROUNDING = 1e-6  # a log-probability may come out this far above 0
 _JITTER = random.Random()
@@ -176,6 +186,31 @@ class Client:
         run.book(Spent(hits=hits))
         return replies
 
+    def measure(self, request: ScoreRequest, *, meter: Meter | None = None) -> Spread:
+        """How widely spread what enters the model's layers is, see `Measures`.
+
+        Raises:
+            BudgetExceededError: The meter refused an attempt.
+            PermanentError: The backend failed for good.
+            InputError: It measures nothing, or not this request.
+        """
+        backend = self.backend
+        if not isinstance(backend, Measures):
+            raise InputError(f"{self.identity} does not measure its layers")
+        meters = [self.meter] if meter is None else [self.meter, meter]
+
+        def attempt() -> Spread:
+            planned = Spent(sequences=len(request.batch))
+            with paying(meters, planned) as bill:
+                bill.spent = Spent(requests=1)  # of a failed attempt, nobody tells what it took
+                spread = self._answered(lambda: backend.measure(request))
+                spread = replace(spread, usage=self.priced(spread.usage))
+                bill.spent = Spent.of(spread.usage)
+            return spread
+
+        wait = self._sleep or time.sleep
+        return self._retry.run(attempt, sleep=wait, clock=self._clock, chance=self._chance)
+
     def priced(self, usage: Usage) -> Usage:
         """The usage with its money, by this client's price where the backend names none.
 
@@ -286,8 +321,12 @@ class Client:
             ledger.keep(parts[0].key, replies[0].logprobs, spent)
 
     def _call(self, requests: list[ScoreRequest]) -> list[ScoreReply]:
+        return self._answered(lambda: list(self.backend.score(requests)))
+
+    def _answered(self, ask: Callable[[], T]) -> T:
+        """What the backend says, whatever fails in it as an error of ours."""
         try:
-            return list(self.backend.score(requests))
+            return ask()
         except LMaaSError:
             raise
         except Exception as error:

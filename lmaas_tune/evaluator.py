@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lmaas_tune.backend import Inspects, ScoreRequest, Usage
+from lmaas_tune.backend import Inspects, ScoreRequest, Spread, Usage
 from lmaas_tune.calibration import Calibration
 from lmaas_tune.client import Client, Ledger
 from lmaas_tune.errors import InputError
@@ -144,6 +144,10 @@ class Evaluator:
         """Each prompt's worth, with the (labels,) bias that other rows gave it."""
         scores = self._scores(prompts, meter, ledger)
         return [self._evaluate(s, bias) for s, bias in zip(scores, biases, strict=True)]
+
+    def measure(self, prompt: Prompt, meter: Meter) -> Spread:
+        """How widely spread what enters the model's layers is, on these rows under a prompt."""
+        return self._client.measure(self._request(prompt), meter=meter)
 
     def _request(self, prompt: Prompt) -> ScoreRequest:
         return ScoreRequest(prompt, self.batch, self._candidates)

@@ -1,11 +1,11 @@
-"""What is tuned: a soft prompt (vectors), a text prompt (words), or a point of a subspace."""
+"""What is tuned: soft prompts (vectors), deep ones, text prompts, and points of subspaces."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -49,16 +49,7 @@ class SoftPrompt:
     anchor: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        try:
-            vectors = np.array(self.vectors, dtype=np.float32)  # a copy: nobody's array is shared
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"the vectors of a soft prompt are no (L, H) array: {error}"
-            ) from error
-        if vectors.ndim != 2 or 0 in vectors.shape:
-            raise InputError(f"a soft prompt has the shape (L, H), not {vectors.shape}")
-        if not np.isfinite(vectors).all():
-            raise InputError("a soft prompt must be finite; these vectors hold NaN or infinity")
+        vectors = _kept(self.vectors)
         if self.insertion not in INSERTIONS:
             raise InputError(
                 f"unknown insertion {self.insertion!r}; known: {', '.join(INSERTIONS)}"
@@ -68,7 +59,6 @@ class SoftPrompt:
                 f"insertion {self.insertion!r} with {len(vectors)} vectors and {len(self.anchor)} "
                 "anchor tokens: 'add' takes one anchor token a vector, the others none"
             )
-        vectors.setflags(write=False)
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "anchor", tuple(int(token) for token in self.anchor))
 
@@ -90,6 +80,69 @@ class SoftPrompt:
         """SHA-256 of all that makes this prompt what it is; part of every cache key."""
         head = f"soft|{self.insertion}|{self.anchor}|{self.vectors.shape}|".encode()
         return hashlib.sha256(head + self.vectors.astype("<f4").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class DeepPrompt:
+    """A soft prompt that goes on through the model: every layer has vectors of its own.
+
+    Attributes:
+        first: What enters with the word embeddings, below the first layer.
+        above: For each further layer from the bottom, (L, H) vectors that are added to what
+            enters it at the prompt's places; kept as float32. Prompts may share these arrays.
+
+    Raises:
+        InputError: The vectors of a layer are not finite, or of another shape than the first's.
+    """
+
+    first: SoftPrompt
+    above: Sequence[FloatArray]
+
+    def __post_init__(self) -> None:
+        above = tuple(_kept(vectors) for vectors in self.above)
+        for layer, vectors in enumerate(above, start=1):
+            if vectors.shape != self.first.vectors.shape:
+                raise InputError(
+                    f"layer {layer} of a deep prompt has the shape {vectors.shape}, and the first "
+                    f"{self.first.vectors.shape}: all layers have one shape (L, H)"
+                )
+        object.__setattr__(self, "above", above)
+
+    def __str__(self) -> str:
+        return f"{self.first}, through {self.layers} layers"
+
+    @property
+    def layers(self) -> int:
+        """How many layers it enters, the first included."""
+        return 1 + len(self.above)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that makes this prompt what it is; part of every cache key."""
+        sha = hashlib.sha256(f"deep|{self.first.digest}|{self.layers}|".encode())
+        for vectors in self.above:
+            sha.update(np.ascontiguousarray(vectors, dtype="<f4").data)
+        return sha.hexdigest()
+
+
+def _kept(vectors: FloatArray) -> FloatArray:
+    """The (L, H) vectors as float32 that nobody writes into: a copy, unless they are that already.
+
+    Raises:
+        InputError: They are not a finite (L, H) array.
+    """
+    try:
+        kept = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the vectors of a soft prompt are no (L, H) array: {error}") from error
+    if kept.ndim != 2 or 0 in kept.shape:
+        raise InputError(f"a soft prompt has the shape (L, H), not {kept.shape}")
+    if not np.isfinite(kept).all():
+        raise InputError("a soft prompt must be finite; these vectors hold NaN or infinity")
+    if kept.flags.writeable or not kept.flags.owndata:  # somebody's own, or part of it
+        kept = kept.copy()
+        kept.setflags(write=False)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -209,4 +262,4 @@ class PointPrompt:
         return hashlib.sha256(head + self.point.astype("<f4").tobytes()).hexdigest()
 
 
-Prompt: TypeAlias = SoftPrompt | TextPrompt | PointPrompt
+Prompt: TypeAlias = SoftPrompt | DeepPrompt | TextPrompt | PointPrompt

@@ -17,10 +17,10 @@ from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
 from lmaas_tune.evaluator import Evaluation, Evaluator
 from lmaas_tune.journal import Journal, Record
 from lmaas_tune.middleware.meter import Budget, Meter, Spent
-from lmaas_tune.optimizers.base import Optimizer
+from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.selection import Selection
-from lmaas_tune.spaces import SearchSpace
+from lmaas_tune.spaces import NeedsStds, SearchSpace
 from lmaas_tune.step import Candidate, Step
 
 
@@ -95,6 +95,8 @@ class Search:
         first, what = self._planned_generation(), "the first generation"
         if self._score_start:
             first, what = first + self._planned_start(), "the start with the first generation"
+        if self._unmeasured is not None:
+            first += _cost(self._train, 1) + Spent(calls=1)
         if refusal := self.meter.refusal(first, what=what):
             raise InputError(
                 f"nothing was paid yet: {refusal}. Raise the budget, or take fewer starting words "
@@ -116,6 +118,7 @@ class Search:
         try:
             if self._score_start:
                 self._take_start()
+            self._take_stds()
             while (reason := self._stop_reason()) is None:
                 self._take_generation()
         except BudgetExceededError as error:  # retries ate what a generation had been given
@@ -134,6 +137,26 @@ class Search:
         validated, spent = self._validated(0, [start], spent)
         self.start = validated[0]
         self._step(0, origin, evaluations, validated, spent)
+
+    @property
+    def _unmeasured(self) -> NeedsStds | None:
+        """The space, where the model's layers have still to be measured for it."""
+        space = self._space
+        return space if isinstance(space, NeedsStds) and space.needs_stds else None
+
+    def _take_stds(self) -> None:
+        """Measure the model's layers where the space needs it, at the price of one call."""
+        if (space := self._unmeasured) is None:
+            return
+        start = self._space.starts[0]
+
+        def pay() -> tuple[Record, Spent]:
+            spread = self._train.measure(start, self.meter)
+            self.meter.book(Spent(calls=1))
+            return {"stds": [float(std) for std in spread.stds]}, self.meter.spent
+
+        answer = self._journal.answer("stds", start.digest, pay)
+        self._space = space.with_stds(np.array(answer["stds"]))
 
     def _take_generation(self) -> None:
         number = self._next
@@ -230,6 +253,9 @@ class Search:
             return f"patience: {budget.patience} generations without a better prompt"
         if f"train/{self._next}" in self._journal:  # it was affordable when it was paid
             return None
+        optimizer = self._optimizer
+        if isinstance(optimizer, Ends) and optimizer.ended is not None:
+            return optimizer.ended
         return self.meter.refusal(self._planned_generation())
 
     def _without_gain(self) -> int:

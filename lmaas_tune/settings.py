@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lmaas_tune.calibration import calibration_named
 from lmaas_tune.errors import InputError, did_you_mean, named
@@ -38,11 +38,14 @@ class Settings:
             further built-in ones too.
         prompt_length: L, in tokens; None takes as many as the words have.
         insertion: How the prompt enters, see `lmaas_tune.SoftPrompt`.
-        intrinsic_dim: d, the dimension that is searched.
+        deep: Layers that have a prompt of their own, searched one after another (BBTv2):
+            ``all``, or numbers, where 0 is the layer that the word embeddings enter. None: a
+            plain soft prompt. Where `calls` limits the budget, whole rounds over them are made.
+        intrinsic_dim: d, the dimension that is searched; with `deep`, in each layer.
         projection: Kind of the random matrix A: ``vocabulary``, ``normal``, ``uniform`` or
             ``hadamard``.
-        alpha: Scale of A, in standard deviations of the model's word embeddings; for
-            ``uniform`` absolute (the paper's is 1).
+        alpha: Scale of A, in standard deviations of the model's word embeddings, or of what
+            enters the layer; for ``uniform`` absolute (the paper's is 1).
         optimizer: Name in the registry; ``lmaas-tune optimizers`` lists them.
         optimizer_options: Its options by name.
         objective: ``cross_entropy``, ``hinge``, ``error_rate`` or ``negative_f1``.
@@ -63,6 +66,7 @@ class Settings:
     prompt_init: str | tuple[str, ...] = STARTING_WORDS
     prompt_length: int | None = None
     insertion: Insertion = "concat"
+    deep: Literal["all"] | tuple[int, ...] | None = None
     intrinsic_dim: int = 50
     projection: str = "vocabulary"
     alpha: float = 0.2
@@ -118,6 +122,10 @@ class Settings:
                 f"unknown projection {self.projection!r}; "
                 f"{did_you_mean(self.projection, PROJECTIONS)}"
             )
+        if self.deep is not None:
+            object.__setattr__(self, "deep", _layers(self.deep))
+            if self.asks_for_text:
+                raise InputError(f"deep={self.deep!r} is for soft prompts: take prompt='soft'")
         if self.intrinsic_dim < 1:
             raise InputError(f"intrinsic_dim={self.intrinsic_dim}: it must be 1 or more")
         if not 0 < self.alpha < float("inf"):
@@ -142,8 +150,29 @@ class Settings:
         content["budget"] = str(self.budget)
         content["prompt_init"] = list(self.starting_words)
         content["text"] = self.text.to_json()
+        if self.deep is None:
+            del content["deep"]  # journals from before there was one go on
+        elif self.deep != "all":
+            content["deep"] = list(self.deep)
         content["optimizer_options"] = dict(self.optimizer_options)
         return content
+
+
+def _layers(deep: Any) -> Literal["all"] | tuple[int, ...]:
+    """Layers as they were given, their numbers rising.
+
+    Raises:
+        InputError: They are neither ``all`` nor numbers.
+    """
+    if deep == "all":
+        return "all"
+    numbers = () if isinstance(deep, str) or not isinstance(deep, Sequence) else tuple(deep)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+    if not numbers or not whole or len(set(numbers)) < len(numbers):
+        raise InputError(
+            f"deep={deep!r}: it takes 'all', or the numbers of layers from 0 up, once each"
+        )
+    return tuple(sorted(numbers))
 
 
 _REFERENCE = Settings(  # in full, so that our own defaults can move without it
@@ -182,6 +211,15 @@ PRESETS: Mapping[str, Settings] = {
         **{
             **vars(_REFERENCE),
             "optimizer_options": {"population": 20, "sigma0": 1.0, "step_rule": "csa"},
+        }
+    ),
+    # Sun et al., EMNLP 2022, by the command of the reference repository's README
+    "bbtv2": Settings(
+        **{
+            **vars(_REFERENCE),
+            "deep": "all",
+            "alpha": 0.2 / 0.2,  # their alpha over their sigma, which they divide A by
+            "optimizer_options": {"population": 20, "sigma0": 0.2, "step_rule": "csa"},
         }
     ),
 }

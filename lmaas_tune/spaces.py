@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,6 +47,22 @@ class SearchSpace(Protocol):
 
     def prompts(self, points: FloatArray) -> list[Prompt]:
         """The prompts of the (n, dim) points."""
+        ...
+
+
+@runtime_checkable
+class NeedsStds(Protocol):
+    """A space that has prompts beyond its starts once the model's layers were measured.
+
+    Attributes:
+        needs_stds: Whether that is still to be done, see `lmaas_tune.backend.Measures`.
+    """
+
+    @property
+    def needs_stds(self) -> bool: ...
+
+    def with_stds(self, stds: FloatArray) -> SearchSpace:
+        """The space on the scale of what enters each layer above the first."""
         ...
 
 
@@ -153,6 +169,7 @@ class RandomEmbedding:
         scale: What z ~ N(0, I) moves each number of the prompt by, see the projections.
         seed: A is drawn anew from (seed, kind, d) whenever it is needed, and never stored.
         embeds: The model's word embeddings, which ``vocabulary`` is made of.
+        layer: Number of the layer that the prompt enters; each has an A of its own.
 
     Raises:
         InputError: An unknown projection, or a size or scale that is not positive.
@@ -167,6 +184,7 @@ class RandomEmbedding:
         scale: float,
         seed: int,
         embeds: Embeds | None = None,
+        layer: int = 0,
     ) -> None:
         if projection not in PROJECTIONS:
             raise InputError(
@@ -179,7 +197,7 @@ class RandomEmbedding:
         self.dim = dim
         self.starts = tuple(starts)
         self._projection, self._scale, self._seed = projection, scale, seed
-        self._embeds = embeds
+        self._embeds, self._layer = embeds, layer
 
     def begin_at(self, index: int) -> RandomEmbedding:
         """The same, with another of the starts for p0; A is drawn again only for another size."""
@@ -210,12 +228,13 @@ class RandomEmbedding:
     @cached_property
     def _project(self) -> Projection:
         kind = int.from_bytes(self._projection.encode(), "little")
+        drawn_from = [self._seed, kind, self.dim] + ([self._layer] if self._layer else [])
         source = {"embeds": self._embeds} if self._projection == "vocabulary" else {}
         return PROJECTIONS[self._projection](
             self.starts[0].vectors.size,
             self.dim,
             scale=self._scale,
-            rng=np.random.Generator(np.random.PCG64([self._seed, kind, self.dim])),
+            rng=np.random.Generator(np.random.PCG64(drawn_from)),
             **source,
         )
 

@@ -140,6 +140,13 @@ class Template:
         """Names of the fields, in reading order."""
         return tuple(dict.fromkeys(part[0] for part in self.parts if isinstance(part, tuple)))
 
+    @property
+    def space_before_prompt(self) -> str:
+        """The space that belongs to the prompt's first word, see `Backend.score`; or nothing."""
+        index = self.parts.index(Slot.PROMPT)
+        before = self.parts[index - 1] if index else ""
+        return " " if isinstance(before, str) and before.endswith(" ") else ""
+
     def render(self, example: Example) -> tuple[Part, ...]:
         """The parts of one row, neighbouring texts joined.
 

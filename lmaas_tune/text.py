@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -229,7 +230,7 @@ def text_space(
         starting=starting,
         words=settings.list_words(train) if settings.slots else (),
         slots=settings.slots,
-        demonstrations=tuple(_demonstration(task, row) for row in shown),
+        demonstrations=tuple(demonstration(task, row) for row in shown),
         apart=_apart(task.template) if shown else "",
     )
 
@@ -244,20 +245,27 @@ def draw_demonstrations(
     Raises:
         InputError: A label would have no row left.
     """
-    by_label: defaultdict[str | None, list[int]] = defaultdict(list)
-    for index in np.random.default_rng(seed).permutation(len(examples)):
-        by_label[examples[index].label].append(int(index))
+    rows = Counter(example.label for example in examples)
     labels = labels_of(examples)
     for turn, label in enumerate(labels):
         taken = len(range(turn, count, len(labels)))
-        if taken >= len(by_label[label]):
+        if taken >= rows[label]:
             raise InputError(
-                f"demonstrations={count} takes {taken} of the {len(by_label[label])} rows with the "
+                f"demonstrations={count} takes {taken} of the {rows[label]} rows with the "
                 f"label {label!r}, and one must be left to be scored: take fewer, or add rows"
             )
-    shown = [by_label[labels[n % len(labels)]][n // len(labels)] for n in range(count)]
+    shown = in_turns(examples, seed=seed)[:count]
     left = [example for index, example in enumerate(examples) if index not in shown]
     return [examples[index] for index in shown], left
+
+
+def in_turns(examples: Sequence[Example], *, seed: int) -> list[int]:
+    """Indices of all rows in an order that is drawn; labels take turns while they have rows."""
+    by_label: defaultdict[str | None, list[int]] = defaultdict(list)
+    for index in np.random.default_rng(seed).permutation(len(examples)):
+        by_label[examples[index].label].append(int(index))
+    turns = itertools.zip_longest(*(by_label[label] for label in labels_of(examples)))
+    return [index for turn in turns for index in turn if index is not None]
 
 
 def stands_first(template: Template) -> bool:
@@ -266,7 +274,7 @@ def stands_first(template: Template) -> bool:
     return not any(isinstance(part, tuple) for part in before)
 
 
-def _demonstration(task: Task, example: Example) -> str:
+def demonstration(task: Task, example: Example) -> str:
     """A row as the model reads it, with its label word and without the prompt."""
     words = task.verbalizer.words
     fills = {Slot.PROMPT: "", Slot.LABEL: words.get(example.label or "", "")}

@@ -19,15 +19,16 @@ from lmaas_tune.calibration import calibration_named
 from lmaas_tune.callbacks import Callback, ProgressBar
 from lmaas_tune.client import Client
 from lmaas_tune.data import Rows, labels_of, read_examples
+from lmaas_tune.deep import DeepSpace, draw_deep
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.evaluator import Evaluator
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.objectives import Objective, objective_named
-from lmaas_tune.optimizers import make_optimizer
+from lmaas_tune.optimizers import make_blockwise, make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
 from lmaas_tune.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS
-from lmaas_tune.prompts import SoftPrompt, Subspace, TextPrompt
+from lmaas_tune.prompts import DeepPrompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
 from lmaas_tune.selection import LowestLoss, selection_named
@@ -50,14 +51,14 @@ class Tuner:
     Args:
         backend: The black box; or a `Client` around it, to choose cache, retries and prices.
         optimizer: A name (``lmaas-tune optimizers`` lists them), or a class or function that
-            builds one; None takes the settings' own.
+            builds one; None takes the settings' own. With deep prompts, every layer has one.
         settings: How to search, or the name of a preset (``default``, ``paper-icml22``,
-            ``repo-head``).
+            ``repo-head``, ``bbtv2``).
         template: Where fields, ``{prompt}`` and ``{label}`` stand. By default the fields one
             below the other, then the prompt and the label.
         labels: The word the model is to say for each label; by default each label is its own.
-        start: p0 itself, instead of the settings' starting words: a soft prompt, a text prompt,
-            or a saved one.
+        start: p0 itself, instead of the settings' starting words: a soft or deep prompt, a text
+            prompt, or a saved one.
         objective: A function of (rows, labels) log-probabilities and (rows,) targets, instead
             of the settings' named one.
         budget: What ends the run, as a `Budget` or like ``"calls=300,seconds=60"``; instead of
@@ -78,7 +79,7 @@ class Tuner:
         settings: Settings | str = "default",
         template: str | Template | None = None,
         labels: Mapping[str, str] | None = None,
-        start: SoftPrompt | TextPrompt | TunedPrompt | None = None,
+        start: SoftPrompt | DeepPrompt | TextPrompt | TunedPrompt | None = None,
         objective: Objective | None = None,
         budget: Budget | str | None = None,
         seed: int = 0,
@@ -170,6 +171,8 @@ class Tuner:
         """Whether the search is over text prompts."""
         if self._settings.prompt == "soft":
             return False
+        if self._settings.deep is not None:
+            return False
         asked = self._settings.asks_for_text or isinstance(self._start, TextPrompt)
         return asked or not self._takes_soft
 
@@ -194,12 +197,15 @@ class Tuner:
             raise InputError(
                 f"{identity} takes soft prompts only: leave out what asks for a text prompt"
             )
-        soft = settings.start != "words" if start is None else isinstance(start, SoftPrompt)
+        given = isinstance(start, SoftPrompt | DeepPrompt)
+        soft = settings.start != "words" if start is None else given
         if self._is_text and soft:
             raise InputError(
                 f"{identity} is asked for text prompts, and the start is a soft one: start from "
                 "words, or from a text"
             )
+        if isinstance(start, DeepPrompt) and settings.deep is None:
+            raise InputError(f"the start is {start}: go on from it with Settings(deep='all')")
 
     @property
     def _notes(self) -> list[str]:
@@ -232,6 +238,7 @@ class Tuner:
     def _space(self, task: Task, train: Sequence[Example], shown: Sequence[Example]) -> SearchSpace:
         """What is searched; `train` may give it words, and `shown` is demonstrated."""
         backend, can, template = self._client.backend, self._client.capabilities, task.template
+        settings = self._settings
         if template.parts[-1] is not Slot.LABEL and not can.label_anywhere:
             raise InputError(
                 f"{self._client.identity} reads left to right, so {{label}} must stand last: "
@@ -248,6 +255,9 @@ class Tuner:
                 shown=shown,
             )
         subspaces = self._subspaces(template)
+        if settings.deep is not None:
+            above = self._start.above if isinstance(self._start, DeepPrompt) else ()
+            return draw_deep(subspaces, backend, layers=settings.deep, above=above)
         if can.point_prompts and not isinstance(backend, Embeds):
             return PointSpace(subspaces)
         return draw(subspaces, backend)
@@ -264,13 +274,15 @@ class Tuner:
     def _subspaces(self, template: Template) -> list[Subspace]:
         """What is searched; one for each of the starting words."""
         settings, given = self._settings, self._start
+        if isinstance(given, DeepPrompt):
+            given = given.first
         if isinstance(given, TextPrompt):
             raise InputError(_not_soft(self._client))
         of_words = given is None and settings.start == "words"
         return [
             Subspace(
                 start=given or settings.start,
-                words=_space_before_prompt(template) + words if of_words else "",
+                words=template.space_before_prompt + words if of_words else "",
                 length=settings.prompt_length if given is None else given.length,
                 insertion=settings.insertion if given is None else given.insertion,
                 dim=settings.intrinsic_dim,
@@ -288,7 +300,7 @@ class Tuner:
             train=scored[0],
             validation=validation,
             space=space,
-            optimizer=self._optimizer_for(space.dim),
+            optimizer=self._optimizer_for(space),
             calibration=calibration_named(settings.calibration),
             selection=LowestLoss() if validation is None else selection_named(settings.selection),
             score_start=settings.score_start,
@@ -296,13 +308,20 @@ class Tuner:
             callbacks=self._callbacks,
         )
 
-    def _optimizer_for(self, dim: int) -> Optimizer:
-        return make_optimizer(
+    def _optimizer_for(self, space: SearchSpace) -> Optimizer:
+        calls, seed, options = self._settings.budget.calls, self._seed, self._optimizer_options
+        if not isinstance(space, DeepSpace):
+            return make_optimizer(
+                self._optimizer, space.dim, seed=seed, calls=calls, options=options
+            )
+        before = len(space.starts) * self._settings.score_start + space.needs_stds
+        return make_blockwise(
             self._optimizer,
-            dim,
-            seed=self._seed,
-            calls=self._settings.budget.calls,
-            options=self._optimizer_options,
+            space.dim // space.blocks,
+            blocks=space.blocks,
+            seed=seed,
+            calls=None if calls is None else max(1, calls - before),
+            options=options,
         )
 
     def _provenance(self, space: SearchSpace) -> dict[str, Any]:
@@ -429,15 +448,15 @@ def _is_number(word: str) -> bool:
 
 
 def _given(
-    start: SoftPrompt | TextPrompt | TunedPrompt | None, client: Client
-) -> SoftPrompt | TextPrompt | None:
+    start: SoftPrompt | DeepPrompt | TextPrompt | TunedPrompt | None, client: Client
+) -> SoftPrompt | DeepPrompt | TextPrompt | None:
     """p0 where one is given.
 
     Raises:
         InputError: It is neither vectors nor text.
     """
     prompt = drawn(start.prompt, client.backend) if isinstance(start, TunedPrompt) else start
-    if prompt is None or isinstance(prompt, SoftPrompt | TextPrompt):
+    if prompt is None or isinstance(prompt, SoftPrompt | DeepPrompt | TextPrompt):
         return prompt
     raise InputError(
         f"the prompt to start from is {prompt}, which has vectors only for who has the model's "
@@ -468,13 +487,6 @@ def _inspect_longest(space: TextSpace, scored: Sequence[Evaluator]) -> None:
             f"{error} (with the longest prompt that this search could try: fewer word slots or "
             "demonstrations make it shorter)"
         ) from error
-
-
-def _space_before_prompt(template: Template) -> str:
-    """The space that belongs to the prompt's first word, see `Backend.score`."""
-    index = template.parts.index(Slot.PROMPT)
-    before = template.parts[index - 1] if index else ""
-    return " " if isinstance(before, str) and before.endswith(" ") else ""
 
 
 def _name(thing: object) -> str:

@@ -21,7 +21,7 @@ from lmaas_tune import (
 )
 from lmaas_tune.backend import Inspection
 from lmaas_tune.objectives import log_softmax
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
+from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt
 
 WIDTH = 3
 
@@ -135,7 +135,8 @@ def words_of(row: tuple[Any, ...]) -> list[str]:
 
 def usage_of(request: ScoreRequest) -> Usage:
     """One token a word and a prompt vector."""
-    length = request.prompt.length if isinstance(request.prompt, SoftPrompt) else 1
+    prompt = request.prompt.first if isinstance(request.prompt, DeepPrompt) else request.prompt
+    length = prompt.length if isinstance(prompt, SoftPrompt) else 1
     words = sum(len(words_of(row)) + length for row in request.batch.rows)
     return Usage(requests=1, sequences=len(request.batch), tokens=words)
 

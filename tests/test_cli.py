@@ -103,6 +103,22 @@ def test_tune_gives_scripts_one_object_with_all_they_rely_on(folder: Path, run: 
     assert TunedPrompt.load("run").prompt.digest == content["prompt_digest"]
 
 
+def test_layers_are_searched_one_after_another_and_the_prompt_is_used_again(
+    folder: Path, run: Run
+) -> None:
+    deep = ["--backend-options", "layers=3", "--projection", "normal"]
+    rounds = ["--intrinsic-dim", "6", "--optimizer-options", "population=5"]
+    command = tune(*deep, *rounds, *ONE_START, "--budget", "calls=60", "--out", "run", "--json")
+    content = run(*command, "--deep", "0,2").content
+    assert content["settings"]["deep"] == [0, 2]
+    assert content["spent"]["calls"] == 2 + 5 * 2 * 5  # the start, the measuring, five rounds
+    assert content["stop_reason"].startswith("rounds: 5 over 2 layers")
+    used = run("predict", "--prompt", "run", "--backend", "toy", *deep[:2], "--text", "a film")
+    assert used.code == 0
+    shallow = run("predict", "--prompt", "run", "--backend", "toy", "--text", "a film")
+    assert "goes through 3 layers, and toy" in shallow.err
+
+
 def test_without_test_rows_before_and_after_are_null(folder: Path, run: Run) -> None:
     content = run(*tune(*SMALL, "--json")).content
     assert content["baseline"] is content["start"] is content["tuned"] is None
@@ -393,6 +409,8 @@ def test_rows_that_cannot_be_used_are_named(
         (["--template", "{text} {label}"], "has {prompt} 0 times"),
         (["--preset", "defautl"], "did you mean 'default'?"),
         (["--alpha", "-1"], "alpha=-1.0: it must be positive"),
+        (["--deep", "top"], "deep='top': it takes 'all', or the numbers of layers"),
+        (["--deep", "all"], "toy width=16 rank=4 seed=0 max_tokens=512 takes no deep prompts"),
         (["--prompt-length", "many"], "invalid int value: 'many'"),
         (["--backend", "toi"], "did you mean 'toy'?"),
         (["--model", "m"], "takes no model"),

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmaas_tune.backend import Inspection, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.backend import Inspection, ScoreReply, ScoreRequest, Spread, Usage
 from lmaas_tune.errors import InputError
-from lmaas_tune.optimizers import make_optimizer, optimizer_names
+from lmaas_tune.optimizers import make_blockwise, make_optimizer, optimizer_names
 from lmaas_tune.optimizers.cma import CMA
 from lmaas_tune.optimizers.random import RandomSearch
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
+from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt
 from lmaas_tune.task import Batch, Part, Slot
 from lmaas_tune.testing import BackendConformance, OptimizerConformance, ToyBackend
 from lmaas_tune.testing.suite import Conformance
@@ -66,7 +66,23 @@ class TestToyBackend(BackendConformance):
             ToyBackend(width=8),
             ToyBackend(rank=2),
             ToyBackend(max_tokens=256),
+            ToyBackend(layers=3),
         ]
+
+
+class TestDeepToyBackend(TestToyBackend):
+    @pytest.fixture
+    def backend(self) -> ToyBackend:
+        return ToyBackend(layers=4)
+
+
+class TestBlockwise(OptimizerConformance):
+    @pytest.fixture
+    def make(self) -> Any:
+        options = {"population": 8}
+        return lambda seed: make_blockwise(
+            "cma", 5, blocks=3, seed=seed, calls=240, options=options
+        )
 
 
 # --- red on planted faults: optimizers
@@ -476,6 +492,98 @@ def test_the_backend_suite_fails_on_a_wrong_inspection() -> None:
     assert not passes(BackendConformance, long, InspectsWhatItRefuses())
 
 
+_MEASURING = "test_measuring_tells_a_std_for_each_layer_above_the_first"
+
+
+class Deep(ToyBackend):
+    """The toy backend with three layers, whose heirs have one fault each."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=3)
+
+
+class ReadsTheFirstLayersOnly(Deep):
+    def _vectors(self, prompt: Prompt) -> FloatArray:
+        if isinstance(prompt, DeepPrompt):
+            prompt = replace(prompt, above=(prompt.above[0], np.zeros_like(prompt.above[1])))
+        return super()._vectors(prompt)
+
+
+class AddsSomethingOfItsOwn(Deep):
+    def _vectors(self, prompt: Prompt) -> FloatArray:
+        return super()._vectors(prompt) + 0.1 * isinstance(prompt, DeepPrompt)
+
+
+class TakesAnyDepth(Deep):
+    def _vectors(self, prompt: Prompt) -> FloatArray:
+        if isinstance(prompt, DeepPrompt):
+            prompt = replace(prompt, above=(*prompt.above, *prompt.above, *prompt.above)[:2])
+        return super()._vectors(prompt)
+
+
+class GivesAllTheFirstOnesLayers(Deep):
+    def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+        first = next((q.prompt for q in requests if isinstance(q.prompt, DeepPrompt)), None)
+        return super().score(
+            [
+                replace(q, prompt=replace(q.prompt, above=first.above))
+                if first is not None and isinstance(q.prompt, DeepPrompt)
+                else q
+                for q in requests
+            ]
+        )
+
+
+class BillsEveryLayer(Deep):
+    def _score(self, request: ScoreRequest) -> ScoreReply:
+        reply, times = super()._score(request), getattr(request.prompt, "layers", 1)
+        return replace(reply, usage=replace(reply.usage, tokens=times * reply.usage.tokens))
+
+
+class MeasuresTheFirstLayerToo(Deep):
+    def measure(self, request: ScoreRequest, /) -> Spread:
+        return Spread(np.ones(3))
+
+
+class MeasuresNothing(Deep):
+    def measure(self, request: ScoreRequest, /) -> Spread:
+        return Spread(np.zeros(2))
+
+
+class MeasuresAtRandom(Deep):
+    def measure(self, request: ScoreRequest, /) -> Spread:
+        return Spread(np.random.default_rng().random(2))
+
+
+class BillsRowsItWasNotGiven(Deep):
+    def measure(self, request: ScoreRequest, /) -> Spread:
+        return Spread(np.ones(2), Usage(sequences=100))
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        (ReadsTheFirstLayersOnly, "test_every_layer_of_a_deep_prompt_matters"),
+        (AddsSomethingOfItsOwn, "test_every_layer_of_a_deep_prompt_matters"),
+        (TakesAnyDepth, "test_a_deep_prompt_of_another_depth_is_refused"),
+        (GivesAllTheFirstOnesLayers, "test_a_deep_prompt_does_not_depend_on_its_neighbours"),
+        (BillsEveryLayer, "test_a_deep_prompt_does_not_depend_on_its_neighbours"),
+        (MeasuresTheFirstLayerToo, _MEASURING),
+        (MeasuresNothing, _MEASURING),
+        (MeasuresAtRandom, _MEASURING),
+        (BillsRowsItWasNotGiven, _MEASURING),
+    ],
+)
+def test_the_backend_suite_fails_on_a_fault_in_deep_prompts(fault: Any, name: str) -> None:
+    assert passes(BackendConformance, name, Deep())
+    assert not passes(BackendConformance, name, fault())
+
+
+class TakesDeepPromptsUnclaimed(ToyBackend):
+    def _vectors(self, prompt: Prompt) -> FloatArray:
+        return super()._vectors(prompt.first if isinstance(prompt, DeepPrompt) else prompt)
+
+
 @pytest.mark.parametrize(
     ("fault", "name"),
     [
@@ -500,6 +608,7 @@ def test_the_backend_suite_fails_on_a_wrong_inspection() -> None:
         (TakesAnyWidth, "test_a_soft_prompt_of_another_width_is_refused"),
         (RaisesForeignErrors, "test_a_soft_prompt_of_another_width_is_refused"),
         (RaisesForeignErrors, "test_a_row_that_is_too_long_is_refused"),
+        (TakesDeepPromptsUnclaimed, "test_a_prompt_outside_the_capabilities_is_refused"),
         (TakesAnyInsertion, "test_a_prompt_outside_the_capabilities_is_refused"),
         (CutsLongRows, "test_a_row_that_is_too_long_is_refused"),
         (ClaimsTextPrompts, "test_text_prompts_are_scored"),
@@ -618,10 +727,10 @@ def test_an_outsiders_run_prints_its_tally(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest("-p", "no:xdist", "-p", "no:cacheprovider")
     checks = len(BackendConformance.checks())
-    result.assert_outcomes(passed=checks - 3 + 1, skipped=2, xfailed=1)
+    result.assert_outcomes(passed=checks - 7 + 1, skipped=6, xfailed=1)
     result.stdout.fnmatch_lines(
         [
-            f"TestMine: {checks - 2} checks, 2 skipped",
+            f"TestMine: {checks - 6} checks, 6 skipped",
             "  skipped test_inspecting_tells_the_bill: it has no `inspect`",
             "  deviates test_other_settings_have_another_identity: it has no settings",
         ]

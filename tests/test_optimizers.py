@@ -116,6 +116,14 @@ def test_c1_points_equal_a_bare_pycma_loop_bit_for_bit(
     np.testing.assert_array_equal(optimizer.recommend(), mean)
 
 
+@pytest.mark.usefixtures("keep_global_randomness")
+def test_c1_a_run_of_the_papers_length_still_equals_pycmas() -> None:
+    expected, mean = bare_pycma(500, 400, seed=7, rule="csa", popsize=20)
+    optimizer = make_optimizer("cma", 500, seed=7, options={"population": 20})
+    np.testing.assert_array_equal(run(optimizer, 8000), expected)
+    np.testing.assert_array_equal(optimizer.recommend(), mean)
+
+
 @pytest.mark.parametrize("name", ["cma", "diagonal-cma"])
 def test_c2_8000_calls_are_400_generations_applied(name: str) -> None:
     optimizer = make_optimizer(name, 10, seed=1, calls=8000, options={"population": 20})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import cma
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,6 +38,7 @@ from lmaas_tune.search import Search, penalised
 from lmaas_tune.selection import LowestLoss
 from lmaas_tune.spaces import RandomEmbedding
 from lmaas_tune.task import Task, Template, Verbalizer
+from lmaas_tune.testing.toy import ToyBackend
 
 POPULATION = 5
 ROWS, OTHER_ROWS = len(TRAIN), len(VALIDATION)
@@ -319,6 +321,21 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(optimizer: st
     assert runs[0] != runs[2] != runs[3]
 
 
+def test_c1_a_run_asks_what_a_bare_pycma_loop_asks() -> None:
+    wish = {"calibration": "none", "score_start": False, "budget": "calls=200", "seed": 42}
+    result = fit(Bowl(), **wish)
+    state = np.random.get_state()  # noqa: NPY002
+    try:  # pycma seeds the global generator
+        loop = cma.CMAEvolutionStrategy(4 * [0], 1.0, {"seed": 42, "popsize": 5, "verbose": -9})
+        for step in result.steps:
+            asked = loop.ask()
+            np.testing.assert_array_equal(step.points, asked)
+            loop.tell(asked, [evaluation.loss for evaluation in step.evaluations])
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    assert loop.countiter == 40
+
+
 def test_nobodys_random_state_is_touched() -> None:
     torch = pytest.importorskip("torch")
 
@@ -359,6 +376,20 @@ def test_a_run_finds_the_bottom_of_a_bowl() -> None:
     after = result.score(VALIDATION)
     assert after.loss < before.loss - 0.1
     assert abs(result.prompt.prompt.vectors.mean() - Bowl.OPTIMUM) < 0.1  # type: ignore[union-attr]
+
+
+def test_c23_black_box_tuning_beats_random_search_on_the_toy_language_model() -> None:
+    wish = {"intrinsic_dim": 10, "alpha": 2.0, "budget": "calls=201"}
+
+    def loss(optimizer: str, seed: int) -> float:
+        backend = ToyBackend(rank=12, seed=seed)
+        options = {"optimizer": optimizer, "optimizer_options": {"population": 10}}
+        result = small_tuner(backend, seed=seed, **options, **wish).fit(TRAIN)
+        assert result.spent.calls == 201
+        return result.score(TRAIN).loss
+
+    tuned, drawn = ([loss(name, seed) for seed in range(5)] for name in ("cma", "random"))
+    assert np.mean(tuned) < np.mean(drawn) - 0.03
 
 
 def test_steps_say_what_happened() -> None:

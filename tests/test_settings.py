@@ -51,6 +51,15 @@ PAPER = {
                 "optimizer_options": {"population": 20, "sigma0": 1.0, "step_rule": "csa"},
             },
         ),
+        (
+            "bbtv2",
+            {
+                "deep": "all",
+                "projection": "normal",
+                "alpha": 1.0,  # theirs is 0.2, of steps of 0.2
+                "optimizer_options": {"population": 20, "sigma0": 0.2, "step_rule": "csa"},
+            },
+        ),
     ],
 )
 def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) -> None:
@@ -83,6 +92,13 @@ def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) ->
         ({"start": "zero", "prompt_length": None}, "start='zero' needs a prompt_length"),
         ({"insertion": "cat"}, "unknown insertion 'cat'; did you mean 'concat'"),
         ({"projection": "unifrom"}, "unknown projection 'unifrom'; did you mean 'uniform'"),
+        ({"deep": "al"}, "deep='al': it takes 'all', or the numbers of layers from 0 up"),
+        ({"deep": ()}, r"deep=\(\): it takes 'all'"),
+        ({"deep": 3}, "deep=3: it takes 'all'"),
+        ({"deep": (0, -1)}, r"deep=\(0, -1\): it takes"),
+        ({"deep": (0, True)}, r"deep=\(0, True\): it takes"),
+        ({"deep": (1, 2, 1)}, r"deep=\(1, 2, 1\): .* once each"),
+        ({"deep": "all", "prompt": "text"}, "deep='all' is for soft prompts: take prompt='soft'"),
         ({"intrinsic_dim": 0}, "intrinsic_dim=0: it must be 1 or more"),
         ({"alpha": 0.0}, "alpha=0.0: it must be positive and finite"),
         ({"alpha": float("nan")}, "alpha=nan"),
@@ -101,6 +117,14 @@ def test_settings_are_recorded_as_plain_json(name: str) -> None:
     content = preset(name).to_json()
     assert json.loads(json.dumps(content)) == content
     assert Budget.parse(content["budget"]) == preset(name).budget
+
+
+def test_layers_are_recorded_in_their_order_and_not_at_all_where_there_are_none() -> None:
+    assert Settings(deep=[20, 0, 10]).deep == (0, 10, 20)  # type: ignore[arg-type]
+    content = Settings(deep=(20, 0, 10)).to_json()
+    assert content["deep"] == [0, 10, 20]
+    assert json.loads(json.dumps(content)) == content
+    assert "deep" not in Settings().to_json()  # so that older journals go on
 
 
 def test_words_of_ones_own_are_recorded_as_a_list() -> None:

@@ -25,7 +25,9 @@ from lmaas_tune.cli import (
     evaluate,
     offers,
     predict,
+    pretrain,
     report_command,
+    reproduce,
     serve,
     tune,
 )
@@ -70,7 +72,19 @@ def parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {versions()['lmaas-tune']}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, tune, predict, evaluate, compare, report_command, serve, offers, doctor):
+    for command in (
+        demo,
+        tune,
+        predict,
+        evaluate,
+        compare,
+        report_command,
+        reproduce,
+        pretrain,
+        serve,
+        offers,
+        doctor,
+    ):
         command.add_to(commands)
     return top
 

@@ -108,6 +108,9 @@ def _probed(answer: Probe) -> list[str]:
         "no soft prompts"
         if width is None
         else f"soft prompts of width {width} by {', '.join(can['insertions'])}",
+        "no deep prompts"
+        if can["deep_layers"] is None
+        else f"deep ones through {can['deep_layers']} layers",
         "text prompts" if can["text_prompts"] else "no text prompts",
         "{label} anywhere" if can["label_anywhere"] else "{label} last",
         "length unknown" if can["max_tokens"] is None else f"up to {can['max_tokens']:,} tokens",

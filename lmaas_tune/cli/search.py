@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,28 @@ from lmaas_tune.settings import PRESETS, Settings, preset
 from lmaas_tune.spaces import PROJECTIONS
 from lmaas_tune.text import SOURCES
 
+
+def _layers(text: str) -> str | tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(map(int, parts)) if all(map(str.isdigit, parts)) else text  # `Settings` says no
+
+
 # Each flag stands for the field of `Settings` of the same name; one that is not given leaves
 # the preset's value.
-_FIELDS: tuple[tuple[str, type, str], ...] = (
+_FIELDS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("prompt", str, "what is tuned: soft (vectors), text (words), or auto: what the model takes"),
     ("start", str, "where the search starts: words, vocabulary or zero"),
     ("prompt_length", int, "tokens of the prompt; if not given, as many as the starting words"),
     ("insertion", str, "how the prompt enters: concat, add or prepend"),
-    ("intrinsic_dim", int, "dimensions that are searched"),
+    ("deep", _layers, "layers with a prompt of their own: all, or numbers from 0 as 0,10,20"),
+    ("intrinsic_dim", int, "dimensions that are searched, in each layer"),
     ("projection", str, f"kind of the random matrix: {', '.join(PROJECTIONS)}"),
     ("alpha", float, "scale of the random matrix"),
     ("objective", str, "cross_entropy, hinge, error_rate or negative_f1"),
     ("calibration", str, "how the model's bias for label words is taken out: none, mean, fitted"),
     ("selection", str, "which prompt is kept: lowest-loss, or candidate@N (the paper's)"),
 )
-_METAVARS = {int: "N", float: "X", str: "NAME"}
+_METAVARS = {int: "N", float: "X", str: "NAME", _layers: "LAYERS"}
 
 
 def add_search(command: Parser) -> None:

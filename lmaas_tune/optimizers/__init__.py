@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
+import numpy as np
+
 from lmaas_tune.errors import InputError
-from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory, Recommends
+from lmaas_tune.optimizers.base import Ends, Optimizer, OptimizerFactory, Recommends
+from lmaas_tune.optimizers.blockwise import Blockwise
 from lmaas_tune.optimizers.settings import check_options
 from lmaas_tune.registry import Registry
 
@@ -71,6 +74,45 @@ def make_optimizer(
     return built
 
 
+def make_blockwise(
+    optimizer: str | OptimizerFactory,
+    dim: int,
+    *,
+    blocks: int,
+    seed: int,
+    calls: int | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Blockwise:
+    """Build one optimizer a block, and what gives them their turns.
+
+    Args:
+        optimizer: As for `make_optimizer`.
+        dim: Dimensions of each block.
+        blocks: How many.
+        seed: Decides every point; each block draws from a stream of its own.
+        calls: About how many points will be asked of all blocks; None if unknown.
+        options: The optimizer's own options by name.
+
+    Raises:
+        InputError: As of `make_optimizer`, or `calls` pays no round.
+    """
+    streams = np.random.SeedSequence(seed).generate_state(blocks)
+    return Blockwise(
+        [
+            make_optimizer(
+                optimizer,
+                dim,
+                seed=int(stream),
+                calls=None if calls is None else max(1, calls // blocks),
+                options=options,
+            )
+            for stream in streams
+        ],
+        dim=dim,
+        calls=calls,
+    )
+
+
 def _factory(optimizer: str | OptimizerFactory) -> tuple[str, OptimizerFactory]:
     if not isinstance(optimizer, str):
         if not callable(optimizer):
@@ -93,10 +135,13 @@ def _factory(optimizer: str | OptimizerFactory) -> tuple[str, OptimizerFactory]:
 __all__ = [
     "NEVERGRAD",
     "OPTIMIZERS",
+    "Blockwise",
+    "Ends",
     "Optimizer",
     "OptimizerFactory",
     "Recommends",
     "describe_optimizer",
+    "make_blockwise",
     "make_optimizer",
     "optimizer_names",
 ]

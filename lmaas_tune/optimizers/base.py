@@ -41,6 +41,18 @@ class Recommends(Protocol):
         ...
 
 
+@runtime_checkable
+class Ends(Protocol):
+    """An optimizer that comes to an end of its own, before the budget may.
+
+    Attributes:
+        ended: Why, in a sentence that begins with its cause ("rounds: ..."); None before the end.
+    """
+
+    @property
+    def ended(self) -> str | None: ...
+
+
 class OptimizerFactory(Protocol):
     """How an optimizer is built: a class with this constructor, or a function.
 

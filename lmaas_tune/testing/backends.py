@@ -17,11 +17,20 @@ from lmaas_tune.backend import (
     Embeds,
     Inspection,
     Inspects,
+    Measures,
     ScoreReply,
     ScoreRequest,
 )
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import INSERTIONS, FloatArray, Insertion, Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.prompts import (
+    INSERTIONS,
+    DeepPrompt,
+    FloatArray,
+    Insertion,
+    Prompt,
+    SoftPrompt,
+    TextPrompt,
+)
 from lmaas_tune.task import Batch, Part, Slot
 from lmaas_tune.testing.suite import Conformance, check, require
 
@@ -78,6 +87,7 @@ class BackendConformance(Conformance):
         can = subject.capabilities
         claims = {
             "soft prompts": (can.soft_prompt_width is not None, "it takes no soft prompts"),
+            "deep prompts": (can.deep_layers is not None, "it takes no deep prompts"),
             "text prompts": (can.text_prompts, "it takes no text prompts"),
             "prompts left out": (_leaves_out(can), "it takes every kind of prompt"),
             "label anywhere": (can.label_anywhere, "its label has to stand last"),
@@ -86,6 +96,7 @@ class BackendConformance(Conformance):
             "max_tokens": (can.max_tokens is not None, "it does not say its longest row"),
             "Embeds": (isinstance(subject, Embeds), "it shows no word embeddings"),
             "Inspects": (isinstance(subject, Inspects), "it has no `inspect`"),
+            "Measures": (_measures(subject), "it measures no layers"),
         }
         return {claim: None if on else off for claim, (on, off) in claims.items()}
 
@@ -276,6 +287,44 @@ class BackendConformance(Conformance):
         for wrong in {1, width - 1, width + 1} - {0, width}:
             self._refused(backend, SoftPrompt(np.zeros((2, wrong))), f"width {wrong}")
 
+    @check(needs="deep prompts")
+    def test_every_layer_of_a_deep_prompt_matters(self, backend: Backend) -> None:
+        """Vectors in any one layer change the scores, and none at all leave the soft prompt's."""
+        for insertion in sorted(backend.capabilities.insertions):
+            (first,) = self._soft(backend, 1, insertion=insertion)
+            above = [np.zeros_like(first.vectors)] * ((backend.capabilities.deep_layers or 0) - 1)
+            plain, zero = (
+                self._score(backend, self._request(backend, prompt=prompt))
+                for prompt in (first, DeepPrompt(first, above))
+            )
+            self._same(plain, zero, "a soft prompt, and a deep one with zeros above it")
+            for i in range(len(above)):
+                moved = DeepPrompt(first, [*above[:i], first.vectors + 1, *above[i + 1 :]])
+                other = self._score(backend, self._request(backend, prompt=moved))
+                require(not np.array_equal(zero, other), f"vectors in layer {i + 1} do nothing")
+
+    @check(needs="deep prompts")
+    def test_a_deep_prompt_of_another_depth_is_refused(self, backend: Backend) -> None:
+        """With one sentence, before anything is paid."""
+        layers = backend.capabilities.deep_layers or 0
+        for wrong in (layers - 1, layers + 1):
+            self._refused(backend, self._deep(backend, max(1, wrong)), f"{wrong} layers")
+
+    @check(needs="deep prompts")
+    def test_a_deep_prompt_does_not_depend_on_its_neighbours(self, backend: Backend) -> None:
+        """Among soft prompts and other deep ones each gets what it gets alone, and its own bill."""
+        layers = backend.capabilities.deep_layers or 0
+        prompts = [self._deep(backend, layers, seed=seed) for seed in range(3)]
+        requests = [
+            self._request(backend, prompt=prompt, texts=SHORT)
+            for prompt in (prompts[0], prompts[1].first, prompts[1], prompts[2])
+        ]
+        replies = backend.score(requests)
+        for request, reply in zip(requests, replies, strict=True):
+            self._same(self._score(backend, request), reply.logprobs, "a deep one alone and among")
+        soft, deep = replies[1].usage, replies[2].usage
+        require(soft.tokens == deep.tokens, f"a soft prompt takes {soft}, and the deep one {deep}")
+
     @check(needs="text prompts")
     def test_text_prompts_are_scored(self, backend: Backend) -> None:
         """An empty one too, and the words matter."""
@@ -294,6 +343,8 @@ class BackendConformance(Conformance):
         if can.soft_prompt_width is None:
             self._refused(backend, SoftPrompt(np.zeros((2, 8))), "a soft prompt")
             return
+        if can.deep_layers is None:
+            self._refused(backend, self._deep(backend, 2), "a deep prompt")
         for insertion in sorted(set(INSERTIONS) - can.insertions):
             (prompt,) = self._soft(backend, 1, insertion=insertion)
             self._refused(backend, prompt, f"insertion {insertion!r}")
@@ -370,6 +421,24 @@ class BackendConformance(Conformance):
         ):
             require(told in (0, paid), f"inspect tells {found.usage}, and scoring takes {taken}")
 
+    @check(needs="Measures")
+    def test_measuring_tells_a_std_for_each_layer_above_the_first(self, backend: Backend) -> None:
+        """Positive, finite, the same each time; and what it took."""
+        if not isinstance(backend, Measures):
+            raise AssertionError("it measures no layers")
+        request = self._request(backend, texts=SHORT)
+        spread = backend.measure(request)
+        layers = backend.capabilities.deep_layers or 0
+        require(
+            np.shape(spread.stds) == (layers - 1,) and all(0 < std < np.inf for std in spread.stds),
+            f"the stds are {spread.stds!r}: {layers - 1} positive and finite numbers are due",
+        )
+        require(np.array_equal(spread.stds, backend.measure(request).stds), "the stds change")
+        require(
+            0 <= spread.usage.sequences <= len(SHORT),
+            f"measuring {len(SHORT)} rows takes {spread.usage}",
+        )
+
     # --- building requests
 
     def _request(
@@ -409,6 +478,12 @@ class BackendConformance(Conformance):
             for vectors in std * rng.standard_normal(shape)
         ]
 
+    def _deep(self, backend: Backend, layers: int, *, seed: int = 0) -> DeepPrompt:
+        (first,) = self._soft(backend, 1, insertion=min(backend.capabilities.insertions))
+        rng = np.random.default_rng(seed)
+        above = rng.standard_normal((layers - 1, *first.vectors.shape))
+        return DeepPrompt(first, list(above))
+
     # --- judging answers
 
     def _score(self, backend: Backend, request: ScoreRequest) -> FloatArray:
@@ -434,7 +509,8 @@ def _row(text: str, prompt: Prompt) -> tuple[Part, ...]:
     """The text, the prompt, the label; the prompt first where it enters before everything."""
     if not text:
         return (Slot.PROMPT, " It was ", Slot.LABEL)
-    if isinstance(prompt, SoftPrompt) and prompt.insertion == "prepend":
+    soft = prompt.first if isinstance(prompt, DeepPrompt) else prompt
+    if isinstance(soft, SoftPrompt) and soft.insertion == "prepend":
         return (Slot.PROMPT, f" {text} It was ", Slot.LABEL)
     return (f"{text} ", Slot.PROMPT, " It was ", Slot.LABEL)
 
@@ -452,7 +528,11 @@ def _refuses(action: Callable[[], object], what: str) -> None:
         raise AssertionError(f"{what} passes, though the capabilities leave it out")
 
 
+def _measures(subject: Backend) -> bool:
+    return isinstance(subject, Measures) and subject.capabilities.deep_layers is not None
+
+
 def _leaves_out(can: Capabilities) -> bool:
     """Whether there is a kind of prompt that the capabilities do not claim."""
-    every = can.text_prompts and can.soft_prompt_width is not None
+    every = can.text_prompts and can.soft_prompt_width is not None and can.deep_layers is not None
     return not (every and can.insertions >= set(INSERTIONS))

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from lmaas_tune.backend import Capabilities, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.backend import Capabilities, ScoreReply, ScoreRequest, Spread, Usage
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.task import Part, Slot
 
 _SHARPNESS = 10.0
 
 
+@lru_cache(maxsize=10_000)
 def _word_vector(word: str, width: int) -> FloatArray:
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
     vector = np.random.default_rng(seed).standard_normal(width)
     unit: FloatArray = vector / np.linalg.norm(vector)
+    unit.flags.writeable = False
     return unit
 
 
@@ -26,29 +29,40 @@ class ToyBackend:
     """Scores a word by how well it fits the row's words, seen through the prompt.
 
     A row is the direction x of the sum of its words' fixed random vectors, a prompt the mean m
-    of its vectors. The prompt works like an attention gain: far from a planted m* the model
-    hardly looks at the row and follows a bias for the first words of the alphabet; at m* it looks
-    in full. So there is something to find, smoothly, in as many dimensions as `rank`: the lowest
-    loss lies near m*, where just how near depends on the rows. A word is scored against all
-    others of the vocabulary, whose logits sum to 0.
+    of its vectors (for a deep prompt, the sum of its layers' means). The prompt works like an
+    attention gain: far from a planted m* the model hardly looks at the row and follows a bias for
+    the first words of the alphabet; at m* it looks in full. So there is something to find,
+    smoothly, in as many dimensions as `rank`: the lowest loss lies near m*, where just how near
+    depends on the rows. A word is scored against all others of the vocabulary, whose logits sum
+    to 0.
 
     Args:
         width: H, of word embeddings and soft prompts.
         rank: Dimensions of m that matter.
         seed: Plants m*; part of the identity.
         max_tokens: The longest row it reads.
+        layers: How many layers a deep prompt goes through; None takes no deep prompts.
     """
 
     def __init__(
-        self, *, width: int = 16, rank: int = 4, seed: int = 0, max_tokens: int = 512
+        self,
+        *,
+        width: int = 16,
+        rank: int = 4,
+        seed: int = 0,
+        max_tokens: int = 512,
+        layers: int | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
         self._width, self._max_tokens = width, max_tokens
         self._basis = np.linalg.qr(rng.standard_normal((width, rank)))[0]  # (H, rank)
         self.optimum: FloatArray = rng.standard_normal(rank)
         self.identity = f"toy width={width} rank={rank} seed={seed} max_tokens={max_tokens}"
+        if layers is not None:
+            self.identity += f" layers={layers}"
         self.capabilities = Capabilities(
             soft_prompt_width=width,
+            deep_layers=layers,
             text_prompts=True,
             label_anywhere=True,
             max_tokens=max_tokens,
@@ -73,6 +87,11 @@ class ToyBackend:
         """See `lmaas_tune.backend.Backend.score`."""
         return [self._score(request) for request in requests]
 
+    def measure(self, request: ScoreRequest, /) -> Spread:
+        """See `lmaas_tune.backend.Measures.measure`: what enters layer i has a std of i."""
+        (reply,) = self.score([request])
+        return Spread(np.arange(1.0, self.capabilities.deep_layers or 1), reply.usage)
+
     def _score(self, request: ScoreRequest) -> ScoreReply:
         prompt = self._vectors(request.prompt)
         m = prompt.mean(axis=0) @ self._basis if len(prompt) else np.zeros_like(self.optimum)
@@ -95,6 +114,13 @@ class ToyBackend:
     def _vectors(self, prompt: Prompt) -> FloatArray:
         if isinstance(prompt, TextPrompt):
             return self.embed(self.tokenize(prompt.text))
+        if isinstance(prompt, DeepPrompt):
+            if prompt.layers != self.capabilities.deep_layers:
+                raise InputError(
+                    f"toy takes deep prompts through {self.capabilities.deep_layers or 'no'} "
+                    f"layers, not {prompt}"
+                )
+            return self._vectors(prompt.first) + np.sum(prompt.above, axis=0, dtype=np.float64)
         takes = (self._width, "concat")
         if not isinstance(prompt, SoftPrompt) or (prompt.width, prompt.insertion) != takes:
             raise InputError(

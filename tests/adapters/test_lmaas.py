@@ -169,6 +169,37 @@ def test_a_call_of_a_search_is_as_small_as_promised(remote: LMaaSBackend) -> Non
     assert (spent.bytes_down - before.bytes_down) / calls <= 500
 
 
+# The paper's Table 4 for RoBERTa-large, d = 500. Its kilobytes follow from the shapes: up goes the
+# batch, at 3 bytes a position (a token id below 2^16 and its mask), with z; the scores come down.
+PAPERS_QUERIES = [
+    pytest.param(32, 47, ("terrible", "great"), 6, 0.25, id="sst2"),
+    pytest.param(64, 107, ("World", "Sports", "Business", "Tech"), 22, 1, id="agnews"),
+]
+
+
+@pytest.mark.parametrize(("rows", "length", "words", "up", "down"), PAPERS_QUERIES)
+def test_c22_a_call_carries_z_and_scores_as_the_papers_does_and_its_batch_but_once(
+    rows: int, length: int, words: tuple[str, ...], up: float, down: float, remote: LMaaSBackend
+) -> None:
+    z, scores = 4 * 500, 4 * rows * len(words)
+    assert round((3 * rows * length + z) / 1024) == up
+    assert scores / 1024 == down
+    space = subspace(dim=500, length=50)
+    batch = Batch(
+        tuple(("word " * (length - 2), Slot.PROMPT, f" {i} ", Slot.LABEL) for i in range(rows))
+    )
+    client = Client(remote)
+    client.score([asked(point(of=space), batch, words)])
+    registered, calls = client.spent, 5
+    client.score([asked(point(i + 1, of=space), batch, words) for i in range(calls)])
+    sent = (client.spent.bytes_up - registered.bytes_up) / calls
+    received = (client.spent.bytes_down - registered.bytes_down) / calls
+    headers = 450
+    assert z < sent < z + headers
+    assert scores < received < scores + headers
+    assert registered.bytes_up > 5 * rows * length
+
+
 def test_a_prompt_that_overflows_gives_nan(tmp_path: Path) -> None:
     class Overflowing(ToyBackend):
         def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:

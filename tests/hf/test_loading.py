@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from lmaas_tune_adapters.hf import HFBackend, convert_gguf
+from tokenizers import normalizers
 
 from lmaas_tune.backend import Backend, Embeds, Inspects, ScoreRequest
 from lmaas_tune.errors import InputError
@@ -140,6 +141,27 @@ def test_a_moved_folder_is_the_same_model_and_one_changed_weight_another(
         network.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
     network.save_pretrained(copy)
     assert HFBackend(copy, device="cpu").identity != original.identity
+
+
+def test_c20_the_same_weights_with_another_tokenizer_are_another_model(
+    folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    original = HFBackend(folder("llama"), device="cpu")
+    copy = shutil.copytree(folder("llama"), tmp_path / "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(copy)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save_pretrained(copy)
+    assert HFBackend(copy, device="cpu").identity != original.identity
+
+
+def test_c20_a_masked_model_that_is_asked_at_another_token_is_another_model(
+    folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder("bert"), tmp_path / "bert")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(copy)
+    tokenizer.mask_token = "[UNK]"
+    tokenizer.save_pretrained(copy)
+    assert HFBackend(copy).identity != HFBackend(folder("bert")).identity
 
 
 def test_identity_names_the_dtype_and_no_path_of_this_machine(

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from lmaas_tune_adapters.hf.loading import load
-from lmaas_tune_adapters.hf.packing import GatedUnit, PackedLinear, pack
+from lmaas_tune_adapters.hf.packing import GatedUnit, PackedLinear, RotaryAttention, pack
 
 from . import models
 
@@ -34,6 +34,9 @@ def test_packing_changes_no_number(name: str, folder: Callable[[str], Path]) -> 
 def test_other_dtypes_are_left_as_they_are(folder: Callable[[str], Path]) -> None:
     loaded = load(folder("llama"), revision=None, device="cpu", dtype="bfloat16")
     assert not any(isinstance(m, PackedLinear) for m in loaded.model.modules())
+
+
+ROPE = {"rope_type": "default", "rope_theta": 10.0}  # places that differ much
 
 
 def small(**options: Any) -> transformers.LlamaConfig:
@@ -85,6 +88,46 @@ def test_heads_that_share_keys_and_values_give_what_copies_of_these_gave(heads: 
     torch.testing.assert_close(packed[1, 2:], plain[1, 2:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_that_turns_in_place_gives_what_the_stock_one_gave(
+    heads: int, bias: bool
+) -> None:
+    network = transformers.LlamaForCausalLM(
+        small(num_key_value_heads=heads, attention_bias=bias, rope_parameters=ROPE)
+    )
+    plain, packed = logits_before_and_after(network)
+    assert sum(isinstance(m, RotaryAttention) for m in network.modules()) == 2
+    torch.testing.assert_close(packed[0], plain[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(packed[1, 2:], plain[1, 2:], rtol=1e-4, atol=1e-4)
+
+
+def test_attention_that_goes_on_from_a_memory_gives_what_the_stock_one_gave() -> None:
+    network = transformers.LlamaForCausalLM(small(num_key_value_heads=2)).eval()
+    network.requires_grad_(False)
+    ids = torch.arange(12).reshape(2, 6)
+    whole = network(input_ids=ids).logits
+    pack(network)
+    memory = network(input_ids=ids[:, :4], use_cache=True).past_key_values
+    end = network(input_ids=ids[:, 4:], past_key_values=memory).logits
+    torch.testing.assert_close(end, whole[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+def test_attention_that_does_more_is_left_as_it_is() -> None:
+    network = transformers.LlamaForCausalLM(small())
+    first = network.model.layers[0].self_attn
+    stock = first.forward
+
+    def doubled(hidden_states: Any, position_embeddings: Any, **options: Any) -> Any:
+        mixed, weights = stock(hidden_states, position_embeddings, **options)
+        return 2 * mixed, weights
+
+    first.forward = doubled
+    pack(network)
+    turned = [isinstance(layer.self_attn, RotaryAttention) for layer in network.model.layers]
+    assert turned == [False, True]
+
+
 @pytest.mark.parametrize("make", ["eager", "alone"])
 def test_other_attention_is_left_as_it_is(make: str) -> None:
     config = small(num_key_value_heads=4 if make == "alone" else 2)
@@ -92,6 +135,8 @@ def test_other_attention_is_left_as_it_is(make: str) -> None:
     network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=kind)
     logits_before_and_after(network)
     assert network.config._attn_implementation == kind
+    turned = any(isinstance(m, RotaryAttention) for m in network.modules())
+    assert turned == (kind == "sdpa")
 
 
 def test_a_model_with_soft_caps_and_windows_stays_the_same() -> None:

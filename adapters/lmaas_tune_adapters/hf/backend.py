@@ -11,20 +11,24 @@ import numpy as np
 import torch
 
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
+from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Spread
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
+from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune_adapters.hf.answers import Word
 from lmaas_tune_adapters.hf.causal import CausalScorer
 from lmaas_tune_adapters.hf.cohort import Cohort, Scorer, alike
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.gguf import convert_gguf
-from lmaas_tune_adapters.hf.loading import LoadedModel, load
+from lmaas_tune_adapters.hf.loading import Family, LoadedModel, load
 from lmaas_tune_adapters.hf.masked import MaskedScorer
 from lmaas_tune_adapters.hf.peft import export_peft
 from lmaas_tune_adapters.hf.reader import Reader
 from lmaas_tune_adapters.hf.seq2seq import ANSWERS, Answer, Seq2SeqScorer
+from lmaas_tune_adapters.hf.stack import clipped_std, inputs_kept
+
+_MEASURED_BYTES = 1 << 28
+"""Most memory for the states that are measured: all of 32 rows of the paper's SST-2."""
 
 
 class HFBackend:
@@ -70,6 +74,7 @@ class HFBackend:
         self._source = str(model)
         loaded = load(model, revision=revision, device=device, dtype=dtype)
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
+        self.family: Family = loaded.family
         on_cpu = self._model.device.type == "cpu"
         per_pass = max_tokens_per_pass or (2048 if on_cpu else 16384)
         self._scorer = _scorer(loaded, per_pass, max_kept_bytes, answer)
@@ -79,6 +84,7 @@ class HFBackend:
         self.capabilities = Capabilities(
             soft_prompt_width=int(self._embeddings.weight.shape[1]),
             insertions=self._scorer.insertions,
+            deep_layers=len(self._scorer.layers) or None,
             label_anywhere=not self._scorer.label_last,
             max_tokens=_max_tokens(loaded),
         )
@@ -126,6 +132,28 @@ class HFBackend:
         """See `lmaas_tune.backend.Inspects.inspect`."""
         return self._reader.inspect(request)
 
+    def measure(self, request: ScoreRequest, /) -> Spread:
+        """See `lmaas_tune.backend.Measures.measure`; rows from all parts of the batch."""
+        layers = self._scorer.layers[1:]
+        if not layers:
+            raise InputError("this model takes no deep prompts, so it has no layers to measure")
+        with self._lock, torch.inference_mode():
+            rows = self._measured(self._reader.rows(request), len(layers))
+            cohort = self._cohort([request.prompt], [rows], self._reader.words(request, rows[0]))
+            with inputs_kept(layers) as kept:
+                self._scorer.read(cohort)
+            stds = np.array([clipped_std(states) for states in kept])
+        return Spread(stds, self._reader.usage(request, rows))
+
+    def _measured(self, rows: Sequence[EncodedRow], layers: int) -> list[EncodedRow]:
+        """As many rows as have room for their states, one at least, as far apart as can be."""
+        tokens = _MEASURED_BYTES // (4 * self._embeddings.weight.shape[1] * layers)
+        longest = max((self._scorer.tokens(row) for row in rows), default=0)
+        if not longest:
+            raise InputError("a batch of no rows has nothing to measure")
+        count = min(len(rows), max(1, tokens // longest))
+        return [rows[index * len(rows) // count] for index in range(count)]
+
     def export_peft(self, tuned: TunedPrompt, folder: str | os.PathLike[str]) -> Path:
         """Write a prompt tuned on this model as a prompt-tuning adapter of peft.
 
@@ -158,20 +186,43 @@ class HFBackend:
         first = requests[group[0]]
         rows = encoded[group[0]]
         for numbers in alike(range(len(rows)), key=lambda number: rows[number].spaced):
-            cohort = Cohort(
-                rows=[[encoded[i][number] for number in numbers] for i in group],
-                words=self._reader.words(first, rows[numbers[0]]),
-                vectors=self._vectors(prompts),
-                insertion=prompts[0].insertion if isinstance(prompts[0], SoftPrompt) else "concat",
+            cohort = self._cohort(
+                prompts,
+                [[encoded[i][number] for number in numbers] for i in group],
+                self._reader.words(first, rows[numbers[0]]),
             )
             for index, values in zip(group, self._scorer.scores(cohort).numpy(), strict=True):
                 logprobs[index][numbers] = values
 
-    def _vectors(self, prompts: Sequence[Prompt]) -> torch.Tensor | None:
-        soft = [prompt.vectors for prompt in prompts if isinstance(prompt, SoftPrompt)]
+    def _cohort(
+        self,
+        prompts: Sequence[Prompt],
+        rows: Sequence[Sequence[EncodedRow]],
+        words: Sequence[Word],
+    ) -> Cohort:
+        """Of prompts of one kind."""
+        soft = [prompt for prompt in map(_entering, prompts) if prompt is not None]
         if not soft:
-            return None
-        return torch.from_numpy(np.stack(soft)).to(self._model.device, self._model.dtype)
+            return Cohort(rows=rows, words=words)
+        deep = [prompt.above for prompt in prompts if isinstance(prompt, DeepPrompt)]
+        return Cohort(
+            rows=rows,
+            words=words,
+            vectors=self._tensor([prompt.vectors for prompt in soft]),
+            insertion=soft[0].insertion,
+            above={
+                layer: self._tensor(vectors)
+                for layer, vectors in enumerate(zip(*deep, strict=True), start=1)
+                if any(own.any() for own in vectors)
+            },
+        )
+
+    def _tensor(self, vectors: Sequence[FloatArray]) -> torch.Tensor:
+        """(requests, L, H), of one array where all requests share it."""
+        shared = all(own is vectors[0] for own in vectors)
+        arrays = torch.from_numpy(np.stack(vectors[:1] if shared else vectors))
+        tensor = arrays.to(self._model.device, self._model.dtype)
+        return tensor.expand(len(vectors), -1, -1)
 
     def _tokens(self, row: EncodedRow, words: Sequence[Word]) -> int:
         return self._scorer.tokens(row) + sum(len(word) - 1 for word in words)
@@ -209,6 +260,13 @@ def _max_tokens(loaded: LoadedModel) -> int | None:
 
 def _kind(request: ScoreRequest) -> tuple[object, ...]:
     """Requests of equal kind can share passes."""
-    prompt = request.prompt
-    form = (prompt.insertion, prompt.length) if isinstance(prompt, SoftPrompt) else ("text",)
+    soft, deep = _entering(request.prompt), isinstance(request.prompt, DeepPrompt)
+    form = ("text",) if soft is None else (soft.insertion, soft.length, deep)
     return (request.batch.digest, request.candidates, *form)
+
+
+def _entering(prompt: Prompt) -> SoftPrompt | None:
+    """What of a prompt enters with the embeddings."""
+    if isinstance(prompt, DeepPrompt):
+        return prompt.first
+    return prompt if isinstance(prompt, SoftPrompt) else None

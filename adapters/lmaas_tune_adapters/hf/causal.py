@@ -17,9 +17,10 @@ from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
-from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids
+from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids, trial
 from lmaas_tune_adapters.hf.last_layer import last_layer, only_last
 from lmaas_tune_adapters.hf.loading import LoadedModel
+from lmaas_tune_adapters.hf.stack import deepened, plain_stack
 
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, (heads, attention heads, length, width)."""
@@ -158,6 +159,7 @@ class CausalScorer:
         self._store = HeadStore(max_kept_bytes)
         with torch.inference_mode():
             self._shares, self._branches, self._last = self._abilities()
+            self.layers = plain_stack(self._model.get_decoder(), trial(self._model))
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens the model reads before the label word."""
@@ -185,6 +187,15 @@ class CausalScorer:
                     out[[i.request for i in chunk], [i.number for i in chunk]] = sums
         return out
 
+    def read(self, cohort: Cohort) -> None:
+        """See `lmaas_tune_adapters.hf.cohort.Scorer.read`."""
+        items = [Item(request, number, row, 0, ()) for request, number, row in cohort.items()]
+        for group in alike(items, key=lambda item: item.tail):
+            for chunk in slices(group, self._max_tokens // group[0].tail):
+                embeddings = self._embed(chunk, cohort, ())
+                with self._deepened(chunk, cohort, embeddings):
+                    self._model.get_decoder()(inputs_embeds=embeddings)
+
     def _items(self, cohort: Cohort) -> list[Item]:
         if not self._shares:
             return [Item(request, number, row, 0, ()) for request, number, row in cohort.items()]
@@ -208,7 +219,8 @@ class CausalScorer:
 
         def compute() -> States:
             embeddings = self._embed(firsts, cohort, ())[:, :length]
-            output = self._model.base_model(inputs_embeds=embeddings, use_cache=True)
+            with self._deepened(firsts, cohort, embeddings):
+                output = self._model.base_model(inputs_embeds=embeddings, use_cache=True)
             return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
 
         if isinstance(firsts[0].key, tuple):
@@ -246,7 +258,9 @@ class CausalScorer:
             inputs |= branching(first.head, first.tail, reading.parents, embeddings)
         last = first.tail - 1
         positions = torch.arange(last, last + reading.nodes, device=embeddings.device)
-        with self._narrowed(reading.nodes, masked=states is not None or not reading.is_chain):
+        masked = states is not None or not reading.is_chain
+        deepened = self._deepened(items, cohort, embeddings, behind=first.head)
+        with deepened, self._narrowed(reading.nodes, masked=masked):  # narrows what was added to
             return logits_at(
                 self._model,
                 self._model.get_decoder(),
@@ -254,6 +268,18 @@ class CausalScorer:
                 inputs_embeds=embeddings,
                 **inputs,
             )
+
+    def _deepened(
+        self, items: Sequence[Item], cohort: Cohort, embeddings: torch.Tensor, *, behind: int = 0
+    ) -> AbstractContextManager[None]:
+        """A pass of the items, (n, length, H) from their place `behind` on, with what is added."""
+        return deepened(
+            self.layers,
+            cohort.above,
+            [item.request for item in items],
+            [item.row.prompt - behind for item in items],
+            embeddings.shape[1],
+        )
 
     def _narrowed(self, reads: int, *, masked: bool) -> AbstractContextManager[None]:
         """Passes of which only the last positions are read."""
@@ -268,9 +294,7 @@ class CausalScorer:
             Whether heads can be shared, whether tails may branch, and the last layer if it can be
             worked out in part.
         """
-        count = self._model.get_input_embeddings().weight.shape[0]
-        ids = torch.tensor([[3, 5, 7, 9, 11]], device=self._model.device) % count
-        whole = self._model.get_input_embeddings()(ids)
+        whole = trial(self._model)
         try:
             kept = self._model(inputs_embeds=whole[:, :2], use_cache=True).past_key_values
         except TypeError:  # no such memory at all

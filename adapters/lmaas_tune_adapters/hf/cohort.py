@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -25,12 +25,15 @@ class Cohort:
         words: Token ids of each label word.
         vectors: (requests, L, H) soft prompts in the model's dtype, on its device; None for text.
         insertion: How the vectors enter.
+        above: By the number of a layer above the first, (requests, L, H) that are added to what
+            enters it, in the model's dtype, on its device.
     """
 
     rows: Sequence[Sequence[EncodedRow]]
     words: Sequence[Word]
     vectors: torch.Tensor | None = None
     insertion: Insertion = "concat"
+    above: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
     @property
     def prompt_length(self) -> int:
@@ -54,6 +57,7 @@ class Scorer(Protocol):
     Attributes:
         insertions: The ways a soft prompt may enter.
         label_last: Whether the label must be the last thing in a row.
+        layers: Of the stack that a deep prompt goes through; none where there is no plain one.
     """
 
     @property
@@ -61,6 +65,9 @@ class Scorer(Protocol):
 
     @property
     def label_last(self) -> bool: ...
+
+    @property
+    def layers(self) -> Sequence[Any]: ...
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens of a row the model reads for label words of one token."""
@@ -72,6 +79,10 @@ class Scorer(Protocol):
 
     def scores(self, cohort: Cohort) -> torch.Tensor:
         """(requests, rows, words) float64 summed log-probabilities."""
+        ...
+
+    def read(self, cohort: Cohort) -> None:
+        """Pass every row through the layers, nothing shared or kept: for what listens there."""
         ...
 
 

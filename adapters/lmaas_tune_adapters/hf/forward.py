@@ -55,6 +55,14 @@ def embeddings_changed(embeddings: Any, change: Any) -> Iterator[None]:
         hook.remove()
 
 
+def trial(network: Any) -> torch.Tensor:
+    """(1, 5, H) embeddings of some tokens, to try a model with."""
+    table = network.get_input_embeddings()
+    ids = torch.tensor([[3, 5, 7, 9, 11]], device=network.device) % table.weight.shape[0]
+    embeddings: torch.Tensor = table(ids)
+    return embeddings
+
+
 def token_ids(rows: Sequence[EncodedRow], device: torch.device) -> torch.Tensor:
     """(n, length) ids of rows of one length."""
     return torch.tensor([row.ids for row in rows], dtype=torch.long, device=device)

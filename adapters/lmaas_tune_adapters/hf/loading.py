@@ -215,6 +215,8 @@ def settings_hash(config: Any, tokenizer: Any) -> hashlib._Hash:
         sha.update(tokenizer.backend_tokenizer.to_str().encode())
     else:
         sha.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    if tokenizer.mask_token_id is not None:  # what a masked model is asked at
+        sha.update(f"mask={tokenizer.mask_token_id}".encode())
     return sha
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from lmaas_tune_adapters.hf.forward import (
     logits_at,
     placed,
     token_ids,
+    trial,
 )
 from lmaas_tune_adapters.hf.loading import LoadedModel
+from lmaas_tune_adapters.hf.stack import deepened, plain_stack
 
 _FEED_FORWARD_LAST = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 """Types whose last layer works position by position behind its attention: needed at masks only."""
@@ -50,6 +52,8 @@ class MaskedScorer:
         self._body = self._model.base_model
         if self._model.config.model_type in _FEED_FORWARD_LAST:
             self._body = self._body.encoder.layer[-1].attention
+        with torch.inference_mode():
+            self.layers = plain_stack(self._model.base_model, trial(self._model))
         self.insertions: frozenset[Insertion] = frozenset(
             {"concat", "add", "prepend"} if self._normalised else {"concat", "add"}
         )
@@ -66,15 +70,27 @@ class MaskedScorer:
         """(requests, rows, words) summed log-probabilities."""
         out = cohort.scores()
         for reading in answers.masks(cohort.words, self._mask):
-            items = [(r, n, row.with_label(reading.fill)) for r, n, row in cohort.items()]
-            for group in alike(items, key=lambda item: len(item[2].ids)):
-                length = len(group[0][2].ids) + cohort.prompt_length
-                for chunk in slices(group, self._max_tokens // length):
-                    requests, numbers, rows = zip(*chunk, strict=True)
-                    sums = torch.zeros(len(chunk), out.shape[2], dtype=torch.float64)
-                    reading.add_up(self._logits(rows, requests, cohort, reading.nodes), sums)
-                    out[list(requests), list(numbers)] += sums
+            for requests, numbers, rows in self._passes(cohort, reading.fill):
+                sums = torch.zeros(len(rows), out.shape[2], dtype=torch.float64)
+                reading.add_up(self._logits(rows, requests, cohort, reading.nodes), sums)
+                out[requests, numbers] += sums
         return out
+
+    def read(self, cohort: Cohort) -> None:
+        """See `lmaas_tune_adapters.hf.cohort.Scorer.read`; with one mask for the label."""
+        for requests, _, rows in self._passes(cohort, (self._mask,)):
+            self._logits(rows, requests, cohort, 1)
+
+    def _passes(
+        self, cohort: Cohort, fill: answers.Word
+    ) -> Iterator[tuple[list[int], list[int], list[EncodedRow]]]:
+        """(requests, row numbers, rows with `fill` in the label's place) of one length each."""
+        items = [(r, n, row.with_label(fill)) for r, n, row in cohort.items()]
+        for group in alike(items, key=lambda item: len(item[2].ids)):
+            length = len(group[0][2].ids) + cohort.prompt_length
+            for chunk in slices(group, self._max_tokens // length):
+                requests, numbers, rows = zip(*chunk, strict=True)
+                yield list(requests), list(numbers), list(rows)
 
     def _logits(
         self, rows: Sequence[EncodedRow], requests: Sequence[int], cohort: Cohort, count: int
@@ -84,12 +100,15 @@ class MaskedScorer:
         embeddings = self._model.get_input_embeddings()(ids)
         first = torch.tensor([row.label for row in rows], device=ids.device)[:, None]
         positions = first + torch.arange(count, device=ids.device)
+        starts, length = [row.prompt for row in rows], ids.shape[1]
         with contextlib.ExitStack() as stack:
             if cohort.vectors is not None:
                 vectors = cohort.vectors[list(requests)]
-                starts = [row.prompt for row in rows]
                 if cohort.insertion == "prepend":
-                    positions = positions + cohort.prompt_length
+                    positions, length = (
+                        positions + cohort.prompt_length,
+                        length + cohort.prompt_length,
+                    )
                     change = lambda output: torch.cat([vectors, output], dim=1)  # noqa: E731
                     stack.enter_context(embeddings_changed(self._normalised, change))
                 elif cohort.insertion == "add" and self._normalised:
@@ -97,4 +116,5 @@ class MaskedScorer:
                     stack.enter_context(embeddings_changed(self._normalised, change))
                 else:
                     embeddings = placed(embeddings, starts, vectors, cohort.insertion)
+            stack.enter_context(deepened(self.layers, cohort.above, requests, starts, length))
             return logits_at(self._model, self._body, positions, inputs_embeds=embeddings)

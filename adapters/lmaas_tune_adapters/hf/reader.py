@@ -8,7 +8,7 @@ from typing import Any
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreRequest, Usage
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import Prompt, SoftPrompt, TextPrompt
+from lmaas_tune.prompts import DeepPrompt, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune_adapters.hf.answers import Word
 from lmaas_tune_adapters.hf.encoding import EncodedRow, Encoder, word_notes
 
@@ -103,8 +103,15 @@ class Reader:
             )
 
     def _checked(self, prompt: Prompt) -> SoftPrompt | TextPrompt:
+        """What stands in a row."""
         if isinstance(prompt, TextPrompt):
             return prompt
+        if isinstance(prompt, DeepPrompt):
+            if prompt.layers != self._can.deep_layers:
+                raise InputError(
+                    f"this model takes {_depth(self._can.deep_layers)}, and not {prompt}"
+                )
+            prompt = prompt.first
         if not isinstance(prompt, SoftPrompt):
             raise InputError(f"this model takes soft prompts as vectors, and not {prompt}")
         if prompt.width != self._can.soft_prompt_width:
@@ -121,6 +128,12 @@ class Reader:
         return prompt
 
 
+def _depth(layers: int | None) -> str:
+    return "no deep prompts" if layers is None else f"deep prompts through {layers} layers"
+
+
 def _tokens_apart(prompt: Prompt) -> int:
     """Tokens of a prompt that stands outside the model's places."""
+    if isinstance(prompt, DeepPrompt):
+        prompt = prompt.first
     return prompt.length if isinstance(prompt, SoftPrompt) and prompt.insertion == "prepend" else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,8 +13,9 @@ from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow
-from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids
+from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids, trial
 from lmaas_tune_adapters.hf.loading import LoadedModel
+from lmaas_tune_adapters.hf.stack import deepened, plain_stack
 
 Answer: TypeAlias = Literal["auto", "sentinel", "infill", "direct"]
 ANSWERS: tuple[Answer, ...] = ("auto", "sentinel", "infill", "direct")
@@ -54,7 +55,7 @@ class Seq2SeqScorer:
                 f"the tokenizer of {loaded.name!r} has no token for answer={answer!r}: "
                 "use answer='direct' with the label last in the template"
             )
-        self.answer = answer
+        self.answer: Answer = answer
         self.label_last = answer == "direct"
         start = self._model.config.decoder_start_token_id
         self._start: tuple[int, ...] = (start,)
@@ -65,6 +66,8 @@ class Seq2SeqScorer:
         elif answer == "infill":
             hole = (tokenizer.mask_token_id,)
         self._hole: tuple[int, ...] = hole
+        with torch.inference_mode():
+            self.layers = plain_stack(self._model.get_encoder(), trial(self._model))
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens encoder and decoder read before the label word."""
@@ -79,48 +82,61 @@ class Seq2SeqScorer:
         """(requests, rows, words) summed log-probabilities."""
         out = cohort.scores()
         readings = answers.chains(cohort.words)
+        for requests, numbers, rows in self._passes(cohort):
+            memory = self._encode(rows, requests, cohort)
+            sums = torch.zeros(len(rows), out.shape[2], dtype=torch.float64)
+            for reading in readings:
+                said = self._embed_said(rows, requests, cohort, reading.fill)
+                reading.add_up(self._decode(memory, said, reading.nodes, reading.fill), sums)
+            out[requests, numbers] = sums
+        return out
+
+    def read(self, cohort: Cohort) -> None:
+        """See `lmaas_tune_adapters.hf.cohort.Scorer.read`; the layers are the encoder's."""
+        for requests, _, rows in self._passes(cohort):
+            self._encode(rows, requests, cohort)
+
+    def _passes(self, cohort: Cohort) -> Iterator[tuple[list[int], list[int], list[EncodedRow]]]:
+        """(requests, row numbers, rows) that encoder and decoder read at one length each."""
         groups = alike(
             cohort.items(), key=lambda item: (len(item[2].ids), len(self._said(item[2])))
         )
         for group in groups:
             for chunk in slices(group, self._max_tokens // self.tokens(group[0][2])):
                 requests, numbers, rows = zip(*chunk, strict=True)
-                vectors = None if cohort.vectors is None else cohort.vectors[list(requests)]
-                memory = self._encode(rows, vectors, cohort.insertion)
-                sums = torch.zeros(len(chunk), out.shape[2], dtype=torch.float64)
-                for reading in readings:
-                    said = self._embed_said(rows, reading.fill, vectors, cohort.insertion)
-                    reading.add_up(self._decode(memory, said, reading.nodes, reading.fill), sums)
-                out[list(requests), list(numbers)] = sums
-        return out
+                yield list(requests), list(numbers), list(rows)
 
     def _said(self, row: EncodedRow) -> answers.Word:
         """What the decoder has said before the label word."""
         return self._start + (row.ids[: row.label] if self.answer == "infill" else ())
 
     def _encode(
-        self, rows: Sequence[EncodedRow], vectors: torch.Tensor | None, insertion: Insertion
+        self, rows: Sequence[EncodedRow], requests: Sequence[int], cohort: Cohort
     ) -> torch.Tensor:
         holed = [row.with_label(self._hole) for row in rows]
+        starts = [row.prompt for row in holed]
         embeddings = self._model.get_input_embeddings()(token_ids(holed, self._model.device))
-        if vectors is not None:
-            embeddings = placed(embeddings, [row.prompt for row in holed], vectors, insertion)
-        memory: torch.Tensor = self._model.get_encoder()(inputs_embeds=embeddings)[0]
+        if cohort.vectors is not None:
+            vectors = cohort.vectors[list(requests)]
+            embeddings = placed(embeddings, starts, vectors, cohort.insertion)
+        length = embeddings.shape[1]
+        with deepened(self.layers, cohort.above, requests, starts, length):
+            memory: torch.Tensor = self._model.get_encoder()(inputs_embeds=embeddings)[0]
         return memory
 
     def _embed_said(
         self,
         rows: Sequence[EncodedRow],
+        requests: Sequence[int],
+        cohort: Cohort,
         fill: answers.Word,
-        vectors: torch.Tensor | None,
-        insertion: Insertion,
     ) -> torch.Tensor:
         ids = torch.tensor([self._said(row) + fill for row in rows], device=self._model.device)
         embeddings: torch.Tensor = self._model.get_input_embeddings()(ids)
         repeats_prompt = self.answer == "infill" and not rows[0].label_first
-        if vectors is not None and insertion == "concat" and repeats_prompt:
+        if cohort.vectors is not None and cohort.insertion == "concat" and repeats_prompt:
             starts = [len(self._start) + row.prompt for row in rows]
-            embeddings = placed(embeddings, starts, vectors, insertion)
+            embeddings = placed(embeddings, starts, cohort.vectors[list(requests)], "concat")
         return embeddings
 
     def _decode(

@@ -11,7 +11,7 @@ from typing import TypeVar
 from lmaas_tune.backend import Inspection, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.errors import InputError, PermanentError, TransientError
 from lmaas_tune.middleware.retry import Retry
-from lmaas_tune.prompts import PointPrompt, Subspace
+from lmaas_tune.prompts import DeepPrompt, PointPrompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune_adapters.http import Endpoint, Key, RefusedError
 from lmaas_tune_adapters.lmaas.service import Registered, Service
 
@@ -84,7 +84,7 @@ class LMaaSBackend:
             told += subspace.usage
             reply = self._service.score_point(batch.id, subspace.id, prompt.point, shape=shape)
         else:
-            reply = self._service.score(batch.id, prompt, shape=shape)
+            reply = self._service.score(batch.id, _sendable(prompt), shape=shape)
         return replace(reply, usage=reply.usage + told)
 
     def _inspect(self, request: ScoreRequest) -> Inspection:
@@ -92,7 +92,7 @@ class LMaaSBackend:
         if isinstance(prompt, PointPrompt):
             subspace = self._subspace(prompt.subspace)
             return self._service.inspect(batch.id, None, subspace=subspace.id)
-        return self._service.inspect(batch.id, prompt)
+        return self._service.inspect(batch.id, _sendable(prompt))
 
     def _batch(self, request: ScoreRequest) -> Registered:
         name = (request.batch.digest, request.candidates)
@@ -159,6 +159,15 @@ class _Known:
                 check()
                 self._ids.clear()
                 self.era += 1
+
+
+def _sendable(prompt: SoftPrompt | DeepPrompt | TextPrompt) -> SoftPrompt | TextPrompt:
+    if isinstance(prompt, DeepPrompt):
+        raise InputError(
+            f"a service takes no deep prompts, and this is {prompt}: run the model here, with "
+            "backend 'hf'"
+        )
+    return prompt
 
 
 def _forgotten(error: RefusedError) -> bool:

@@ -1,0 +1,131 @@
+"""The model of a backend, opened: copies of it that gradients go through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+
+from lmaas_tune.errors import InputError
+from lmaas_tune_adapters.hf.answers import Word
+from lmaas_tune_adapters.hf.backend import HFBackend
+from lmaas_tune_adapters.hf.cohort import Scorer
+from lmaas_tune_adapters.hf.loading import (
+    Family,
+    LoadedModel,
+    load,
+    one_sentence,
+    quiet,
+    source_of,
+)
+from lmaas_tune_adapters.hf.masked import MaskedScorer
+from lmaas_tune_adapters.hf.reader import Reader
+from lmaas_tune_adapters.hf.seq2seq import Answer, Seq2SeqScorer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WhiteBox:
+    """What a backend keeps to itself. Nothing done to a box reaches the backend.
+
+    Attributes:
+        source: Name on the hub, folder, or path of a ``.gguf`` file.
+        revision: Commit on the hub, if it comes from there.
+        identity: The backend's.
+        config: The model's.
+        tokenizer: The model's.
+        family: How the model answers.
+        device: Where it is.
+        dtype: Of its weights.
+        reader: Turns requests into tokens, as the backend does.
+        answer: How a sequence-to-sequence model says the label; ``auto`` for the other families.
+        hole: What stands in the label's place where a label is read: a mask or sentinel, or
+            nothing, where it is read at the end.
+        max_tokens: The longest row it reads; None if unknown.
+    """
+
+    source: str
+    revision: str | None
+    identity: str
+    config: Any
+    tokenizer: Any
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+    reader: Reader
+    answer: Answer
+    hole: Word
+    max_tokens: int | None
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """A copy of the model, frozen and without dropout, in the backend's dtype.
+
+        Its layers are transformers' own, where the backend may have others that give the same
+        numbers faster and no gradient.
+
+        Raises:
+            InputError: It is a model of other weights by now.
+        """
+        loaded = load(
+            self.source,
+            revision=self.revision,
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            pack=False,
+        )
+        if f"weights={loaded.fingerprint}" not in self.identity:
+            raise InputError(
+                f"the model {self.source!r} is not the one that this backend loaded: it changed "
+                "on disk or on the hub; load the backend again"
+            )
+        return loaded
+
+    def load_classifier(self, labels: int) -> Any:
+        """A copy of the model in float32 with a new head for so many labels, to be trained.
+
+        The head's weights are drawn from torch's global generator.
+
+        Raises:
+            InputError: transformers has no such head for the model, or it cannot be had.
+        """
+        source, options = source_of(self.source, self.revision)
+        known: Mapping[Any, Any] = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        if type(self.config) not in known:
+            raise InputError(
+                f"transformers has no classification head for models of type "
+                f"{self.config.model_type!r}"
+            )
+        with quiet(), one_sentence(self.source):
+            network = transformers.AutoModelForSequenceClassification.from_pretrained(
+                source, dtype=torch.float32, num_labels=labels, **options
+            )
+        return network.to(self.device)
+
+
+def open_box(backend: HFBackend) -> WhiteBox:
+    """Look into a backend."""
+    network, scorer = backend._model, backend._scorer
+    return WhiteBox(
+        source=backend._source,
+        revision=getattr(network.config, "_commit_hash", None),
+        identity=backend.identity,
+        config=network.config,
+        tokenizer=backend._tokenizer,
+        family=backend.family,
+        device=network.device,
+        dtype=network.dtype,
+        reader=backend._reader,
+        answer=scorer.answer if isinstance(scorer, Seq2SeqScorer) else "auto",
+        hole=_hole(scorer),
+        max_tokens=backend.capabilities.max_tokens,
+    )
+
+
+def _hole(scorer: Scorer) -> Word:
+    if isinstance(scorer, MaskedScorer):
+        return (scorer._mask,)
+    return scorer._hole if isinstance(scorer, Seq2SeqScorer) else ()

@@ -1,0 +1,49 @@
+"""``lmaas-tune pretrain``: a prompt to start from, made by gradient on another task."""
+
+from __future__ import annotations
+
+import argparse
+
+from lmaas_tune.cli.arguments import (
+    Commands,
+    Outcome,
+    add_command,
+    add_model,
+)
+from lmaas_tune.cli.reproduce import add_plan, open_model, read_plan, read_source
+from lmaas_tune.cli.wording import count
+from lmaas_tune.reproduction.pretrain import pretrain
+from lmaas_tune.reproduction.tasks import PAPER_TASKS, paper_task
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(
+        commands, "pretrain", "Make a prompt by gradient, for others to start from"
+    )
+    add_model(command)
+    group = command.add_argument_group("the prompt")
+    group.add_argument(
+        "--task", default="snli", help=f"whose rows it learns: {', '.join(PAPER_TASKS)} (snli)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="(0)")
+    group.add_argument("--out", required=True, metavar="DIR", help="where the prompt is saved")
+    add_plan(command)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Make it and save it."""
+    task, source = paper_task(arguments.task), read_source(arguments)
+    client = open_model(arguments)
+    tuned = pretrain(client, task, source, read_plan(arguments, client), seed=arguments.seed)
+    tuned.save(arguments.out)
+    said = tuned.provenance
+    content = {**said, "out": arguments.out}
+    text = (
+        f"Learned from {count('row', said['source_rows'])} of {task.name} in "
+        f"{count('step', said['steps'])}; loss on rows held out: {said['validation_loss']:.3f}.\n"
+        f"Saved in {arguments.out}: give it to `lmaas-tune reproduce --pretrained TASK="
+        f"{arguments.out}`, or to `lmaas-tune tune --start-from {arguments.out}`."
+    )
+    return Outcome(content, text)

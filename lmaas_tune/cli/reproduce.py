@@ -1,0 +1,212 @@
+"""``lmaas-tune reproduce``: the paper's table on any local model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from lmaas_tune.cli.arguments import (
+    FAILED,
+    Commands,
+    Outcome,
+    Parser,
+    add_command,
+    add_model,
+    open_backend,
+    parse_options,
+)
+from lmaas_tune.cli.report import note
+from lmaas_tune.cli.wording import count
+from lmaas_tune.client import Client
+from lmaas_tune.errors import InputError
+from lmaas_tune.middleware.meter import Budget
+from lmaas_tune.reproduction import (
+    METHODS,
+    PAPER_TASKS,
+    DataSource,
+    Plan,
+    Record,
+    Table,
+    read_table,
+    reproduce,
+    table_text,
+)
+from lmaas_tune.reproduction.methods import family_of
+from lmaas_tune.reproduction.tasks import LAYOUTS
+
+_ROWS = tuple(name for name in METHODS if not METHODS[name].pretrained)
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(commands, "reproduce", "Make the paper's table of results on a model")
+    add_model(command)
+    _add_table(command)
+    add_plan(command)
+    command.set_defaults(run=run)
+
+
+def _add_table(command: Parser) -> None:
+    group = command.add_argument_group("the table")
+    group.add_argument(
+        "--tasks",
+        default=",".join(PAPER_TASKS),
+        metavar="NAME,...",
+        help=f"columns: {', '.join(PAPER_TASKS)} (all)",
+    )
+    group.add_argument(
+        "--methods",
+        default=",".join(_ROWS),
+        metavar="NAME,...",
+        help=f"rows: {', '.join(METHODS)} (all that need no pre-trained prompt)",
+    )
+    group.add_argument("--seeds", default="13,21,42", metavar="N,...", help="(13,21,42)")
+    group.add_argument(
+        "--pretrained",
+        action="append",
+        default=[],
+        metavar="TASK,...=DIR",
+        help="the prompt of `lmaas-tune pretrain` that two of the rows start from; may be given "
+        "several times",
+    )
+    group.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the runs; the same command goes on with what is unfinished there",
+    )
+    group.add_argument(
+        "--table", action="store_true", help="print the table of all runs in --out, and stop"
+    )
+
+
+def add_plan(command: Parser) -> None:
+    """The flags that say which rows are read, and how they are put to the model."""
+    group = command.add_argument_group("the rows and how they are put")
+    group.add_argument(
+        "--data",
+        metavar="DIR",
+        help="a folder with TASK/seed-N/train.jsonl and dev.jsonl, or TASK/train.jsonl, and "
+        "TASK/test.jsonl; or hub, for the public data sets",
+    )
+    group.add_argument(
+        "--shots",
+        default="16",
+        metavar="N",
+        help="rows a class to train on; 16,dbpedia=4 for a task of its own (16)",
+    )
+    group.add_argument(
+        "--test-rows", type=int, metavar="N", help="test on so many fixed rows where there are more"
+    )
+    group.add_argument(
+        "--preset",
+        help="settings of the black-box rows: paper-icml22, repo-head, or default, this library's "
+        "own (default for causal models, paper-icml22 for others)",
+    )
+    group.add_argument(
+        "--layout",
+        help=f"{' or '.join(LAYOUTS)}: the paper's templates with the prompt first, or ours with "
+        "the text first (text-first for causal models by default, paper for others)",
+    )
+    group.add_argument(
+        "--budget", metavar="NAME=N,...", help="of each search, as calls=500 (the preset's)"
+    )
+
+
+def read_plan(arguments: argparse.Namespace, client: Client) -> Plan:
+    """What the flags of `add_plan` say of the searches."""
+    budget = None if arguments.budget is None else Budget.parse(arguments.budget)
+    return Plan.for_family(
+        family_of(client), preset=arguments.preset, layout=arguments.layout, budget=budget
+    )
+
+
+def open_model(arguments: argparse.Namespace) -> Client:
+    """The model of the flags of `add_model`."""
+    options = parse_options(arguments.backend_options)
+    return Client(open_backend(arguments.backend, arguments.model, options))
+
+
+def read_source(arguments: argparse.Namespace) -> DataSource:
+    """What they say of the rows."""
+    if arguments.data is None:
+        raise InputError("there are no rows: give --data, a folder or hub")
+    shots: dict[str, int] = {}
+    for name, value in parse_options(f"all={arguments.shots}").items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"--shots {arguments.shots!r}: write 16, or 16,dbpedia=4")
+        shots[name] = value
+    return DataSource(
+        data=arguments.data,
+        shots=shots.pop("all"),
+        other_shots=shots,
+        test_rows=arguments.test_rows,
+    )
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Make the table, or go on with it."""
+    if arguments.table:
+        return _outcome(read_table(arguments.out), arguments.out)
+    source = read_source(arguments)
+    client = open_model(arguments)
+    try:
+        table = reproduce(
+            client,
+            tasks=_names(arguments.tasks),
+            methods=_names(arguments.methods),
+            seeds=_seeds(arguments.seeds),
+            source=source,
+            out=arguments.out,
+            plan=read_plan(arguments, client),
+            pretrained=_pretrained(arguments.pretrained),
+            say=_say,
+        )
+    except KeyboardInterrupt:
+        note(f"what is done is kept in {arguments.out}: the same command goes on")
+        raise
+    return _outcome(table, arguments.out)
+
+
+def _outcome(table: Table, out: str) -> Outcome:
+    content = {
+        "table": table.cells,
+        "deviations": table.deviations,
+        "failed": [record.to_json() for record in table.failed],
+        "out": out,
+    }
+    lines = ["Per cent; mean and standard deviation over seeds.", "", table_text(table.cells), ""]
+    lines += table.deviations
+    errors = "\n".join(f"failed: {_name(record)}: {record.reason}" for record in table.failed)
+    return Outcome(content, "\n".join(lines), errors, FAILED if table.failed else 0)
+
+
+def _say(record: Record) -> None:
+    if record.value is not None:
+        took = count("second", round(record.seconds))
+        note(f"{_name(record)}: {100 * record.value:.1f} in {took}")
+
+
+def _name(record: Record) -> str:
+    return f"{record.task}, {record.method}, seed {record.seed}"
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {text!r}: give whole numbers, as 13,21,42") from None
+
+
+def _pretrained(given: list[str]) -> Mapping[str, str]:
+    folders: dict[str, str] = {}
+    for text in given:
+        names, equals, folder = text.partition("=")
+        if not equals:
+            raise InputError(f"--pretrained {text!r}: write TASK=DIR, as mrpc,rte=prompt")
+        folders |= dict.fromkeys(_names(names), folder)
+    return folders

@@ -1,0 +1,204 @@
+"""From a point to a deep prompt: every layer has a random embedding of its own."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmaas_tune.backend import Backend, Measures
+from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt, Subspace
+from lmaas_tune.spaces import RandomEmbedding, draw
+
+Layers = Sequence[int] | str
+"""Numbers of layers, 0 the one that the word embeddings enter; or ``all``."""
+
+
+class DeepSpace:
+    """p_i = p0_i + A_i z_i in every layer that is searched; z is these z_i, one after another.
+
+    (Sun et al., EMNLP 2022, section 3.) A_0 is that of a plain soft prompt. The numbers of A_i
+    follow the same rule, with the spread of what enters layer i in place of the word embeddings'.
+
+    Args:
+        first: The subspace of what enters with the embeddings.
+        above: p0 of the layers above the first, (L, H) each; none stands for zeros.
+        depth: How many layers the model has.
+        layers: Numbers of those that are searched, rising; the others stay at their p0.
+        projection: Kind of A above the first layer.
+        alpha: Scale of A there: absolute for ``uniform``, else in stds of what enters the layer.
+        seed: A_i is drawn from (seed, projection, d, i).
+
+    Attributes:
+        dim: d for each layer that is searched.
+        blocks: How many layers that is.
+        starts: p0; of several, the first is, until `begin_at` says otherwise.
+    """
+
+    def __init__(
+        self,
+        first: RandomEmbedding,
+        *,
+        above: Sequence[FloatArray] = (),
+        depth: int,
+        layers: Sequence[int],
+        projection: str,
+        alpha: float,
+        seed: int,
+    ) -> None:
+        self._first, self._above, self._depth = first, tuple(above), depth
+        self._layers = tuple(layers)
+        self._projection, self._alpha, self._seed = projection, alpha, seed
+        self._stds: FloatArray | None = np.ones(depth - 1) if projection == "uniform" else None
+        self.blocks = len(self._layers)
+        self.dim = first.dim * self.blocks
+        self.starts = tuple(self._deep(start) for start in first.starts)
+        self._spaces: dict[int, RandomEmbedding] = {0: first}
+        self._resting: dict[int, tuple[bytes, SoftPrompt]] = {}
+
+    def begin_at(self, index: int) -> DeepSpace:
+        """The same, with another of the starts for p0."""
+        space = self._copy()
+        space._first = self._first.begin_at(index)
+        space._spaces = {0: space._first}
+        space.starts = (self.starts[index],)
+        return space
+
+    @property
+    def needs_stds(self) -> bool:
+        """Whether A is still without a scale above the first layer."""
+        return self._stds is None and self._layers != (0,)
+
+    def with_stds(self, stds: FloatArray) -> DeepSpace:
+        """The same, on the scale of what enters each layer above the first.
+
+        Args:
+            stds: (depth - 1,), see `lmaas_tune.backend.Spread`.
+
+        Raises:
+            InputError: One is not positive and finite, or there are not as many.
+        """
+        if np.shape(stds) != (self._depth - 1,) or not all(0 < std < np.inf for std in stds):
+            raise InputError(
+                f"the stds of what enters {self._depth - 1} layers are {stds}: they must be as "
+                "many, positive and finite"
+            )
+        space = self._copy()
+        space._stds = np.array(stds, dtype=np.float64)
+        return space
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides which prompt a point gives, but for what is measured."""
+        drawn_from = f"{self._projection}|{self._seed}|{self._alpha:.4g}|{self._layers}"
+        starts = "|".join(start.digest for start in self.starts)
+        return hashlib.sha256(f"{drawn_from}|{starts}|{self._first.digest}".encode()).hexdigest()
+
+    def prompts(self, points: FloatArray) -> list[Prompt]:
+        """The prompts of the (n, dim) points, which share what they have in common."""
+        blocks = points.reshape(len(points), self.blocks, self._first.dim)
+        start = self.starts[0]
+        columns = [[start.first] * len(points)]
+        columns += [[SoftPrompt(vectors)] * len(points) for vectors in start.above]
+        for layer, block in zip(self._layers, blocks.swapaxes(0, 1), strict=True):
+            columns[layer] = self._moved(layer, block)
+        return [
+            DeepPrompt(first, [prompt.vectors for prompt in above])
+            for first, *above in zip(*columns, strict=True)
+        ]
+
+    def _moved(self, layer: int, block: FloatArray) -> list[SoftPrompt]:
+        """(n, d) points of a layer to their vectors; worked out once where they are all the same,
+        and kept, as layers at rest come again with every generation."""
+        if (block != block[0]).any():
+            return self._images(layer, block)
+        point = block[0].tobytes()
+        if self._resting.get(layer, (b"",))[0] != point:
+            self._resting[layer] = point, self._images(layer, block[:1])[0]
+        return [self._resting[layer][1]] * len(block)
+
+    def _images(self, layer: int, block: FloatArray) -> list[SoftPrompt]:
+        images = self._space(layer).prompts(block)
+        return [image for image in images if isinstance(image, SoftPrompt)]
+
+    def _space(self, layer: int) -> RandomEmbedding:
+        if layer not in self._spaces:
+            if self._stds is None:
+                raise InputError("the layers of the model have to be measured first: `with_stds`")
+            self._spaces[layer] = RandomEmbedding(
+                [SoftPrompt(self.starts[0].above[layer - 1])],
+                dim=self._first.dim,
+                projection=self._projection,
+                scale=self._alpha * float(self._stds[layer - 1]),
+                seed=self._seed,
+                layer=layer,
+            )
+        return self._spaces[layer]
+
+    def _copy(self) -> DeepSpace:
+        space = copy.copy(self)
+        space._spaces, space._resting = {0: self._first}, {}
+        return space
+
+    def _deep(self, start: SoftPrompt) -> DeepPrompt:
+        zeros = SoftPrompt(np.zeros_like(start.vectors)).vectors
+        return DeepPrompt(start, self._above or (zeros,) * (self._depth - 1))
+
+
+def draw_deep(
+    subspaces: Sequence[Subspace],
+    backend: Backend,
+    *,
+    layers: Layers,
+    above: Sequence[FloatArray] = (),
+) -> DeepSpace:
+    """The subspaces in numbers, alike but for their p0, and those of the layers above.
+
+    A ``vocabulary`` A is made of word embeddings, which mean little further up: there it is
+    ``normal``.
+
+    Args:
+        subspaces: Of what enters with the embeddings.
+        backend: Whose layers.
+        layers: Which of them are searched.
+        above: p0 of the layers above the first; none stands for zeros.
+
+    Raises:
+        InputError: The backend takes no deep prompts, or not of these layers, or does not tell
+            what the projection needs.
+    """
+    depth, first = backend.capabilities.deep_layers, subspaces[0]
+    if depth is None:
+        raise InputError(
+            f"{backend.identity} takes no deep prompts: leave out deep={layers!r}, or take a "
+            "local model with a plain stack of layers (backend 'hf')"
+        )
+    if above and len(above) != depth - 1:
+        raise InputError(
+            f"the prompt to start from goes through {len(above) + 1} layers, and "
+            f"{backend.identity} has {depth}"
+        )
+    numbers = tuple(range(depth)) if isinstance(layers, str) else tuple(layers)
+    if numbers[-1] >= depth:
+        raise InputError(
+            f"deep={layers!r}: {backend.identity} has layers 0 to {depth - 1}, and no {numbers[-1]}"
+        )
+    projection = "normal" if first.projection == "vocabulary" else first.projection
+    space = DeepSpace(
+        draw(subspaces, backend),
+        above=above,
+        depth=depth,
+        layers=numbers,
+        projection=projection,
+        alpha=first.alpha,
+        seed=first.seed,
+    )
+    if space.needs_stds and not isinstance(backend, Measures):
+        raise InputError(
+            f"{backend.identity} does not measure its layers, which projection "
+            f"{first.projection!r} is scaled by: take projection='uniform'"
+        )
+    return space

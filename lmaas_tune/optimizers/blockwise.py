@@ -1,0 +1,93 @@
+"""Divide and conquer: blocks of a large space, each with an optimizer of its own, in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmaas_tune.errors import InputError
+from lmaas_tune.optimizers.base import Optimizer
+from lmaas_tune.optimizers.generation import check_told, losses_in_ask_order
+from lmaas_tune.optimizers.settings import check_calls, check_dim
+from lmaas_tune.prompts import FloatArray
+
+
+class Blockwise:
+    """One generation of each block in turn, from the first to the last, the others at their best.
+
+    The divide and conquer of BBTv2 (Sun et al., EMNLP 2022), where blocks are layers. A block's
+    best is the best point that its optimizer ever asked, by the loss it had then: the other
+    blocks may have moved since. Blocks that had no turn yet stay at zero.
+
+    Args:
+        blocks: The optimizers, one a block.
+        dim: Dimensions of each block.
+        calls: The run's length, of which whole rounds are used; None if unknown.
+
+    Raises:
+        InputError: There is no block, or `calls` pays no round.
+    """
+
+    def __init__(self, blocks: Sequence[Optimizer], *, dim: int, calls: int | None = None) -> None:
+        if not blocks:
+            raise InputError("blocks is empty: a search has one block or more")
+        self._blocks, self._dim = tuple(blocks), check_dim(dim)
+        self._rounds = self._planned(check_calls(calls))
+        self._done = 0  # turns
+        self._best = np.zeros((len(self._blocks), self._dim))
+        self._lowest = np.full(len(self._blocks), np.inf)
+        self._asked: FloatArray | None = None
+
+    @property
+    def population(self) -> int:
+        """Points of the next generation: its block's."""
+        return self._blocks[self._turn].population
+
+    @property
+    def ended(self) -> str | None:
+        """See `lmaas_tune.optimizers.base.Ends`; whole rounds only."""
+        rounds, turns = self._rounds, len(self._blocks)
+        if rounds is None or self._done < rounds * turns:
+            return None
+        return f"rounds: {rounds} over {turns} layers are done, and the budget pays no further one"
+
+    def ask(self) -> FloatArray:
+        """See `lmaas_tune.optimizers.base.Optimizer.ask`."""
+        check_told(self._asked)
+        own = self._blocks[self._turn].ask()
+        points = np.tile(self._best, (len(own), 1, 1))
+        points[:, self._turn] = own
+        self._asked = points.reshape(len(own), -1)
+        return self._asked.copy()
+
+    def tell(self, points: FloatArray, losses: FloatArray, /) -> None:
+        """See `lmaas_tune.optimizers.base.Optimizer.tell`; the order of the points is free."""
+        ordered = losses_in_ask_order(self._asked, points, losses)
+        turn, asked = self._turn, self._asked
+        if asked is None:  # losses_in_ask_order has refused it
+            return
+        own = asked.reshape(len(asked), len(self._blocks), self._dim)[:, turn].copy()
+        lowest = int(ordered.argmin())
+        if ordered[lowest] < self._lowest[turn]:
+            self._lowest[turn], self._best[turn] = ordered[lowest], own[lowest]
+        self._blocks[turn].tell(own, ordered)
+        self._asked = None
+        self._done += 1
+
+    @property
+    def _turn(self) -> int:
+        return self._done % len(self._blocks)
+
+    def _planned(self, calls: int | None) -> int | None:
+        """Whole rounds that so many calls pay."""
+        if calls is None:
+            return None
+        points = sum(block.population for block in self._blocks)
+        if calls < points:
+            raise InputError(
+                f"{calls} calls pay no round over {len(self._blocks)} layers, which takes "
+                f"{points} prompts: raise the budget, or take fewer layers (deep) or a smaller "
+                "population (an option of the optimizer)"
+            )
+        return calls // points

@@ -1,0 +1,137 @@
+"""One cell of the table for one seed, as it is kept: one file, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.files import write_whole
+from lmaas_tune.objectives import Targets, error_rate, negative_f1
+from lmaas_tune.prompts import FloatArray
+
+FORMAT = 1
+FILE_NAME = "cell.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one run came to.
+
+    Attributes:
+        task: Column.
+        method: Row.
+        seed: Of rows and run.
+        conditions: All that has to be the same in a table: model, layout, settings, rows.
+        value: The paper's metric for the task, 0 to 1; None where the run failed.
+        accuracy: On the test rows.
+        loss: Cross-entropy on them.
+        reason: Why the run failed; empty where it did not.
+        parameters: How many numbers were tuned.
+        seconds: Wall time, the test included.
+        details: What else the row has to say.
+        versions: What was installed.
+    """
+
+    task: str
+    method: str
+    seed: int
+    conditions: Mapping[str, Any]
+    value: float | None = None
+    accuracy: float | None = None
+    loss: float | None = None
+    reason: str = ""
+    parameters: int | None = None
+    seconds: float = 0.0
+    details: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no value."""
+        return self.value is None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+def metric_of(metric: str, scores: FloatArray, targets: Targets) -> float:
+    """What the paper reports, of (rows, labels) scores."""
+    return -negative_f1(scores, targets) if metric == "f1" else 1 - error_rate(scores, targets)
+
+
+def run_folder(out: Path, task: str, method: str, seed: int) -> Path:
+    """Where a run is kept."""
+    return out / task / method / f"seed-{seed}"
+
+
+def keep(out: Path, record: Record) -> None:
+    """Write a run down.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    path = run_folder(out, record.task, record.method, record.seed) / FILE_NAME
+    text = json.dumps(record.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text.encode() + b"\n")
+    except OSError as error:
+        raise StorageError(f"{path}: the run cannot be written ({error})") from error
+
+
+def kept(folder: Path) -> Record | None:
+    """The run in a folder; None while there is none.
+
+    Raises:
+        StorageError: It is damaged, or of a later format.
+    """
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") > FORMAT:
+            raise StorageError(f"{path}: it was written by a later version of lmaas-tune")
+        return Record(**content)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"{path}: the run cannot be read ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(
+            f"{path}: the run is damaged ({type(error).__name__}: {error}); delete the file, and "
+            "the same command makes it again"
+        ) from error
+
+
+def kept_below(out: Path) -> list[Record]:
+    """All runs of a folder, in the order of their names.
+
+    Raises:
+        InputError: There is none.
+        StorageError: One is damaged.
+    """
+    found = [kept(path.parent) for path in sorted(out.glob(f"*/*/seed-*/{FILE_NAME}"))]
+    records = [record for record in found if record is not None]
+    if not records:
+        raise InputError(f"{out}: no run of a table is there")
+    return records
+
+
+def check_same(path: Path, record: Record, conditions: Mapping[str, Any]) -> None:
+    """See that a run that is kept is one that is asked for.
+
+    Raises:
+        InputError: It was made otherwise.
+    """
+    for name, wanted in conditions.items():
+        if (was := record.conditions.get(name)) != wanted:
+            raise InputError(
+                f"{path}: this run was made with {name} {was!r:.80}, and {wanted!r:.80} is asked "
+                "for: write to another folder, or delete it"
+            )

@@ -1,0 +1,232 @@
+"""CMA-ES against Adam in the same subspace, as its dimension grows (the poster's last figure).
+
+    python results/adam.py --model M --data DIR --task sst2 --seeds 13,21,42 --out results/adam
+
+Both start at the same words, move p = p0 + A z with the same A, and minimise the same training
+loss without calibration; the lowest validation loss chooses. CMA-ES gets as many prompts scored as
+Adam gets gradients; a gradient takes the model's weights and about three times the work. Each is
+judged on the rows of the other splits. Every run is a line of OUT.jsonl, so that the command goes
+on where it was stopped; the table and OUT.svg are of what there is (``--table``: and stop).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from explore import held_out, rows
+from matplotlib.ticker import ScalarFormatter
+
+from lmaas_tune import Budget, Example, Settings, SoftPrompt, Task, TunedPrompt, Tuner, load_backend
+from lmaas_tune.baselines.prompt_tuning import PromptScorer
+from lmaas_tune.prompts import Subspace
+from lmaas_tune.reproduction import PAPER_TASKS
+from lmaas_tune.spaces import draw
+from lmaas_tune.versions import versions
+
+DIMENSIONS = (5, 10, 20, 50, 100, 200, 500)
+METHODS = ("CMA-ES", "Adam")
+LEARNING_RATE = 0.1  # of z; of 0.03, 0.1, 0.3 the one with the lowest training loss at d = 50
+
+
+def cma(backend: Any, task: Task, settings: Settings, seed: int, *parts: Any) -> SoftPrompt:
+    """The prompt that a search finds."""
+    tuner = Tuner(
+        backend,
+        settings=settings,
+        template=task.template,
+        labels=task.verbalizer.words,
+        seed=seed,
+        callbacks=[],
+    )
+    prompt = tuner.fit(*parts).prompt.prompt
+    assert isinstance(prompt, SoftPrompt)
+    return prompt
+
+
+def adam(
+    backend: Any,
+    task: Task,
+    settings: Settings,
+    seed: int,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    learning_rate: float,
+) -> tuple[SoftPrompt, float]:
+    """The prompt that gradients find in the same subspace, and its training loss."""
+    words = settings.starting_words[0]
+    space = draw(
+        [
+            Subspace(
+                start="words",
+                words=" " + words,
+                dim=settings.intrinsic_dim,
+                projection=settings.projection,
+                alpha=settings.alpha,
+                seed=seed,
+            )
+        ],
+        backend,
+    )
+    start = space.starts[0]
+    ends = [prompt.vectors for prompt in space.prompts(np.eye(space.dim))]
+    p0 = torch.tensor(start.vectors)
+    A = torch.tensor(np.stack(ends)) - p0
+    scorers = [PromptScorer(backend, task, part, start) for part in (train, validation)]
+    targets = [torch.tensor(task.verbalizer.targets(part)) for part in (train, validation)]
+    z = torch.zeros(space.dim, requires_grad=True)
+    optimizer = torch.optim.Adam([z], lr=learning_rate)
+    best = (math.inf, p0.numpy(), math.inf)
+    for step in range(settings.budget.calls or 0):
+        optimizer.zero_grad()
+        vectors = p0 + torch.tensordot(z, A, 1)
+        loss = torch.nn.functional.cross_entropy(scorers[0](vectors), targets[0])
+        if step % 10 == 0:
+            with torch.no_grad():
+                other = float(torch.nn.functional.cross_entropy(scorers[1](vectors), targets[1]))
+            if other < best[0]:
+                best = (other, vectors.detach().numpy(), float(loss))
+        loss.backward()
+        optimizer.step()
+    return SoftPrompt(best[1]), best[2]
+
+
+def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed: int) -> Any:
+    wording = PAPER_TASKS[arguments.task].wording("text-first", "causal")
+    settings = replace(
+        Settings(),
+        prompt_init=wording.words,
+        calibration="none",
+        intrinsic_dim=dim,
+        budget=Budget(calls=arguments.calls),
+    )
+    train, validation = (
+        rows(arguments.data, arguments.task, seed, part) for part in ("train", "dev")
+    )
+    began = time.perf_counter()
+    if method == "Adam":
+        prompt, _ = adam(
+            backend, wording.task, settings, seed, train, validation, arguments.learning_rate
+        )
+    else:
+        prompt = cma(backend, wording.task, settings, seed, train, validation)
+    seconds = time.perf_counter() - began
+    tuned = TunedPrompt(prompt, wording.task, np.zeros(len(wording.label_words)))
+    other = tuned.score(backend, held_out(arguments.data, arguments.task, seed))
+    return {
+        "task": arguments.task,
+        "method": method,
+        "dim": dim,
+        "seed": seed,
+        "calls": arguments.calls,
+        "learning_rate": arguments.learning_rate if method == "Adam" else None,
+        "train_loss": tuned.score(backend, train).loss,
+        "accuracy": other.accuracy,
+        "loss": other.loss,
+        "seconds": round(seconds, 1),
+        "backend": backend.identity,
+        "versions": versions(),
+    }
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| task | d | seeds | CMA-ES: train loss | held out | Adam: train loss | held out |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in dict.fromkeys(record["task"] for record in records):
+        for dim in DIMENSIONS:
+            cells = []
+            for method in METHODS:
+                own = of(records, task, method, dim)
+                cells += [
+                    spread([r["train_loss"] for r in own]),
+                    spread([r["accuracy"] for r in own]),
+                ]
+            seeds = sorted({r["seed"] for m in METHODS for r in of(records, task, m, dim)})
+            if seeds:
+                lines.append(
+                    f"| {task} | {dim} | {', '.join(map(str, seeds))} | {' | '.join(cells)} |"
+                )
+    return "\n".join(lines)
+
+
+def of(records: Sequence[dict[str, Any]], task: str, method: str, dim: int) -> list[dict[str, Any]]:
+    return [r for r in records if (r["task"], r["method"], r["dim"]) == (task, method, dim)]
+
+
+def spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{np.mean(values):.3f}" + (
+        f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    )
+
+
+def draw_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Training loss and held-out accuracy against d: means, and one standard deviation."""
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    figure, axes = plt.subplots(len(tasks), 2, figsize=(9, 3.4 * len(tasks)), squeeze=False)
+    for row, task in zip(axes, tasks, strict=True):
+        for axis, (name, label) in zip(
+            row, (("train_loss", "training loss"), ("accuracy", "accuracy, held out")), strict=True
+        ):
+            for method, colour in zip(METHODS, ("#1f6f8b", "#c8553d"), strict=True):
+                found = [(d, [r[name] for r in of(records, task, method, d)]) for d in DIMENSIONS]
+                found = [(d, values) for d, values in found if values]
+                dims = [d for d, _ in found]
+                means = np.array([np.mean(values) for _, values in found])
+                stds = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for _, v in found])
+                axis.plot(dims, means, "o-", color=colour, label=method)
+                axis.fill_between(dims, means - stds, means + stds, color=colour, alpha=0.15)
+            axis.set(xscale="log", xlabel="dimension of the subspace", ylabel=label, title=task)
+            axis.set_xticks(DIMENSIONS)
+            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.minorticks_off()
+    axes[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--task", default="sst2", choices=PAPER_TASKS)
+    parser.add_argument("--seeds", default="13,21,42")
+    parser.add_argument("--dimensions", default=",".join(map(str, DIMENSIONS)))
+    parser.add_argument("--calls", type=int, default=150)
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="print the table and stop")
+    arguments = parser.parse_args()
+    path = arguments.out.with_suffix(".jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not arguments.table:
+        backend: Any = load_backend("hf")(arguments.model)
+        done = {(r["task"], r["method"], r["dim"], r["seed"]) for r in records}
+        for seed in map(int, arguments.seeds.split(",")):
+            for dim in map(int, arguments.dimensions.split(",")):
+                for method in METHODS:
+                    if (arguments.task, method, dim, seed) in done:
+                        continue
+                    record = run(arguments, backend, method, dim, seed)
+                    records.append(record)
+                    with path.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+                    print({k: record[k] for k in ("method", "dim", "seed", "accuracy")}, flush=True)
+    print(table(records))
+    draw_figure(records, arguments.out.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""`lmaas-tune reproduce` and `pretrain`, as scripts use them, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmaas_tune.cli import main
+from lmaas_tune.reproduction import METHODS
+
+pytest.importorskip("peft", reason="the extra 'reproduce' is not installed")
+
+EVERY = ",".join(METHODS)
+
+
+@pytest.fixture
+def reproduce(
+    folder: Callable[[str], Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """reproduce(model, tasks, methods, *flags): what --json prints."""
+
+    def run(model: str, tasks: str, methods: str, *flags: str, code: int = 0) -> Any:
+        given = {"--model": str(folder(model)), "--tasks": tasks, "--methods": methods}
+        given |= {"--data": str(data), "--out": str(tmp_path / "out"), "--shots": "4"}
+        given |= {"--seeds": "1,2", "--budget": "calls=45"}
+        given |= dict(zip(flags[::2], flags[1::2], strict=True))
+        words = [word for flag in given.items() for word in flag]
+        capsys.readouterr()
+        assert main(["reproduce", *words, "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_every_row_is_made_beside_the_papers_numbers(
+    reproduce: Callable[..., Any], folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    prompt = str(tmp_path / "prompt")
+    source = ["--task", "snli", "--data", str(data), "--model", str(folder("llama"))]
+    assert main(["pretrain", *source, "--out", prompt]) == 0
+    flags = ["--seeds", "1", "--pretrained", f"mrpc={prompt}"]
+    content = reproduce("llama", "mrpc", EVERY, *flags)
+    assert content["failed"] == []
+    row = content["table"]["mrpc"]
+    assert set(row) == set(METHODS)
+    assert all(0 <= cell["mean"] <= 1 and cell["std"] is None for cell in row.values())
+    assert row["bbt-pretrained"]["paper"] == {"mean": 0.7551, "std": 0.0554}
+    assert row["manual-calibrated"]["paper"] is None
+    assert {cell["metric"] for cell in row.values()} == {"f1"}
+
+
+def test_a_cell_has_the_mean_and_the_spread_of_its_seeds(reproduce: Callable[..., Any]) -> None:
+    row = reproduce("llama", "sst2", "manual,manual-calibrated,bbt,bbt-pretrained")["table"]["sst2"]
+    assert set(row) == {"manual", "manual-calibrated", "bbt"}  # one sentence, so no prompt to start
+    assert (row["manual"]["n"], row["bbt"]["n"], row["manual-calibrated"]["n"]) == (1, 2, 2)
+    assert row["manual"]["std"] is None and row["bbt"]["std"] is not None
+    assert row["manual"]["paper"] == {"mean": 0.7982, "std": None}
+    assert row["bbt"]["paper"] == {"mean": 0.8956, "std": 0.0025}
+
+
+@pytest.mark.parametrize(
+    ("model", "tasks"),
+    [("roberta", "sst2,snli"), ("t5", "sst2")],  # whose vocabulary has no Y
+)
+def test_the_papers_own_layout_is_that_of_models_that_fill_in(
+    reproduce: Callable[..., Any], model: str, tasks: str
+) -> None:
+    content = reproduce(model, tasks, "manual,bbt", "--seeds", "1")
+    assert content["failed"] == []
+    assert not any("text stands first" in sentence for sentence in content["deviations"])
+
+
+def test_the_same_command_makes_nothing_twice_and_goes_on(
+    reproduce: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = reproduce("llama", "sst2", "manual,bbt", "--seeds", "1")
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("cell.json")}
+    assert len(files) == 2
+    second = reproduce("llama", "sst2", "manual,bbt")
+    assert {path: path.read_bytes() for path in files} == files
+    assert second["table"]["sst2"]["bbt"]["n"] == 2
+    assert first["table"]["sst2"]["manual"] == second["table"]["sst2"]["manual"]
+
+
+def test_a_run_that_was_made_otherwise_is_not_mixed_in(
+    reproduce: Callable[..., Any],
+) -> None:
+    reproduce("llama", "sst2", "bbt", "--seeds", "1")
+    error = reproduce("llama", "sst2", "bbt", "--seeds", "1", "--budget", "calls=60", code=2)
+    assert "made with budget 'calls=45', and 'calls=60' is asked for" in error["error"]
+
+
+def test_a_cell_that_fails_is_said_and_the_others_go_on(
+    reproduce: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    long = {"sentence": "so long " * 200, "label": 0}
+    with (data / "sst2" / "test.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(long) + "\n")
+    content = reproduce("llama", "sst2,snli", "manual", "--seeds", "1", code=1)
+    assert [(r["task"], r["method"]) for r in content["failed"]] == [("sst2", "manual")]
+    assert "shorten the text" in content["failed"][0]["reason"]
+    assert content["table"]["sst2"]["manual"]["mean"] is None
+    assert content["table"]["snli"]["manual"]["n"] == 1
+
+
+def test_the_table_of_a_folder_needs_neither_model_nor_rows(
+    reproduce: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("llama", "sst2", "manual", "--seeds", "1")
+    reproduce("llama", "snli", "manual", "--seeds", "1", "--shots", "3")
+    assert main(["reproduce", "--table", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "SST-2" in said and "SNLI" in said and "79.8" in said and "(paper)" in said
+    assert "Rows a class for sst2: 4, in the paper 16." in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--methods", "bbt,magic"], "unknown method 'magic'"),
+        (["--tasks", "sst3"], "unknown task 'sst3'; did you mean 'sst2'"),
+        (["--seeds", "1,1"], "give some, each once"),
+        (["--seeds", "one"], "give whole numbers"),
+        (["--shots", "many"], "write 16, or 16,dbpedia=4"),
+        (["--preset", "bbtv2"], "name it among the methods"),
+        (["--layout", "prompt-last"], "unknown layout"),
+        (["--tasks", "mrpc", "--methods", "bbt-pretrained"], "make one with `lmaas-tune pretrain`"),
+        (["--pretrained", "somewhere"], "write TASK=DIR"),
+        (["--backend", "toy", "--model", ""], "takes no model"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_runs(
+    reproduce: Callable[..., Any], flags: list[str], says: str
+) -> None:
+    assert says in reproduce("llama", "sst2", "manual", *flags, code=2)["error"]
+
+
+def test_a_model_behind_an_api_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--backend", "toy", "--data", str(data), "--out", str(tmp_path / "out"), "--json"]
+    assert main(["reproduce", *flags]) == 2
+    assert "need the model itself" in json.loads(capsys.readouterr().out)["error"]
