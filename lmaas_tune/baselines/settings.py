@@ -90,9 +90,9 @@ class PrefixTuningSettings(GradientSettings):
     """
 
     learning_rate: float = 1e-2
-    epochs: int = 30
+    epochs: int = 15
     batch_size: int = 8
-    patience: int = 10
+    patience: int = 6
     length: int = 8
 
     def __post_init__(self) -> None:
@@ -104,8 +104,8 @@ class PrefixTuningSettings(GradientSettings):
 class ModelTuningSettings(GradientSettings):
     """Model Tuning: all weights and a classification head."""
 
-    learning_rate: float = 2e-5
-    epochs: int = 20
+    learning_rate: float = 5e-5  # the highest of the three that Devlin et al. (2019) advise
+    epochs: int = 10
     batch_size: int = 8
     patience: int = 6
 

@@ -83,13 +83,11 @@ class Plan:
         """Of a search over the prompts of all layers."""
         if self.is_papers:
             return self._fitted(preset(BBTV2), replace(task, calls=8000), wording)
-        ours = preset(_OURS)
-        # as many rounds over all layers as a small budget allows: a population of its own
         deep = replace(
-            ours,
+            preset(_OURS),
             deep=preset(BBTV2).deep,
             projection="normal",
-            optimizer_options={"population": 5},
+            optimizer_options={"population": 4},  # a small budget makes whole rounds of all layers
         )
         return self._fitted(deep, task, wording)
 
