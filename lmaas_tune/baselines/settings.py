@@ -18,7 +18,7 @@ class InContextSettings:
     """What stands before a row.
 
     Attributes:
-        demonstrations: At most so many training rows; 32 as in the paper.
+        demonstrations: At most so many training rows.
         max_tokens: A row with its demonstrations is no longer than this; None for as long as
             the model reads. Each row pays for all of them in memory and time.
 

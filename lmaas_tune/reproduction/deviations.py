@@ -38,7 +38,7 @@ def _deviations(records: Sequence[Record]) -> Iterator[str]:
     for count in sorted({shots for shots in few.values() if shots != SHOTS}):
         tasks = ", ".join(task for task, shots in few.items() if shots == count)
         yield f"Rows a class for {tasks}: {count}, in the paper {SHOTS}."
-    yield f"Runs: {_by_task(records, lambda own: str(len({record.seed for record in own})))} seeds."
+    yield f"Seeds: {_by_task(records, lambda own: str(len({record.seed for record in own})))}."
     yield f"Test rows: {_by_task(records, lambda own: str(own[0].conditions['test_rows']))}."
 
 

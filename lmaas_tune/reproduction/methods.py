@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.baselines import fit_baseline
+from lmaas_tune.baselines import BASELINES, fit_baseline
 from lmaas_tune.calibration import fitted_calibration
 from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError, named
@@ -65,6 +65,7 @@ class Outcome:
 
 
 Make: TypeAlias = Callable[[Trial], Outcome]
+Describe: TypeAlias = Callable[[Plan, PaperTask, Wording], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ class Method:
     Attributes:
         title: As the paper calls it.
         make: Makes it.
+        settings: What it is made with, as plain values: runs of other settings are of another row.
         varies: Whether the seed changes anything; a row that it does not is made once.
         pretrained: Whether it starts from a pre-trained prompt.
         searches: Whether it is a search over a black box.
@@ -81,12 +83,15 @@ class Method:
 
     title: str
     make: Make
+    settings: Describe = lambda plan, task, wording: {}
     varies: bool = True
     pretrained: bool = False
     searches: bool = False
 
 
-def _baseline(name: str, *, tunes_prompt: bool = False) -> Make:
+def _baseline(name: str, title: str, *, tunes_prompt: bool = False, **more: bool) -> Method:
+    """A row that is none of a search."""
+
     def make(trial: Trial) -> Outcome:
         wording = trial.wording
         backend: Any = trial.client.backend
@@ -103,7 +108,24 @@ def _baseline(name: str, *, tunes_prompt: bool = False) -> Make:
         details = {"steps": fitted.steps, "validation_loss": fitted.validation_loss}
         return Outcome(fitted.scores(trial.rows.test), fitted.parameters, details)
 
-    return make
+    own = asdict(BASELINES[name].settings())
+    return Method(title=title, make=make, settings=lambda plan, task, wording: own, **more)
+
+
+def _search(
+    title: str,
+    settings: Callable[[Plan, PaperTask, Wording], Settings],
+    *,
+    pretrained: bool = False,
+) -> Method:
+    """A row that is a search over a black box."""
+    return Method(
+        title=title,
+        make=lambda trial: _searched(trial, settings(trial.plan, trial.task, trial.wording)),
+        settings=lambda plan, task, wording: settings(plan, task, wording).to_json(),
+        pretrained=pretrained,
+        searches=True,
+    )
 
 
 def _start(trial: Trial) -> SoftPrompt | None:
@@ -150,14 +172,6 @@ def _calibrated(trial: Trial) -> Outcome:
     return Outcome(plain.scores(trial.client, trial.rows.test) + bias, len(bias))
 
 
-def _bbt(trial: Trial) -> Outcome:
-    return _searched(trial, trial.plan.bbt(trial.task, trial.wording))
-
-
-def _bbtv2(trial: Trial) -> Outcome:
-    return _searched(trial, trial.plan.bbtv2(trial.task, trial.wording))
-
-
 def _searched(trial: Trial, settings: Settings) -> Outcome:
     task = trial.wording.task
     tuner = Tuner(
@@ -198,26 +212,20 @@ def _searched_layers(tuned: TunedPrompt, settings: Settings) -> int:
 
 
 METHODS: Mapping[str, Method] = {
-    "prompt-tuning": Method(
-        title="Prompt Tuning", make=_baseline("prompt-tuning", tunes_prompt=True)
+    "prompt-tuning": _baseline("prompt-tuning", "Prompt Tuning", tunes_prompt=True),
+    "prompt-tuning-pretrained": _baseline(
+        "prompt-tuning", "  + Pre-trained prompt", tunes_prompt=True, pretrained=True
     ),
-    "prompt-tuning-pretrained": Method(
-        title="  + Pre-trained prompt",
-        make=_baseline("prompt-tuning", tunes_prompt=True),
-        pretrained=True,
-    ),
-    "p-tuning-v2": Method(title="P-Tuning v2", make=_baseline("p-tuning-v2")),
-    "model-tuning": Method(title="Model Tuning", make=_baseline("model-tuning")),
-    "manual": Method(title="Manual Prompt", make=_baseline("manual"), varies=False),
+    "p-tuning-v2": _baseline("p-tuning-v2", "P-Tuning v2"),
+    "model-tuning": _baseline("model-tuning", "Model Tuning"),
+    "manual": _baseline("manual", "Manual Prompt", varies=False),
     "manual-calibrated": Method(title="  + Calibration (ours)", make=_calibrated),
-    "icl": Method(title="In-Context Learning", make=_baseline("icl")),
-    "feature-mlp": Method(title="Feature-MLP", make=_baseline("feature-mlp")),
-    "feature-bilstm": Method(title="Feature-BiLSTM", make=_baseline("feature-bilstm")),
-    "bbt": Method(title="Black-Box Tuning", make=_bbt, searches=True),
-    "bbt-pretrained": Method(
-        title="  + Pre-trained prompt", make=_bbt, pretrained=True, searches=True
-    ),
-    "bbtv2": Method(title="BBTv2", make=_bbtv2, searches=True),
+    "icl": _baseline("icl", "In-Context Learning"),
+    "feature-mlp": _baseline("feature-mlp", "Feature-MLP"),
+    "feature-bilstm": _baseline("feature-bilstm", "Feature-BiLSTM"),
+    "bbt": _search("Black-Box Tuning", Plan.bbt),
+    "bbt-pretrained": _search("  + Pre-trained prompt", Plan.bbt, pretrained=True),
+    "bbtv2": _search("BBTv2", Plan.bbtv2),
 }
 """Every row, in the order of the paper's table; what it has not stands below its kin."""
 

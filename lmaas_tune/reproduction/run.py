@@ -164,6 +164,7 @@ class Reproduction:
             "words": wording.words,
             "shots": self.source.shots_of(task),
             "test_rows": len(rows.test),
+            "settings": method(name).settings(self.plan, task, wording),
         }
         if method(name).pretrained:
             conditions["pretrained"] = self._pretrained(task.name).digest
