@@ -182,7 +182,6 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
         start=trial.pretrained,
         seed=trial.seed,
         out=trial.folder,
-        callbacks=(),
     )
     journal = trial.folder / JOURNAL
     result = tuner.fit(

@@ -47,7 +47,7 @@ def _share(per_cent: float | None) -> float | None:
     return None if per_cent is None else round(per_cent / 100, 6)
 
 
-def table_text(table: Mapping[str, Mapping[str, Any]], *, markdown: bool = False) -> str:
+def table_text(table: Mapping[str, Mapping[str, Any]]) -> str:
     """Rows and columns in the paper's order, per cent; below each row the paper's."""
     tasks = [task for task in TASKS if task in table]
     names = [name for name in METHODS if any(name in table[task] for task in tasks)]
@@ -59,7 +59,7 @@ def table_text(table: Mapping[str, Mapping[str, Any]], *, markdown: bool = False
         if any(cell and cell["paper"] for cell in cells):
             theirs = [cell and cell["paper"] for cell in cells]
             lines.append(["  (paper)", *map(_ours, theirs), _average(theirs, "mean")])
-    return _markdown(lines) if markdown else _columns(lines)
+    return _columns(lines)
 
 
 def _title(task: str) -> str:
@@ -91,8 +91,3 @@ def _columns(lines: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    rows = ["| " + " | ".join(cell.strip() or " " for cell in line) + " |" for line in lines]
-    return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:]])
