@@ -34,7 +34,7 @@ GROWING: Mapping[str, tuple[int, ...]] = {
     "dimension": (10, 30, 100, 300, 1000),
     "prompt length": (2, 5, 10, 25, 50),
     "rows": (4, 8, 16, 32, 64),
-    "population": (2, 5, 10, 20, 40),
+    "population": (4, 8, 16, 32, 64),
 }
 TEMPLATES = {
     "text first": "Review: {text}\n {prompt} {label}",

@@ -101,7 +101,7 @@ def black_box(arguments: argparse.Namespace) -> dict[str, Any]:
         command += ["--train", f"{split}/train.jsonl", "--validation", f"{split}/dev.jsonl"]
         command += ["--test", str(test), "--budget", f"calls={arguments.calls}"]
         command += ["--seed", str(arguments.seed)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / MB
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
         peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
