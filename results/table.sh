@@ -10,10 +10,9 @@ methods=${3:-manual manual-calibrated bbt bbtv2 icl feature-mlp feature-bilstm p
   p-tuning-v2 model-tuning prompt-tuning-pretrained bbt-pretrained}
 tasks=${4:-sst2 agnews mrpc snli rte yelpp dbpedia}
 here=$(cd "$(dirname "$0")" && pwd)
-work=${WORK:-$here/work} # journals and prompts, which are not kept in the repository
+work=${WORK:-$here/runs} # journals and prompts, which are not kept in the repository
 
 setting=(--model "$model" --backend-options dtype=bfloat16,max_kept_bytes=4000000000 --data "$data")
-setting+=(--shots 16,dbpedia=4 --budget calls=300)
 
 pretrained=()
 if [[ " $methods " == *-pretrained* ]]; then
@@ -33,7 +32,8 @@ for task in $tasks; do
   seeds=13,21,42
   case $task in sst2 | agnews) seeds+=,87,100 ;; esac
   # shellcheck disable=SC2086
-  lmaas-tune reproduce "${setting[@]}" --test-rows 500 --tasks "$task" --seeds "$seeds" \
+  lmaas-tune reproduce "${setting[@]}" --tasks "$task" --seeds "$seeds" \
+    --shots 16,dbpedia=4 --test-rows 500 --budget calls=300 \
     --methods "$(echo $methods | tr ' ' ,)" --out "$work/table" "${pretrained[@]}" >/dev/null
 done
 keep

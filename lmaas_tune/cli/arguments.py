@@ -219,6 +219,18 @@ def parse_options(text: str) -> dict[str, object]:
     return options
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Read ``"13,21,42"``.
+
+    Raises:
+        InputError: A part is no whole number.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {text!r}: give whole numbers, as 13,21,42") from None
+
+
 def _value(text: str) -> object:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"

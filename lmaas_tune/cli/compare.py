@@ -20,6 +20,7 @@ from lmaas_tune.cli.arguments import (
     command_line,
     open_backend,
     parse_options,
+    parse_seeds,
 )
 from lmaas_tune.cli.layout import add_layout, label_words
 from lmaas_tune.cli.report import note
@@ -119,7 +120,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
                 backend,
                 _tasks(arguments),
                 optimizers=_contenders(arguments.optimizers),
-                seeds=_seeds(arguments.seeds),
+                seeds=parse_seeds(arguments.seeds),
                 out=arguments.out,
                 settings=read_settings(arguments),
                 jobs=arguments.jobs,
@@ -200,13 +201,6 @@ def _contenders(text: str) -> list[Contender]:
         name, options = match.groups()
         found.append(Contender(optimizer=name.strip(), options=parse_options(options or "")))
     return found
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds {text!r}: give whole numbers, as 13,21,42") from None
 
 
 @contextlib.contextmanager

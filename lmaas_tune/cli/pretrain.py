@@ -10,9 +10,10 @@ from lmaas_tune.cli.arguments import (
     add_command,
     add_model,
 )
-from lmaas_tune.cli.reproduce import add_plan, open_model, read_plan, read_source
+from lmaas_tune.cli.reproduce import add_plan, data_of, open_model, read_plan
 from lmaas_tune.cli.wording import count
 from lmaas_tune.reproduction.pretrain import pretrain
+from lmaas_tune.reproduction.rows import DataSource
 from lmaas_tune.reproduction.tasks import PAPER_TASKS, paper_task
 
 
@@ -34,7 +35,7 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Make it and save it."""
-    task, source = paper_task(arguments.task), read_source(arguments)
+    task, source = paper_task(arguments.task), DataSource(data=data_of(arguments))
     client = open_model(arguments)
     tuned = pretrain(client, task, source, read_plan(arguments, client), seed=arguments.seed)
     tuned.save(arguments.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 
 from lmaas_tune.cli.arguments import (
     FAILED,
@@ -14,6 +15,7 @@ from lmaas_tune.cli.arguments import (
     add_model,
     open_backend,
     parse_options,
+    parse_seeds,
 )
 from lmaas_tune.cli.report import note
 from lmaas_tune.cli.wording import count
@@ -42,7 +44,19 @@ def add_to(commands: Commands) -> None:
     command = add_command(commands, "reproduce", "Make the paper's table of results on a model")
     add_model(command)
     _add_table(command)
-    add_plan(command)
+    group = add_plan(command)
+    group.add_argument(
+        "--shots",
+        default="16",
+        metavar="N",
+        help="rows a class to train on; 16,dbpedia=4 for a task of its own (16)",
+    )
+    group.add_argument(
+        "--test-rows", type=int, metavar="N", help="test on so many fixed rows where there are more"
+    )
+    group.add_argument(
+        "--budget", metavar="NAME=N,...", help="of each search, as calls=500 (the preset's)"
+    )
     command.set_defaults(run=run)
 
 
@@ -80,7 +94,7 @@ def _add_table(command: Parser) -> None:
     )
 
 
-def add_plan(command: Parser) -> None:
+def add_plan(command: Parser) -> argparse._ArgumentGroup:
     """The flags that say which rows are read, and how they are put to the model."""
     group = command.add_argument_group("the rows and how they are put")
     group.add_argument(
@@ -88,15 +102,6 @@ def add_plan(command: Parser) -> None:
         metavar="DIR",
         help="a folder with TASK/seed-N/train.jsonl and dev.jsonl, or TASK/train.jsonl, and "
         "TASK/test.jsonl; or hub, for the public data sets",
-    )
-    group.add_argument(
-        "--shots",
-        default="16",
-        metavar="N",
-        help="rows a class to train on; 16,dbpedia=4 for a task of its own (16)",
-    )
-    group.add_argument(
-        "--test-rows", type=int, metavar="N", help="test on so many fixed rows where there are more"
     )
     group.add_argument(
         "--preset",
@@ -108,17 +113,12 @@ def add_plan(command: Parser) -> None:
         help=f"{' or '.join(LAYOUTS)}: the paper's templates with the prompt first, or ours with "
         "the text first (text-first for causal models by default, paper for others)",
     )
-    group.add_argument(
-        "--budget", metavar="NAME=N,...", help="of each search, as calls=500 (the preset's)"
-    )
+    return group
 
 
 def read_plan(arguments: argparse.Namespace, client: Client) -> Plan:
     """What the flags of `add_plan` say of the searches."""
-    budget = None if arguments.budget is None else Budget.parse(arguments.budget)
-    return Plan.for_family(
-        family_of(client), preset=arguments.preset, layout=arguments.layout, budget=budget
-    )
+    return Plan.for_family(family_of(client), preset=arguments.preset, layout=arguments.layout)
 
 
 def open_model(arguments: argparse.Namespace) -> Client:
@@ -127,17 +127,23 @@ def open_model(arguments: argparse.Namespace) -> Client:
     return Client(open_backend(arguments.backend, arguments.model, options))
 
 
-def read_source(arguments: argparse.Namespace) -> DataSource:
-    """What they say of the rows."""
+def data_of(arguments: argparse.Namespace) -> str:
+    """Where they say that the rows are."""
     if arguments.data is None:
         raise InputError("there are no rows: give --data, a folder or hub")
+    data: str = arguments.data
+    return data
+
+
+def _read_source(arguments: argparse.Namespace) -> DataSource:
+    data = data_of(arguments)
     shots: dict[str, int] = {}
     for name, value in parse_options(f"all={arguments.shots}").items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"--shots {arguments.shots!r}: write 16, or 16,dbpedia=4")
         shots[name] = value
     return DataSource(
-        data=arguments.data,
+        data=data,
         shots=shots.pop("all"),
         other_shots=shots,
         test_rows=arguments.test_rows,
@@ -148,17 +154,18 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Make the table, or go on with it."""
     if arguments.table:
         return _outcome(read_table(arguments.out), arguments.out)
-    source = read_source(arguments)
+    source = _read_source(arguments)
     client = open_model(arguments)
+    budget = None if arguments.budget is None else Budget.parse(arguments.budget)
     try:
         table = reproduce(
             client,
             tasks=_names(arguments.tasks),
             methods=_names(arguments.methods),
-            seeds=_seeds(arguments.seeds),
+            seeds=parse_seeds(arguments.seeds),
             source=source,
             out=arguments.out,
-            plan=read_plan(arguments, client),
+            plan=replace(read_plan(arguments, client), budget=budget),
             pretrained=_pretrained(arguments.pretrained),
             say=_say,
         )
@@ -193,13 +200,6 @@ def _name(record: Record) -> str:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds {text!r}: give whole numbers, as 13,21,42") from None
 
 
 def _pretrained(given: list[str]) -> Mapping[str, str]:
