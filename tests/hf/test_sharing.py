@@ -75,6 +75,20 @@ def test_texts_that_come_first_are_read_once_a_run(
     assert sum(first) == sum(again) + sum(lengths(model, "{text}"))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "qwen2"])
+def test_texts_of_all_lengths_go_on_in_one_pass(
+    name: str, load: Callable[[str], HFBackend]
+) -> None:
+    model = load(name)
+    batch = batch_of("{text} {prompt} It was {label}", TEXTS)
+    assert len(set(lengths(model, "{text}"))) > 1
+    requests = [ScoreRequest(p, batch, ("great", "bad")) for p in soft(model, 3)]
+    model.score(requests)
+    with tokens_read(model) as passes:
+        model.score(requests)
+    assert len(passes) == 1
+
+
 def test_without_room_to_keep_them_texts_are_read_again(folder: Callable[[str], Path]) -> None:
     model = HFBackend(folder("llama"), device="cpu", max_kept_bytes=0)
     batch = batch_of("{text} {prompt} It was {label}", TEXTS)

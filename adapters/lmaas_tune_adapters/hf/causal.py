@@ -158,7 +158,7 @@ class CausalScorer:
         self._max_tokens = max_tokens_per_pass
         self._store = HeadStore(max_kept_bytes)
         with torch.inference_mode():
-            self._shares, self._branches, self._last = self._abilities()
+            self._shares, self._steers, self._last = self._abilities()
             self.layers = plain_stack(self._model.get_decoder(), trial(self._model))
 
     def tokens(self, row: EncodedRow) -> int:
@@ -173,7 +173,7 @@ class CausalScorer:
         """(requests, rows, words) summed log-probabilities."""
         out = cohort.scores()
         readings = [answers.tree(cohort.words)]
-        if not (self._branches or readings[0].is_chain):
+        if not (self._steers or readings[0].is_chain):
             readings = answers.chains(cohort.words)
         for heads in self._slices(self._items(cohort)):
             items = [item for head in heads for item in head]
@@ -192,7 +192,7 @@ class CausalScorer:
         items = [Item(request, number, row, 0, ()) for request, number, row in cohort.items()]
         for group in alike(items, key=lambda item: item.tail):
             for chunk in slices(group, self._max_tokens // group[0].tail):
-                embeddings = self._embed(chunk, cohort, ())
+                embeddings = self._embed(chunk, cohort)
                 with self._deepened(chunk, cohort, embeddings):
                     self._model.get_decoder()(inputs_embeds=embeddings)
 
@@ -206,29 +206,47 @@ class CausalScorer:
         return rows if rows_cost < requests_cost else requests
 
     def _slices(self, items: list[Item]) -> Iterator[Sequence[list[Item]]]:
-        """Items by head, as many heads of one length at once as fit in a pass."""
+        """Items by head, as many heads at once as fit in a pass, the shortest first.
+
+        They are of one length where the model cannot be told what to see.
+        """
         heads = alike(items, key=lambda item: item.key)
-        for group in alike(heads, key=lambda head: head[0].head):
-            yield from slices(group, self._max_tokens // max(1, group[0][0].head))
+        for group in alike(heads, key=lambda head: self._alike_by(head[0].head)):
+            group.sort(key=lambda head: head[0].head)
+            yield from slices(group, self._max_tokens // max(1, group[-1][0].head))
+
+    def _alike_by(self, head: int) -> Hashable:
+        return head > 0 if self._steers else head
 
     def _states(self, heads: Sequence[list[Item]], cohort: Cohort) -> States | None:
+        """Those of the heads, which come by length, with zeros behind the shorter ones."""
         firsts = [head[0] for head in heads]
-        length = firsts[0].head
-        if not length:
+        longest = firsts[-1].head
+        if not longest:
             return None
 
         def compute() -> States:
-            embeddings = self._embed(firsts, cohort, ())[:, :length]
-            with self._deepened(firsts, cohort, embeddings):
-                output = self._model.base_model(inputs_embeds=embeddings, use_cache=True)
-            return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+            parts = [self._read_heads(group, cohort) for group in alike(firsts, lambda i: i.head)]
+            return [
+                (padded([keys for keys, _ in layer]), padded([values for _, values in layer]))
+                for layer in zip(*parts, strict=True)
+            ]
 
         if isinstance(firsts[0].key, tuple):
-            return self._store.get(tuple(first.row.ids[:length] for first in firsts), compute)
+            return self._store.get(tuple(first.row.ids[: first.head] for first in firsts), compute)
         return compute()
 
-    def _embed(self, items: Sequence[Item], cohort: Cohort, fill: answers.Word) -> torch.Tensor:
-        """(n, length, H) of whole rows and the fill behind them."""
+    def _read_heads(self, firsts: Sequence[Item], cohort: Cohort) -> States:
+        """The states of heads of one length."""
+        embeddings = self._embed(firsts, cohort)[:, : firsts[0].head]
+        with self._deepened(firsts, cohort, embeddings):
+            output = self._model.base_model(inputs_embeds=embeddings, use_cache=True)
+        return [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+    def _embed(
+        self, items: Sequence[Item], cohort: Cohort, fill: answers.Word = ()
+    ) -> torch.Tensor:
+        """(n, longest, H) of whole rows and the fill behind each; what comes after is no matter."""
         rows = [item.row.with_label(fill) for item in items]
         embeddings: torch.Tensor = self._model.get_input_embeddings()(
             token_ids(rows, self._model.device)
@@ -247,19 +265,21 @@ class CausalScorer:
         cohort: Cohort,
     ) -> torch.Tensor:
         """(n, nodes, vocabulary) from the last token before the label on."""
-        first = items[0]
-        embeddings = self._embed(items, cohort, reading.fill)[:, first.head :]
+        lengths, width = [item.head for item in items], items[0].tail + len(reading.fill)
+        embeddings = stretch(self._embed(items, cohort, reading.fill), lengths, width)
         inputs: dict[str, Any] = {"use_cache": False}
+        longest = 0
         if states is not None:
             counts = Counter(item.key for item in items)
             fans = [counts[head[0].key] for head in heads]
             inputs = {"use_cache": True, "past_key_values": _cache(states, fans)}
-        if not reading.is_chain:
-            inputs |= branching(first.head, first.tail, reading.parents, embeddings)
-        last = first.tail - 1
+            longest = heads[-1][0].head
+        if not reading.is_chain or any(length < longest for length in lengths):
+            inputs |= steering(lengths, longest, reading.parents, embeddings)
+        last = items[0].tail - 1
         positions = torch.arange(last, last + reading.nodes, device=embeddings.device)
         masked = states is not None or not reading.is_chain
-        deepened = self._deepened(items, cohort, embeddings, behind=first.head)
+        deepened = self._deepened(items, cohort, embeddings, behind=lengths)
         with deepened, self._narrowed(reading.nodes, masked=masked):  # narrows what was added to
             return logits_at(
                 self._model,
@@ -270,14 +290,20 @@ class CausalScorer:
             )
 
     def _deepened(
-        self, items: Sequence[Item], cohort: Cohort, embeddings: torch.Tensor, *, behind: int = 0
+        self,
+        items: Sequence[Item],
+        cohort: Cohort,
+        embeddings: torch.Tensor,
+        *,
+        behind: Sequence[int] | None = None,
     ) -> AbstractContextManager[None]:
-        """A pass of the items, (n, length, H) from their place `behind` on, with what is added."""
+        """A pass of the items, (n, length, H) from their places `behind` on, with what is added."""
+        places = [0] * len(items) if behind is None else behind
         return deepened(
             self.layers,
             cohort.above,
             [item.request for item in items],
-            [item.row.prompt - behind for item in items],
+            [item.row.prompt - place for item, place in zip(items, places, strict=True)],
             embeddings.shape[1],
         )
 
@@ -291,8 +317,8 @@ class CausalScorer:
         """What the model allows: tried out, not assumed.
 
         Returns:
-            Whether heads can be shared, whether tails may branch, and the last layer if it can be
-            worked out in part.
+            Whether heads can be shared, whether a pass can be told what each token sees and where
+            it stands, and the last layer if it can be worked out in part.
         """
         whole = trial(self._model)
         try:
@@ -304,64 +330,88 @@ class CausalScorer:
             return False, False, None
         states = [(layer.keys, layer.values) for layer in kept_layers]
 
-        def logits(tail: torch.Tensor, **inputs: Any) -> torch.Tensor:
-            output = self._model(inputs_embeds=tail, **inputs)
-            logits: torch.Tensor = output.logits[0].float()
+        def logits(tails: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            output = self._model(inputs_embeds=tails, **inputs)
+            logits: torch.Tensor = output.logits.float()
             return logits
 
-        def tail_logits(tail: torch.Tensor, **inputs: Any) -> torch.Tensor:
-            cache = _cache(states, [1])
-            return logits(tail, past_key_values=cache, use_cache=True, **inputs)
+        def tail_logits(tails: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            cache = _cache(states, [len(tails)])
+            return logits(tails, past_key_values=cache, use_cache=True, **inputs)
 
         def agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
             rough = 1e-3 if whole.dtype == torch.float32 else 0.1
             return bool((ours - theirs).abs().max() <= rough * theirs.abs().max())
 
-        plain = logits(whole, use_cache=False)
-        if not agree(tail_logits(whole[:, 2:]), plain[2:]):
+        plain = logits(whole, use_cache=False)[0]
+        if not agree(tail_logits(whole[:, 2:])[0], plain[2:]):
             return False, False, None
-        forked = torch.cat([whole[:, 2:], whole[:, 3:]], dim=1)  # the last two tokens, twice
-        fork = branching(2, 1, (-1, 0, -1, 2), forked)
-        branches = "position_ids" in inspect.signature(self._model.forward).parameters
-        branches = branches and agree(tail_logits(forked, **fork), plain[[2, 3, 4, 3, 4]])
+        # behind two tokens, and behind the first of them alone: one token, and the next two twice
+        forked = torch.cat([whole[:, [2, 3, 4, 3, 4]], whole[:, [1, 2, 3, 2, 3]]])
+        fork = steering([2, 1], 2, (-1, 0, -1, 2), forked)
+        forks = torch.stack([plain[[2, 3, 4, 3, 4]], plain[[1, 2, 3, 2, 3]]])
+        steers = "position_ids" in inspect.signature(self._model.forward).parameters
+        steers = steers and agree(tail_logits(forked, **fork), forks)
 
         def in_part(layer: Any) -> bool:
             try:
                 with only_last(layer, 1):
-                    ends = [logits(whole, use_cache=False)[-1], tail_logits(whole[:, 2:])[-1]]
+                    ends = [logits(whole, use_cache=False)[0, -1], tail_logits(whole[:, 2:])[0, -1]]
                 with only_last(layer, 2):
-                    ends += tail_logits(whole[:, 2:])[-2:]
-                    ends += tail_logits(forked, **fork)[-2:] if branches else []
+                    ends += tail_logits(whole[:, 2:])[0, -2:]
+                    ends += tail_logits(forked, **fork)[:, -2:].flatten(0, 1) if steers else []
             except Exception:  # a layer made otherwise, in whatever way
                 return False
-            return agree(torch.stack(ends), plain[[4, 4, 3, 4, 3, 4][: len(ends)]])
+            return agree(torch.stack(ends), plain[[4, 4, 3, 4, 3, 4, 2, 3][: len(ends)]])
 
         last = last_layer(self._model.get_decoder(), len(states))
-        return True, branches, last if last is not None and in_part(last) else None
+        return True, steers, last if last is not None and in_part(last) else None
 
 
-def branching(
-    head: int, tail: int, parents: Sequence[int], embeddings: torch.Tensor
+def padded(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(n, attention heads, length, width) of several lengths, the longest last, as one."""
+    longest = parts[-1].shape[-2]
+    return torch.cat(
+        [torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[-2])) for part in parts]
+    )
+
+
+def stretch(whole: torch.Tensor, starts: Sequence[int], width: int) -> torch.Tensor:
+    """(n, width, H) of (n, length, H), from each one's start on."""
+    if len(set(starts)) == 1:
+        return whole[:, starts[0] : starts[0] + width]
+    columns = torch.tensor(starts)[:, None] + torch.arange(width)
+    return whole[torch.arange(len(whole))[:, None], columns.to(whole.device)]
+
+
+def steering(
+    heads: Sequence[int], longest: int, parents: Sequence[int], embeddings: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Positions and attention for a tail that ends in a tree of tokens.
+    """Positions and attention for tails behind heads of several lengths, each ending in a tree.
 
     Args:
-        head: Tokens before the tail, seen by all.
-        tail: Tokens of the tail before the tree.
-        parents: For each token of the tree, the index in the tree of the one it follows, or -1.
-        embeddings: Of tail and tree, for their dtype and device.
+        heads: For each sequence, the tokens before its tail, seen by all of it.
+        longest: Places that they take; a shorter head leaves the last ones empty.
+        parents: For each token of the tree, the index in the tree of the one it follows, or -1
+            for the last token before the tree.
+        embeddings: (n, width, H) of the tails, the tree last; for their dtype and device too.
     """
-    width = tail + len(parents)
+    width = embeddings.shape[1]
+    tail = width - len(parents)
     sees = torch.ones(width, width, dtype=torch.bool).tril()
-    positions = list(range(head, head + tail))
+    steps = list(range(tail))
     for index, parent in enumerate(parents):
         sees[tail + index, tail:] = False if parent < 0 else sees[tail + parent, tail:]
         sees[tail + index, tail + index] = True
-        positions.append(positions[tail + parent] + 1 if parent >= 0 else head + tail)
-    mask = torch.zeros(width, width, dtype=embeddings.dtype)
-    mask.masked_fill_(~sees, torch.finfo(embeddings.dtype).min)
-    mask = torch.cat([torch.zeros(width, head, dtype=mask.dtype), mask], dim=1)
+        steps.append(steps[tail + parent] + 1 if parent >= 0 else tail)
+    lengths = torch.tensor(heads[:1] if len(set(heads)) == 1 else heads)[:, None]
+    filled = torch.arange(longest) < lengths
+    seen = torch.cat(
+        [filled[:, None].expand(-1, width, -1), sees.expand(len(lengths), -1, -1)], dim=2
+    )
+    mask = torch.zeros(seen.shape, dtype=embeddings.dtype)
+    mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
     return {
-        "position_ids": torch.tensor([positions], device=embeddings.device),
-        "attention_mask": mask.to(embeddings.device)[None, None],
+        "position_ids": (lengths + torch.tensor(steps)).to(embeddings.device),
+        "attention_mask": mask.to(embeddings.device)[:, None],
     }

@@ -64,8 +64,10 @@ def trial(network: Any) -> torch.Tensor:
 
 
 def token_ids(rows: Sequence[EncodedRow], device: torch.device) -> torch.Tensor:
-    """(n, length) ids of rows of one length."""
-    return torch.tensor([row.ids for row in rows], dtype=torch.long, device=device)
+    """(n, longest) ids, with zeros behind the shorter rows."""
+    longest = max(len(row.ids) for row in rows)
+    ids = [row.ids + (0,) * (longest - len(row.ids)) for row in rows]
+    return torch.tensor(ids, dtype=torch.long, device=device)
 
 
 def placed(
