@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Six optimizers on three tasks and five seeds, at 150 calls: a small JSON file for each run, kept in
+# results/comparison/, the page results/comparison.html, and the ranking of what there is.
+#   results/comparison.sh MODEL DATA [OPTIMIZERS [JOBS]]      MODEL a folder or hub name
+# Goes on where it was stopped. Needs `lmaas-tune` and `python` on the path, with the extra
+# `reproduce` and what `lmaas-tune compare` takes.
+set -euo pipefail
+model=$1 data=$2
+optimizers=${3:-cma,diagonal-cma,pso,de,one-plus-one,random}
+jobs=${4:-1}
+here=$(cd "$(dirname "$0")" && pwd)
+work=${WORK:-$here/runs} # journals and prompts, which are not kept in the repository
+mkdir -p "$work" "$here/comparison"
+
+# the templates of results/table.sh, and 500 of the test rows, drawn once
+python - "$data" "$work" <<'TASKS'
+import json
+import random
+import sys
+from pathlib import Path
+
+from lmaas_tune.reproduction import PAPER_TASKS
+
+data, work = (Path(path).absolute() for path in sys.argv[1:])
+tasks = {}
+for name in ("sst2", "agnews", "mrpc"):
+    rows = (data / name / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    test = work / f"{name}-test.jsonl"
+    test.write_text("".join(random.Random(0).sample(rows, min(500, len(rows)))), encoding="utf-8")
+    task = PAPER_TASKS[name].wording("text-first", "causal").task
+    tasks[name] = {
+        "train": str(data / name / "seed-{seed}" / "train.jsonl"),
+        "validation": str(data / name / "seed-{seed}" / "dev.jsonl"),
+        "test": str(test),
+        "template": task.template.text,
+        "labels": dict(zip(task.verbalizer.labels, task.verbalizer.words, strict=True)),
+    }
+(work / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
+TASKS
+
+keep() { (cd "$work/comparison" && find . -name run.json -exec cp --parents {} "$here/comparison/" \;); }
+trap keep EXIT
+lmaas-tune compare --model "$model" --backend-options dtype=bfloat16,max_kept_bytes=4000000000 \
+  --tasks "$work/tasks.json" --optimizers "$optimizers" --seeds 13,21,42,87,100 \
+  --budget calls=150 --jobs "$jobs" --out "$work/comparison"
+keep
+lmaas-tune report "$here/comparison" -o "$here/comparison.html"
