@@ -46,7 +46,8 @@ def test_bart_embeds_words_as_it_takes_them_scaled(load: Callable[[str], HFBacke
     ("options", "message"),
     [
         ({"model": "no/such-model-anywhere"}, "cannot load the model 'no/such-model-anywhere'"),
-        ({"model": "no such name"}, "no such name"),
+        ({"model": "no such name"}, "there is no folder 'no such name'"),
+        ({"model": "/no/such/folder"}, "there is no folder '/no/such/folder'"),
         ({"model": "missing.gguf"}, "no GGUF file 'missing.gguf'"),
         ({"device": "tpu"}, "unknown device 'tpu'; known: auto, cpu"),
         ({"device": "mps"}, "the device 'mps' is not to be had"),

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 import transformers
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.models.auto import modeling_auto
 
 from lmaas_tune.errors import InputError, MissingExtraError, did_you_mean
@@ -133,6 +134,12 @@ def source_of(model: str | Path, revision: str | None) -> tuple[str, dict[str, A
                 "that save_pretrained wrote"
             )
         return str(path), {}
+    try:
+        validate_repo_id(str(model))
+    except HFValidationError as error:
+        raise InputError(
+            f"there is no folder {str(model)!r}, and it is not a name that the hub could have"
+        ) from error
     return str(model), {"revision": revision} if revision else {}
 
 
@@ -151,10 +158,6 @@ def one_sentence(model: str | Path) -> Iterator[None]:
         raise InputError(
             f"loading the model {str(model)!r} needs a package that is not installed: "
             f"{error.name or _first_line(error)}"
-        ) from error
-    except HFValidationError as error:
-        raise InputError(
-            f"there is no folder {str(model)!r}, and it is not a name that the hub could have"
         ) from error
     except Exception as error:  # damaged files raise whatever their parser raises
         raise InputError(

@@ -1,6 +1,7 @@
-"""A float32 model on a processor, made faster to use; its numbers stay, to float32's rounding.
+"""A model on a processor, made faster to use; its numbers stay, to the rounding of its dtype.
 
-Linear layers get their weights laid out once for oneDNN: the default kernel lays them out anew in
+Attention of few tokens to few is plain products, which is faster there than torch's own. In float32
+linear layers get their weights laid out once for oneDNN: the default kernel lays them out anew in
 every call, which costs most for the small passes that are left once work is shared. What runs
 between them writes less memory: fresh pages for large results cost as much as the sums.
 """
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import SiLUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 _ROWS = 512  # of a typical pass: the layout is chosen for about so many
-_GROUPED = "lmaas_tune_grouped"
+_SHORT = "lmaas_tune_short"
+_LONG = 256  # of keys: for more, attention that never holds all its weights is the faster
 
 
 class PackedLinear(torch.nn.Module):
@@ -108,14 +111,14 @@ def _turned(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 def pack(network: Any) -> None:
     """Make a model faster in place, where this build of torch can; else change nothing."""
-    if network.device.type != "cpu" or network.dtype != torch.float32:
+    if network.device.type != "cpu":
         return
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    _shorten_attention(network)
+    if network.dtype != torch.float32 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     with torch.inference_mode(False), torch.no_grad():
         _pack_linear_layers(network)
         _pack_gated_units(network)
-        _group_attention(network)
         _pack_rotary_attention(network)
 
 
@@ -155,17 +158,17 @@ def _is_gated_unit(unit: torch.nn.Module) -> bool:
     )
 
 
-def _group_attention(network: Any) -> None:
-    """Where several heads attend to the same keys and values, do so without copies of them."""
-    grouped = any(getattr(m, "num_key_value_groups", 1) > 1 for m in network.modules())
-    if not grouped or network.config._attn_implementation != "sdpa":
+def _shorten_attention(network: Any) -> None:
+    """Where few tokens attend to few, as behind shared heads, let plain products do it."""
+    causal = any(getattr(module, "is_causal", False) for module in network.modules())
+    if not causal or network.config._attn_implementation != "sdpa":
         return
-    AttentionInterface.register(_GROUPED, _grouped_attention)
-    AttentionMaskInterface.register(_GROUPED, sdpa_mask)
-    network.set_attn_implementation(_GROUPED)
+    AttentionInterface.register(_SHORT, _short_attention)
+    AttentionMaskInterface.register(_SHORT, sdpa_mask)
+    network.set_attn_implementation(_SHORT)
 
 
-def _grouped_attention(
+def _short_attention(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -173,23 +176,50 @@ def _grouped_attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """(n, heads, length, width) to (n, length, heads, width); no weights, as of ``sdpa``."""
-    mixed = torch.nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        scale=scaling,
-        is_causal=attention_mask is None and query.shape[2] > 1,
-        enable_gqa=True,
-    )
+    special = any(options.get(name) is not None for name in ("softcap", "position_bias", "cache"))
+    if attention_mask is None or special or options.get("dropout"):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+    if key.shape[2] > _LONG:
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
+        )
+    else:
+        mixed = _products(query, key, value, attention_mask, scaling)
     return mixed.transpose(1, 2).contiguous(), None
 
 
+def _products(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention in float32; heads that share keys and values are as more rows of one product."""
+    shared, keys = len(key) * key.shape[1], key.shape[2]  # products of their own
+    weights = torch.bmm(
+        query.float().reshape(shared, -1, query.shape[-1]),
+        key.float().reshape(shared, keys, -1).transpose(1, 2),
+    ).view(*query.shape[:3], keys)
+    weights *= query.shape[-1] ** -0.5 if scaling is None else scaling
+    if mask.dtype == torch.bool:
+        weights.masked_fill_(~mask, torch.finfo(weights.dtype).min)
+    else:
+        weights += mask
+    mixed = torch.bmm(
+        torch.softmax(weights, dim=-1).view(shared, -1, keys),
+        value.float().reshape(shared, keys, -1),
+    )
+    return mixed.view(*query.shape[:3], value.shape[-1]).to(query.dtype)
+
+
 def _pack_rotary_attention(network: Any) -> None:
-    if network.config._attn_implementation not in ("sdpa", _GROUPED):
+    if network.config._attn_implementation not in ("sdpa", _SHORT):
         return
     for parent in list(network.modules()):
         for name, unit in list(parent.named_children()):
