@@ -5,17 +5,19 @@ It can be as poor as real servers are: each thing that some of them lack is swit
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 import transformers
+
+from .json_server import json_server
 
 
 @dataclass(frozen=True)
@@ -158,13 +160,10 @@ class OpenAIServer:
         self._model, self._poor = model, poor or Poor()
         self.changed = change
         self.heard: list[tuple[str, dict[str, Any]]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> OpenAIServer:
-        self._thread.start()
+        self.url = f"{self._closing.enter_context(json_server(self._answer))}/v1"
         return self
 
     def __exit__(
@@ -173,17 +172,15 @@ class OpenAIServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._closing.close()
 
-    def answer(self, path: str, body: dict[str, Any] | None, authorization: str) -> tuple[int, Any]:
-        """Status and JSON of one request."""
+    def _answer(self, path: str, authorization: str, content: bytes) -> tuple[int, Any]:
         try:
             if self._poor.key is not None and authorization != f"Bearer {self._poor.key}":
                 raise RefusalError(401, f"Incorrect API key provided: {authorization}")
-            if body is None:
+            if not content:
                 return 200, {"data": [{"id": name} for name in self._poor.models]}
+            body = json.loads(content)
             self.heard.append((path, body))
             reply: Any = self._reply(path, self._taken(path, body))
         except RefusalError as error:
@@ -262,36 +259,3 @@ class OpenAIServer:
             ],
         }
         return {"text": text, "logprobs": logprobs}
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                super().setup()
-                self.connection.setsockopt(6, 1, 1)  # TCP_NODELAY: two writes make one answer
-
-            def do_GET(self) -> None:
-                self._send(*server.answer(self.path, None, self._authorization()))
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                self._send(*server.answer(self.path, body, self._authorization()))
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-                pass
-
-            def _authorization(self) -> str:
-                return self.headers.get("Authorization", "")
-
-            def _send(self, status: int, reply: Any) -> None:
-                content = json.dumps(reply).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-        return Handler

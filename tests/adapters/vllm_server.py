@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 import transformers
+
+from .json_server import json_server
 
 NAN = "Out of range float values are not JSON compliant: nan"
 
@@ -63,10 +65,8 @@ class StandIn:
     def __enter__(self) -> StandIn:
         self._network = transformers.AutoModelForCausalLM.from_pretrained(self.folder).eval()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._closing = contextlib.ExitStack()
+        self.url = self._closing.enter_context(json_server(self._answer))
         return self
 
     def __exit__(
@@ -75,12 +75,16 @@ class StandIn:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._closing.close()
 
-    def answer(self, path: str, key: str | None, body: bytes) -> Any:
-        if self.key and key != f"Bearer {self.key}":
+    def _answer(self, path: str, authorization: str, body: bytes) -> tuple[int, Any]:
+        try:
+            return 200, self._content(path, authorization, body)
+        except Refusal as refusal:
+            return refusal.status, refusal.content
+
+    def _content(self, path: str, authorization: str, body: bytes) -> Any:
+        if self.key and authorization != f"Bearer {self.key}":
             refusal = Refusal(401, "")
             refusal.content = {"error": "Unauthorized"}
             raise refusal
@@ -144,32 +148,3 @@ class StandIn:
             top[f"token_id:{fields['logprob_token_ids'][0]}"] = self.wrong
             self.wrong = None
         return {"index": index, "text": "", "logprobs": {"top_logprobs": [top]}}
-
-
-def _handler(server: StandIn) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:  # its name is fixed
-            length = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(length)
-            try:
-                status, content = (
-                    200,
-                    server.answer(self.path, self.headers.get("Authorization"), body),
-                )
-            except Refusal as refusal:
-                status, content = refusal.status, refusal.content
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    return Handler
