@@ -89,6 +89,19 @@ def test_texts_of_all_lengths_go_on_in_one_pass(
     assert len(passes) == 1
 
 
+def test_one_long_text_does_not_part_the_short_ones(folder: Callable[[str], Path]) -> None:
+    model = HFBackend(folder("llama"), device="cpu", max_tokens_per_pass=256)
+    counts = []
+    for texts in (TEXTS * 4, (*TEXTS * 4, "so it was bad " * 16)):
+        batch = batch_of("{text} {prompt} It was {label}", texts)
+        requests = [ScoreRequest(p, batch, ("great", "bad")) for p in soft(model, 3)]
+        model.score(requests)
+        with tokens_read(model) as passes:
+            model.score(requests)
+        counts.append(len(passes))
+    assert counts[1] <= counts[0] + 3  # a pass for each prompt
+
+
 def test_without_room_to_keep_them_texts_are_read_again(folder: Callable[[str], Path]) -> None:
     model = HFBackend(folder("llama"), device="cpu", max_kept_bytes=0)
     batch = batch_of("{text} {prompt} It was {label}", TEXTS)

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.answers import Reading
-from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
+from lmaas_tune_adapters.hf.cohort import Cohort, alike, fitting, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
 from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids, trial
 from lmaas_tune_adapters.hf.last_layer import last_layer, only_last
@@ -179,8 +179,7 @@ class CausalScorer:
             items = [item for head in heads for item in head]
             states = self._states(heads, cohort)
             for group in alike(items, key=lambda item: item.tail):
-                length = len(group[0].row.ids)
-                for chunk in slices(group, self._max_tokens // length):
+                for chunk in fitting(group, lambda item: len(item.row.ids), self._max_tokens):
                     sums = torch.zeros(len(chunk), out.shape[2], dtype=torch.float64)
                     for reading in readings:
                         reading.add_up(self._read(chunk, heads, states, reading, cohort), sums)
@@ -212,8 +211,7 @@ class CausalScorer:
         """
         heads = alike(items, key=lambda item: item.key)
         for group in alike(heads, key=lambda head: self._alike_by(head[0].head)):
-            group.sort(key=lambda head: head[0].head)
-            yield from slices(group, self._max_tokens // max(1, group[-1][0].head))
+            yield from fitting(group, lambda head: head[0].head, self._max_tokens)
 
     def _alike_by(self, head: int) -> Hashable:
         return head > 0 if self._steers else head

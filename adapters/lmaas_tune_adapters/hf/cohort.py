@@ -99,3 +99,13 @@ def slices(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     step = max(1, size)
     for start in range(0, len(items), step):
         yield items[start : start + step]
+
+
+def fitting(items: Iterable[T], size: Callable[[T], int], most: int) -> list[list[T]]:
+    """Items by size, in runs that hold at most `most` when padded to their largest, or one item."""
+    runs: list[list[T]] = []
+    for item in sorted(items, key=size):
+        if not runs or (len(runs[-1]) + 1) * size(item) > most:
+            runs.append([])
+        runs[-1].append(item)
+    return runs

@@ -14,7 +14,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import Insertion, SoftPrompt
 from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.answers import Reading
-from lmaas_tune_adapters.hf.cohort import Cohort, alike
+from lmaas_tune_adapters.hf.cohort import Cohort, alike, fitting
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.forward import logits_at, placed
 from lmaas_tune_adapters.hf.loading import LoadedModel
@@ -134,7 +134,8 @@ class CausalGradientScorer:
         rows = cohort.rows[0]
         heads = [self._head(row) for row in rows]
         out = torch.zeros(len(rows), len(cohort.words), dtype=torch.float64)
-        for chunk in self._chunks([len(row.ids) - h for row, h in zip(rows, heads, strict=True)]):
+        tails = [len(row.ids) - head for row, head in zip(rows, heads, strict=True)]
+        for chunk in fitting(range(len(rows)), tails.__getitem__, self._max_tokens):
             sums = torch.zeros(len(chunk), len(cohort.words), dtype=torch.float64)
             for reading in answers.chains(cohort.words):
                 logits = self._read(
@@ -158,15 +159,6 @@ class CausalGradientScorer:
             self._room -= size
             self._chosen.add(head)
         return len(head)
-
-    def _chunks(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Rows of like length together, so many that a pass is not too large."""
-        chunks: list[list[int]] = []
-        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if not chunks or (len(chunks[-1]) + 1) * lengths[i] > self._max_tokens:
-                chunks.append([])
-            chunks[-1].append(i)
-        return chunks
 
     def _read(
         self,
