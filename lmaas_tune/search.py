@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -70,6 +71,7 @@ class Search:
         self.meter = Meter(budget, clock=clock)
         self.start = self.best = Candidate(0, space.starts[0], None)
         self.steps: list[Step] = []
+        self._lowest = math.inf  # training loss
 
     def check(self) -> list[str]:
         """What can be told before the first paid call.
@@ -165,10 +167,8 @@ class Search:
         evaluations, spent = self._trained(number, points, prompts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
         self._optimizer.tell(points, penalised(losses, number))
-        nominated = [
-            Candidate(number, prompts[i], evaluations[i])
-            for i in self._selection.nominate(list(losses), self._calls_before(number))
-        ]
+        chosen = self._selection.nominate(list(losses), self._calls_before(number), self._lowest)
+        nominated = [Candidate(number, prompts[i], evaluations[i]) for i in chosen]
         validated, spent = self._validated(number, nominated, spent)
         self._step(number, points, evaluations, validated, spent)
 
@@ -190,6 +190,7 @@ class Search:
             number, points, evaluations, candidates, self.best, improved, spent, self._budget
         )
         self.steps.append(step)
+        self._lowest = float(np.nanmin([self._lowest, step.loss]))
         for callback in self._callbacks:
             callback.on_step(step)
 
@@ -285,8 +286,9 @@ class Search:
         planned = _cost(self._train, population) + Spent(calls=population)
         if self._validation is None:
             return planned
-        looks = len(self._selection.nominate([0.0] * population, self._calls_before(self._next)))
-        return planned + _cost(self._validation, looks)
+        first = self._calls_before(self._next)
+        looks = self._selection.nominate([0.0] * population, first, math.inf)
+        return planned + _cost(self._validation, len(looks))
 
 
 def _cost(evaluator: Evaluator, prompts: int) -> Spent:

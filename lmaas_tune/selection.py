@@ -15,12 +15,13 @@ from lmaas_tune.evaluator import Evaluation
 class Selection(Protocol):
     """Nominates candidates for the validation rows, and judges what comes back."""
 
-    def nominate(self, losses: Sequence[float], first_call: int) -> list[int]:
+    def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int]:
         """Indices into one generation that are to be scored on the validation rows.
 
         Args:
             losses: Of the generation, on the training rows; NaN where one failed.
             first_call: How many candidates the search had scored before this generation.
+            lowest: Training loss so far, that of the start included; infinite where there is none.
         """
         ...
 
@@ -30,11 +31,17 @@ class Selection(Protocol):
 
 
 class LowestLoss:
-    """Each generation's best by training loss is re-scored; the lowest loss is kept."""
+    """Each generation's best by training loss is re-scored; the lowest loss is kept.
 
-    def nominate(self, losses: Sequence[float], first_call: int) -> list[int]:
+    A generation of one has no best: it is re-scored where it lowers the training loss, or else a
+    search that asks one point at a time would pay for validation as often as for training.
+    """
+
+    def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int]:
         """The generation's best, unless all of it failed."""
-        return [] if np.isnan(losses).all() else [int(np.nanargmin(losses))]
+        if np.isnan(losses).all() or (len(losses) == 1 and losses[0] >= lowest):
+            return []
+        return [int(np.nanargmin(losses))]
 
     def better(self, new: Evaluation, best: Evaluation | None) -> bool:
         """A lower loss; NaN never is."""
@@ -51,7 +58,7 @@ class EveryNth:
     def __init__(self, n: int) -> None:
         self._n = n
 
-    def nominate(self, losses: Sequence[float], first_call: int) -> list[int]:
+    def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int]:
         """Those whose number in the run, counted from 1, is a multiple of n."""
         return [i for i in range(len(losses)) if (first_call + i + 1) % self._n == 0]
 

@@ -27,7 +27,7 @@ def worth(loss: float, accuracy: float = 0.5) -> Evaluation:
 def test_every_nth_candidate_is_nominated_and_no_other(n: int, populations: list[int]) -> None:
     nominated, first = [], 0
     for population in populations:
-        chosen = EveryNth(n).nominate([0.0] * population, first)
+        chosen = EveryNth(n).nominate([0.0] * population, first, math.inf)
         nominated += [first + i + 1 for i in chosen]
         first += population
     assert nominated == list(range(n, first + 1, n))
@@ -43,8 +43,8 @@ def test_the_reference_rule_wants_strictly_more_and_from_nothing_more_than_none(
 
 def test_the_lowest_loss_is_nominated_and_kept() -> None:
     rule = LowestLoss()
-    assert rule.nominate([0.3, math.nan, 0.1, 0.2], 40) == [2]
-    assert rule.nominate([math.nan] * 3, 0) == []
+    assert rule.nominate([0.3, math.nan, 0.1, 0.2], 40, 0.05) == [2]
+    assert rule.nominate([math.nan] * 3, 0, math.inf) == []
     assert rule.better(worth(0.1), None)
     assert rule.better(worth(0.1), worth(0.2))
     assert not rule.better(worth(0.2), worth(0.2))
@@ -108,6 +108,18 @@ def test_both_rules_keep_what_a_plain_reading_of_them_keeps() -> None:
     assert ours.prompt.prompt.digest == winners[int(np.argmin(losses))]
     assert ours.best.judged.loss == pytest.approx(min(losses))
     assert ours.spent.validation_calls == 100
+
+
+def test_a_search_of_one_point_at_a_time_pays_validation_for_gains_only() -> None:
+    rule = LowestLoss()
+    assert rule.nominate([0.3], 40, math.inf) == [0]
+    assert rule.nominate([0.3], 40, 0.3) == []
+    settings = {"optimizer": "one-plus-one", "optimizer_options": {}, "calibration": "none"}
+    tuner = small_tuner(Scripted(), **settings, budget="calls=99")
+    result = tuner.fit(TRAIN, VALIDATION)
+    losses = [step.loss for step in result.steps]
+    gains = sum(loss < min(losses[:i], default=math.inf) for i, loss in enumerate(losses))
+    assert result.spent.validation_calls == gains < len(losses) / 2
 
 
 def test_a_run_too_short_for_the_papers_first_look_keeps_its_start() -> None:
