@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -184,19 +186,24 @@ def test_stopping_waits_for_what_runs(tmp_path: Path, keys: str) -> None:
         answers: list[requests.Response] = []
 
         def ask() -> None:
-            answers.append(Visitor(url, ALICE).post(f"/v1/score/{batch}", text("so")))
+            with suppress(requests.ConnectionError):  # not read yet when the signal comes
+                answers.append(Visitor(url, ALICE).post(f"/v1/score/{batch}", text("so")))
 
-        asking = [threading.Thread(target=ask) for _ in range(6)]
+        asking = [threading.Thread(target=ask) for _ in range(24)]
         for thread in asking:
             thread.start()
         monitor = Visitor(url, MONITOR)
-        idle = "\nlmaas_queue 0.0"
-        until(lambda: idle not in monitor.get("/metrics").text, "a queue behind what runs")
+
+        def waiting() -> int:
+            (number,) = re.findall(r"^lmaas_queue (.+)$", monitor.get("/metrics").text, re.M)
+            return int(float(number))
+
+        behind = until(waiting, "a queue behind what runs")
         process.terminate()
         assert process.wait(DEADLINE) == 0
         for thread in asking:
             thread.join(DEADLINE)
     codes = [answer.status_code for answer in answers]
-    assert len(codes) == 6
+    assert len(codes) > behind
     assert set(codes) <= {200, 503}
     assert codes.count(200) >= 2
