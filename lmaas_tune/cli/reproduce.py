@@ -155,8 +155,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if arguments.table:
         return _outcome(read_table(arguments.out), arguments.out)
     source = _read_source(arguments)
-    client = open_model(arguments)
     budget = None if arguments.budget is None else Budget.parse(arguments.budget)
+    client = open_model(arguments)
     try:
         table = reproduce(
             client,

@@ -121,6 +121,7 @@ class Service:
             )
         )
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._ended = threading.Event()
         self._logger, self._relay = logging.getLogger("uvicorn"), Relay(self._log)
         self._failure: OSError | None = None
 
@@ -140,7 +141,8 @@ class Service:
 
     def wait(self) -> None:
         """Return when the service has ended; a signal's exception gets through."""
-        self._thread.join()
+        # not by `join`: interrupted, it takes a running thread for ended (python/cpython#90882)
+        self._ended.wait()
 
     def close(self) -> None:
         """Refuse what comes now, finish what was taken on, and end."""
@@ -160,3 +162,5 @@ class Service:
             self._server.run(sockets=[self._socket])
         except OSError as error:
             self._failure = error
+        finally:
+            self._ended.set()
