@@ -179,15 +179,14 @@ COLUMNS = (
 def step_row(step: Step) -> dict[str, float | int | None]:
     """A step as one flat row of numbers; also the rows of `TuneResult.history`."""
     finite = [e.loss for e in step.evaluations if e.loss == e.loss]
-    validated = [c.validation for c in step.validated if c.validation]
     best = step.best.judged
     return {
         "generation": step.generation,
         "train_loss": min(finite, default=None),
         "train_loss_mean": sum(finite) / len(finite) if finite else None,
         "train_accuracy": max((e.accuracy for e in step.evaluations), default=None),
-        "validation_loss": min((e.loss for e in validated), default=None),
-        "validation_accuracy": max((e.accuracy for e in validated), default=None),
+        "validation_loss": min((e.loss for e in step.validated), default=None),
+        "validation_accuracy": max((e.accuracy for e in step.validated), default=None),
         "best_loss": None if best is None else best.loss,
         "best_accuracy": None if best is None else best.accuracy,
         "improved": int(step.improved),

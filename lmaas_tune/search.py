@@ -186,9 +186,8 @@ class Search:
             if judged is not None and self._selection.better(judged, self.best.judged):
                 self.best = candidate
         improved = self.best is not before
-        step = Step(
-            number, points, evaluations, candidates, self.best, improved, spent, self._budget
-        )
+        looks = [c.validation for c in candidates if c.validation is not None]
+        step = Step(number, points, evaluations, looks, self.best, improved, spent, self._budget)
         self.steps.append(step)
         self._lowest = float(np.nanmin([self._lowest, step.loss]))
         for callback in self._callbacks:
@@ -287,8 +286,8 @@ class Search:
         if self._validation is None:
             return planned
         first = self._calls_before(self._next)
-        looks = self._selection.nominate([0.0] * population, first, math.inf)
-        return planned + _cost(self._validation, len(looks))
+        nominated = self._selection.nominate([0.0] * population, first, math.inf)
+        return planned + _cost(self._validation, len(nominated))
 
 
 def _cost(evaluator: Evaluator, prompts: int) -> Spent:

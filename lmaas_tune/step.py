@@ -41,7 +41,7 @@ class Step:
         generation: Counted from 1; 0 is the start alone.
         points: (population, dim) as asked.
         evaluations: One for each point, on the training rows.
-        validated: What was scored on the validation rows in this step.
+        validated: Of the prompts that were scored on the validation rows in this step.
         best: The best candidate of the run so far, by the run's selection.
         improved: Whether this step found it.
         spent: By the run, up to here.
@@ -51,7 +51,7 @@ class Step:
     generation: int
     points: FloatArray
     evaluations: Sequence[Evaluation]
-    validated: Sequence[Candidate]
+    validated: Sequence[Evaluation]
     best: Candidate
     improved: bool
     spent: Spent

@@ -412,12 +412,11 @@ def test_steps_say_what_happened() -> None:
         losses = [e.loss for e in step.evaluations]
         assert step.loss == min(losses)
         (looked,) = step.validated
-        assert looked.train is step.evaluations[int(np.argmin(losses))]
-        assert looked.validation is not None
-        assert step.improved == (best is None or looked.validation.loss < best)
+        assert step.improved == (best is None or looked.loss < best)
         if step.improved:
-            best = looked.validation.loss
-            assert step.best is looked
+            best = looked.loss
+            assert step.best.train is step.evaluations[int(np.argmin(losses))]
+            assert step.best.validation is looked
         assert step.best.judged is not None
         assert step.best.judged.loss == best
     assert result.best is seen[-1].best
