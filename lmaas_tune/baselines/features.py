@@ -9,7 +9,6 @@ from typing import TypeAlias
 import torch
 from lmaas_tune_adapters.hf.cohort import slices
 from lmaas_tune_adapters.hf.hidden import HiddenRow, read_hidden
-from lmaas_tune_adapters.hf.whitebox import open_box
 from torch.nn.utils.rnn import pack_sequence
 
 from lmaas_tune.baselines.fitted import FittedBaseline, Job
@@ -90,7 +89,7 @@ def _fit(
     choose: Callable[[HiddenRow], torch.Tensor],
 ) -> FittedBaseline:
     began = time.perf_counter()
-    box = open_box(job.backend)
+    box = job.backend.open_box()
     prompt = TextPrompt(job.words)
 
     def look(examples: Sequence[Example]) -> list[torch.Tensor]:

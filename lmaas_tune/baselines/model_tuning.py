@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lmaas_tune_adapters.hf.cohort import slices
-from lmaas_tune_adapters.hf.whitebox import WhiteBox, open_box
+from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 from lmaas_tune.baselines.fitted import FittedBaseline, Job
 from lmaas_tune.baselines.settings import ModelTuningSettings
@@ -26,7 +26,7 @@ def fit(job: Job, settings: ModelTuningSettings) -> FittedBaseline:
     It has the parameters of the model without its language-model head, and of the new head.
     """
     began = time.perf_counter()
-    box = open_box(job.backend)
+    box = job.backend.open_box()
     with seeded(job.seed):
         classifier = _Classifier(box, len(job.task.verbalizer.labels))
 

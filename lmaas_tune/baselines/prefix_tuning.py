@@ -12,7 +12,7 @@ import peft
 import torch
 from lmaas_tune_adapters.hf.gradient import LabelScorer
 from lmaas_tune_adapters.hf.loading import Family, quiet
-from lmaas_tune_adapters.hf.whitebox import WhiteBox, open_box
+from lmaas_tune_adapters.hf.whitebox import WhiteBox
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from lmaas_tune.baselines.fitted import FittedBaseline, Job
@@ -36,7 +36,7 @@ def fit(job: Job, settings: PrefixTuningSettings) -> FittedBaseline:
     there is an encoder too.
     """
     began = time.perf_counter()
-    box = open_box(job.backend)
+    box = job.backend.open_box()
     prompt = TextPrompt(job.words)
     with seeded(job.seed):
         tuned = with_prefix(box, _starting_tokens(job, settings.length))

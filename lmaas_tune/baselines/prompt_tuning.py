@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.gradient import LabelScorer
-from lmaas_tune_adapters.hf.whitebox import WhiteBox, open_box
+from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.baselines.fitted import FittedBaseline, Job
@@ -44,7 +44,7 @@ class PromptScorer:
     def __init__(
         self, backend: HFBackend, task: Task, examples: Sequence[Example], like: SoftPrompt
     ) -> None:
-        self._score = _scorer(open_box(backend), task, examples, like)
+        self._score = _scorer(backend.open_box(), task, examples, like)
 
     def __len__(self) -> int:
         return len(self._score)
@@ -78,7 +78,7 @@ def fit(job: Job, settings: PromptTuningSettings) -> FittedBaseline:
             f"length={settings.length}, and the prompt to start from has {start.length} tokens: "
             "leave the length out"
         )
-    box = open_box(job.backend)
+    box = job.backend.open_box()
     vectors = torch.nn.Parameter(torch.tensor(start.vectors, device=box.loaded.model.device))
 
     def read(examples: Sequence[Example]) -> Logits:

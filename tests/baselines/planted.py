@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.gradient import LabelScorer
-from lmaas_tune_adapters.hf.whitebox import open_box
 
 from lmaas_tune import Example, Task, Template, TextPrompt, Verbalizer
 from lmaas_tune.backend import ScoreRequest
@@ -48,7 +47,7 @@ def teach(folder: Path) -> Path:
     So a prompt that does the task is there to be found, and the words to start from are not one.
     """
     backend = HFBackend(folder, device="cpu")
-    box, planted = open_box(backend), task(backend.family)
+    box, planted = backend.open_box(), task(backend.family)
     network = box.loaded.model.requires_grad_(True)
     adam = torch.optim.Adam(network.parameters(), lr=3e-3)
     targets = torch.from_numpy(planted.verbalizer.targets(TRAIN))

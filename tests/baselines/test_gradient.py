@@ -15,7 +15,6 @@ from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.cohort import Cohort
 from lmaas_tune_adapters.hf.gradient import CausalGradientScorer, LabelScorer
 from lmaas_tune_adapters.hf.hidden import read_hidden
-from lmaas_tune_adapters.hf.whitebox import open_box
 
 from lmaas_tune import Example, InputError, SoftPrompt, Task, Template, TextPrompt, Verbalizer
 from lmaas_tune.backend import ScoreRequest
@@ -50,7 +49,7 @@ def tensor(prompt: SoftPrompt) -> torch.Tensor:
 
 
 def scorer(backend: HFBackend, template: str, prompt: Prompt) -> LabelScorer:
-    return LabelScorer(open_box(backend), request(template, prompt))
+    return LabelScorer(backend.open_box(), request(template, prompt))
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -111,7 +110,7 @@ def test_rows_may_be_chosen_and_come_in_any_order(load: Load) -> None:
 def test_text_before_the_prompt_is_read_once(load: Load) -> None:
     backend = load("llama")
     prompt = soft(backend)
-    box = open_box(backend)
+    box = backend.open_box()
     score = LabelScorer(box, request(TEXT_FIRST, prompt))
     read: list[int] = []
 
@@ -135,7 +134,7 @@ def test_where_memory_ends_rows_are_read_whole_with_the_same_scores(
     load: Load, max_kept_bytes: int
 ) -> None:
     backend = load("llama")
-    prompt, box = soft(backend), open_box(backend)
+    prompt, box = soft(backend), backend.open_box()
     asked = request(TEXT_FIRST, prompt)
     rows = box.reader.rows(asked)
     score = CausalGradientScorer(box.loaded, max_tokens_per_pass=64, max_kept_bytes=max_kept_bytes)
@@ -167,13 +166,13 @@ def test_a_model_that_changed_on_disk_is_refused(
     backend = HFBackend(path, device="cpu")
     models.build("llama", path, seed=1)
     with pytest.raises(InputError, match="changed"):
-        open_box(backend).loaded  # noqa: B018
+        backend.open_box().loaded  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["llama", "roberta", "t5"])
 def test_hidden_states_are_those_that_the_model_reads_the_label_from(load: Load, name: str) -> None:
     backend = load(name)
-    box = open_box(backend)
+    box = backend.open_box()
     rows = read_hidden(box, request(TEXT_FIRST, TextPrompt("the film")))
     network = box.loaded.model
     body = network.get_encoder() if name == "t5" else network.base_model

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.gradient import LabelScorer
-from lmaas_tune_adapters.hf.whitebox import WhiteBox, open_box
+from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 from baselines import planted
 from lmaas_tune import SoftPrompt, TextPrompt
@@ -106,7 +106,7 @@ HEADS = {
 
 def body_size(backend: HFBackend, model: str) -> int:
     """Parameters without the head that says words; each shared matrix once."""
-    network = open_box(backend).loaded.model
+    network = backend.open_box().loaded.model
     head = {id(weight) for weight in network.get_output_embeddings().parameters()}
     if model == "roberta":
         head |= {id(weight) for weight in network.lm_head.parameters()}
@@ -248,7 +248,7 @@ def test_a_prefix_enters_as_peft_puts_it(load: Load) -> None:
 def test_a_prefix_starts_as_tokens_before_the_row(load: Load, model: str) -> None:
     box, request = prefixed(load(model))
     tokens = [5, 6, 7, 8]
-    plain = open_box(load(model)).loaded.model
+    plain = load(model).open_box().loaded.model
     with_prefix(box, tokens)
     with torch.no_grad():
         ours = LabelScorer(box, request, before=4)().numpy()
@@ -263,4 +263,4 @@ def prefixed(backend: HFBackend) -> tuple[WhiteBox, ScoreRequest]:
     """A box to put a prefix in, and rows to read behind it."""
     task = planted.task(backend.family)
     batch = task.template.batch(planted.TEST[:3])
-    return open_box(backend), ScoreRequest(TextPrompt("so"), batch, task.verbalizer.candidates)
+    return backend.open_box(), ScoreRequest(TextPrompt("so"), batch, task.verbalizer.candidates)

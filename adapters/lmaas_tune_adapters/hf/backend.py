@@ -26,6 +26,7 @@ from lmaas_tune_adapters.hf.peft import export_peft
 from lmaas_tune_adapters.hf.reader import Reader
 from lmaas_tune_adapters.hf.seq2seq import ANSWERS, Answer, Seq2SeqScorer
 from lmaas_tune_adapters.hf.stack import clipped_std, inputs_kept
+from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 _MEASURED_BYTES = 1 << 28
 """Most memory for the states that are measured: all of 32 rows of the paper's SST-2."""
@@ -153,6 +154,24 @@ class HFBackend:
             raise InputError("a batch of no rows has nothing to measure")
         count = min(len(rows), max(1, tokens // longest))
         return [rows[index * len(rows) // count] for index in range(count)]
+
+    def open_box(self) -> WhiteBox:
+        """What stands behind the answers, for whoever needs gradients or another head."""
+        scorer, config = self._scorer, self._model.config
+        return WhiteBox(
+            source=self._source,
+            revision=getattr(config, "_commit_hash", None),
+            identity=self.identity,
+            config=config,
+            tokenizer=self._tokenizer,
+            family=self.family,
+            device=self._model.device,
+            dtype=self._model.dtype,
+            reader=self._reader,
+            answer=scorer.answer if isinstance(scorer, Seq2SeqScorer) else "auto",
+            hole=scorer.hole,
+            max_tokens=self.capabilities.max_tokens,
+        )
 
     def export_peft(self, tuned: TunedPrompt, folder: str | os.PathLike[str]) -> Path:
         """Write a prompt tuned on this model as a prompt-tuning adapter of peft.

@@ -149,6 +149,7 @@ class CausalScorer:
     """
 
     label_last = True
+    hole: answers.Word = ()
     insertions: frozenset[Insertion] = frozenset({"concat", "add"})
 
     def __init__(

@@ -44,7 +44,7 @@ class MaskedScorer:
         if loaded.tokenizer.mask_token_id is None:
             raise InputError(f"the tokenizer of {loaded.name!r} has no mask token")
         self._model = loaded.model
-        self._mask: int = loaded.tokenizer.mask_token_id
+        self.hole: answers.Word = (loaded.tokenizer.mask_token_id,)
         self._max_tokens = max_tokens_per_pass
         # BERT and its kin normalise what a token's word, place and type add up to
         embeddings = getattr(self._model.base_model, "embeddings", None)
@@ -69,7 +69,7 @@ class MaskedScorer:
     def scores(self, cohort: Cohort) -> torch.Tensor:
         """(requests, rows, words) summed log-probabilities."""
         out = cohort.scores()
-        for reading in answers.masks(cohort.words, self._mask):
+        for reading in answers.masks(cohort.words, self.hole[0]):
             for requests, numbers, rows in self._passes(cohort, reading.fill):
                 sums = torch.zeros(len(rows), out.shape[2], dtype=torch.float64)
                 reading.add_up(self._logits(rows, requests, cohort, reading.nodes), sums)
@@ -78,7 +78,7 @@ class MaskedScorer:
 
     def read(self, cohort: Cohort) -> None:
         """See `lmaas_tune_adapters.hf.cohort.Scorer.read`; with one mask for the label."""
-        for requests, _, rows in self._passes(cohort, (self._mask,)):
+        for requests, _, rows in self._passes(cohort, self.hole):
             self._logits(rows, requests, cohort, 1)
 
     def _passes(

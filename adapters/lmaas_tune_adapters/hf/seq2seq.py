@@ -65,17 +65,17 @@ class Seq2SeqScorer:
             self._start = (start, *hole)
         elif answer == "infill":
             hole = (tokenizer.mask_token_id,)
-        self._hole: tuple[int, ...] = hole
+        self.hole: answers.Word = hole
         with torch.inference_mode():
             self.layers = plain_stack(self._model.get_encoder(), trial(self._model))
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens encoder and decoder read before the label word."""
-        return len(row.ids) + len(self._hole) + len(self._said(row))
+        return len(row.ids) + len(self.hole) + len(self._said(row))
 
     def places(self, row: EncodedRow, longest: int) -> int:
         """How many places a row takes, in the encoder or the decoder, whichever is longer."""
-        encoder = len(row.ids) + len(self._hole)
+        encoder = len(row.ids) + len(self.hole)
         return max(encoder, len(self._said(row)) + longest - 1)
 
     def scores(self, cohort: Cohort) -> torch.Tensor:
@@ -113,7 +113,7 @@ class Seq2SeqScorer:
     def _encode(
         self, rows: Sequence[EncodedRow], requests: Sequence[int], cohort: Cohort
     ) -> torch.Tensor:
-        holed = [row.with_label(self._hole) for row in rows]
+        holed = [row.with_label(self.hole) for row in rows]
         starts = [row.prompt for row in holed]
         embeddings = self._model.get_input_embeddings()(token_ids(holed, self._model.device))
         if cohort.vectors is not None:

@@ -12,8 +12,6 @@ import transformers
 
 from lmaas_tune.errors import InputError
 from lmaas_tune_adapters.hf.answers import Word
-from lmaas_tune_adapters.hf.backend import HFBackend
-from lmaas_tune_adapters.hf.cohort import Scorer
 from lmaas_tune_adapters.hf.loading import (
     Family,
     LoadedModel,
@@ -22,9 +20,8 @@ from lmaas_tune_adapters.hf.loading import (
     quiet,
     source_of,
 )
-from lmaas_tune_adapters.hf.masked import MaskedScorer
 from lmaas_tune_adapters.hf.reader import Reader
-from lmaas_tune_adapters.hf.seq2seq import Answer, Seq2SeqScorer
+from lmaas_tune_adapters.hf.seq2seq import Answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,28 +101,3 @@ class WhiteBox:
                 source, dtype=torch.float32, num_labels=labels, **options
             )
         return network.to(self.device)
-
-
-def open_box(backend: HFBackend) -> WhiteBox:
-    """Look into a backend."""
-    network, scorer = backend._model, backend._scorer
-    return WhiteBox(
-        source=backend._source,
-        revision=getattr(network.config, "_commit_hash", None),
-        identity=backend.identity,
-        config=network.config,
-        tokenizer=backend._tokenizer,
-        family=backend.family,
-        device=network.device,
-        dtype=network.dtype,
-        reader=backend._reader,
-        answer=scorer.answer if isinstance(scorer, Seq2SeqScorer) else "auto",
-        hole=_hole(scorer),
-        max_tokens=backend.capabilities.max_tokens,
-    )
-
-
-def _hole(scorer: Scorer) -> Word:
-    if isinstance(scorer, MaskedScorer):
-        return (scorer._mask,)
-    return scorer._hole if isinstance(scorer, Seq2SeqScorer) else ()
