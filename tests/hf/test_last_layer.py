@@ -10,6 +10,7 @@ import pytest
 import torch
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.last_layer import last_layer, only_last
+from lmaas_tune_adapters.hf.passes import CausalPasses
 
 from lmaas_tune.backend import ScoreRequest
 
@@ -78,6 +79,6 @@ def test_a_layer_that_asks_more_of_its_memory_is_left_whole(
         return forward(self, *args, past_key_values=past_key_values, **options)  # type: ignore
 
     monkeypatch.setattr(layer, "forward", asking)
-    scorer = HFBackend(folder("llama"), device="cpu")._scorer
-    assert scorer._shares
-    assert scorer._last is None
+    abilities = CausalPasses(HFBackend(folder("llama"), device="cpu")._model).abilities
+    assert abilities.shares
+    assert abilities.last is None

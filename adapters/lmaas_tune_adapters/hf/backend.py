@@ -44,8 +44,9 @@ class HFBackend:
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the file's own.
         answer: How a sequence-to-sequence model says the label, see `Seq2SeqScorer`.
-        max_tokens_per_pass: Most tokens that go through the model at once, which bounds memory;
-            by default 2048 on a processor, where more is slower, and 16384 elsewhere.
+        max_tokens_per_pass: Most tokens that go through the model in one pass, which bounds
+            memory; by default 2048 on a processor, where more is slower, and 16384 elsewhere.
+            On a processor a causal model has as many passes side by side as torch has threads.
         max_kept_bytes: Most memory for what a causal model keeps of texts that come again.
 
     Raises:

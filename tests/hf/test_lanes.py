@@ -1,0 +1,158 @@
+"""Passes side by side: the same scores, in order, and nothing of torch left changed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from lmaas_tune_adapters.hf import HFBackend, causal
+from lmaas_tune_adapters.hf.lanes import Lanes, twin
+from lmaas_tune_adapters.hf.passes import CausalPasses
+
+from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.prompts import DeepPrompt, TextPrompt
+
+from . import models
+from .test_exact import CANDIDATES, LABEL_LAST, batch_of, check, soft
+
+CORES = 4
+
+
+@pytest.fixture(autouse=True)
+def cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(CORES)
+    yield
+    assert torch.get_num_threads() == CORES
+    torch.set_num_threads(before)
+
+
+class Worker:
+    """Notes who uses it, and waits until others are at work too."""
+
+    def __init__(self, together: threading.Barrier) -> None:
+        self.together = together
+        self.users: set[int] = set()
+        self.threads: set[int] = set()
+
+    def work(self, item: int) -> int:
+        self.users.add(threading.get_ident())
+        self.threads.add(torch.get_num_threads())
+        assert torch.is_inference_mode_enabled()
+        if item < self.together.parties:
+            self.together.wait(20)
+        return item * item
+
+
+@pytest.mark.parametrize(("most", "count", "threads"), [(2, 2, 2), (3, 3, 1), (100, CORES, 1)])
+def test_lanes_work_at_the_same_time_and_answer_in_order(
+    most: int, count: int, threads: int
+) -> None:
+    together = threading.Barrier(count)
+    workers = [Worker(together) for _ in range(count)]
+    others = iter(workers[1:])
+    lanes = Lanes(workers[0], lambda: next(others))
+    for _ in range(2):  # the workers stay
+        assert lanes.map(Worker.work, range(9), most=most) == [n * n for n in range(9)]
+    assert all(worker.threads == {threads} for worker in workers)
+    assert all(len(worker.users) <= 2 for worker in workers)  # a thread of each map
+
+
+@pytest.mark.parametrize(("most", "items"), [(1, 9), (0, 9), (9, 1), (9, 0)])
+def test_where_there_is_one_lane_nothing_changes(most: int, items: int) -> None:
+    def fail() -> int:
+        raise AssertionError("nobody else is needed")
+
+    def work(worker: int, item: int) -> tuple[int, int, int]:
+        return worker, threading.get_ident(), torch.get_num_threads()
+
+    here = (7, threading.get_ident(), CORES)
+    with torch.inference_mode():
+        assert Lanes(7, fail).map(work, range(items), most=most) == [here] * items
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_after_a_failure_nobody_begins_another(where: int) -> None:
+    together, begun = threading.Barrier(2), []
+
+    def work(worker: int, item: int) -> None:
+        begun.append(item)
+        if item < 2:
+            together.wait(20)
+        if worker == where:
+            raise ValueError("no")
+        time.sleep(0.001)  # lets the other in
+
+    with pytest.raises(ValueError, match="no"):
+        Lanes(0, lambda: 1).map(work, range(1000), most=2)
+    assert len(begun) < 1000
+
+
+@pytest.mark.parametrize("name", models.CAUSAL)
+def test_scores_side_by_side_are_a_plain_forward_s(
+    name: str, load: Callable[[str], HFBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causal, "_LANE", 1)
+    users: set[int] = set()
+    read = CausalPasses.read
+
+    def noted(*arguments: object) -> torch.Tensor:
+        users.add(threading.get_ident())
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CausalPasses, "read", noted)
+    model = load(name)
+    prompts = [*soft(model, 3), *soft(model, 1, length=5), TextPrompt("overall , the")]
+    for template in LABEL_LAST[:3]:
+        check(model, [ScoreRequest(prompt, batch_of(template), CANDIDATES) for prompt in prompts])
+    assert len(users) > 1
+
+
+def test_deep_prompts_do_not_mix(
+    load: Callable[[str], HFBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load("llama")
+    layers = model.capabilities.deep_layers
+    assert layers is not None
+    firsts, aboves = soft(model, 6), [soft(model, layers - 1) for _ in range(6)]
+    prompts = [
+        DeepPrompt(first, np.stack([(1 + n) * prompt.vectors for prompt in above]))
+        for n, (first, above) in enumerate(zip(firsts, aboves, strict=True))
+    ]
+    for template in LABEL_LAST[:3]:
+        requests = [ScoreRequest(prompt, batch_of(template), CANDIDATES) for prompt in prompts]
+        monkeypatch.setattr(causal, "_LANE", 10**9)
+        alone = model.score(requests)
+        monkeypatch.setattr(causal, "_LANE", 1)
+        for _ in range(3):
+            for one, other in zip(alone, model.score(requests), strict=True):
+                np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5, rtol=0)
+
+
+def test_a_twin_has_its_own_hooks_and_no_weights_of_its_own(
+    load: Callable[[str], HFBackend],
+) -> None:
+    network = load("llama")._model
+    other = twin(network)
+    pairs = list(zip(network.modules(), other.modules(), strict=True))
+    assert all(type(one) is type(another) and one is not another for one, another in pairs)
+    tensors = [
+        (value, vars(another)[name])
+        for one, another in pairs
+        for name, value in vars(one).items()
+        if isinstance(value, torch.Tensor)
+    ]
+    tensors += list(zip(network.parameters(), other.parameters(), strict=True))
+    tensors += list(zip(network.buffers(), other.buffers(), strict=True))
+    assert len(tensors) > 10
+    assert all(one is another for one, another in tensors)
+    called = []
+    hook = network.get_decoder().register_forward_hook(lambda *_: called.append(1))
+    with torch.inference_mode():
+        other(torch.tensor([[3, 5]]))
+    hook.remove()
+    assert not called
