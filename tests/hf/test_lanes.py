@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from lmaas_tune_adapters.hf import HFBackend, causal
+from lmaas_tune_adapters.hf import HFBackend, lanes
 from lmaas_tune_adapters.hf.lanes import Lanes, twin
+from lmaas_tune_adapters.hf.masked import MaskedScorer
 from lmaas_tune_adapters.hf.passes import CausalPasses
 
 from lmaas_tune.backend import ScoreRequest
-from lmaas_tune.prompts import DeepPrompt, TextPrompt
+from lmaas_tune.prompts import DeepPrompt, Prompt, TextPrompt
 
 from . import models
 from .test_exact import CANDIDATES, LABEL_LAST, batch_of, check, soft
 
 CORES = 4
+HERE = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +57,9 @@ def test_lanes_work_at_the_same_time_and_answer_in_order(
     together = threading.Barrier(count)
     workers = [Worker(together) for _ in range(count)]
     others = iter(workers[1:])
-    lanes = Lanes(workers[0], lambda: next(others))
+    several = Lanes(workers[0], lambda: next(others), device=HERE)
     for _ in range(2):  # the workers stay
-        assert lanes.map(Worker.work, range(9), most=most) == [n * n for n in range(9)]
+        assert several.map(Worker.work, range(9), most=most) == [n * n for n in range(9)]
     assert all(worker.threads == {threads} for worker in workers)
     assert all(len(worker.users) <= 2 for worker in workers)  # a thread of each map
 
@@ -72,7 +74,7 @@ def test_where_there_is_one_lane_nothing_changes(most: int, items: int) -> None:
 
     here = (7, threading.get_ident(), CORES)
     with torch.inference_mode():
-        assert Lanes(7, fail).map(work, range(items), most=most) == [here] * items
+        assert Lanes(7, fail, device=HERE).map(work, range(items), most=most) == [here] * items
 
 
 @pytest.mark.parametrize("where", [0, 1])
@@ -88,23 +90,36 @@ def test_after_a_failure_nobody_begins_another(where: int) -> None:
         time.sleep(0.001)  # lets the other in
 
     with pytest.raises(ValueError, match="no"):
-        Lanes(0, lambda: 1).map(work, range(1000), most=2)
+        Lanes(0, lambda: 1, device=HERE).map(work, range(1000), most=2)
     assert len(begun) < 1000
 
 
-@pytest.mark.parametrize("name", models.CAUSAL)
+def test_lanes_are_for_much_work_on_a_processor_without_gradient() -> None:
+    def count(tokens: int, device: torch.device = HERE) -> int:
+        return Lanes(0, lambda: 1, device=device).count(tokens)
+
+    with torch.inference_mode():
+        assert [count(n) for n in (0, 256, 511, 512, 1023, 10**6)] == [1, 1, 1, 2, 3, CORES]
+        assert count(10**6, torch.device("cuda")) == 1
+    assert count(10**6) == 1
+
+
+@pytest.mark.parametrize("name", [*models.CAUSAL, *models.MASKED])
 def test_scores_side_by_side_are_a_plain_forward_s(
     name: str, load: Callable[[str], HFBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal, "_LANE", 1)
+    monkeypatch.setattr(lanes, "_LANE", 1)
     users: set[int] = set()
-    read = CausalPasses.read
 
-    def noted(*arguments: object) -> torch.Tensor:
-        users.add(threading.get_ident())
-        return read(*arguments)  # type: ignore[arg-type]
+    def noting(read: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def noted(*arguments: object) -> torch.Tensor:
+            users.add(threading.get_ident())
+            return read(*arguments)
 
-    monkeypatch.setattr(CausalPasses, "read", noted)
+        return noted
+
+    for reads, method in ((CausalPasses, "read"), (MaskedScorer, "_logits")):
+        monkeypatch.setattr(reads, method, noting(getattr(reads, method)))
     model = load(name)
     prompts = [*soft(model, 3), *soft(model, 1, length=5), TextPrompt("overall , the")]
     for template in LABEL_LAST[:3]:
@@ -112,22 +127,26 @@ def test_scores_side_by_side_are_a_plain_forward_s(
     assert len(users) > 1
 
 
-def test_deep_prompts_do_not_mix(
-    load: Callable[[str], HFBackend], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["llama", "roberta"])
+def test_prompts_of_every_kind_go_side_by_side(
+    name: str, load: Callable[[str], HFBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load("llama")
+    model = load(name)
     layers = model.capabilities.deep_layers
     assert layers is not None
-    firsts, aboves = soft(model, 6), [soft(model, layers - 1) for _ in range(6)]
-    prompts = [
-        DeepPrompt(first, np.stack([(1 + n) * prompt.vectors for prompt in above]))
-        for n, (first, above) in enumerate(zip(firsts, aboves, strict=True))
+    prompts: list[Prompt] = [
+        DeepPrompt(
+            first, (1 + n) * np.stack([prompt.vectors for prompt in soft(model, layers - 1)])
+        )
+        for n, first in enumerate(soft(model, 6))
     ]
-    for template in LABEL_LAST[:3]:
+    for insertion in sorted(model.capabilities.insertions):
+        prompts += soft(model, 4, insertion=insertion)
+    for template in LABEL_LAST[: 1 if "prepend" in model.capabilities.insertions else 3]:
         requests = [ScoreRequest(prompt, batch_of(template), CANDIDATES) for prompt in prompts]
-        monkeypatch.setattr(causal, "_LANE", 10**9)
+        monkeypatch.setattr(lanes, "_LANE", 10**9)
         alone = model.score(requests)
-        monkeypatch.setattr(causal, "_LANE", 1)
+        monkeypatch.setattr(lanes, "_LANE", 1)
         for _ in range(3):
             for one, other in zip(alone, model.score(requests), strict=True):
                 np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5, rtol=0)
@@ -137,7 +156,7 @@ def test_a_twin_has_its_own_hooks_and_no_weights_of_its_own(
     load: Callable[[str], HFBackend],
 ) -> None:
     network = load("llama")._model
-    other = twin(network)
+    other, found = twin(network)
     pairs = list(zip(network.modules(), other.modules(), strict=True))
     assert all(type(one) is type(another) and one is not another for one, another in pairs)
     tensors = [
@@ -149,6 +168,8 @@ def test_a_twin_has_its_own_hooks_and_no_weights_of_its_own(
     tensors += list(zip(network.parameters(), other.parameters(), strict=True))
     tensors += list(zip(network.buffers(), other.buffers(), strict=True))
     assert len(tensors) > 10
+    assert all(found(one) is another for one, another in pairs)
+    assert found(None) is None
     assert all(one is another for one, another in tensors)
     called = []
     hook = network.get_decoder().register_forward_hook(lambda *_: called.append(1))

@@ -18,8 +18,6 @@ from lmaas_tune_adapters.hf.lanes import Lanes
 from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.passes import CausalPasses, Item, States
 
-_LANE = 256  # tokens that are worth a lane: with fewer, each reads all weights for too little
-
 
 class HeadStore:
     """Keeps the states of heads between calls, the last used longest, within a bound of bytes."""
@@ -93,8 +91,7 @@ class CausalScorer:
         self._store = HeadStore(max_kept_bytes)
         with torch.inference_mode():
             self._passes = CausalPasses(loaded.model)
-        self._lanes = Lanes(self._passes, self._passes.twin)
-        self._on_cpu = loaded.model.device.type == "cpu"
+        self._lanes = Lanes(self._passes, self._passes.twin, device=loaded.model.device)
         self.layers = self._passes.layers
 
     def tokens(self, row: EncodedRow) -> int:
@@ -129,7 +126,7 @@ class CausalScorer:
 
     def _chunks(self, items: Sequence[Item]) -> tuple[int, list[list[Item]]]:
         """How many lanes the items are worth, and what is read at once, the most work first."""
-        lanes, most = self._lanes_for(sum(item.tail for item in items)), self._max_tokens
+        lanes, most = self._lanes.count(sum(item.tail for item in items)), self._max_tokens
         if lanes > 1:  # so many that they end together, as far as rows can be dealt out
             sizes = [len(item.row.ids) for item in items]
             rounds = math.ceil(sum(sizes) / (lanes * most))
@@ -140,9 +137,6 @@ class CausalScorer:
             for chunk in fitting(group, lambda item: len(item.row.ids), most)
         ]
         return lanes, sorted(chunks, key=lambda chunk: -len(chunk) * chunk[0].tail)
-
-    def _lanes_for(self, tokens: int) -> int:
-        return max(1, min(torch.get_num_threads(), tokens // _LANE)) if self._on_cpu else 1
 
     def _items(self, cohort: Cohort) -> list[Item]:
         if not self._passes.abilities.shares:

@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+_LANE = 256  # tokens that are worth a lane: with fewer, each reads all weights for too little
+
 Worker = TypeVar("Worker")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,10 +27,18 @@ class Lanes(Generic[Worker]):
     Args:
         first: One of them.
         twin: Makes another, that the others' work does not disturb.
+        device: Where they work; side by side on a processor only.
     """
 
-    def __init__(self, first: Worker, twin: Callable[[], Worker]) -> None:
+    def __init__(self, first: Worker, twin: Callable[[], Worker], *, device: torch.device) -> None:
         self._workers, self._twin = [first], twin
+        self._side_by_side = device.type == "cpu"
+
+    def count(self, tokens: int) -> int:
+        """How many lanes so many tokens are worth; a gradient has one."""
+        if not (self._side_by_side and torch.is_inference_mode_enabled()):
+            return 1
+        return max(1, min(torch.get_num_threads(), tokens // _LANE))
 
     def map(
         self, work: Callable[[Worker, Item], Result], items: Sequence[Item], *, most: int
@@ -38,7 +48,7 @@ class Lanes(Generic[Worker]):
         Args:
             work: Called with a worker and an item.
             items: The longest work comes first, so that no lane is late at the end.
-            most: So many lanes at most; the cores are dealt out among those that there are.
+            most: So many lanes at most, see `count`; the cores are dealt out among those there are.
         """
         cores = torch.get_num_threads()
         count = max(1, min(most, cores, len(items)))
@@ -81,8 +91,12 @@ def _taken(numbers: Iterator[int], turn: threading.Lock) -> Iterator[int]:
         yield number
 
 
-def twin(module: Any) -> Any:
-    """A copy of a module, with its own hooks and settings and the same tensors."""
+def twin(module: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """A copy of a module, with its own hooks and settings and the same tensors.
+
+    Returns:
+        The copy, and what finds the copy of a part (of None: None).
+    """
     owned = [
         value
         for part in module.modules()
@@ -90,4 +104,6 @@ def twin(module: Any) -> Any:
         for value in named.values()
         if isinstance(value, torch.Tensor)
     ]
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in owned})
+    other = copy.deepcopy(module, {id(tensor): tensor for tensor in owned})
+    names = {part: name for name, part in module.named_modules()}
+    return other, lambda part: None if part is None else other.get_submodule(names[part])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import answers
+from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.forward import (
@@ -20,11 +23,16 @@ from lmaas_tune_adapters.hf.forward import (
     token_ids,
     trial,
 )
+from lmaas_tune_adapters.hf.lanes import Lanes, twin
 from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.stack import deepened, plain_stack
 
 _FEED_FORWARD_LAST = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 """Types whose last layer works position by position behind its attention: needed at masks only."""
+
+
+_Pass: TypeAlias = tuple[list[int], list[int], list[EncodedRow]]
+"""Requests, numbers of rows, and what they read."""
 
 
 class MaskedScorer:
@@ -54,6 +62,7 @@ class MaskedScorer:
             self._body = self._body.encoder.layer[-1].attention
         with torch.inference_mode():
             self.layers = plain_stack(self._model.base_model, trial(self._model))
+        self._lanes = Lanes(self, self._twin, device=self._model.device)
         self.insertions: frozenset[Insertion] = frozenset(
             {"concat", "add", "prepend"} if self._normalised else {"concat", "add"}
         )
@@ -70,10 +79,12 @@ class MaskedScorer:
         """(requests, rows, words) summed log-probabilities."""
         out = cohort.scores()
         for reading in answers.masks(cohort.words, self.hole[0]):
-            for requests, numbers, rows in self._passes(cohort, reading.fill):
-                sums = torch.zeros(len(rows), out.shape[2], dtype=torch.float64)
-                reading.add_up(self._logits(rows, requests, cohort, reading.nodes), sums)
-                out[requests, numbers] += sums
+            passes = sorted(self._passes(cohort, reading.fill), key=_tokens, reverse=True)
+            most = self._lanes.count(sum(map(_tokens, passes)))
+            sums = partial(_sums, reading, cohort)
+            results = self._lanes.map(sums, passes, most=most)
+            for (requests, numbers, _), values in zip(passes, results, strict=True):
+                out[requests, numbers] += values
         return out
 
     def read(self, cohort: Cohort) -> None:
@@ -81,10 +92,16 @@ class MaskedScorer:
         for requests, _, rows in self._passes(cohort, self.hole):
             self._logits(rows, requests, cohort, 1)
 
-    def _passes(
-        self, cohort: Cohort, fill: answers.Word
-    ) -> Iterator[tuple[list[int], list[int], list[EncodedRow]]]:
-        """(requests, row numbers, rows with `fill` in the label's place) of one length each."""
+    def _twin(self) -> MaskedScorer:
+        """Another for the same model, to be used beside this one in a thread of its own."""
+        other = copy.copy(self)
+        other._model, found = twin(self._model)
+        other._normalised, other._body = found(self._normalised), found(self._body)
+        other.layers = tuple(map(found, self.layers))
+        return other
+
+    def _passes(self, cohort: Cohort, fill: answers.Word) -> Iterator[_Pass]:
+        """Of one length each, with `fill` in the label's place."""
         items = [(r, n, row.with_label(fill)) for r, n, row in cohort.items()]
         for group in alike(items, key=lambda item: len(item[2].ids)):
             length = len(group[0][2].ids) + cohort.prompt_length
@@ -118,3 +135,16 @@ class MaskedScorer:
                     embeddings = placed(embeddings, starts, vectors, cohort.insertion)
             stack.enter_context(deepened(self.layers, cohort.above, requests, starts, length))
             return logits_at(self._model, self._body, positions, inputs_embeds=embeddings)
+
+
+def _tokens(one: _Pass) -> int:
+    _, _, rows = one
+    return len(rows) * len(rows[0].ids)
+
+
+def _sums(reading: Reading, cohort: Cohort, scorer: MaskedScorer, one: _Pass) -> torch.Tensor:
+    """(n, words) log-probabilities of a pass."""
+    requests, _, rows = one
+    sums = torch.zeros(len(rows), len(cohort.words), dtype=torch.float64)
+    reading.add_up(scorer._logits(rows, requests, cohort, reading.nodes), sums)
+    return sums

@@ -117,13 +117,8 @@ class CausalPasses:
 
     def twin(self) -> CausalPasses:
         """Another for the same model, to be used beside this one in a thread of its own."""
-        names = {part: name for name, part in self._network.named_modules()}
         other = copy.copy(self)
-        other._network = twin(self._network)
-
-        def found(part: Any) -> Any:
-            return part if part is None else other._network.get_submodule(names[part])
-
+        other._network, found = twin(self._network)
         other.abilities = replace(self.abilities, last=found(self.abilities.last))
         other.layers = tuple(map(found, self.layers))
         return other
