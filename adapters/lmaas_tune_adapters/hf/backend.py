@@ -46,7 +46,7 @@ class HFBackend:
         answer: How a sequence-to-sequence model says the label, see `Seq2SeqScorer`.
         max_tokens_per_pass: Most tokens that go through the model in one pass, which bounds
             memory; by default 2048 on a processor, where more is slower, and 16384 elsewhere.
-            On a processor a causal model has as many passes side by side as torch has threads.
+            On a processor a causal or masked model has as many side by side as torch has threads.
         max_kept_bytes: Most memory for what a causal model keeps of texts that come again.
 
     Raises:
