@@ -12,7 +12,6 @@ on where it was stopped; the table and OUT.svg are of what there is (``--table``
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from explore import held_out, rows
+from explore import held_out, keep_record, read_records, rows
 from matplotlib.ticker import ScalarFormatter
 
 from lmaas_tune import Budget, Example, Settings, SoftPrompt, Task, TunedPrompt, Tuner, load_backend
@@ -210,7 +209,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table and stop")
     arguments = parser.parse_args()
     path = arguments.out.with_suffix(".jsonl")
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = read_records(path)
     if not arguments.table:
         backend: Any = load_backend("hf")(arguments.model)
         done = {(r["task"], r["method"], r["dim"], r["seed"]) for r in records}
@@ -220,9 +219,7 @@ def main() -> None:
                     if (arguments.task, method, dim, seed) in done:
                         continue
                     record = run(arguments, backend, method, dim, seed)
-                    records.append(record)
-                    with path.open("a") as file:
-                        file.write(json.dumps(record) + "\n")
+                    keep_record(record, records, path)
                     print({k: record[k] for k in ("method", "dim", "seed", "accuracy")}, flush=True)
     print(table(records))
     draw_figure(records, arguments.out.with_suffix(".svg"))

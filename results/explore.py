@@ -131,6 +131,18 @@ def run(backend: Backend, data: Path, task: str, variant: str, seed: int) -> dic
     }
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The runs that are done."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def keep_record(record: dict[str, Any], records: list[dict[str, Any]], path: Path) -> None:
+    """Add a run to them, in the file too."""
+    records.append(record)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def table(records: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds, in the order of the variants."""
     lines = [
@@ -170,7 +182,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table and stop")
     arguments = parser.parse_args()
     path = arguments.out.with_suffix(".jsonl")
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = read_records(path)
     if not arguments.table:
         backend = load_backend("hf")(arguments.model, dtype=arguments.dtype)
         done = {(r["task"], r["variant"], r["seed"]) for r in records}
@@ -178,9 +190,7 @@ def main() -> None:
             for seed in map(int, arguments.seeds.split(",")):
                 if (arguments.task, variant, seed) not in done:
                     record = run(backend, arguments.data, arguments.task, variant, seed)
-                    records.append(record)
-                    with path.open("a") as file:
-                        file.write(json.dumps(record) + "\n")
+                    keep_record(record, records, path)
                     print(f"{variant}, seed {seed}: {record['tuned']}", flush=True)
     print(table(records))
 

@@ -11,14 +11,13 @@ with ``--table`` alone.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from explore import held_out, rows
+from explore import held_out, keep_record, read_records, rows
 
 from lmaas_tune import load_backend
 from lmaas_tune.baselines import BASELINES, fit_baseline
@@ -94,7 +93,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table and stop")
     arguments = parser.parse_args()
     path = arguments.out.with_suffix(".jsonl")
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = read_records(path)
     if not arguments.table:
         backend = load_backend("hf")(arguments.model, dtype="bfloat16")
         done = {(r["method"], r["learning_rate"], r["seed"]) for r in records}
@@ -102,9 +101,8 @@ def main() -> None:
             for method in arguments.methods.split(","):
                 for rate in RATES[method]:
                     if (method, rate, seed) not in done:
-                        records.append(run(backend, arguments.data, method, rate, seed))
-                        with path.open("a") as file:
-                            file.write(json.dumps(records[-1]) + "\n")
+                        record = run(backend, arguments.data, method, rate, seed)
+                        keep_record(record, records, path)
                         print(table(records), flush=True)
     print(table(records))
 
