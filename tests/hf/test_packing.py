@@ -10,7 +10,13 @@ import pytest
 import torch
 import transformers
 from lmaas_tune_adapters.hf.loading import load
-from lmaas_tune_adapters.hf.packing import GatedUnit, PackedLinear, RotaryAttention, pack
+from lmaas_tune_adapters.hf.packing import (
+    GatedUnit,
+    PackedLinear,
+    RootNorm,
+    RotaryAttention,
+    pack,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import models
@@ -79,6 +85,24 @@ def test_a_feed_forward_that_does_more_is_left_as_it_is() -> None:
     first.forward = lambda x: 2 * stock(x)
     pack(network)
     assert [isinstance(layer.mlp, GatedUnit) for layer in network.model.layers] == [False, True]
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
+def test_a_root_norm_gives_what_the_stock_one_gave(epsilon: float) -> None:
+    network = transformers.LlamaForCausalLM(small(rms_norm_eps=epsilon))
+    plain, packed = logits_before_and_after(network)
+    assert sum(isinstance(m, RootNorm) for m in network.modules()) == 5
+    torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_norm_that_does_more_is_left_as_it_is() -> None:
+    network = transformers.LlamaForCausalLM(small())
+    first = network.model.norm
+    stock = first.forward
+    first.forward = lambda x: stock(x) + 1e-4
+    pack(network)
+    assert sum(isinstance(m, RootNorm) for m in network.modules()) == 4
+    assert network.model.norm is first
 
 
 @pytest.mark.parametrize("heads", [1, 2])
