@@ -33,7 +33,7 @@ for name in ("sst2", "agnews", "mrpc"):
         "validation": str(data / name / "seed-{seed}" / "dev.jsonl"),
         "test": str(test),
         "template": task.template.text,
-        "labels": dict(zip(task.verbalizer.labels, task.verbalizer.words, strict=True)),
+        "labels": dict(task.verbalizer.words),
     }
 (work / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
 TASKS
