@@ -22,7 +22,7 @@ import safetensors.numpy
 from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.client import Client
 from lmaas_tune.data import Rows, read_examples
-from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.files import write_whole
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
 from lmaas_tune.prompts import (
@@ -38,6 +38,7 @@ from lmaas_tune.spaces import drawn
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 
 FORMAT = 1
+FILE_NAME = "prompt.json"
 VECTORS_KEY = "prompt_embeddings"  # peft's own, so that its files and ours are read alike
 LAYERS_KEY = "layer_embeddings"
 ROWS_A_REQUEST = 512
@@ -88,6 +89,7 @@ class TunedPrompt:
 
         Raises:
             InputError: The rows do not fit the template, or the backend not the prompt.
+            PermanentError: The backend will not answer, or a score is not finite.
         """
         client = backend if isinstance(backend, Client) else Client(backend)
         fitting = replace(self, prompt=drawn(self.prompt, client.backend))
@@ -148,7 +150,7 @@ class TunedPrompt:
                 content["subspace"] = self.prompt.subspace.to_json()
                 content["point"] = [float(number) for number in self.prompt.point]
             text = json.dumps(content, indent=1, ensure_ascii=False)
-            write_whole(path / "prompt.json", text.encode() + b"\n")
+            write_whole(path / FILE_NAME, text.encode() + b"\n")
         except OSError as error:
             raise StorageError(f"{path}: the prompt cannot be saved ({error})") from error
         return path
@@ -163,7 +165,7 @@ class TunedPrompt:
         """
         path = Path(folder)
         try:
-            content = json.loads((path / "prompt.json").read_text(encoding="utf-8"))
+            content = json.loads((path / FILE_NAME).read_text(encoding="utf-8"))
             if content["format"] > FORMAT:
                 raise StorageError(
                     f"{path}: format {content['format']} of a saved prompt, and this version "
@@ -233,6 +235,11 @@ class TunedPrompt:
             )
 
 
+def saved_prompt(folder: Path) -> bool:
+    """Whether a prompt is saved there."""
+    return (folder / FILE_NAME).exists()
+
+
 # what reading a file of another shape raises
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
 
@@ -244,6 +251,9 @@ def scores_together(
 
     All prompts read a part of the rows before the next part comes, so that a backend can share
     what they have in common.
+
+    Raises:
+        PermanentError: A score is not finite.
     """
     task = prompts[0].task
     parts: list[list[FloatArray]] = []
@@ -253,10 +263,16 @@ def scores_together(
             ScoreRequest(tuned.prompt, batch, task.verbalizer.candidates) for tuned in prompts
         ]
         parts.append([reply.logprobs for reply in client.score(requests)])
-    return [
-        np.concatenate(own) + tuned.bias
-        for tuned, own in zip(prompts, zip(*parts, strict=True), strict=True)
-    ]
+    whole = [np.concatenate(own) for own in zip(*parts, strict=True)]
+    for scores in whole:
+        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        if len(bad):  # the highest of NaN would look like an answer
+            raise PermanentError(
+                f"row {bad[0] + 1} has no finite score from {client.identity}, nor have "
+                f"{len(bad) - 1} others of {len(scores)}: the model overflows on them (try dtype "
+                "float32), or a label word was not among the answers"
+            )
+    return [scores + tuned.bias for tuned, scores in zip(prompts, whole, strict=True)]
 
 
 _KINDS: Mapping[type[Prompt], str] = {

@@ -105,7 +105,18 @@ class CSVLogger(Callback):
         """Begin the file anew."""
         with _storage_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("")
+            foreign = self._path.exists() and not self._is_ours()
+            if not foreign:
+                self._path.write_text("")
+        if foreign:
+            raise StorageError(
+                f"{self._path} holds something else than the log of a run: name another file"
+            )
+
+    def _is_ours(self) -> bool:
+        head = ",".join(COLUMNS).encode()
+        with self._path.open("rb") as file:
+            return file.read(len(head)) in (b"", head)
 
     def on_step(self, step: Step) -> None:
         """Write the step's row; the file is whole after every one."""

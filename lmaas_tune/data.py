@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.task import Example, check_text
+from lmaas_tune.task import Example, check_text, label_name
 
 Rows: TypeAlias = (
     str
@@ -39,8 +39,8 @@ def read_examples(
 
     - a path to a ``.jsonl``, ``.json`` (a list), ``.csv`` or ``.tsv`` file with a header,
     - a sequence of (text, label) pairs; the text becomes the field ``text``,
-    - a sequence of mappings, a pandas frame, a ``datasets.Dataset``: every column is a field,
-      the column `label_field` the label,
+    - a sequence of mappings, a pandas frame, a ``datasets.Dataset``: every column with a text or
+      a number is a field, the column `label_field` the label,
     - a sequence of texts, where `labelled` is false.
 
     Labels become strings: ``1`` and ``"1"`` are the same label, and a ``datasets.ClassLabel``
@@ -92,19 +92,27 @@ def _example(row: object, label_field: str, where: str) -> Example:
     if isinstance(row, str):
         return Example({TEXT_FIELD: check_text(row, where)})
     if isinstance(row, Mapping):
+        columns = {name: value for name, value in row.items() if name != label_field}
         fields = {
-            str(name): _text(value, f"{where}, field {name!r}")
-            for name, value in row.items()
-            if name != label_field
+            str(name): check_text(str(value), f"{where}, field {name!r}")
+            for name, value in columns.items()
+            if _is_text(value)
         }
+        if columns and not fields:
+            name, value = next(iter(columns.items()))
+            raise InputError(f"{where}, field {name!r}: {value!r:.60} is not text")
         return Example(fields, _label(row.get(label_field), where))
     if isinstance(row, Sequence) and len(row) == 2:
         return Example({TEXT_FIELD: _text(row[0], where)}, _label(row[1], where))
     raise InputError(f"{where}: {row!r:.60} is neither a mapping nor a (text, label) pair")
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, _SCALARS) and not _is_missing(value)
+
+
 def _text(value: object, where: str) -> str:
-    if isinstance(value, _SCALARS) and not _is_missing(value):
+    if _is_text(value):
         return check_text(str(value), where)
     raise InputError(f"{where}: {value!r:.60} is not text")
 
@@ -114,9 +122,7 @@ def _label(value: object, where: str) -> str | None:
         return None
     if not isinstance(value, _SCALARS):
         raise InputError(f"{where}: the label {value!r:.60} is neither text nor a number")
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        value = int(value)  # a frame turns whole labels beside an empty cell into floats
-    return check_text(str(value).strip(), where) or None
+    return check_text(label_name(value), where) or None
 
 
 def _is_missing(value: object) -> bool:
@@ -167,28 +173,38 @@ def _read_file(path: Path) -> list[Any]:
 
 
 def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
     rows = []
+    longest = csv.field_size_limit(len(text) + 1)  # the library's, for all who read tables
     try:
-        names = list(reader.fieldnames or ())
-        if doubled := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"{path}: the column {doubled[0]!r} stands twice in the header")
-        for row in reader:
-            if None in row or None in row.values():
+        for cells in reader:
+            if len(cells) < 2 and not "".join(cells).strip():  # a blank line
+                continue
+            if not names:
+                names = cells
+                if doubled := [name for name in names if names.count(name) > 1]:
+                    raise InputError(
+                        f"{path}: the column {doubled[0]!r} stands twice in the header"
+                    )
+                continue
+            if len(cells) != len(names):
                 raise InputError(
                     f"{path}, line {reader.line_num}: not as many cells as the header's "
-                    f"{len(reader.fieldnames or ())}"
+                    f"{len(names)}"
                 )
-            rows.append(row)
+            rows.append(dict(zip(names, cells, strict=True)))
     except csv.Error as error:
-        raise InputError(f"{path}, after line {reader.line_num}: {error}") from error
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(longest)
     return rows
 
 
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number too long, lists too deep
         raise InputError(f"{where}: not JSON ({error})") from error
 
 

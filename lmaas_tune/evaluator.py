@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from lmaas_tune.client import Client, Ledger
 from lmaas_tune.errors import InputError
 from lmaas_tune.middleware.meter import Meter
 from lmaas_tune.objectives import Objective, error_rate
-from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune.prompts import FloatArray, Prompt, TextPrompt
 from lmaas_tune.task import Example, Task
 
 
@@ -55,15 +54,19 @@ class Evaluator:
         examples: Labelled; at least one.
         objective: What is minimised.
         what: What the rows are called in an error ("train").
+        like: Of other rows of the task: where nothing else shows what a prompt takes here, it is
+            thought to take as much for each character that is read as it takes there.
 
     Attributes:
         batch: The rows.
+        digest: SHA-256 of the rows and their targets.
         usage: What scoring one prompt takes, as far as it is known: by inspection, else by the
             dearest answer so far.
+        read: Characters that the answer was of which showed it; 0 where none did.
         seconds: Wall time that one prompt took last; 0 before the first answer.
 
     Raises:
-        InputError: A row lacks a field or has an unknown label.
+        InputError: A row lacks a field or has an unknown label, or the objective fails.
     """
 
     def __init__(
@@ -74,24 +77,24 @@ class Evaluator:
         objective: Objective,
         *,
         what: str,
+        like: Evaluator | None = None,
     ) -> None:
-        self._client = client
+        self._client, self._like = client, like
         self._objective = objective
         self._what = what
         try:
             self.batch = task.template.batch(examples)
             self._targets = task.verbalizer.targets(examples)
+            self.digest = task.digest(examples)
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
         self._candidates = task.verbalizer.candidates
+        self._loss(np.zeros((len(examples), len(self._candidates))))  # of scores that are no news
         self.usage = Usage(requests=1, sequences=len(self.batch))
+        self.read = 0
         self.seconds = 0.0
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the rows and their targets."""
-        targets = self._targets.astype("<i8").tobytes()
-        return hashlib.sha256(self.batch.digest.encode() + targets).hexdigest()
+        self._inspected = False
+        self._texts = sum(len(p) for row in self.batch.rows for p in row if isinstance(p, str))
 
     def inspect(self, prompt: Prompt) -> tuple[str, ...]:
         """What the backend has to say about these rows before any of them is paid.
@@ -108,13 +111,15 @@ class Evaluator:
             raise InputError(f"{self._what}: {error}") from error
         usage = self._client.priced(inspection.usage)
         if usage.tokens > self.usage.tokens:
-            self.usage = usage
+            self.usage, self._inspected = usage, True
         return inspection.notes
 
-    def learn(self, usage: Usage, seconds: float) -> None:
+    def learn(self, usage: Usage, read: int, seconds: float) -> None:
         """Take note of what one prompt took."""
         if usage.tokens > self.usage.tokens or usage.money > self.usage.money:
-            self.usage = replace(usage, requests=1)
+            self.usage, self.read = replace(usage, requests=1), read
+        elif usage.requests and not self.read:
+            self.read = read  # the backend told nothing of what it took, and will not
         self.seconds = seconds
 
     def calibrate(
@@ -155,16 +160,57 @@ class Evaluator:
     def _scores(
         self, prompts: Sequence[Prompt], meter: Meter, ledger: Ledger | None
     ) -> list[FloatArray]:
-        requests = [self._request(prompt) for prompt in prompts]
-        replies = self._client.score(requests, meter=meter, ledger=ledger, expected=self.usage)
-        for reply in replies:
-            self.learn(reply.usage, self.seconds)
-        return [reply.logprobs for reply in replies]
+        rest, found = list(prompts), []
+        while rest:
+            alone = meter.budget.limits_usage and not self._shown
+            asked, rest = (rest[:1], rest[1:]) if alone else (rest, [])
+            replies = self._client.score(
+                [self._request(prompt) for prompt in asked],
+                meter=meter,
+                ledger=ledger,
+                expected=self._expected(asked),
+            )
+            for prompt, reply in zip(asked, replies, strict=True):
+                self.learn(reply.usage, self._characters(prompt), self.seconds)
+            found += [reply.logprobs for reply in replies]
+        return found
+
+    @property
+    def _shown(self) -> bool:
+        """Whether anything has shown what a prompt takes: on these rows, or on others."""
+        own = self._inspected or self.read > 0
+        return own or (self._like is not None and self._like.read > 0)
+
+    def _expected(self, prompts: Sequence[Prompt]) -> Usage:
+        """What the longest of the prompts is thought to take."""
+        known = self if self.read or self._like is None else self._like
+        if self._inspected or not known.read:
+            return self.usage
+        share = max(map(self._characters, prompts)) / known.read
+        if known is self and share <= 1:
+            return self.usage
+        tokens, money = math.ceil(known.usage.tokens * share), known.usage.money * share
+        return replace(self.usage, tokens=tokens, money=money)
+
+    def _characters(self, prompt: Prompt) -> int:
+        """How many are read with a prompt, as far as it is text."""
+        own = len(prompt.text) if isinstance(prompt, TextPrompt) else 0
+        return self._texts + own * len(self.batch)
 
     def _evaluate(self, scores: FloatArray, bias: FloatArray) -> Evaluation:
         if not np.isfinite(scores).all():  # the highest of NaN would look like an answer
             return Evaluation(math.nan, 0.0, bias)
         calibrated = scores + bias
-        loss = float(self._objective(calibrated, self._targets))
+        loss = self._loss(calibrated)
         accuracy = 1.0 - error_rate(calibrated, self._targets)
         return Evaluation(loss if math.isfinite(loss) else math.nan, accuracy, bias)
+
+    def _loss(self, scores: FloatArray) -> float:
+        try:
+            return float(self._objective(scores, self._targets))
+        except Exception as error:  # whatever a user's own function raises
+            raise InputError(
+                f"{self._what}: the objective gives no number for {scores.shape} (rows, labels) "
+                f"log-probabilities and {self._targets.shape} (rows,) targets "
+                f"({type(error).__name__}: {error})"
+            ) from error

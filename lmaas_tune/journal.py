@@ -3,12 +3,14 @@
 Resuming replays the search against the recorded answers, so that the optimizer comes to the
 state it had and nothing is paid twice. Where an answer comes in parts (calls that are made one by
 one), each part has a line of its own, until the line with the whole answer makes it void. Any
-prefix of the file is a valid journal; a last line that a crash cut is dropped.
+prefix of the file is a valid journal; a last line that a crash cut is dropped. Each line ends with
+a seal over itself and the lines before it, so that none changes or is lost unnoticed.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -25,9 +27,10 @@ from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.middleware.meter import Spent
 from lmaas_tune.prompts import FloatArray
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "journal.jsonl"
 _BEGINNING = b'{"format": '
+_SEAL = b', "seal": "%s"}'
 _MAY_DIFFER = {"format", "versions"}  # other versions may well replay; `answer` sees if not
 
 Record: TypeAlias = dict[str, Any]
@@ -61,6 +64,7 @@ class Journal:
         self._lock = threading.Lock()
         self.spent = Spent()
         self._file: FileIO | None = None
+        self._seal = ""  # of the last line
         if path is None:
             return
         try:
@@ -167,7 +171,7 @@ class Journal:
             raise StorageError(f"{self._path} is not a journal of ours: choose another folder")
         whole = data[: data.rfind(b"\n") + 1]
         if whole:
-            self._check_format(self._parse(whole.splitlines()[0], 1))
+            self._check_format(whole[: whole.find(b"\n")])
         lines = [self._parse(line, n) for n, line in enumerate(whole.splitlines(), start=1)]
         if resume and not data:
             warnings.warn(
@@ -176,6 +180,7 @@ class Journal:
             )
         if len(lines) < 2:  # nothing was paid, so any run may begin here
             file.truncate(0)
+            self._seal = ""
             self._write({"format": FORMAT, **header})
             return
         self._check_header(lines[0], header)
@@ -199,7 +204,11 @@ class Journal:
 
     def _parse(self, line: bytes, number: int) -> Record:
         try:
-            record: Record = json.loads(line)
+            body, seal = _unsealed(line)
+            if seal != _seal(self._seal, body):
+                raise ValueError("it, or a line before it, is not what was written")
+            self._seal = seal
+            record: Record = json.loads(body)
             if number > 1:
                 Spent.from_json(record["spent"])
                 if "part" in record:
@@ -218,8 +227,11 @@ class Journal:
             ) from error
         return record
 
-    def _check_format(self, recorded: Record) -> None:
-        version = recorded.get("format")
+    def _check_format(self, line: bytes) -> None:
+        try:
+            version = json.loads(line).get("format")
+        except (ValueError, AttributeError):
+            return  # damaged, which shows when it is read
         if version != FORMAT:
             raise StorageError(
                 f"{self._path}: journal format {version!r}, and this version reads {FORMAT}"
@@ -243,7 +255,9 @@ class Journal:
     def _write(self, record: Record) -> None:
         if self._file is None:
             return
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        body = json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+        seal = _seal(self._seal, body)
+        line = body[:-1] + _SEAL % seal.encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
             if self._file.write(line) != len(line):
@@ -255,6 +269,25 @@ class Journal:
                 f"{self._path}: cannot be written ({error}); the run is kept up to the answer "
                 "before: make room, then resume"
             ) from error
+        self._seal = seal
+
+
+def _seal(before: str, body: bytes) -> str:
+    """Of a line, by that of the line before."""
+    return hashlib.blake2b(before.encode() + body, digest_size=8).hexdigest()
+
+
+def _unsealed(line: bytes) -> tuple[bytes, str]:
+    """What a line says, and its seal.
+
+    Raises:
+        ValueError: It has none.
+    """
+    length = len(_SEAL % (b"0" * 16))
+    body, seal = line[:-length] + b"}", line[-length:][-18:-2].decode("ascii", "replace")
+    if line[-length:] != _SEAL % seal.encode():
+        raise ValueError("it ends without a seal")
+    return body, seal
 
 
 def _lock(descriptor: int, path: Path) -> None:

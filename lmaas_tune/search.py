@@ -86,14 +86,10 @@ class Search:
         evaluators = [self._train] + ([] if self._validation is None else [self._validation])
         starts = self._space.starts
         notes = [note for e in evaluators for start in starts for note in e.inspect(start)]
-        if {"tokens", "money"} & self._budget.limits.keys() and self._train.usage.tokens == 0:
-            if not self._score_start:
-                raise InputError(
-                    f"budget {self._budget}: the backend does not tell beforehand what a call "
-                    "takes, so a first generation could go past it; take score_start=True, which "
-                    "tries one call, or limit calls or sequences"
-                )
-            self._space = self._space.begin_at(0)  # one call shows the price; five could be many
+        notes += self._selection.notes(self._budget.calls)
+        usage = self._train.usage
+        if self._budget.money is not None and usage.tokens and not usage.money:
+            raise InputError(f"nothing was paid: {_unpriced(self._budget)}")
         first, what = self._planned_generation(), "the first generation"
         if self._score_start:
             first, what = first + self._planned_start(), "the start with the first generation"
@@ -101,7 +97,7 @@ class Search:
             first += _cost(self._train, 1) + Spent(calls=1)
         if refusal := self.meter.refusal(first, what=what):
             raise InputError(
-                f"nothing was paid yet: {refusal}. Raise the budget, or take fewer starting words "
+                f"no call was made: {refusal}. Raise the budget, or take fewer starting words "
                 "(prompt_init) or a smaller population (an option of the optimizer)"
             )
         return list(dict.fromkeys(notes))
@@ -138,6 +134,12 @@ class Search:
         start = Candidate(0, starts[first], evaluations[first])
         validated, spent = self._validated(0, [start], spent)
         self.start = validated[0]
+        if self.start.validation is not None and math.isnan(self.start.validation.loss):
+            raise PermanentError(
+                "the start has no finite loss on the validation rows, though it has one on the "
+                "training rows: the model overflows on one of them (try dtype float32), or the "
+                "objective is at fault"
+            )
         self._step(0, origin, evaluations, validated, spent)
 
     @property
@@ -236,12 +238,14 @@ class Search:
             content = {
                 "evaluations": [e.to_json() for e in evaluations],
                 "usage": asdict(evaluator.usage),
+                "read": evaluator.read,
                 "seconds": (spent.seconds - before) / len(evaluations),
             }
             return content, spent
 
         answer = self._journal.answer(key, of, record)
-        evaluator.learn(Usage(**answer["usage"]), answer["seconds"])  # of a replayed answer too
+        # of a replayed answer too
+        evaluator.learn(Usage(**answer["usage"]), answer["read"], answer["seconds"])
         evaluations = [Evaluation.from_json(e) for e in answer["evaluations"]]
         return evaluations, Spent.from_json(answer["spent"])
 
@@ -256,7 +260,19 @@ class Search:
         optimizer = self._optimizer
         if isinstance(optimizer, Ends) and optimizer.ended is not None:
             return optimizer.ended
+        self._see_usage()
         return self.meter.refusal(self._planned_generation())
+
+    def _see_usage(self) -> None:
+        """See that what the budget limits is told at all, or it would never end the run."""
+        spent = self.meter.spent
+        if spent.requests and self._budget.tokens is not None and not spent.tokens:
+            raise InputError(
+                f"budget {self._budget}: the backend does not tell what tokens a call takes: "
+                "limit calls or sequences"
+            )
+        if spent.requests and self._budget.money is not None and not spent.money:
+            raise InputError(_unpriced(self._budget))
 
     def _without_gain(self) -> int:
         """Generations since the last that improved."""
@@ -288,6 +304,13 @@ class Search:
         first = self._calls_before(self._next)
         nominated = self._selection.nominate([0.0] * population, first, math.inf)
         return planned + _cost(self._validation, len(nominated))
+
+
+def _unpriced(budget: Budget) -> str:
+    return (
+        f"budget {budget}: nothing that is spent has a price; give one (--price-in, or "
+        "Client(price=Price(...))), or limit calls, sequences or tokens"
+    )
 
 
 def _cost(evaluator: Evaluator, prompts: int) -> Spent:

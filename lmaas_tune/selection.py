@@ -29,6 +29,10 @@ class Selection(Protocol):
         """Whether `new` replaces `best` (None: nothing is kept yet)."""
         ...
 
+    def notes(self, calls: int | None) -> list[str]:
+        """What the user should know before a run of so many calls (None: nobody knows)."""
+        ...
+
 
 class LowestLoss:
     """Each generation's best by training loss is re-scored; the lowest loss is kept.
@@ -46,6 +50,10 @@ class LowestLoss:
     def better(self, new: Evaluation, best: Evaluation | None) -> bool:
         """A lower loss; NaN never is."""
         return new.loss == new.loss and (best is None or new.loss < best.loss)
+
+    def notes(self, calls: int | None) -> list[str]:
+        """None."""
+        return []
 
 
 class EveryNth:
@@ -65,6 +73,15 @@ class EveryNth:
     def better(self, new: Evaluation, best: Evaluation | None) -> bool:
         """Strictly higher accuracy; from nothing, more than 0."""
         return new.accuracy > (0.0 if best is None else best.accuracy)
+
+    def notes(self, calls: int | None) -> list[str]:
+        """That it will look at nothing."""
+        if calls is None or calls >= self._n:
+            return []
+        return [
+            f"selection candidate@{self._n} looks at every {self._n}th candidate, and the budget "
+            f"allows {calls} calls: the run will end with what it starts from"
+        ]
 
 
 def selection_named(name: str) -> Selection:

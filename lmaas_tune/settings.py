@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from lmaas_tune.calibration import calibration_named
 from lmaas_tune.errors import InputError, did_you_mean, named
 from lmaas_tune.middleware.meter import Budget
@@ -19,6 +21,14 @@ from lmaas_tune.text import TextSettings
 DEFAULT_BUDGET = Budget(calls=300)
 
 PROMPT_KINDS = ("auto", "soft", "text")
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's options with numpy's numbers as Python's own, which a file can hold."""
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in options.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +140,7 @@ class Settings:
             raise InputError(f"intrinsic_dim={self.intrinsic_dim}: it must be 1 or more")
         if not 0 < self.alpha < float("inf"):
             raise InputError(f"alpha={self.alpha}: it must be positive and finite")
+        object.__setattr__(self, "optimizer_options", plain_options(self.optimizer_options))
         objective_named(self.objective)
         calibration_named(self.calibration)
         selection_named(self.selection)

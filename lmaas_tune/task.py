@@ -32,6 +32,13 @@ def check_text(text: str, what: str) -> str:
     return text
 
 
+def label_name(value: object) -> str:
+    """What a label is called: 1, 1.0 and "1" are the same label."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)  # a frame turns whole labels beside an empty cell into floats
+    return str(value).strip()
+
+
 class Slot(Enum):
     """A place in a template that is not text."""
 
@@ -178,7 +185,8 @@ def _field(example: Example, name: str) -> str:
         return example.fields[name]
     except KeyError:
         raise InputError(
-            f"no field {name!r}, which the template asks for; {did_you_mean(name, example.fields)}"
+            f"no field {name!r}, which the template asks for, or no text in it; "
+            f"{did_you_mean(name, example.fields)}"
         ) from None
 
 
@@ -204,7 +212,7 @@ class Verbalizer:
         seen: dict[str, str] = {}
         words: dict[str, str] = {}
         for key, word in self.words.items():
-            label = str(key).strip()  # as rows are read: 1 and "1" are the same label
+            label = label_name(key)
             if label in words:
                 raise InputError(f"the label {label!r} is given twice")
             words[label] = word
@@ -255,3 +263,13 @@ class Task:
 
     template: Template
     verbalizer: Verbalizer
+
+    def digest(self, examples: Sequence[Example]) -> str:
+        """SHA-256 of the rows and their targets.
+
+        Raises:
+            InputError: A row lacks a field, or has no label with a word.
+        """
+        targets = self.verbalizer.targets(examples).astype("<i8").tobytes()
+        rows = self.template.batch(examples).digest.encode()
+        return hashlib.sha256(rows + targets).hexdigest()

@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmaas_tune.artifact import TunedPrompt
+from lmaas_tune.artifact import TunedPrompt, saved_prompt
 from lmaas_tune.backend import Backend, Embeds
 from lmaas_tune.calibration import calibration_named
 from lmaas_tune.callbacks import Callback, ProgressBar
@@ -90,8 +91,7 @@ class Tuner:
             settings = preset(settings)
         if isinstance(budget, str):
             budget = Budget.parse(budget)
-        if seed < 0:
-            raise InputError(f"seed={seed}: it must be 0 or more")
+        _check_kinds(backend, settings, template, labels)
         self._client = backend if isinstance(backend, Client) else Client(backend)
         self._settings = settings if budget is None else replace(settings, budget=budget)
         self._optimizer = settings.optimizer if optimizer is None else optimizer
@@ -102,7 +102,7 @@ class Tuner:
         self._labels = None if labels is None else Verbalizer(labels)
         self._start = _given(start, self._client)
         self._objective = objective
-        self._seed = seed
+        self._seed = _whole(seed)
         self._out = None if out is None else Path(out)
         self._callbacks = (ProgressBar(),) if callbacks is None else tuple(callbacks)
 
@@ -141,15 +141,17 @@ class Tuner:
         task = self._task(train_rows)
         space = self._space(task, train_rows, shown)
         objective = self._objective or objective_named(self._settings.objective)
-        scored = [
-            Evaluator(self._client, task, rows, objective, what=what)
-            for rows, what in ((train_rows, "train"), (other_rows, "validation"))
-            if rows is not None
-        ]
+        scored = [Evaluator(self._client, task, train_rows, objective, what="train")]
+        if other_rows is not None:
+            scored.append(
+                Evaluator(
+                    self._client, task, other_rows, objective, what="validation", like=scored[0]
+                )
+            )
         search = self._search(scored, space)
         if isinstance(space, TextSpace):
             _inspect_longest(space, scored)
-        for note in self._notes + search.check():
+        for note in [*self._notes, *_notes_of(train_rows, other_rows or ()), *search.check()]:
             warnings.warn(note, stacklevel=2)
         provenance = self._provenance(space)
         with self._journal(provenance, task, scored, resume) as journal:
@@ -356,7 +358,14 @@ class Tuner:
             "label_words": dict(task.verbalizer.words),
             "rows": [evaluator.digest for evaluator in scored],
         }
-        path = None if self._out is None else self._out / FILE_NAME
+        if self._out is None:
+            return Journal(None, header)
+        path = self._out / FILE_NAME
+        if saved_prompt(self._out) and not path.exists():
+            raise InputError(
+                f"{self._out} holds a saved prompt and no run, and a run would write over it: "
+                "choose another folder"
+            )
         return Journal(path, header, resume=resume)
 
     def _result(
@@ -402,6 +411,55 @@ class Tuner:
             for callback in self._callbacks:
                 callback.on_end(result)
         return result
+
+
+def _check_kinds(backend: object, settings: object, template: object, labels: object) -> None:
+    """See that each thing given is of the kind that it must be.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not hasattr(backend, "score"):
+        raise InputError(
+            f"backend={backend!r:.60} is no backend: give load_backend('hf')('MODEL') or another "
+            "object with the methods of lmaas_tune.Backend"
+        )
+    if not isinstance(settings, Settings):
+        raise InputError(f"settings={settings!r:.60}: give Settings(...) or the name of a preset")
+    if not isinstance(template, str | Template | None):
+        raise InputError(f"template={template!r:.60}: give a text with {{prompt}} and {{label}}")
+    if not isinstance(labels, Mapping | None):
+        raise InputError(
+            f"labels={labels!r:.60}: give the word for each label, as {{'0': 'bad', '1': 'good'}}"
+        )
+
+
+def _whole(seed: object) -> int:
+    """The seed as Python's own number, which a file can hold.
+
+    Raises:
+        InputError: It is none, or below 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise InputError(f"seed={seed!r}: it must be a whole number from 0 on")
+    return int(seed)
+
+
+def _notes_of(train: Sequence[Example], validation: Sequence[Example]) -> list[str]:
+    """What is odd about the rows, and may well be meant."""
+    notes, labels = [], dict[tuple[str, ...], set[str | None]]()
+    for row in train:
+        labels.setdefault(tuple(row.fields.values()), set()).add(row.label)
+    if torn := [texts for texts, given in labels.items() if len(given) > 1]:
+        notes.append(
+            f"train: {torn[0][0]!r:.60} has several labels, as have {len(torn) - 1} other texts"
+        )
+    if seen := sum(tuple(row.fields.values()) in labels for row in validation):
+        notes.append(
+            f"validation: {seen} of {len(validation)} rows are training rows too, so what is "
+            "chosen on them may suit these rows alone"
+        )
+    return notes
 
 
 def default_template(example: Example, *, prompt_first: bool = False) -> Template:

@@ -14,9 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from small_models import TRAIN, Bowl
 
-from lmaas_tune import Client, SoftPrompt, Task, Template, TextPrompt, TunedPrompt, Verbalizer
+from lmaas_tune import (
+    Client,
+    ScoreRequest,
+    SoftPrompt,
+    Task,
+    Template,
+    TextPrompt,
+    TunedPrompt,
+    Verbalizer,
+)
 from lmaas_tune.artifact import ROWS_A_REQUEST, Score
-from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.errors import InputError, PermanentError, StorageError
+from lmaas_tune.prompts import FloatArray
 
 TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({"bad": "bad", "good": "good"}))
 SOFT = SoftPrompt(np.full((2, 3), 0.5))
@@ -107,6 +117,19 @@ def test_predictions_are_the_likeliest_labels_and_probabilities_sum_to_one() -> 
     score = TUNED.score(backend, TRAIN)
     right = [p == label for p, (_, label) in zip(TUNED.predict(backend, TRAIN), TRAIN, strict=True)]
     assert score == Score(np.mean(right), score.loss, len(TRAIN))
+
+
+def test_what_has_no_score_gets_no_label() -> None:
+    class Overflowing(Bowl):
+        def logprobs(self, request: ScoreRequest) -> FloatArray:
+            scores = super().logprobs(request).copy()
+            scores[[1, 4]] = np.nan
+            return scores
+
+    texts = [text for text, _ in TRAIN]
+    for ask in (TUNED.predict, TUNED.predict_proba, TUNED.score):
+        with pytest.raises(PermanentError, match="row 2 has no finite score from bowl, nor have 1"):
+            ask(Overflowing(), TRAIN if ask == TUNED.score else texts)
 
 
 def test_the_bias_is_added_to_what_the_model_says() -> None:

@@ -32,7 +32,7 @@ def write_rows(path: Path, count: int, *, label_field: str = "label") -> Path:
         for i in range(count):
             label = labels[i % 2]
             words = WORDS[label]
-            text = f"{words[i % 3]} film {i % 4}, {words[i // 2 % 3]} cast"
+            text = f"{words[i % 3]} {path.stem} film {i % 4}, {words[i // 2 % 3]} cast"
             file.write(json.dumps({"text": text, label_field: label}) + "\n")
     return path
 
@@ -150,6 +150,21 @@ def test_a_finished_run_resumes_to_the_same_object_and_pays_nothing(folder: Path
     first = run(*command)
     again = run(*command, "--resume", "--backend-options", "")
     assert again.content == first.content
+
+
+def test_a_finished_run_is_tested_anew_on_rows_with_other_labels(folder: Path, run: Run) -> None:
+    command = tune("--test", "test.jsonl", "--out", "run", "--json", *SMALL)
+    first = run(*command).content["tuned"]["accuracy"]
+    rows = [json.loads(line) for line in Path("test.jsonl").read_text().splitlines()]
+    swapped = [{**r, "label": "good" if r["label"] == "bad" else "bad"} for r in rows]
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in swapped))
+    assert run(*command, "--resume").content["tuned"]["accuracy"] == pytest.approx(1 - first)
+
+
+def test_an_argument_that_is_no_text_is_refused_before_anything_is_paid(
+    folder: Path, run: Run
+) -> None:
+    assert_refused(run(*tune("--out", "r\udcff")), "is half a character")
 
 
 def test_a_resumed_run_with_more_budget_goes_on(folder: Path, run: Run) -> None:
@@ -371,7 +386,7 @@ def test_a_note_comes_once_and_a_warning_for_programmers_never(
         ("", [], "there is not one row in it"),
         ('{"text": "a", "label": "x"}\nnot json\n', [], "line 2: not JSON"),
         ('{"txt": "a", "label": "x"}\n{"txt": "b", "label": "y"}\n', ["--template",
-         "{text} {prompt} {label}"], "no field 'text', which the template asks for; did you mean"),
+         "{text} {prompt} {label}"], "no field 'text', which the template asks for, or no text in"),
         ('{"text": "a", "label": "x"}\n{"text": "b"}\n', [], "row 2: no label"),
         ('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n', [], "two labels or more"),
         ('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n', ["--labels",

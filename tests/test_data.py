@@ -189,10 +189,12 @@ def test_what_is_no_set_of_rows_gets_one_sentence(rows: Any, sentence: str) -> N
         ("rows.jsonl", b'"a"\n', "row 1: no label"),
         ("rows.json", b'{"text": "a"}', "holds one list of rows; for a row a line use .jsonl"),
         ("rows.json", b"[", "not JSON"),
+        ("rows.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("rows.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "line 1: not JSON"),
         ("rows.csv", b"text,label\na,b,c\n", "line 2: not as many cells as the header's 2"),
         ("rows.csv", b"text,label\na\n", "line 2: not as many cells as the header's 2"),
-        ("rows.csv", b'text,label\n"a"b,c\n', "after line 1: ',' expected"),
-        ("rows.csv", b'text,label\n"a,b\n', "after line 1: unexpected end of data"),
+        ("rows.csv", b'text,label\n"a"b,c\n', "line 2: ',' expected"),
+        ("rows.csv", b'text,label\n"a,b\n', "line 2: unexpected end of data"),
         ("rows.tsv", b"text\tlabel\ncaf\xe9\tx\n", "cannot be read as UTF-8 text"),
         ("rows.txt", b"a", "ends in .jsonl, .json, .csv or .tsv, not in '.txt'"),
         ("rows", b"a", "or .tsv, not in ''"),
@@ -272,3 +274,16 @@ def test_a_column_that_stands_twice_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label,text\na,b,c\n")
     with pytest.raises(InputError, match="the column 'text' stands twice"):
         read_examples(tmp_path / "rows.csv")
+
+
+def test_a_column_that_no_model_could_read_is_no_field() -> None:
+    rows = [{"text": "a", "label": 1, "vector": [0.1], "note": None, "meta": {"n": 1}, "n": 3}]
+    assert read_examples(rows)[0].fields == {"text": "a", "n": "3"}
+
+
+def test_blank_lines_of_a_table_are_no_rows_and_long_cells_are(tmp_path: Path) -> None:
+    limit, long = csv.field_size_limit(), "a" * 200_000
+    (tmp_path / "rows.csv").write_text(f"\ntext,label\n{long},x\n \nb,y\n  ")
+    rows = read_examples(tmp_path / "rows.csv")
+    assert [(len(row.fields["text"]), row.label) for row in rows] == [(200_000, "x"), (1, "y")]
+    assert csv.field_size_limit() == limit

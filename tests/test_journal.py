@@ -10,13 +10,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_models import TRAIN, VALIDATION, Bowl, small_tuner
+from small_models import SMALL, TRAIN, VALIDATION, Bowl, WordBowl, small_tuner
 
 from lmaas_tune import ScoreRequest, TunedPrompt, TuneResult
 from lmaas_tune.errors import InputError, PermanentError, StorageError
@@ -291,6 +292,43 @@ def test_a_damaged_line_is_named_with_what_can_be_kept(
         check_resumed(tmp_path, b"".join(lines[:line]), whole)
 
 
+def test_a_line_that_was_changed_or_lost_is_damage_too(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
+) -> None:
+    lines = whole[0].splitlines(keepends=True)
+    loss = json.loads(lines[4])["evaluations"][0]["loss"]
+    changed = lines[4].replace(str(loss).encode(), str(loss + 1).encode(), 1)
+    for at, spoilt in ((5, [*lines[:4], changed, *lines[5:]]), (5, [*lines[:4], *lines[5:]])):
+        (tmp_path / FILE_NAME).write_bytes(b"".join(spoilt))
+        with pytest.raises(StorageError, match=f"line {at}: .* is not what was written"):
+            fit(tmp_path)
+        check_resumed(tmp_path, b"".join(spoilt[:4]), whole)
+
+
+def test_a_saved_prompt_is_not_written_over_by_a_run_that_starts_from_it(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
+) -> None:
+    whole[1].save(tmp_path)
+    backend = Bowl()
+    with pytest.raises(InputError, match=r"holds a saved prompt and no run.* another folder"):
+        fit(tmp_path, backend, resume=False, start=TunedPrompt.load(tmp_path))
+    assert backend.asked == []
+    assert TunedPrompt.load(tmp_path).prompt.digest == whole[1].prompt.prompt.digest
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("calls=13", "calls=26,tokens=5000"), ("calls=13,tokens=5000", "calls=26")],
+)
+def test_a_run_goes_on_under_limits_of_another_kind(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    words = replace(SMALL, start="words", prompt_init=("one", "two", "three"))
+    fit(tmp_path, WordBowl(), resume=False, settings=words, budget=first)
+    resumed = fit(tmp_path, WordBowl(), settings=words, budget=second)
+    assert [len(step.evaluations) for step in resumed.steps] == [3, 5, 5, 5, 5]
+
+
 def test_a_first_line_that_is_half_ours_is_named_too(
     tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
 ) -> None:
@@ -310,19 +348,22 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
 def test_a_journal_of_another_format_is_refused_by_number(
     tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
 ) -> None:
-    later = whole[0].replace(b'"format": 1', b'"format": 2', 1) + b'{"what": "later"}\n'
+    later = whole[0].replace(b'"format": 2', b'"format": 3', 1) + b'{"what": "later"}\n'
     (tmp_path / FILE_NAME).write_bytes(later)
-    with pytest.raises(StorageError, match="journal format 2, and this version reads 1"):
+    with pytest.raises(StorageError, match="journal format 3, and this version reads 2"):
         fit(tmp_path)
 
 
 def test_an_answer_to_another_question_is_refused(
     tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
 ) -> None:
-    lines = whole[0].splitlines(keepends=True)
-    record = json.loads(lines[5])
-    lines[5] = json.dumps({**record, "of": "0" * 16}).encode() + b"\n"
-    (tmp_path / FILE_NAME).write_bytes(b"".join(lines))
+    header, *answers = map(json.loads, whole[0].splitlines())
+    answers[4]["of"] = "0" * 16
+    header = {name: header[name] for name in header.keys() - {"format", "seal"}}
+    with Journal(tmp_path / FILE_NAME, header) as journal:
+        for answer in answers:
+            spent = Spent.from_json(answer.pop("spent"))
+            journal.answer(answer["key"], answer["of"], lambda a=answer, s=spent: (a, s))
     with pytest.raises(StorageError, match=r"'train/2' was recorded for another question"):
         fit(tmp_path)
 

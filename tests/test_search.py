@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cma
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from small_models import (
+    SMALL,
     TRAIN,
     VALIDATION,
     Bowl,
@@ -24,7 +26,18 @@ from small_models import (
     small_tuner,
 )
 
-from lmaas_tune import Budget, Client, Price, ScoreReply, ScoreRequest, Step, TuneResult, preset
+from lmaas_tune import (
+    Budget,
+    Client,
+    Price,
+    ScoreReply,
+    ScoreRequest,
+    Step,
+    TextPrompt,
+    TuneResult,
+    Usage,
+    preset,
+)
 from lmaas_tune.calibration import no_calibration
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.data import read_examples
@@ -90,7 +103,7 @@ def test_no_budget_is_ever_exceeded_and_none_is_left_that_pays_a_generation(limi
     )
     tuner = small_tuner(client, budget=Budget(**limits))
     if affordable < 1:
-        with pytest.raises(InputError, match=r"nothing was paid yet: budget .* Raise the budget"):
+        with pytest.raises(InputError, match=r"no call was made: budget .* Raise the budget"):
             tuner.fit(TRAIN, VALIDATION)
         assert backend.asked == []
         return
@@ -131,8 +144,67 @@ def test_a_backend_that_does_not_tell_its_cost_is_tried_by_one_call_first(limit:
     room = START["tokens"] + 2 * GENERATION["tokens"] + 1
     result = fit(client, budget=f"{limit}={room}")
     assert result.spent.tokens == room - 1
-    with pytest.raises(InputError, match=r"does not tell beforehand .* take score_start=True"):
-        fit(client, budget=f"{limit}={room}", score_start=False)
+    without_start = fit(client, budget=f"{limit}={room}", score_start=False)
+    assert without_start.spent.tokens <= room
+
+
+@pytest.mark.parametrize("limit", ["tokens", "money"])
+def test_a_start_that_the_cache_knows_shows_no_cost_and_the_next_call_does(
+    tmp_path: Path, limit: str
+) -> None:
+    client = Client(Bowl(), price=Price(input=1e6), cache=tmp_path / "cache")
+    fit(client, budget="calls=6")
+    room = 2 * GENERATION["tokens"] // 5
+    result = fit(client, budget=f"{limit}={room}", seed=1)
+    assert result.spent.hits == 2  # the start, on both sets of rows
+    assert 0 < result.spent.tokens <= room
+
+
+def test_validation_rows_are_thought_to_cost_as_much_a_character_as_training_rows() -> None:
+    many = VALIDATION * 40
+    result = small_tuner(Bowl(), budget="tokens=400").fit(TRAIN, many)
+    assert (result.spent.calls, result.spent.validation_calls) == (1, 0)
+    assert result.spent.tokens == TOKENS
+    assert "budget tokens=400" in result.stop_reason
+
+
+def test_a_longer_text_is_thought_to_cost_more() -> None:
+    texts = replace(SMALL, prompt="text", prompt_init=("so", "so " * 30), start="words")
+    usage = Usage(requests=1, sequences=ROWS, tokens=4 * ROWS)
+
+    class Wordy(Bowl):
+        def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+            return [
+                replace(reply, usage=replace(usage, tokens=read(request)))
+                for request, reply in zip(requests, super().score(requests), strict=True)
+            ]
+
+    def read(request: ScoreRequest) -> int:
+        assert isinstance(request.prompt, TextPrompt)
+        rows = sum(len(part) for row in request.batch.rows for part in row if isinstance(part, str))
+        return rows + len(request.prompt.text) * len(request.batch)
+
+    backend = Wordy()
+    result = small_tuner(backend, settings=texts, budget="tokens=700").fit(TRAIN)
+    assert len(backend.asked) == 1  # the short one, which shows that the long one is too dear
+    assert 0 < result.spent.tokens <= 700
+
+
+def test_a_limit_on_what_nobody_tells_ends_the_run_with_a_sentence() -> None:
+    with pytest.raises(InputError, match=r"nothing was paid: .* has a price; give one"):
+        fit(TellingBowl(), budget="money=1")
+    with pytest.raises(InputError, match=r"budget money=1: nothing that is spent has a price"):
+        fit(Bowl(), budget="money=1")
+
+    class Silent(Bowl):
+        def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+            silent = Usage(requests=1, sequences=ROWS)
+            return [replace(reply, usage=silent) for reply in super().score(requests)]
+
+    backend = Silent()
+    with pytest.raises(InputError, match=r"budget tokens=9: the backend does not tell what tokens"):
+        fit(backend, budget="tokens=9")
+    assert len(backend.asked) == 2  # the start, on both sets of rows
 
 
 def test_the_papers_budget_buys_exactly_400_generations_and_80_looks() -> None:

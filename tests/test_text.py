@@ -479,5 +479,5 @@ def test_a_limit_in_tokens_counts_the_longest_prompt_beforehand() -> None:
         callbacks=(),
         template="{text} {prompt} {label}",
     )
-    with pytest.raises(InputError, match="nothing was paid yet"):
+    with pytest.raises(InputError, match="no call was made"):
         tuner.fit(TRAIN)

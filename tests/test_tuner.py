@@ -15,6 +15,7 @@ from small_models import SMALL, TRAIN, VALIDATION, Bowl, Spoilt, WordBowl, small
 from lmaas_tune import (
     Budget,
     Example,
+    ScoreRequest,
     Settings,
     SoftPrompt,
     Template,
@@ -24,9 +25,9 @@ from lmaas_tune import (
     TuneResult,
 )
 from lmaas_tune.callbacks import step_row
-from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.optimizers.random import RandomSearch
-from lmaas_tune.prompts import Prompt
+from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.testing.toy import ToyBackend
 from lmaas_tune.tuner import default_template, default_verbalizer
 
@@ -253,9 +254,21 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
         ({"optimizer": "cmaa"}, TRAIN, "unknown optimizer 'cmaa'; did you mean 'cma'"),
         ({"optimizer_options": {"popsize": 4}}, TRAIN, "'cma' has no option 'popsize'"),
         ({"settings": "papre"}, TRAIN, "unknown preset 'papre'"),
-        ({"budget": "calls=5"}, TRAIN, "nothing was paid yet: budget calls=5: 5 left, .* needs 6"),
+        ({"budget": "calls=5"}, TRAIN, "no call was made: budget calls=5: 5 left, .* needs 6"),
         ({"budget": "call=5"}, TRAIN, "unknown limit 'call'; did you mean 'calls'"),
-        ({"seed": -1}, TRAIN, "seed=-1: it must be 0 or more"),
+        ({"seed": -1}, TRAIN, "seed=-1: it must be a whole number from 0 on"),
+        ({"seed": "13"}, TRAIN, "seed='13': it must be a whole number"),
+        ({"seed": None}, TRAIN, "seed=None: it must be a whole number"),
+        (
+            {"seed": 2**32, "optimizer": "one-plus-one", "optimizer_options": {}},
+            TRAIN,
+            "seed=4294967296",
+        ),
+        ({"settings": {}}, TRAIN, r"settings=\{\}: give Settings"),
+        ({"template": 5}, TRAIN, "template=5: give a text"),
+        ({"labels": ["good", "bad"]}, TRAIN, r"labels=\['good', 'bad'\]: give the word for each"),
+        ({"backend": "hf"}, TRAIN, r"backend='hf' is no backend: give load_backend"),
+        ({"objective": lambda scores, targets: None}, TRAIN, "the objective gives no number for"),
         ({"start": SoftPrompt(np.zeros((2, 4)))}, TRAIN, "must be a soft one of width 3 for bowl"),
         (
             {"start": TunedPrompt(TextPrompt("a"), None, np.zeros(2))},  # type: ignore[arg-type]
@@ -279,14 +292,15 @@ def test_what_cannot_work_gets_one_sentence_and_costs_nothing(
 ) -> None:
     backend = Bowl()
     own = {k: v for k, v in wish.items() if k in ("optimizer_options", "budget", "optimizer")}
-    rest = {k: v for k, v in wish.items() if k not in own}
+    rest = {k: v for k, v in wish.items() if k not in own and k != "backend"}
+    asked = wish.get("backend", backend)
     if "settings" in rest or "start" in rest:
         arguments = {"settings": SMALL, "callbacks": (), **rest}
         with pytest.raises(InputError, match=sentence):
-            Tuner(backend, **arguments).fit(rows)
+            Tuner(asked, **arguments).fit(rows)
     else:
         with pytest.raises(InputError, match=sentence):
-            small_tuner(backend, out=tmp_path / "run", **own, **rest).fit(rows)
+            small_tuner(asked, out=tmp_path / "run", **own, **rest).fit(rows)
         assert not (tmp_path / "run" / "journal.jsonl").exists()
     assert backend.asked == []
 
@@ -389,11 +403,11 @@ def test_a_replay_that_fails_leaves_the_finished_prompt_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("validation", [None, VALIDATION])
-def test_a_model_that_cannot_tell_its_price_is_asked_once_to_learn_it(validation: Any) -> None:
+def test_a_model_that_cannot_tell_its_price_is_asked_once_first(validation: Any) -> None:
     model = WordBowl()
     settings = replace(SMALL, start="words", prompt_init=("one", "two", "three"))
     result = small_tuner(model, settings=settings, budget="tokens=700").fit(TRAIN, validation)
-    assert len(result.steps[0].evaluations) == 1
+    assert len(result.steps[0].evaluations) == 3
     assert 0 < result.spent.tokens <= 700
     assert len(result.steps) > 1
 
@@ -403,6 +417,29 @@ def test_the_record_names_the_options_that_were_used() -> None:
     result = tuner.fit(TRAIN)
     assert result.prompt.provenance["settings"]["optimizer"] == "random"
     assert result.prompt.provenance["settings"]["optimizer_options"] == {}
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons_own(tmp_path: Path) -> None:
+    options = {"population": np.int64(5)}
+    tuner = small_tuner(Bowl(), seed=np.int64(3), optimizer_options=options, out=tmp_path)
+    record = tuner.fit(TRAIN).prompt.provenance
+    assert (record["seed"], record["settings"]["optimizer_options"]) == (3, {"population": 5})
+
+
+def test_labels_are_called_alike_in_rows_and_words() -> None:
+    rows = [(text, float(label == "good")) for text, label in TRAIN]
+    result = small_tuner(Bowl(), labels={1.0: "good", 0.0: "bad"}).fit(rows)
+    assert result.prompt.task.verbalizer.labels == ("1", "0")
+
+
+def test_a_start_without_a_finite_validation_loss_ends_the_run() -> None:
+    class Overflowing(Bowl):
+        def logprobs(self, request: ScoreRequest) -> FloatArray:
+            scores = super().logprobs(request)
+            return scores if len(request.batch) == len(TRAIN) else scores * np.nan
+
+    with pytest.raises(PermanentError, match="the start has no finite loss on the validation"):
+        small_tuner(Overflowing()).fit(TRAIN, VALIDATION)
 
 
 def test_the_record_says_that_a_start_was_given() -> None:

@@ -33,6 +33,7 @@ from lmaas_tune.cli import (
 )
 from lmaas_tune.cli.arguments import BAD_INPUT, FAILED, INTERRUPTED, Outcome, Parser
 from lmaas_tune.errors import InputError, LMaaSError
+from lmaas_tune.task import check_text
 from lmaas_tune.versions import versions
 
 
@@ -90,6 +91,8 @@ def parser() -> Parser:
 
 
 def _run(argv: list[str], out: TextIO) -> Outcome:
+    for argument in argv:
+        check_text(argument, f"the argument {argument!r}")
     arguments = parser().parse_args(argv)
     arguments.argv, arguments.stdout = argv, sys.stdout
     with contextlib.redirect_stdout(out):

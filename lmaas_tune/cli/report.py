@@ -24,14 +24,13 @@ def check_test_rows(task: Task, test: Sequence[Example]) -> str:
     """See that rows can be tested on, before a search is paid that would end there.
 
     Returns:
-        SHA-256 of the rows.
+        SHA-256 of the rows and their labels.
 
     Raises:
         InputError: A row lacks a field, or has a label without a word.
     """
     try:
-        task.verbalizer.targets(test)
-        return task.template.batch(test).digest
+        return task.digest(test)
     except InputError as error:
         raise InputError(f"test: {error}") from error
 

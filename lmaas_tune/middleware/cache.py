@@ -38,7 +38,7 @@ _SCHEMA = (
 _EVICT = "DELETE FROM scores WHERE rowid IN (SELECT rowid FROM scores ORDER BY used LIMIT 8)"
 
 # What a damaged file can lead to: a message of SQLite may quote its bytes, which are no text.
-_TROUBLE = (sqlite3.Error, UnicodeDecodeError)
+_TROUBLE = (sqlite3.Error, UnicodeDecodeError, OverflowError)
 # Signs that the trouble is not in the file itself; Python 3.10 gives no codes.
 _OUTSIDE = ("locked", "locking", "full", "readonly", "disk I/O", "unable to open", "out of memory")
 

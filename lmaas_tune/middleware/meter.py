@@ -30,7 +30,8 @@ class Budget:
         sequences: Rows paid for, validation included.
         tokens: Tokens paid for. A backend that cannot tell beforehand what a call takes shows
             it with the first one, which alone can go past a limit on tokens or money.
-        seconds: Wall time of the run.
+        seconds: Wall time of the run; a generation that takes longer than those before can go
+            past it.
         money: In the currency of the price.
         patience: Generations without a better prompt; the tuner watches it.
         target: Loss at which the search is content; the tuner watches it.
@@ -57,6 +58,11 @@ class Budget:
         """The limits that were given, by name."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def limits_usage(self) -> bool:
+        """Whether it limits what only an answer, or an inspection, shows."""
+        return self.tokens is not None or self.money is not None
 
     @classmethod
     def parse(cls, text: str) -> Budget:

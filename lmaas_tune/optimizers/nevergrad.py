@@ -65,10 +65,10 @@ class Nevergrad:
         borrow_randomness: bool = False,
     ) -> None:
         self._name, self._workers = name, check_workers(workers)
-        self._globals = BorrowedRandomness(check_seed(seed)) if borrow_randomness else None
+        self._globals = BorrowedRandomness(seed) if borrow_randomness else None
         space = _library().p.Array(init=np.zeros(check_dim(dim)))
         space.set_mutation(sigma=check_positive("scale", scale))
-        space.random_state = np.random.RandomState(seed)
+        space.random_state = np.random.RandomState(check_seed(seed))
         budget = check_calls(calls)
 
         def build() -> Any:

@@ -71,7 +71,7 @@ def test_a_failed_run_is_told_and_seen_in_the_exit_status(
 ) -> None:
     assert main(["compare", "--optimizers", "random,cma(population=60)", *TASK, *RUNS]) == 1
     printed = capsys.readouterr()
-    assert "failed: cma(population=60) on task with seed 2: nothing was paid yet" in printed.err
+    assert "failed: cma(population=60) on task with seed 2: no call was made" in printed.err
     assert "mean rank" in printed.out
 
 
