@@ -184,18 +184,14 @@ def _outcome(table: Table, out: str) -> Outcome:
     }
     lines = ["Per cent; mean and standard deviation over seeds.", "", table_text(table.cells), ""]
     lines += table.deviations
-    errors = "\n".join(f"failed: {_name(record)}: {record.reason}" for record in table.failed)
+    errors = "\n".join(f"failed: {record.name}: {record.reason}" for record in table.failed)
     return Outcome(content, "\n".join(lines), errors, FAILED if table.failed else 0)
 
 
 def _say(record: Record) -> None:
     if record.value is not None:
         took = count("second", round(record.seconds))
-        note(f"{_name(record)}: {100 * record.value:.1f} in {took}")
-
-
-def _name(record: Record) -> str:
-    return f"{record.task}, {record.method}, seed {record.seed}"
+        note(f"{record.name}: {100 * record.value:.1f} in {took}")
 
 
 def _names(text: str) -> list[str]:

@@ -28,11 +28,12 @@ from typing import Any
 
 from lmaas_tune.backend import Backend
 from lmaas_tune.client import Client
+from lmaas_tune.errors import InputError
 from lmaas_tune.reproduction.deviations import deviations
 from lmaas_tune.reproduction.methods import METHODS, family_of
 from lmaas_tune.reproduction.paper import PUBLISHED
 from lmaas_tune.reproduction.plan import Plan
-from lmaas_tune.reproduction.record import Record, kept_below
+from lmaas_tune.reproduction.record import Record, check_together, kept_below
 from lmaas_tune.reproduction.rows import DataSource
 from lmaas_tune.reproduction.run import Reproduction
 from lmaas_tune.reproduction.table import table_json, table_text
@@ -110,13 +111,17 @@ def read_table(out: str | os.PathLike[str]) -> Table:
     """The table of all runs in a folder, which may be of several calls of `reproduce`.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or they are of tables that differ.
         StorageError: A run is damaged.
     """
-    return _table(kept_below(Path(out)))
+    records = kept_below(Path(out))
+    if not records:
+        raise InputError(f"{out}: no run of a table is there")
+    return _table(records)
 
 
 def _table(records: Sequence[Record]) -> Table:
+    check_together(records)
     return Table(table_json(records), records, deviations(records))
 
 

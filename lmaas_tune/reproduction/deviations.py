@@ -30,19 +30,59 @@ def _deviations(records: Sequence[Record]) -> Iterator[str]:
             "Black-box rows have this library's defaults: label scores are calibrated on the "
             "training rows, and the lowest validation loss chooses the prompt."
         )
+    if any(record.conditions["preset"] == "paper-icml22" for record in searched):
+        yield (
+            "The paper does not give the first step of CMA-ES; it is 0.5 here, as in the reference "
+            "code of that year."
+        )
+    if any(record.conditions["preset"] == "repo-head" for record in searched):
+        yield (
+            "Black-box rows have the settings of the reference code as it stood last, not the "
+            "paper's: a normal projection, no bounds, a first step of 1."
+        )
     calls = sorted(record.details["spent"]["calls"] for record in searched if not record.failed)
     if calls:
         most = "" if calls[0] == calls[-1] else f" to {calls[-1]}"
         yield f"They made {calls[0]}{most} calls a run; the paper's 8,000, for DBPedia 20,000."
+    by_gradient = dict.fromkeys(
+        method(record.method).title.removeprefix("  + ")
+        for record in records
+        if "learning_rate" in record.conditions["settings"]
+    )
+    if by_gradient:
+        yield (
+            f"{', '.join(by_gradient)}: learning rates, epochs and sizes are this library's, for "
+            "few rows on a small model; docs/baselines.md has them."
+        )
+    sources = {
+        record.task: record.conditions["source_task"]
+        for record in records
+        if "source_task" in record.conditions
+    }
+    for source in sorted(set(sources.values())):
+        tasks = ", ".join(task for task, own in sources.items() if own == source)
+        yield f"The pre-trained prompt for {tasks} was made on {source}, the paper's on MNLI."
     few = {record.task: record.conditions["shots"] for record in records}
     for count in sorted({shots for shots in few.values() if shots != SHOTS}):
         tasks = ", ".join(task for task, shots in few.items() if shots == count)
         yield f"Rows a class for {tasks}: {count}, in the paper {SHOTS}."
     yield f"Seeds: {_by_task(records, lambda own: str(len({record.seed for record in own})))}."
     yield f"Test rows: {_by_task(records, lambda own: str(own[0].conditions['test_rows']))}."
+    long = {task: own for task, own in _of_tasks(records).items() if _left_out(own)}
+    if long:
+        counts = ", ".join(f"{task} {_left_out(own)}" for task, own in long.items())
+        yield f"Test rows that the model cannot read in one piece, left out: {counts}."
 
 
 def _by_task(records: Sequence[Record], say: Callable[[list[Record]], str]) -> str:
+    return ", ".join(f"{task} {say(own)}" for task, own in _of_tasks(records).items())
+
+
+def _of_tasks(records: Sequence[Record]) -> dict[str, list[Record]]:
     tasks = dict.fromkeys(record.task for record in records)
-    own = {task: [record for record in records if record.task == task] for task in tasks}
-    return ", ".join(f"{task} {say(rows)}" for task, rows in own.items())
+    return {task: [record for record in records if record.task == task] for task in tasks}
+
+
+def _left_out(records: Sequence[Record]) -> int:
+    count: int = records[0].conditions["left_out"]["test"]
+    return count

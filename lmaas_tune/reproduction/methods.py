@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,7 +106,9 @@ def _baseline(name: str, title: str, *, tunes_prompt: bool = False, **more: bool
             words=wording.words,
             start=_start(trial) if tunes_prompt else None,
         )
-        details = {"steps": fitted.steps, "validation_loss": fitted.validation_loss}
+        loss = fitted.validation_loss
+        known = loss is not None and math.isfinite(loss)
+        details = {"steps": fitted.steps, "validation_loss": loss if known else None}
         return Outcome(fitted.scores(trial.rows.test), fitted.parameters, details)
 
     own = asdict(BASELINES[name].settings())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ class Record:
     seconds: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the run is called in a sentence."""
+        return f"{self.task}, {self.method}, seed {self.seed}"
 
     @property
     def failed(self) -> bool:
@@ -113,14 +118,37 @@ def kept_below(out: Path) -> list[Record]:
     """All runs of a folder, in the order of their names.
 
     Raises:
-        InputError: There is none.
         StorageError: One is damaged.
     """
     found = [kept(path.parent) for path in sorted(out.glob(f"*/*/seed-*/{FILE_NAME}"))]
-    records = [record for record in found if record is not None]
-    if not records:
-        raise InputError(f"{out}: no run of a table is there")
-    return records
+    return [record for record in found if record is not None]
+
+
+def check_together(records: Sequence[Record]) -> None:
+    """See that runs are of one table: of one model, a task's on the same test rows, a seed's on the
+    same rows for all methods, and a method's made alike for all seeds.
+
+    Raises:
+        InputError: Two are not.
+    """
+    firsts: dict[tuple[object, ...], tuple[Record, object]] = {}
+    for record in records:
+        own, rows = dict(record.conditions), dict(record.conditions.get("rows", {}))
+        test, left_out = rows.pop("test", None), own.pop("left_out", None)
+        own.pop("rows", None)
+        for scope, what, made_with in (
+            ((), "model", own.get("model")),
+            ((record.task,), "test rows", test),
+            ((record.task,), "rows a class", own.get("shots")),
+            ((record.task, record.seed), "rows", (rows, left_out)),
+            ((record.task, record.method), "settings", own),
+        ):
+            first, theirs = firsts.setdefault((what, *scope), (record, made_with))
+            if theirs != made_with:
+                raise InputError(
+                    f"{first.name} and {record.name} are not of one table: they were made with "
+                    f"other {what}; keep them in folders of their own"
+                )
 
 
 def check_same(path: Path, record: Record, conditions: Mapping[str, Any]) -> None:

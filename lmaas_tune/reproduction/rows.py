@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,48 @@ class FewShot:
         train: So many a class.
         validation: As many others.
         test: The same for every seed.
+        left_out: How many rows of each part the model cannot read.
     """
 
     train: Sequence[Example]
     validation: Sequence[Example]
     test: Sequence[Example]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Sequence[Example]]:
+        """The rows by what they are for."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def readable(self, check: Callable[[Sequence[Example]], None]) -> FewShot:
+        """Those rows that can be read, the others counted.
+
+        Args:
+            check: Raises `InputError` where one of some rows cannot.
+
+        Raises:
+            InputError: None of a part can.
+        """
+        kept = {name: _readable(rows, check) for name, rows in self.parts.items()}
+        left_out = {name: len(rows) - len(kept[name]) for name, rows in self.parts.items()}
+        return FewShot(**kept, left_out=left_out)
+
+
+def _readable(
+    rows: Sequence[Example], check: Callable[[Sequence[Example]], None]
+) -> Sequence[Example]:
+    try:
+        check(rows)
+    except InputError:
+        kept = []
+        for row in rows:
+            with contextlib.suppress(InputError):
+                check([row])
+                kept.append(row)
+        if not kept:
+            raise
+        return kept
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)

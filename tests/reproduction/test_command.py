@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lmaas_tune.cli import main
 from lmaas_tune.reproduction import METHODS
+from lmaas_tune.reproduction.methods import Outcome
 
 pytest.importorskip("peft", reason="the extra 'reproduce' is not installed")
 
@@ -95,16 +99,80 @@ def test_a_run_that_was_made_otherwise_is_not_mixed_in(
 
 
 def test_a_cell_that_fails_is_said_and_the_others_go_on(
+    reproduce: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(trial: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    def no_numbers(trial: Any) -> Any:
+        return Outcome(np.full((len(trial.rows.test), 2), np.nan), 0)
+
+    for name, make in (("icl", no_memory), ("manual-calibrated", no_numbers)):
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], make=make))
+    rows = "icl,manual-calibrated,manual"
+    content = reproduce("llama", "sst2", rows, "--seeds", "1", code=1)
+    assert {r["method"]: r["reason"] for r in content["failed"]} == {
+        "icl": "RuntimeError: out of memory",
+        "manual-calibrated": "not all scores of the test rows are finite",
+    }
+    assert content["table"]["sst2"]["icl"]["mean"] is None
+    assert content["table"]["sst2"]["manual"]["n"] == 1
+
+
+def test_rows_that_the_model_cannot_read_are_left_out_for_all_methods_and_counted(
     reproduce: Callable[..., Any], data: Path, tmp_path: Path
 ) -> None:
     long = {"sentence": "so long " * 200, "label": 0}
     with (data / "sst2" / "test.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(long) + "\n")
-    content = reproduce("llama", "sst2,snli", "manual", "--seeds", "1", code=1)
-    assert [(r["task"], r["method"]) for r in content["failed"]] == [("sst2", "manual")]
-    assert "shorten the text" in content["failed"][0]["reason"]
-    assert content["table"]["sst2"]["manual"]["mean"] is None
-    assert content["table"]["snli"]["manual"]["n"] == 1
+    content = reproduce("llama", "sst2", "manual,bbt", "--seeds", "1")
+    assert content["failed"] == []
+    files = list((tmp_path / "out").rglob("cell.json"))
+    for conditions in (json.loads(file.read_text())["conditions"] for file in files):
+        assert conditions["test_rows"] == 20
+        assert conditions["left_out"] == {"train": 0, "validation": 0, "test": 1}
+    assert any("cannot read in one piece" in s and "sst2 1" in s for s in content["deviations"])
+
+
+def test_a_label_without_a_word_is_refused_before_anything_is_scored(
+    reproduce: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    with (data / "sst2" / "test.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"sentence": "fine", "label": "pos"}) + "\n")
+    error = reproduce("llama", "sst2", "bbt", "--seeds", "1", code=2)
+    assert "'pos', which has no label word" in error["error"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_rows_under_the_same_names_are_not_mixed_in(
+    reproduce: Callable[..., Any], data: Path
+) -> None:
+    reproduce("llama", "sst2", "manual", "--seeds", "1")
+    file = data / "sst2" / "test.jsonl"
+    file.write_text(file.read_text().replace("gripping", "boring"), encoding="utf-8")
+    error = reproduce("llama", "sst2", "manual", "--seeds", "1", code=2)
+    assert "this run was made with rows" in error["error"]
+    error = reproduce("llama", "sst2", "bbt", "--seeds", "1", code=2)
+    assert "are not of one table: they were made with other test rows" in error["error"]
+
+
+def test_methods_made_otherwise_are_not_averaged(
+    reproduce: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = str(tmp_path / "other")
+    reproduce("llama", "sst2", "bbt", "--seeds", "1")
+    error = reproduce("llama", "sst2", "bbt", "--seeds", "2", "--budget", "calls=30", code=2)
+    assert "sst2, bbt, seed 1 and sst2, bbt, seed 2 are not of one table" in error["error"]
+    reproduce("llama", "sst2", "bbt", "--seeds", "2", "--budget", "calls=30", "--out", other)
+    shutil.copytree(tmp_path / "other", tmp_path / "out", dirs_exist_ok=True)
+    capsys.readouterr()
+    assert main(["reproduce", "--table", "--out", str(tmp_path / "out")]) == 2
+    assert "made with other settings" in capsys.readouterr().err
+
+
+def test_a_table_without_a_row_is_refused(reproduce: Callable[..., Any]) -> None:
+    error = reproduce("llama", "sst2", "bbt-pretrained", code=2)
+    assert "nothing to do for bbt-pretrained on sst2" in error["error"]
 
 
 def test_the_table_of_a_folder_needs_neither_model_nor_rows(
