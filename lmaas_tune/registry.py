@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from typing import Any, cast
 
 from lmaas_tune.backend import Backend
 from lmaas_tune.errors import InputError, did_you_mean
@@ -148,3 +148,11 @@ def load_backend(name: str) -> Callable[..., Backend]:
             f"is a {type(factory).__name__} and not a class or function"
         )
     return cast(Callable[..., Backend], factory)
+
+
+def name_of(thing: object) -> str:
+    """What a run's record calls an optimizer or an objective: its name, or where it is from."""
+    if isinstance(thing, str):
+        return thing
+    owner: Any = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{owner.__module__}:{owner.__qualname__}"

@@ -30,6 +30,7 @@ from lmaas_tune.optimizers import make_blockwise, make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
 from lmaas_tune.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS
 from lmaas_tune.prompts import DeepPrompt, SoftPrompt, Subspace, TextPrompt
+from lmaas_tune.registry import name_of
 from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
 from lmaas_tune.selection import LowestLoss, selection_named
@@ -328,13 +329,13 @@ class Tuner:
 
     def _provenance(self, space: SearchSpace) -> dict[str, Any]:
         settings = self._settings.to_json()
-        settings["optimizer"] = _name(self._optimizer)
+        settings["optimizer"] = name_of(self._optimizer)
         settings["optimizer_options"] = self._optimizer_options
         settings["prompt"] = "text" if self._is_text else "soft"
         if self._start is not None:
             settings |= {"start": "given", "prompt_init": None, "prompt_length": None}
         if self._objective is not None:
-            settings["objective"] = _name(self._objective)
+            settings["objective"] = name_of(self._objective)
         return {
             "backend": self._client.identity,
             "seed": self._seed,
@@ -545,11 +546,3 @@ def _inspect_longest(space: TextSpace, scored: Sequence[Evaluator]) -> None:
             f"{error} (with the longest prompt that this search could try: fewer word slots or "
             "demonstrations make it shorter)"
         ) from error
-
-
-def _name(thing: object) -> str:
-    """A name that a run's record can hold."""
-    if isinstance(thing, str):
-        return thing
-    owner: Any = thing if hasattr(thing, "__qualname__") else type(thing)
-    return f"{owner.__module__}:{owner.__qualname__}"

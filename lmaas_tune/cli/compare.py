@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -140,17 +140,18 @@ def run(arguments: argparse.Namespace) -> Outcome:
 def standings_text(standings: Standings) -> str:
     """The ranking, and whether it is more than chance."""
     width = max(len(line["optimizer"]) for line in standings.ranking)
-    lines = [f"On {standings.judged_on} rows:", f"  {'':{width}}  mean rank   loss  accuracy"]
+    lines = [
+        f"On {standings.judged_on} rows, loss {standings.loss_name}:",
+        f"  {'':{width}}  mean rank   loss  accuracy",
+    ]
     lines += [
         f"  {line['optimizer']:{width}}  {number(line['mean_rank']):>9}  "
         f"{number(line['loss_mean']):>5}  {_percent(line['accuracy_mean']):>8}"
         for line in standings.ranking
     ]
-    friedman = standings.tests["friedman"]
-    if friedman["untested"] is None:
-        lines.append(f"Friedman's test over {_blocks(standings)}: p = {friedman['p']:.2g}.")
-    else:
-        lines.append(f"Not tested: {friedman['untested']}.")
+    lines.append(_test(standings.tests))
+    if left_out := standings.tests["blocks_left_out"]:
+        lines.append(f"{count('block', left_out)} left out, for want of an optimizer's loss.")
     if stopped := len(standings.stopped_early):
         lines.append(f"{count('run', stopped)} stopped early.")
     return "\n".join(lines)
@@ -164,8 +165,14 @@ def failures(standings: Standings) -> str:
     )
 
 
-def _blocks(standings: Standings) -> str:
-    return count("block", standings.tests["blocks"])
+def _test(tests: Mapping[str, Any]) -> str:
+    """Whether they differ: two by Wilcoxon's test, more by Friedman's."""
+    blocks, friedman, pairs = count("block", tests["blocks"]), tests["friedman"], tests["pairs"]
+    if len(pairs["of"]) == 1:
+        return f"Wilcoxon's test over {blocks}: p = {pairs['of'][0]['p']:.2g}."
+    if friedman["untested"] is None:
+        return f"Friedman's test over {blocks}: p = {friedman['p']:.2g}."
+    return f"Not tested: {friedman['untested']}."
 
 
 def _percent(value: float | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers.base import OptimizerFactory
+from lmaas_tune.settings import plain_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Contender:
     label: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", plain_options(self.options))
         name = self.optimizer
         if not isinstance(name, str):
             if self.options:

@@ -133,6 +133,12 @@ class _Attempt(Callback):
             return str(error), True
         if not result.finished:
             raise KeyboardInterrupt
+        most = self._cell.settings.budget.calls
+        if most is not None and result.spent.calls > most:  # begun under another budget
+            raise InputError(
+                f"its journal holds {result.spent.calls} calls, and the budget is {most}: delete "
+                f"{self._folder}, and the same command makes the run anew"
+            )
         return result.stop_reason, False
 
     def _final(self) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from lmaas_tune.errors import InputError, StorageError
 FILE_NAME = "run.json"
 
 _Scope: TypeAlias = tuple[object, ...]
-"""What has to be the same within all runs (), a task (its name), or a block (with the seed)."""
+"""What has to be the same within all runs (), a task (its name), a block (with the seed), or all
+runs of a contender (None and its label)."""
 
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 
@@ -112,7 +113,8 @@ def check_comparable(seen: Iterable[tuple[Path, Record]]) -> None:
     """
     firsts: dict[_Scope, tuple[Path, Record]] = {}
     for path, record in seen:
-        for scope in ((), (record.task,), (record.task, record.seed)):
+        key = record.task, record.seed
+        for scope in ((), key[:1], key, (None, record.optimizer)):
             first_path, first = firsts.setdefault(scope, (path, record))
             for name, was, is_ in _differences(first, record, scope):
                 raise InputError(
@@ -129,6 +131,11 @@ def _differences(
         same: dict[str, tuple[Any, Any]] = {"the backend": (first.identity, other.identity)}
         for name in sorted({*first.conditions, *other.conditions}):
             same[name] = first.conditions.get(name), other.conditions.get(name)
+    elif scope[0] is None:
+        same = {
+            f"the {name} of {other.optimizer!r}": (first.settings[name], other.settings[name])
+            for name in ("optimizer", "optimizer_options")
+        }
     elif len(scope) == 1:
         same = {
             f"the template of {other.task!r}": (first.template, other.template),

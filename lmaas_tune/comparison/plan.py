@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -16,7 +17,7 @@ from lmaas_tune.comparison.record import Key, Record
 from lmaas_tune.comparison.tasks import NamedTask, Split
 from lmaas_tune.errors import InputError, LMaaSError, MissingExtraError
 from lmaas_tune.optimizers import make_optimizer
-from lmaas_tune.registry import load_backend
+from lmaas_tune.registry import load_backend, name_of
 from lmaas_tune.settings import Settings
 from lmaas_tune.task import Task, Template, Verbalizer
 from lmaas_tune.tuner import default_template, default_verbalizer
@@ -114,8 +115,7 @@ class Cell:
             identity: The backend's.
         """
         settings = self.settings.to_json()
-        if not isinstance(self.contender.optimizer, str):
-            settings["optimizer"] = self.contender.label
+        settings["optimizer"] = name_of(self.contender.optimizer)
         rule = self.early_stop
         conditions = {
             **{name: settings[name] for name in settings if not name.startswith("optimizer")},
@@ -174,6 +174,13 @@ class Plan:
         if self.early_stop is not None and budget.calls is None:
             raise InputError(
                 f"budget={budget}: runs are ended early by their calls, so limit these: calls=200"
+            )
+        rule = self.early_stop
+        if rule is not None and len(self.contenders) <= rule.rivals:
+            warnings.warn(
+                f"a run is ended early by {rule.rivals} finished runs of other optimizers, and "
+                f"{len(self.contenders)} take part here: none is ended, unless the folder has more",
+                stacklevel=2,
             )
         for contender in self.contenders:
             make_optimizer(

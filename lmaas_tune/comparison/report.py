@@ -123,7 +123,10 @@ def _ranking(standings: Standings) -> Section:
     )
     return Section(
         title="Ranking",
-        text=[f"Final loss (cross-entropy) and accuracy are those on the {_rows(standings)}."],
+        text=[
+            f"Final loss ({standings.loss_name}) and accuracy are those on the {_rows(standings)}, "
+            "in the blocks that all optimizers have."
+        ],
         tables=[table],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Standings:
     target: float | None = None
 
     def __post_init__(self) -> None:
+        if self.target is not None and not math.isfinite(self.target):
+            raise InputError(f"target={self.target}: it takes a finite loss")
         if not any(record.done for record in self.records):
             raise InputError(
                 f"not one of {len(self.records)} runs succeeded, so there is nothing to compare; "
@@ -56,6 +59,14 @@ class Standings:
         """The rows of the final losses: ``test`` where all tasks have such, else ``validation``
         or ``train``."""
         return statistics.judged_on(self.records)
+
+    @property
+    def loss_name(self) -> str:
+        """What the final losses are: on test rows the cross-entropy, else what was minimised."""
+        if self.judged_on == "test":
+            return "cross-entropy"
+        objective: str = self.records[0].conditions["objective"]
+        return objective.replace("_", " ")
 
     @cached_property
     def frame(self) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def test_people_get_the_ranking_in_words_and_what_to_do_next(
 ) -> None:
     assert main(["compare", "--optimizers", "cma,random", *TASK, *RUNS]) == 0
     said = capsys.readouterr().out
-    assert "On test rows:" in said and "mean rank" in said
+    assert "On test rows, loss cross-entropy:" in said and "mean rank" in said
     assert "Not tested: Friedman's test needs three optimizers or more." in said
     assert said.endswith("lmaas-tune report out -o report.html\n")
     assert main(["report", "out"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from compare.films import (
@@ -207,6 +209,36 @@ def test_another_comparison_in_the_same_folder_is_refused(
         compare_films(tmp_path, "cma", **more)
 
 
+def test_a_contender_with_other_options_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    own = [Contender(optimizer="cma", options={"population": n}, label="mine") for n in (8, 10)]
+    compare_films(tmp_path, own[0], seeds=[1])
+    with pytest.raises(InputError, match=r"the optimizer_options of 'mine' is \{'population': 8\}"):
+        compare_films(tmp_path, own[1], seeds=[2])
+
+
+def test_a_run_begun_under_a_larger_budget_is_not_taken_for_one_of_this(tmp_path: Path) -> None:
+    compare_films(tmp_path, "cma", "random", seeds=[1], budget="calls=61")
+    for file in tmp_path.rglob("run.json"):
+        file.unlink()
+    shutil.rmtree(tmp_path / "films" / "random")
+    standings = compare_films(tmp_path, "cma", "random", seeds=[1], budget="calls=41")
+    (failed,) = standings.failed
+    assert failed.optimizer == "cma"
+    assert "calls, and the budget is 41: delete" in failed.reason
+
+
+def test_options_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    options = {"population": np.int64(8)}
+    standings = compare_films(tmp_path, Contender(optimizer="cma", options=options))
+    assert standings.records[0].settings["optimizer_options"] == {"population": 8}
+
+
+def test_a_target_is_a_number(tmp_path: Path) -> None:
+    compare_films(tmp_path, "random", seeds=[1])
+    with pytest.raises(InputError, match="target=nan: it takes a finite loss"):
+        Standings.of(tmp_path, target=math.nan)
+
+
 def test_another_backend_in_the_same_folder_is_refused_before_it_is_paid(tmp_path: Path) -> None:
     compare_films(tmp_path, "random")
     with pytest.raises(InputError, match=r"holds runs with the backend 'toy .*seed=0.*seed=7"):
@@ -376,6 +408,11 @@ def test_runs_end_early_only_where_asked_and_it_is_recorded(tmp_path: Path) -> N
     no_start["budget"] = "calls=59"  # behind at 40 calls too, but then it has had its budget
     standings = compare_films(tmp_path / "end", *optimizers, **no_start, early_stop=rule)
     assert not standings.stopped_early
+
+
+def test_a_rule_that_waits_for_more_rivals_than_there_are_is_told_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="by 3 finished runs of other optimizers, and 2 take part"):
+        compare_films(tmp_path, "cma", "random", early_stop=EarlyStop())
 
 
 @pytest.mark.parametrize("values", [{"after": 0}, {"after": 1}, {"after": "half"}, {"rivals": 0}])

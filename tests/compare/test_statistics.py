@@ -81,6 +81,14 @@ def test_a_block_without_all_losses_is_left_out_and_counted() -> None:
     assert standings.ranking[0]["failed"] == 1
 
 
+def test_an_optimizer_is_no_better_for_a_hard_task_that_it_lacks() -> None:
+    records = table({"a": [0.1], "b": [0.2]})
+    records += [run("a", 1, loss=1.0, task="hard")]
+    lines = {line["optimizer"]: line for line in Standings(records).ranking}
+    assert (lines["a"]["loss_mean"], lines["b"]["loss_mean"]) == (0.1, 0.2)
+    assert (lines["a"]["runs"], lines["b"]["runs"]) == (2, 1)
+
+
 def test_losses_are_those_of_the_rows_that_all_tasks_have() -> None:
     assert Standings([run()]).judged_on == "test"
     bare = replace(run(task="bare"), rows={**run().rows, "test": None})
@@ -147,6 +155,13 @@ def test_pairs_are_scipys_wilcoxon_with_holms_correction_by_hand() -> None:
         assert pair["p_holm"] == pytest.approx(adjusted[pair["first"], pair["second"]])
         assert pair["differ"] == (pair["p_holm"] <= 0.05)
     assert [pair["differ"] for pair in pairs] == [False, True, True]
+
+
+def test_few_differences_among_many_ties_tell_no_more_than_their_signs() -> None:
+    losses = {"a": [0.1] * 5 + [0.5] * 15, "b": [0.2, 0.3, 0.4, 0.5, 0.6] + [0.5] * 15}
+    assert Standings(table(losses)).tests["pairs"]["of"][0]["p"] == pytest.approx(2 / 2**5)
+    losses = {"a": [0.1] * 6 + [0.5] * 8, "b": [0.2] * 6 + [0.5] * 8}
+    assert Standings(table(losses)).tests["pairs"]["of"][0]["p"] == pytest.approx(2 / 2**6)
 
 
 def test_what_cannot_come_out_is_not_tested_but_said() -> None:
