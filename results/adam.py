@@ -5,8 +5,9 @@
 Both start at the same words, move p = p0 + A z with the same A, and minimise the same training
 loss without calibration; the lowest validation loss chooses. CMA-ES gets as many prompts scored as
 Adam gets gradients; a gradient takes the model's weights and about three times the work. Each is
-judged on the rows of the other splits. Every run is a line of OUT.jsonl, so that the command goes
-on where it was stopped; the table and OUT.svg are of what there is (``--table``: and stop).
+judged on the rows of the other splits. Every run is a line of OUT.jsonl, which is for one model and
+number of calls, so that the command goes on where it was stopped; the table and OUT.svg are of what
+there is (``--table``: and stop).
 """
 
 from __future__ import annotations

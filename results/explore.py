@@ -4,8 +4,8 @@
 
 For each seed the search has the 16+16 rows a class of that split; a variant is judged on the
 training and validation rows of the other splits (the public training set; test rows are not
-read). Every run is one JSON line in OUT.jsonl, so that the command goes on where it was
-stopped; the table is printed at the end, and with ``--table`` alone.
+read). Every run is one JSON line in OUT.jsonl, which is for one model and dtype, so that the
+command goes on where it was stopped; the table is printed at the end, and with ``--table`` alone.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Which learning rate a row with a gradient gets, by rows that no run trained or selected on.
 
     python results/rates.py --model M --data DIR --methods model-tuning --out results/rates
+    python results/rates.py --model M --data DIR --methods prompt-tuning --task sst2-bare \
+        --words "Overall, the movie is" --out results/rates
 
-Each run has the 16+16 rows a class of a split of SST-2 and chooses its epoch by the validation
-loss; it is judged on the other splits' training and validation rows. Every run is a line of
-OUT.jsonl, so that the command goes on where it was stopped; the table is printed at the end, and
-with ``--table`` alone.
+Each run has the 16+16 rows a class of a split of SST-2, in a layout of `explore.py`, and chooses
+its epoch by the validation loss; it is judged on the other splits' training and validation rows.
+Every run is a line of OUT.jsonl, which is for one model, so that the command goes on where it was
+stopped; the table is printed at the end, and with ``--table`` alone.
 """
 
 from __future__ import annotations
@@ -17,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from explore import held_out, keep_record, read_records, rows
+from explore import TASKS, held_out, keep_record, read_records, rows
 
-from lmaas_tune import load_backend
+from lmaas_tune import Task, Template, Verbalizer, load_backend
 from lmaas_tune.baselines import BASELINES, fit_baseline
 from lmaas_tune.objectives import cross_entropy, error_rate
-from lmaas_tune.reproduction import PAPER_TASKS
 from lmaas_tune.versions import versions
 
 RATES = {
@@ -32,22 +33,26 @@ RATES = {
 }
 
 
-def run(backend: Any, data: Path, method: str, rate: float, seed: int) -> dict[str, Any]:
-    wording = PAPER_TASKS["sst2"].wording("text-first", "causal")
+def run(
+    backend: Any, data: Path, task: str, words: str, method: str, rate: float, seed: int
+) -> dict[str, Any]:
+    layout = Task(Template(TASKS[task]["template"]), Verbalizer(TASKS[task]["labels"]))
     train, validation = (rows(data, "sst2", seed, part) for part in ("train", "dev"))
     fitted = fit_baseline(
         method,
         backend,
-        wording.task,
+        layout,
         train,
         validation,
         seed=seed,
-        words=wording.words,
+        words=words,
         settings=replace(BASELINES[method].settings(), learning_rate=rate),
     )
     others = held_out(data, "sst2", seed)
-    scores, targets = fitted.scores(others), wording.task.verbalizer.targets(others)
+    scores, targets = fitted.scores(others), layout.verbalizer.targets(others)
     return {
+        "task": task,
+        "words": words,
         "method": method,
         "learning_rate": rate,
         "seed": seed,
@@ -64,23 +69,24 @@ def run(backend: Any, data: Path, method: str, rate: float, seed: int) -> dict[s
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Mean over the splits."""
     lines = [
-        "| method | learning rate | splits | accuracy | loss | validation loss | steps |",
-        "|---|---|---|---|---|---|---|",
+        "| layout | words | method | rate | splits | accuracy | loss | validation loss | steps |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for method, rates in RATES.items():
-        for rate in rates:
-            own = [r for r in records if (r["method"], r["learning_rate"]) == (method, rate)]
-            if own:
-                splits = ", ".join(str(seed) for seed in sorted(r["seed"] for r in own))
-                means = (
-                    f"{np.mean([record[name] for record in own]):.3f}"
-                    for name in ("accuracy", "loss", "validation_loss")
-                )
-                steps = np.mean([record["steps"] for record in own])
-                lines.append(
-                    f"| {method} | {rate:g} | {splits} | {' | '.join(means)} | {steps:.0f} |"
-                )
+    for key in dict.fromkeys(_key(record)[:-1] for record in records):
+        own = [record for record in records if _key(record)[:-1] == key]
+        splits = ", ".join(str(seed) for seed in sorted(record["seed"] for record in own))
+        means = (
+            f"{np.mean([record[name] for record in own]):.3f}"
+            for name in ("accuracy", "loss", "validation_loss")
+        )
+        steps = np.mean([record["steps"] for record in own])
+        named = " | ".join(map(str, key))
+        lines.append(f"| {named} | {splits} | {' | '.join(means)} | {steps:.0f} |")
     return "\n".join(lines)
+
+
+def _key(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in ("task", "words", "method", "learning_rate", "seed"))
 
 
 def main() -> None:
@@ -88,6 +94,8 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--methods", default=",".join(RATES))
+    parser.add_argument("--task", default="sst2", choices=TASKS)
+    parser.add_argument("--words", default="The sentiment is")
     parser.add_argument("--seeds", default="87,100")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table and stop")
@@ -96,12 +104,13 @@ def main() -> None:
     records = read_records(path)
     if not arguments.table:
         backend = load_backend("hf")(arguments.model, dtype="bfloat16")
-        done = {(r["method"], r["learning_rate"], r["seed"]) for r in records}
+        done = {_key(record) for record in records}
         for seed in map(int, arguments.seeds.split(",")):
             for method in arguments.methods.split(","):
                 for rate in RATES[method]:
-                    if (method, rate, seed) not in done:
-                        record = run(backend, arguments.data, method, rate, seed)
+                    key = arguments.task, arguments.words, method, rate, seed
+                    if key not in done:
+                        record = run(backend, arguments.data, *key)
                         keep_record(record, records, path)
                         print(table(records), flush=True)
     print(table(records))
