@@ -120,9 +120,11 @@ class RootNorm(torch.nn.Module):
 
 
 def _turned(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """(n, length, heads, width) states turned by their places' angles, (1 or n, length, width)."""
+    """(n, length, heads, width) states turned by their places' angles, (1 or n, length, width);
+    in memory a head's lie together, as attention reads them."""
     cos, sin, half = cos[:, :, None], sin[:, :, None], states.shape[-1] // 2
-    turned = states * cos
+    turned = torch.empty_like(states.transpose(1, 2), memory_format=torch.contiguous_format)
+    turned = torch.mul(states, cos, out=turned.transpose(1, 2))
     turned[..., :half].addcmul_(states[..., half:], sin[..., :half], value=-1)
     turned[..., half:].addcmul_(states[..., :half], sin[..., half:])
     return turned
