@@ -281,20 +281,21 @@ class Client:
         def attempt() -> list[ScoreReply]:
             nonlocal spent
             again = spent.requests > 0
+            ahead = self._throttle.ahead(planned.tokens)
+            for meter in run.meters:
+                meter.admit(Spent(seconds=ahead))  # no use in waiting past the end of the run
             turn = self._throttle.turn(planned.tokens, stopped=run.stopped.is_set)
             with turn as took, paying(run.meters, planned) as bill:
                 try:
                     replies = [self._settled(reply) for reply in self._call(requests)]
                     bill.spent = Spent.of(sum((reply.usage for reply in replies), Usage()))
-                except InputError:  # refused before anything was sent
-                    raise
-                except BaseException:
-                    bill.spent = Spent(requests=1)  # what else it took, nobody told
+                except BaseException as error:
+                    bill.spent = self._taken_by(error)
                     raise
                 finally:
                     bill.spent += Spent(retries=int(again))
                     spent += bill.spent
-                took(bill.spent.tokens)
+                took(bill.spent.tokens, bill.spent.requests)
             return replies
 
         def wait(seconds: float) -> None:
@@ -333,6 +334,13 @@ class Client:
             raise PermanentError(
                 f"backend {self.identity!r} failed with {type(error).__name__}: {error}"
             ) from error
+
+    def _taken_by(self, error: BaseException) -> Spent:
+        """What a failed attempt took, as far as anybody told."""
+        if isinstance(error, LMaaSError) and error.usage is not None:
+            return Spent.of(self.priced(error.usage))
+        # an input error is raised before anything is sent
+        return Spent(requests=0 if isinstance(error, InputError) else 1)
 
     def _settled(self, reply: ScoreReply) -> ScoreReply:
         """The reply with its price."""

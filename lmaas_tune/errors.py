@@ -19,13 +19,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from lmaas_tune.backend import Usage
 
 T = TypeVar("T")
 
 
 class LMaaSError(Exception):
-    """Root of this package's errors."""
+    """Root of this package's errors.
+
+    Attributes:
+        usage: What was taken all the same, where the provider's side told it: a reply that was
+            paid, and is of no use. None where nobody told.
+    """
+
+    usage: Usage | None = None
 
 
 class InputError(LMaaSError, ValueError):

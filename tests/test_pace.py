@@ -170,9 +170,25 @@ def test_tokens_a_minute_hold_and_are_corrected_by_what_a_call_took() -> None:
     clock = Clock()
     throttle = Throttle(Pace(workers=8, tokens_per_minute=100), clock=clock)
     with throttle.turn(10, stopped=never) as took:
-        took(90)
+        took(90, 1)
     assert throttle.delay(10) == 0
     assert throttle.delay(11) == 60.0
+
+
+def test_requests_of_one_call_count_one_by_one() -> None:
+    clock = Clock()
+    throttle = Throttle(Pace(workers=8, requests_per_minute=10), clock=clock)
+    with throttle.turn(0, stopped=never) as took:
+        took(0, 10)
+    assert throttle.delay(0) == 60.0
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(120.0, 120.0), (3600.0, 0.0), (1e300, 0.0)])
+def test_a_wait_that_no_call_would_take_holds_up_no_other(asked: float, wait: float) -> None:
+    clock = Clock()
+    throttle = Throttle(Pace(), clock=clock)
+    call(throttle, fails=TransientError("busy", overloaded=True, retry_after=asked))
+    assert throttle.ahead(0) == throttle.delay(0) == wait
 
 
 def test_a_call_larger_than_the_limit_goes_when_nothing_else_does() -> None:

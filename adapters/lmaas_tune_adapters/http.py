@@ -7,6 +7,7 @@ import json
 import math
 import os
 import ssl
+import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -144,7 +145,7 @@ class Answer:
         try:
             return json.loads(self.content, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
-            shown = _quoted(self.content.decode("utf-8", "replace"), self.key, most=60)
+            shown = quoted(self.content.decode("utf-8", "replace"), self.key, most=60)
             raise TransientError(
                 f"{self.url} answered what is not JSON ({error}): {shown!r}"
             ) from error
@@ -168,13 +169,8 @@ class Endpoint:
             raise InputError(f"timeout={timeout!r}: it takes seconds, more than 0")
         self.url = _checked(url)
         self._key, self._timeout = key, timeout
-        self._session = requests.Session()
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.auth = key or _unsigned
-        self._session.headers.update({"User-Agent": "lmaas-tune", "Accept": "*/*"})
-        adapter = HTTPAdapter(pool_maxsize=CONNECTIONS, pool_block=True)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._session, self._process = _session(key), os.getpid()
+        self._inherited: requests.Session | None = None
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
@@ -213,7 +209,10 @@ class Endpoint:
     def _send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> Answer:
-        url = self.url + path
+        url, outer = self.url + path, sys.exc_info()[1]
+        if self._process != os.getpid():  # a fork: its parent reads from the same connections
+            self._inherited, self._session = self._session, _session(self._key)  # never closed here
+            self._process = os.getpid()
         try:
             with self._session.request(
                 method,
@@ -226,7 +225,7 @@ class Endpoint:
             ) as response:
                 content = self._read(url, response.raw)
         except (OSError, urllib3.exceptions.HTTPError) as error:
-            raise self._unanswered(url, error) from self._tellable(error)
+            raise self._unanswered(url, error, outer) from self._tellable(error)
         if not 200 <= response.status_code < 300:
             raise self._refusal(url, response, content)
         usage = Usage(
@@ -251,9 +250,9 @@ class Endpoint:
                 )
         return bytes(content)
 
-    def _unanswered(self, url: str, error: Exception) -> Exception:
-        cause = _innermost(error)
-        said = _quoted(str(cause), self._key, most=200) or type(cause).__name__
+    def _unanswered(self, url: str, error: Exception, outer: BaseException | None) -> Exception:
+        cause = _innermost(error, outer)
+        said = quoted(str(cause), self._key, most=200) or type(cause).__name__
         if isinstance(error, requests.ConnectTimeout) or "handshake operation timed" in said:
             return TransientError(
                 f"{url} cannot be reached: no connection in time", overloaded=True
@@ -284,7 +283,7 @@ class Endpoint:
     def _refusal(self, url: str, response: requests.Response, content: bytes) -> Exception:
         status = response.status_code
         code, said = _failure(content)
-        reason = _quoted(said or response.reason or "no reason given", self._key, most=300)
+        reason = quoted(said or response.reason or "no reason given", self._key, most=300)
         message = f"{url} answered {status}: {reason.rstrip('.')}"
         if status in _TRANSIENT and code not in _LASTING:
             kind = BusyError if status == 503 else TransientError
@@ -295,11 +294,22 @@ class Endpoint:
             )
         remedy = _REMEDIES.get(status)
         if 300 <= status < 400 and "Location" in response.headers:
-            where = _quoted(response.headers["Location"], self._key, most=200)
+            where = quoted(response.headers["Location"], self._key, most=200)
             remedy = f"what is asked for lies at {where}"
         return RefusedError(
             f"{message}; {remedy}" if remedy else message, status=status, reason=reason, code=code
         )
+
+
+def _session(key: Key | None) -> requests.Session:
+    session = requests.Session()
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    session.auth = key or _unsigned
+    session.headers.update({"User-Agent": "lmaas-tune", "Accept": "*/*"})
+    adapter = HTTPAdapter(pool_maxsize=CONNECTIONS, pool_block=True)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
 
 
 class _Blocks:
@@ -353,7 +363,8 @@ def _checked(url: str) -> str:
         if parts.scheme not in ("http", "https") or not host or parts.port == 0:
             raise ValueError
     except ValueError:
-        raise InputError(f"{url!r} is no URL: give one like http://127.0.0.1:8000") from None
+        shown = "what is given" if {"@", "?", "#"} & set(url) else repr(url)  # a password may be in
+        raise InputError(f"{shown} is no URL: give one like http://127.0.0.1:8000") from None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
             f"the URL of {parts.hostname!r} holds more than a place: give the key by a file or the "
@@ -375,7 +386,7 @@ def _failure(content: bytes) -> tuple[str | None, str]:
     try:
         found: Any = json.loads(content)
     except (ValueError, RecursionError):
-        return None, content[:2000].decode("utf-8", "replace")
+        return None, content.decode("utf-8", "replace")
     code = None
     for name in ("error", "detail", "message"):
         if isinstance(found, dict) and found.get(name):
@@ -393,16 +404,16 @@ def _failure(content: bytes) -> tuple[str | None, str]:
     return code if isinstance(code, str) else None, str(found)
 
 
-def _quoted(text: str, key: Key | None, *, most: int) -> str:
+def quoted(text: str, key: Key | None, *, most: int) -> str:
     """Another's words on one printable line, without the key; cut last, lest half a key stay."""
     text = key.hidden(text) if key else text
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:most]
 
 
-def _innermost(error: Exception) -> BaseException:
-    """What began it: its words hold no address of an object."""
+def _innermost(error: Exception, outer: BaseException | None) -> BaseException:
+    """What began it, after what the caller was at: its words hold no address of an object."""
     found: BaseException = error
-    while (inner := found.__cause__ or found.__context__) is not None:
+    while (inner := found.__cause__ or found.__context__) not in (None, outer):
         found = inner
     return found
 

@@ -14,6 +14,7 @@ from typing import Literal
 from lmaas_tune.errors import InputError, TransientError
 
 _MINUTE = 60.0  # seconds
+_LONGEST = 300.0  # seconds that one answer's Retry-After holds up all calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,16 @@ class Throttle:
         """How many calls may be under way now."""
         return int(self._window)
 
+    def ahead(self, tokens: int) -> float:
+        """Seconds that a call will surely wait for its turn, those for other calls left out."""
+        with self._changed:
+            wait = self.delay(tokens)
+        return wait if wait < math.inf else 0.0
+
     @contextmanager
-    def turn(self, tokens: int, *, stopped: Callable[[], bool]) -> Iterator[Callable[[int], None]]:
+    def turn(
+        self, tokens: int, *, stopped: Callable[[], bool]
+    ) -> Iterator[Callable[[int, int], None]]:
         """Wait for a turn, and hold it while the call is made.
 
         Args:
@@ -92,15 +101,18 @@ class Throttle:
             stopped: Whether the caller has given up; then waiting ends.
 
         Yields:
-            Takes the tokens that the call really took.
+            Takes the tokens and the requests that the call really took.
 
         Raises:
             Stopped: The caller has given up.
         """
         entry, number = self._enter(tokens, stopped)
 
-        def took(tokens: int) -> None:
+        def took(tokens: int, requests: int) -> None:
             entry[1] = tokens
+            with self._changed:  # the others of one call count from its end, the last one
+                now = self._clock()
+                self._recent.extend([now, 0.0] for _ in range(requests - 1))
 
         try:
             yield took
@@ -127,7 +139,7 @@ class Throttle:
                 wait = self.delay(tokens)
                 if wait <= 0:
                     break
-                self._changed.wait(wait if wait < math.inf else None)
+                self._changed.wait(min(wait, _MINUTE))
             self._under_way += 1
             self._begun += 1
             entry = [self._clock(), float(tokens)]
@@ -169,7 +181,8 @@ class Throttle:
         if not error.overloaded:
             return
         with self._changed:
-            if error.retry_after is not None:
+            # who asks for more ends the call (`Retry.total`), and need not hold up the next ones
+            if error.retry_after is not None and error.retry_after <= _LONGEST:
                 self._not_before = max(self._not_before, self._clock() + error.retry_after)
             # calls that were under way at the last overload say nothing new
             if self._pace.workers == "adaptive" and number > self._halved_at:

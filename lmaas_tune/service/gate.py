@@ -99,7 +99,8 @@ class Gate:
 
         try:
             with self._let_in(scope, visit):
-                body = await self._body(scope, receive)
+                is_open = scope["path"] in OPEN_PATHS  # asked without a key, and without a body
+                body = b"" if is_open else await self._body(scope, receive)
                 visit.bytes_up = len(body)
                 await self._app(scope, _again(body, receive), tell)
         except RefusalError as refusal:

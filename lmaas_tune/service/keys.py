@@ -124,6 +124,10 @@ def _key(words: list[str], number: int, limits: Limits) -> Key:
         raise InputError(
             "a name comes first and has up to 24 letters, digits, dots, dashes, underscores or @"
         )
+    if secret.partition("=")[0] in _OPTIONS and "=" in secret:
+        raise InputError(
+            "a name comes first, then the key, then its limits: here the name is missing"
+        )
     options = _options(words[2:])
     metrics = options.pop("metrics", "no")
     if metrics not in ("yes", "no"):

@@ -185,9 +185,9 @@ class Scheduler:
         """A reply or an error a request: where one fails, its neighbours are asked without it."""
         try:
             return _checked(list(self._backend.score(requests)), requests)
-        except Exception as error:
+        except BaseException as error:  # a panic of a tokenizer is no Exception
             if len(requests) == 1:
-                return [error]
+                return [_as_exception(error)]
         middle = len(requests) // 2
         return self._scores(requests[:middle]) + self._scores(requests[middle:])
 
@@ -204,9 +204,14 @@ def _prepared(jobs: Iterable[Job]) -> list[tuple[Job, ScoreRequest]]:
     for job in jobs:
         try:
             prepared.append((job, job.prepare()))
-        except Exception as error:
-            job.reply.set_exception(error)
+        except BaseException as error:
+            job.reply.set_exception(_as_exception(error))
     return prepared
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """What may be handed to who asked; the thread that met it goes on."""
+    return error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
 
 
 def _alike(

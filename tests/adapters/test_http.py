@@ -7,6 +7,7 @@ import email.utils
 import gzip
 import json
 import logging
+import os
 import pickle
 import socket
 import threading
@@ -481,6 +482,40 @@ def test_a_missing_file_of_a_key_is_named(tmp_path: Path) -> None:
         Key.find(file=tmp_path / "no-such-file", variable=None)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork there")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_connections_of_its_own() -> None:
+    with RawServer(lambda heard: Say(reply(heard.split(b" ")[1]))) as server:
+        endpoint = Endpoint(server.url)
+        endpoint.get("/parent")
+        child = os.fork()
+        if not child:
+            try:
+                os._exit(endpoint.get("/child").content != b"/child")
+            finally:  # nothing of the test's may go on in the child
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert endpoint.get("/parent").content == b"/parent"
+    assert server.connections == 2
+
+
+def test_a_failure_says_nothing_of_what_the_caller_was_at() -> None:
+    try:
+        raise KeyError("a secret of the caller")
+    except KeyError:
+        with pytest.raises(TransientError) as caught:
+            Endpoint("http://127.0.0.1:9").get("/")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_that_a_long_refusal_quotes_is_hidden_before_it_is_cut() -> None:
+    page = " " * 1990 + SECRET
+    refusal = reply(page.encode(), status="400 Bad Request")
+    with RawServer(refusal) as server, pytest.raises(RefusedError) as caught:
+        Endpoint(server.url, key=Key(SECRET)).get("/")
+    assert SECRET[:6] not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", [None, Key(SECRET)])
 def test_passwords_that_lie_around_are_not_used(
     key: Key | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -518,6 +553,10 @@ def test_cookies_are_not_kept() -> None:
         "http://127.0.0.1:80000",
         "http://127.0.0.1:port",
         "http://me:hunter2@127.0.0.1",
+        "http://me:hunter2@127.0.0.1:0",
+        "http://me:hunter2@[::1",
+        "me:hunter2@127.0.0.1/v1",
+        "127.0.0.1/v1?api_key=hunter2",
         "http://127.0.0.1/?key=hunter2",
         "http://127.0.0.1/#hunter2",
         "http://a..b",

@@ -7,6 +7,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from hf import models  # noqa: E402
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.http import RefusedError  # noqa: E402
 from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
+from lmaas_tune_adapters.openai.channels import Completions  # noqa: E402
 
-from lmaas_tune import Client, Settings, Tuner, load_backend  # noqa: E402
+from lmaas_tune import Client, Price, Settings, Tuner, load_backend  # noqa: E402
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
 from lmaas_tune.errors import (  # noqa: E402
     InputError,
@@ -512,6 +514,45 @@ def test_a_reply_that_does_not_fit_is_tried_again(
     error = failing(scored, server, lambda path, body, reply: wrong(reply))
     assert isinstance(error, TransientError)
     assert server.url in str(error)
+
+
+@pytest.mark.parametrize("several", [True, False], ids=["one request", "a request a row"])
+def test_a_reply_of_no_use_is_paid_all_the_same(serve: Serve, several: bool) -> None:
+    def spoilt(path: str, body: dict[str, Any], reply: Any) -> Any:
+        first = several or "film" in body["prompt"]
+        return reply if not several and first else {**reply, "choices": []}
+
+    server = serve()
+    scored = backend(server, scores="logprobs")
+    asked = request("a film", "a book")
+    (whole,) = scored.score([asked])
+    scorer = scored._scorer
+    assert isinstance(scorer.channel, Completions)
+    scorer.channel.manner = replace(scorer.channel.manner, several=several)
+    server.changed = spoilt
+    client = Client(scored, retry=Retry(attempts=1), price=Price(input=1e6))
+    with pytest.raises(PermanentError, match="gave 0 choices"):
+        client.score([asked])
+    assert client.spent.tokens == client.spent.money == whole.usage.tokens
+    assert client.spent.requests == (1 if several else 2)
+
+
+def test_a_model_that_ends_where_it_reads_loses_no_token(serve: Serve) -> None:
+    def ended(path: str, body: dict[str, Any], reply: Any) -> Any:
+        prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        for choice in reply["choices"]:
+            choice["text"] = prompts[choice["index"]]
+            for told in choice["logprobs"].values():
+                told[-1:] = []
+        return reply
+
+    server = serve()
+    asked = request("a film", words=("good", "technologically"))
+    scored = backend(server, scores="echo")
+    (whole,) = scored.score([asked])
+    server.changed = ended
+    (reply,) = backend(server, scores="echo").score([asked])
+    np.testing.assert_allclose(reply.logprobs, whole.logprobs)
 
 
 @pytest.mark.parametrize("value", [None, "x", False, 0.7, -(10**400)], ids=repr)

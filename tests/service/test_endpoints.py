@@ -736,6 +736,15 @@ def test_after_the_end_nothing_goes_on(tmp_path: Path) -> None:
     assert not [thread for thread in left if thread.is_alive()]
 
 
+def test_who_has_no_key_has_no_body_read(tmp_path: Path) -> None:
+    with running(folder=tmp_path) as site:
+        address = ("127.0.0.1", int(site.url.rsplit(":", 1)[1]))
+        with socket.create_connection(address, timeout=DEADLINE) as connection:
+            head = "POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n"
+            connection.sendall(head.encode())  # and nothing of the body
+            assert b"HTTP/1.1 405" in connection.recv(100)
+
+
 def test_the_log_holds_no_prompt_no_text_and_no_key(tmp_path: Path) -> None:
     secrets = ["gripping", "marmalade", "bergamot", "quince", ALICE, BOB]
     with running(folder=tmp_path) as site:

@@ -36,6 +36,13 @@ def test_a_line_is_a_key_or_a_name_a_key_and_what_it_may_use(tmp_path: Path) -> 
     assert [key.metrics for key in found] == [False, True]
 
 
+def test_a_name_that_was_forgotten_makes_no_limit_a_key(tmp_path: Path) -> None:
+    short = "q3ZtR8wLx0NcVb7Hs2KfYd"
+    with pytest.raises(InputError, match="line 1: a name comes first") as caught:
+        ring(tmp_path, f"{short} requests=600\n")
+    assert short not in str(caught.value)
+
+
 def test_a_key_is_found_by_itself_and_by_nothing_else(tmp_path: Path) -> None:
     found = ring(tmp_path, f"alice {ALICE}\nbob {BOB}\n")
     assert [getattr(found.find(key), "name", None) for key in (ALICE, BOB)] == ["alice", "bob"]

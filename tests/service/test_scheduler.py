@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,10 @@ class Passes(list[int]):
         self.append(requests)
 
 
+class Panic(BaseException):
+    """As a tokenizer that is written in Rust raises."""
+
+
 class Picky(Held):
     """Takes no prompt that says no."""
 
@@ -38,6 +43,8 @@ class Picky(Held):
                 raise InputError("it says no")
             if request.prompt == TextPrompt("break"):
                 raise ZeroDivisionError
+            if request.prompt == TextPrompt("panic"):
+                raise Panic
         return replies
 
 
@@ -104,6 +111,24 @@ def test_what_waits_on_one_batch_goes_through_the_model_together(
     assert first.reply.done()
     assert sorted(map(sorted, asked(backend)[:3])) == [["a", "c"], ["b", "d"], ["first"]]
     assert sorted(passes) == [1, 2, 2]
+
+
+def test_a_panic_of_the_model_ends_no_more_than_its_job(
+    scheduler: Scheduler, backend: Picky
+) -> None:
+    backend.go.set()
+    (reply,) = submitted(scheduler, job("panic"))
+    with pytest.raises(RuntimeError, match="Panic"):
+        reply.result(DEADLINE)
+
+    def prepare() -> ScoreRequest:
+        raise Panic
+
+    (reply,) = submitted(scheduler, replace(job(), prepare=prepare))
+    with pytest.raises(RuntimeError, match="Panic"):
+        reply.result(DEADLINE)
+    (reply,) = submitted(scheduler, job("a"))
+    assert reply.result(DEADLINE).logprobs.shape == (len(BATCH), len(WORDS))
 
 
 def test_turns_go_to_the_key_that_had_the_fewest_rows(backend: Picky, passes: Passes) -> None:

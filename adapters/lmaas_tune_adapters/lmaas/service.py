@@ -79,10 +79,12 @@ class Service:
             said = answer.json()
             if said["protocol"] != PROTOCOL:
                 raise PermanentError(
-                    f"{self.url} speaks version {said['protocol']!r} of the protocol, and this "
+                    f"{self.url} speaks version {said['protocol']!r:.40} of the protocol, and this "
                     f"client {PROTOCOL}: install the same lmaas-tune on both sides"
                 )
-            can = said["capabilities"]
+            can, rows = said["capabilities"], said["limits"]["rows"]
+            if type(rows) is not int or rows < 1 or not isinstance(said["identity"], str):
+                raise TypeError("no model is described so")
             return Model(
                 identity=said["identity"],
                 capabilities=Capabilities(
@@ -93,10 +95,10 @@ class Service:
                     label_anywhere=can["label_anywhere"],
                     deterministic=can["deterministic"],
                     max_tokens=can["max_tokens"],
-                    rows_per_call=said["limits"]["rows"],
+                    rows_per_call=rows,
                 ),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise TransientError(
                 f"{answer.url} describes no model: check that a service of lmaas-tune is there"
             ) from error
@@ -200,7 +202,7 @@ def _reply(answer: Answer, shape: Shape) -> ScoreReply:
             f"has {len(answer.content)} bytes, and {shape[0]} x {shape[1]} scores have 4 each",
         )
     tokens = answer.headers.get("tokens", "")
-    if not tokens.isdecimal():
+    if not tokens.isdecimal() or len(tokens) > 18:
         raise _damaged(answer, "does not tell its Tokens")
     usage = replace(answer.usage, sequences=shape[0], tokens=int(tokens))
     logprobs = np.frombuffer(answer.content, "<f4").reshape(shape).astype(np.float64)

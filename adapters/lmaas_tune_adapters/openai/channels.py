@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lmaas_tune.backend import Usage
-from lmaas_tune.errors import InputError
+from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune_adapters.http import BusyError, Endpoint, RefusedError
 from lmaas_tune_adapters.openai.replies import Choice, CountError, LackingError, read
 
@@ -20,6 +20,9 @@ _TOO_LONG = re.compile(
     r"|max_tokens must be at least 1, got 0",  # vLLM, where the prompt fills the context
     re.IGNORECASE,
 )
+
+
+NOTHING = Usage()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +155,8 @@ class Completions:
             if len(texts) == 1 or error.retry_after is not None:
                 raise
         half = len(texts) // 2
-        return _joined(self._ask(body, part) for part in (texts[:half], texts[half:]))
+        parts = (self._ask(body, part) for part in (texts[:half], texts[half:]))
+        return _joined(parts, before=Usage(requests=1))
 
 
 class Chat:
@@ -182,11 +186,17 @@ class Chat:
 
 
 def _joined(
-    parts: Iterable[tuple[list[Choice], Usage]],
+    parts: Iterable[tuple[list[Choice], Usage]], before: Usage = NOTHING
 ) -> tuple[list[Choice], Usage]:
+    """All choices, and what they took; an error tells what the parts before it took, too."""
     choices: list[Choice] = []
-    usage = Usage()
-    for found, taken in parts:
-        choices += found
-        usage += taken
+    usage = before
+    try:
+        for found, taken in parts:
+            choices += found
+            usage += taken
+    except LMaaSError as error:
+        own = Usage(requests=0 if isinstance(error, InputError) else 1)
+        error.usage = usage + (own if error.usage is None else error.usage)
+        raise
     return choices, usage

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lmaas_tune.errors import TransientError
-from lmaas_tune_adapters.http import Answer
+from lmaas_tune.backend import Usage
+from lmaas_tune.errors import LMaaSError, TransientError
+from lmaas_tune_adapters.http import Answer, quoted
 
 FLOOR = -100.0
 """Least log-probability that is told on."""
@@ -21,6 +23,16 @@ class LackingError(TransientError):
 
 class CountError(LackingError):
     """Of several prompts not all were answered, or not all were counted."""
+
+
+@contextmanager
+def paid(usage: Usage) -> Iterator[None]:
+    """What fails inside has been paid already, and says so."""
+    try:
+        yield
+    except LMaaSError as error:
+        error.usage = usage
+        raise
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,8 @@ class Choice:
 def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], int]:
     """The choices in the order of the prompts, and how many tokens the server read.
 
+    What is raised has that as its `usage`: it was paid.
+
     Args:
         answer: Of either endpoint.
         count: Prompts that were sent.
@@ -67,14 +81,22 @@ def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], i
         TransientError: It is no such reply.
     """
     reply = answer.json()
+    tokens = _tokens_read(reply)
+    with paid(answer.usage + Usage(tokens=tokens or 0)):
+        if tokens is None:
+            raise TransientError(f"{answer.url} does not tell its usage in numbers")
+        return _choices(reply, answer, count=count, logprobs=logprobs), tokens
+
+
+def _choices(reply: Any, answer: Answer, *, count: int, logprobs: bool) -> list[Choice]:
     try:
         found = _ordered(reply["choices"], count, answer.url)
-        choices = [Choice(_text(c), _tokens(c, answer.url) if logprobs else ()) for c in found]
-        return choices, _tokens_read(reply)
+        return [Choice(_text(c), _tokens(c, answer.url) if logprobs else ()) for c in found]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise TransientError(
             f"{answer.url} answered what is no reply of an OpenAI-compatible server "
-            f"({type(error).__name__}: {error}); check the URL if it stays so"
+            f"({type(error).__name__}: {quoted(str(error), answer.key, most=200)}); check the URL "
+            "if it stays so"
         ) from error
 
 
@@ -111,6 +133,8 @@ def _of_chat(entry: Mapping[str, Any]) -> Token:
 
 
 def _token(text: str, logprob: float | None, tops: Any) -> Token:
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is no text of a token")
     if logprob is None:
         return Token(text, None, (), cut=False)
     own, told = _checked(logprob), {str(piece): _checked(value) for piece, value in tops}
@@ -130,6 +154,10 @@ def _checked(logprob: object) -> float:
     return min(0.0, float(logprob))
 
 
-def _tokens_read(reply: Mapping[str, Any]) -> int:
-    usage = reply.get("usage") or {}
-    return max(0, int(usage.get("prompt_tokens") or 0))
+def _tokens_read(reply: Any) -> int | None:
+    """How many the server says that it read, 0 where it says nothing; None if that is no number."""
+    usage = reply.get("usage") if isinstance(reply, Mapping) else None
+    try:
+        return max(0, int((usage or {}).get("prompt_tokens") or 0))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -11,9 +11,11 @@ from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, TransientError
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.openai.channels import Channel, Completions
-from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token
+from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token, paid
 from lmaas_tune_adapters.openai.rows import Question
 from lmaas_tune_adapters.openai.words import among, bound, in_answer, shared_beginnings
+
+Tokens: TypeAlias = tuple[Token, ...]
 
 _PROMPTS = 16  # a request; a server answers no faster for more
 
@@ -85,12 +87,16 @@ class Echoed:
         ]
         choices, usage = self.channel.ask(texts, echo=True)
         each = len(words) + learn
-        rows = [choices[start : start + each] for start in range(0, len(choices), each)]
-        if learn:
-            for question, (bare, *filled) in zip(questions, rows, strict=True):
-                self._learn(question, words, bare, filled)
-            rows = [filled for _, *filled in rows]
-        scores = [self._row(q, words, row) for q, row in zip(questions, rows, strict=True)]
+        read = [_read(choice, text) for choice, text in zip(choices, texts, strict=True)]
+        rows = [read[start : start + each] for start in range(0, len(read), each)]
+        with paid(usage):
+            if learn:
+                for question, choice, own in zip(questions, choices[::each], rows, strict=True):
+                    if not choice.text.startswith(question.text):
+                        raise LackingError("the server does not echo what it read")
+                    self._learn(question, words, own[0], own[1:])
+                rows = [filled for _, *filled in rows]
+            scores = [self._row(q, words, row) for q, row in zip(questions, rows, strict=True)]
         return np.array(scores).reshape(len(questions), len(words)), usage
 
     def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> Usage:
@@ -109,32 +115,28 @@ class Echoed:
         ]
 
     def _learn(
-        self, question: Question, words: Sequence[str], bare: Choice, filled: Sequence[Choice]
+        self, question: Question, words: Sequence[str], bare: Tokens, filled: Sequence[Tokens]
     ) -> None:
-        if not bare.text.startswith(question.text):
-            raise LackingError("the server does not echo what it read")
         before = _spelt(bare)
-        for word, choice in zip(words, filled, strict=True):
-            after = _spelt(choice)
+        for word, tokens in zip(words, filled, strict=True):
+            after = _spelt(tokens)
             if after == before:
                 raise LackingError("the server does not tell the tokens that it read")
             if after[: len(before)] != before:
                 raise _runs_together(word)
             self._lengths[question.spaced, word] = len(after) - len(before)
 
-    def _row(
-        self, question: Question, words: Sequence[str], choices: Sequence[Choice]
-    ) -> list[float]:
+    def _row(self, question: Question, words: Sequence[str], read: Sequence[Tokens]) -> list[float]:
         """Sums over the last tokens read; what stands before them is the same for all words."""
         lengths = [self._lengths[question.spaced, word] for word in words]
-        spelt = [_spelt(choice) for choice in choices]
+        spelt = [_spelt(tokens) for tokens in read]
         first = spelt[0][: -lengths[0]]
         for word, length, tokens in zip(words, lengths, spelt, strict=True):
             if tokens[:-length] != first:
                 raise _runs_together(word)
         return [
-            sum(map(_logprob, _read(choice)[-length:]))
-            for choice, length in zip(choices, lengths, strict=True)
+            sum(map(_logprob, tokens[-length:]))
+            for tokens, length in zip(read, lengths, strict=True)
         ]
 
 
@@ -154,10 +156,11 @@ class Likeliest:
     ) -> tuple[FloatArray, Usage]:
         """See `Scorer.score`."""
         choices, usage = self.channel.ask([q.text for q in questions], logprobs=True)
-        scores = [
-            self._row(question, words, choice.tokens[0])
-            for question, choice in zip(questions, choices, strict=True)
-        ]
+        with paid(usage):
+            scores = [
+                self._row(question, words, choice.tokens[0])
+                for question, choice in zip(questions, choices, strict=True)
+            ]
         return np.array(scores).reshape(len(questions), len(words)), usage
 
     def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> Usage:
@@ -175,6 +178,8 @@ class Likeliest:
         ]
 
     def _row(self, question: Question, words: Sequence[str], token: Token) -> list[float]:
+        if not token.top:
+            raise LackingError("the server names none of the likeliest tokens")
         spaced = None if self.channel.name == "chat" else question.spaced
         found = among(token.top, words, spaced=spaced)
         if token.cut and None in found:
@@ -224,13 +229,15 @@ class Spoken:
         ]
 
 
-def _read(choice: Choice) -> tuple[Token, ...]:
-    """Tokens of the text; one more was written."""
-    return choice.tokens[:-1]
+def _read(choice: Choice, text: str) -> Tokens:
+    """Tokens of the text; one more was written, or the model ended there and that is not told."""
+    last = choice.tokens[-1].text
+    ended = choice.text == text and last != "" and text.endswith(last)
+    return choice.tokens if ended else choice.tokens[:-1]
 
 
-def _spelt(choice: Choice) -> tuple[str, ...]:
-    return tuple(token.text for token in _read(choice))
+def _spelt(tokens: Tokens) -> tuple[str, ...]:
+    return tuple(token.text for token in tokens)
 
 
 def _logprob(token: Token) -> float:

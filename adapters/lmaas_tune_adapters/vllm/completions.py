@@ -12,7 +12,7 @@ import numpy as np
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import TransientError
 from lmaas_tune.prompts import FloatArray
-from lmaas_tune_adapters.http import Answer, BusyError, Endpoint, RefusedError
+from lmaas_tune_adapters.http import Answer, BusyError, Endpoint, RefusedError, quoted
 
 PATH = "/v1/completions"
 
@@ -132,8 +132,9 @@ class Completions:
         """Ask, and ask again in halves where a shorter list may do."""
         try:
             return self.ask(prompts, token_ids)
-        except BusyError:  # each prompt takes a place in the queue: a long list may never get in
-            if len(prompts) == 1:
+        except BusyError as error:
+            # each prompt takes a place in the queue: a long list may never get in
+            if len(prompts) == 1 or error.retry_after is not None:
                 raise
         except RefusedError as error:
             overflow = error.status == 400 and _OVERFLOW in error.reason
@@ -150,16 +151,24 @@ class Completions:
         content = answer.json()
         try:
             found = {c["index"]: c["logprobs"]["top_logprobs"][0] for c in content["choices"]}
+            if sorted(found) != list(range(count)) or len(content["choices"]) != count:
+                raise ValueError(f"{len(content['choices'])} choices for {count} prompts")
             values = np.array(
-                [[found[i][f"token_id:{token}"] for token in token_ids] for i in range(count)],
+                [[_number(found[i][f"token_id:{t}"]) for t in token_ids] for i in range(count)],
                 dtype=np.float64,
             ).reshape(count, len(token_ids))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UnfitAnswerError(
                 f"{answer.url} left out a log-probability that was asked for "
-                f"({type(error).__name__}: {error})"
+                f"({type(error).__name__}: {quoted(str(error), answer.key, most=200)})"
             ) from error
         wrong = values[(values > _ROUNDING) | (values <= _NOTHING)]
         if wrong.size:
             raise UnfitAnswerError(f"{answer.url} gave {wrong[0]:g} for a log-probability")
         return np.minimum(values, 0.0)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
