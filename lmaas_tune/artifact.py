@@ -78,7 +78,7 @@ class TunedPrompt:
     prompt: Prompt
     task: Task
     bias: FloatArray
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def scores(self, backend: Backend | Client, rows: Rows) -> FloatArray:
         """(rows, labels) calibrated log-probabilities; the columns are `task.verbalizer.labels`.
@@ -229,8 +229,8 @@ class TunedPrompt:
         made_for = self.provenance.get("backend", client.identity)
         if made_for != client.identity:
             warnings.warn(
-                f"the prompt was tuned for {made_for} and is used with {client.identity}: "
-                "expect other answers",
+                f"the prompt was tuned for {made_for} and is used with {client.identity}, "
+                "which may answer otherwise",
                 stacklevel=4,
             )
 

@@ -83,7 +83,10 @@ def read_examples(
 
 def _columns(example: Example, label_field: str) -> str:
     has = ", ".join(example.fields) or "nothing"
-    return f"it has {has}, and the label is read from {label_field!r}"
+    return (
+        f"it has {has}, and the label is read from {label_field!r}; name another column with "
+        "--label-field (read_examples(rows, label_field=...)), or give (text, label) pairs"
+    )
 
 
 def _example(row: object, label_field: str, where: str) -> Example:
@@ -150,7 +153,9 @@ def _read_file(path: Path) -> list[Any]:
         with path.open(encoding="utf-8-sig", newline="") as file:  # line ends inside cells are text
             text = file.read()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(
+            f"{path}: no such file (a string is read as a path: texts themselves go in a list)"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     kind = path.suffix.lower()

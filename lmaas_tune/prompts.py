@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -44,9 +44,9 @@ class SoftPrompt:
         InputError: The vectors are not a finite (L, H) array, or `anchor` does not fit.
     """
 
-    vectors: FloatArray
+    vectors: FloatArray = field(repr=False)
     insertion: Insertion = "concat"
-    anchor: tuple[int, ...] = ()
+    anchor: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         vectors = _kept(self.vectors)

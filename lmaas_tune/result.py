@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,14 +54,14 @@ class TuneResult:
     """
 
     prompt: TunedPrompt
-    start: TunedPrompt
+    start: TunedPrompt = field(repr=False)
     best: Candidate
-    steps: Sequence[Step]
+    steps: Sequence[Step] = field(repr=False)
     spent: Spent
     stop_reason: str
     finished: bool
     seed: int
-    client: Client
+    client: Client = field(repr=False)
     out: Path | None
 
     def predict(self, rows: Rows) -> list[str]:

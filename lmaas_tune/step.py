@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmaas_tune.evaluator import Evaluation
 from lmaas_tune.middleware.meter import Budget, Spent
@@ -49,9 +49,9 @@ class Step:
     """
 
     generation: int
-    points: FloatArray
-    evaluations: Sequence[Evaluation]
-    validated: Sequence[Evaluation]
+    points: FloatArray = field(repr=False)
+    evaluations: Sequence[Evaluation] = field(repr=False)
+    validated: Sequence[Evaluation] = field(repr=False)
     best: Candidate
     improved: bool
     spent: Spent

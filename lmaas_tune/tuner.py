@@ -152,7 +152,13 @@ class Tuner:
         search = self._search(scored, space)
         if isinstance(space, TextSpace):
             _inspect_longest(space, scored)
-        for note in [*self._notes, *_notes_of(train_rows, other_rows or ()), *search.check()]:
+        notes = _notes_of(train_rows, other_rows or ())
+        if self._template is None and len(task.template.fields) > 1:
+            notes.append(
+                f"no template is given, so the model reads {', '.join(task.template.fields)}: "
+                f"{task.template.text!r}"
+            )
+        for note in [*self._notes, *notes, *search.check()]:
             warnings.warn(note, stacklevel=2)
         provenance = self._provenance(space)
         with self._journal(provenance, task, scored, resume) as journal:
@@ -453,7 +459,7 @@ def _notes_of(train: Sequence[Example], validation: Sequence[Example]) -> list[s
         labels.setdefault(tuple(row.fields.values()), set()).add(row.label)
     if torn := [texts for texts, given in labels.items() if len(given) > 1]:
         notes.append(
-            f"train: {torn[0][0]!r:.60} has several labels, as have {len(torn) - 1} other texts"
+            f"train: {len(torn)} of the texts have several labels, the first is {torn[0][0]!r:.60}"
         )
     if seen := sum(tuple(row.fields.values()) in labels for row in validation):
         notes.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class Standings:
         InputError: Not one run succeeded.
     """
 
-    records: Sequence[Record]
+    records: Sequence[Record] = field(repr=False)
     target: float | None = None
 
     def __post_init__(self) -> None:
