@@ -2,7 +2,8 @@
 
     python results/ablations.py results/explore.jsonl results/ablations.svg
 
-A dot is a run, judged on rows that it neither trained nor selected on; a bar is the mean.
+A dot is a run, judged on rows that it neither trained nor selected on; a bar is the mean. Only the
+seeds that all variants have are shown.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def draw(axis: Any, found: Sequence[Sequence[float]], names: Sequence[str]) -> N
 
 def main(source: Path, target: Path) -> None:
     records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    runs = [record for record in records if record["task"] == "sst2"]
+    names = {name for variants in ABLATIONS.values() for name in variants.values()}
+    runs = [r for r in records if r["task"] == "sst2" and r["variant"] in names]
+    seeds = [{run["seed"] for run in runs if run["variant"] == name} for name in names]
+    runs = [run for run in runs if run["seed"] in set.intersection(*seeds)]
     figure, axes = plt.subplots(
         len(JUDGED),
         len(ABLATIONS),
