@@ -313,7 +313,7 @@ def _wilcoxon(a: FloatArray, b: FloatArray) -> float:
     differences = (a - b)[a != b]
     if not len(differences):
         return 1.0
-    method = stats.PermutationMethod(n_resamples=RESAMPLES, rng=np.random.default_rng(0))
+    method: Any = stats.PermutationMethod(n_resamples=RESAMPLES, rng=np.random.default_rng(0))
     test: Any = stats.wilcoxon(np.round(differences, DECIMALS), method=method)
     return float(test.pvalue)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from lmaas_tune_adapters.hf import loading
 from lmaas_tune_adapters.hf.loading import load
 from lmaas_tune_adapters.hf.packing import (
     GatedUnit,
@@ -103,6 +104,44 @@ def test_a_norm_that_does_more_is_left_as_it_is() -> None:
     pack(network)
     assert sum(isinstance(m, RootNorm) for m in network.modules()) == 4
     assert network.model.norm is first
+
+
+class Centred(torch.nn.Module):
+    """A norm like Cohere's, which has all that a root norm has and takes the mean off first."""
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = stock.weight, stock.variance_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def test_a_norm_that_takes_the_mean_off_is_left_as_it_is() -> None:
+    network = transformers.LlamaForCausalLM(small())
+    network.model.norm = Centred(network.model.norm)
+    plain, packed = logits_before_and_after(network)
+    assert type(network.model.norm) is Centred
+    torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_model_that_packing_would_change_is_loaded_as_it_is(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    def spoil(network: Any) -> None:
+        pack(network)
+        if failing:
+            raise ZeroDivisionError
+        network.model.norm.weight.mul_(1.01)
+
+    plain = load(folder("llama"), revision=None, device="cpu", dtype="float32", pack=False)
+    monkeypatch.setattr(loading, "pack_network", spoil)
+    loaded = load(folder("llama"), revision=None, device="cpu", dtype="float32")
+    assert not any(isinstance(m, PackedLinear) for m in loaded.model.modules())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(loaded.model(input_ids=ids).logits, plain.model(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("heads", [1, 2])

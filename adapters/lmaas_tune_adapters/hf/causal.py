@@ -111,7 +111,8 @@ class CausalScorer:
         for heads in self._slices(self._items(cohort)):
             states = self._states(heads, cohort)
             sums = partial(_sums, readings, heads, states, cohort)
-            lanes, chunks = self._chunks([item for head in heads for item in head])
+            behind = max(len(reading.fill) for reading in readings)
+            lanes, chunks = self._chunks([item for head in heads for item in head], behind)
             results = self._lanes.map(sums, chunks, most=lanes)
             for chunk, values in zip(chunks, results, strict=True):
                 out[[item.request for item in chunk], [item.number for item in chunk]] = values
@@ -124,17 +125,18 @@ class CausalScorer:
             for chunk in slices(group, self._max_tokens // group[0].tail):
                 self._passes.whole(chunk, cohort)
 
-    def _chunks(self, items: Sequence[Item]) -> tuple[int, list[list[Item]]]:
-        """How many lanes the items are worth, and what is read at once, the most work first."""
+    def _chunks(self, items: Sequence[Item], behind: int) -> tuple[int, list[list[Item]]]:
+        """How many lanes the items are worth, and what is read at once, the most work first;
+        behind each item stand so many tokens of label words."""
         lanes, most = self._lanes.count(sum(item.tail for item in items)), self._max_tokens
         if lanes > 1:  # so many that they end together, as far as rows can be dealt out
-            sizes = [len(item.row.ids) for item in items]
+            sizes = [len(item.row.ids) + behind for item in items]
             rounds = math.ceil(sum(sizes) / (lanes * most))
             most = min(most, sum(sizes) // (lanes * rounds) + max(sizes))
         chunks = [
             chunk
             for group in alike(items, key=lambda item: item.tail)
-            for chunk in fitting(group, lambda item: len(item.row.ids), most)
+            for chunk in fitting(group, lambda item: len(item.row.ids) + behind, most)
         ]
         return lanes, sorted(chunks, key=lambda chunk: -len(chunk) * chunk[0].tail)
 
