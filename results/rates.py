@@ -4,7 +4,7 @@
     python results/rates.py --model M --data DIR --methods prompt-tuning --task sst2-bare \
         --words "Overall, the movie is" --out results/rates
 
-Each run has the 16+16 rows a class of a split of SST-2, in a layout of `explore.py`, and chooses
+Each run has the 16+16 rows a class of a split, in a layout of `explore.py`, and chooses
 its epoch by the validation loss; it is judged on the other splits' training and validation rows.
 Every run is a line of OUT.jsonl, which is for one model, so that the command goes on where it was
 stopped; the table is printed at the end, and with ``--table`` alone.
@@ -37,7 +37,7 @@ def run(
     backend: Any, data: Path, task: str, words: str, method: str, rate: float, seed: int
 ) -> dict[str, Any]:
     layout = Task(Template(TASKS[task]["template"]), Verbalizer(TASKS[task]["labels"]))
-    train, validation = (rows(data, "sst2", seed, part) for part in ("train", "dev"))
+    train, validation = (rows(data, task, seed, part) for part in ("train", "dev"))
     fitted = fit_baseline(
         method,
         backend,
@@ -48,7 +48,7 @@ def run(
         words=words,
         settings=replace(BASELINES[method].settings(), learning_rate=rate),
     )
-    others = held_out(data, "sst2", seed)
+    others = held_out(data, task, seed)
     scores, targets = fitted.scores(others), layout.verbalizer.targets(others)
     return {
         "task": task,

@@ -24,8 +24,7 @@ ALPHA = 0.05
 """Level at which differences are told apart."""
 
 RESAMPLES = 9999
-"""Permutations drawn where there are too many to try them all: all signs of 13 differences are
-not."""
+"""Permutations drawn where there are too many to try them all: more than 13 differences."""
 
 DECIMALS = 6
 """Losses that agree in so many are equal: what is left is the rounding of the machine."""

@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 LINES = [
     "a gripping film that stays with you for days and it was great",
@@ -69,6 +77,17 @@ def word_piece() -> Any:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def old_sentence_piece() -> Any:
+    """Llama 2's and Phi-3's: the normalizer begins each stretch between added tokens anew."""
+    tokenizer = sentence_piece()
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    return tokenizer
 
 
 def sentence_piece() -> Any:
@@ -181,6 +200,23 @@ def _mistral() -> tuple[Any, Any]:
     return _spread(transformers.MistralForCausalLM(config)), tokenizer
 
 
+def _gpt_neo() -> tuple[Any, Any]:
+    """Every second layer sees a window of 8 tokens, counted in a memory like any other's."""
+    tokenizer = byte_level(start=None, end=None, mask=None)
+    config = transformers.GPTNeoConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    return _spread(transformers.GPTNeoForCausalLM(config)), tokenizer
+
+
 def _gpt2() -> tuple[Any, Any]:
     tokenizer = byte_level(start=None, end=None, mask=None)
     config = transformers.GPT2Config(
@@ -290,6 +326,7 @@ CAUSAL = {
     "qwen2": _qwen2,
     "qwen3": _qwen3,
     "mistral": _mistral,
+    "gpt-neo": _gpt_neo,
     "gpt2": _gpt2,
     "opt": _opt,
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from lmaas_tune_adapters.hf import HFBackend
 
 from lmaas_tune.backend import ScoreRequest
@@ -263,3 +264,36 @@ def test_a_label_before_the_end_is_refused_by_a_causal_model(
     batch = batch_of("{prompt} {label} News: {text}")
     with pytest.raises(InputError, match=r"label.* last in the template"):
         model.score([ScoreRequest(soft(model, 1)[0], batch, CANDIDATES)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "insertions"),
+    [
+        ("deberta-v2", {"concat", "add"}),  # its mask counts tokens before any is prepended
+        ("longformer", {"concat", "add"}),  # its embeddings see padding too
+        ("electra", {"concat", "add", "prepend"}),
+    ],
+)
+def test_what_a_masked_model_says_it_takes_it_takes(
+    kind: str, insertions: set[str], tmp_path: Path
+) -> None:
+    tokenizer = models.word_piece()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.CONFIG_MAPPING[kind](
+        vocab_size=len(tokenizer),
+        intermediate_size=48,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        **({"attention_window": 64} if kind == "longformer" else {}),
+        **sizes,
+    )
+    network = transformers.AutoModelForMaskedLM.from_config(config)
+    backend = HFBackend(models.save(tmp_path, network, tokenizer), device="cpu")
+    assert backend.capabilities.insertions == insertions
+    for insertion in insertions:
+        (prompt,) = soft(backend, 1, insertion=insertion)
+        slots = "{prompt} {text}" if insertion == "prepend" else "{text} {prompt}"
+        (reply,) = backend.score(
+            [ScoreRequest(prompt, batch_of(slots + " so {label}"), ("great", "bad"))]
+        )
+        assert np.isfinite(reply.logprobs).all()

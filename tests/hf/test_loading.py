@@ -15,6 +15,8 @@ import pytest
 import torch
 import transformers
 from lmaas_tune_adapters.hf import HFBackend, convert_gguf
+from lmaas_tune_adapters.hf.backend import _max_tokens
+from lmaas_tune_adapters.hf.loading import LoadedModel
 from tokenizers import normalizers
 
 from lmaas_tune.backend import Backend, Embeds, Inspects, ScoreRequest
@@ -97,6 +99,69 @@ def test_a_model_saved_without_its_head_is_refused(
     network.bert.save_pretrained(copy)
     with pytest.raises(InputError, match=r"lacks .* weights of a masked language model"):
         HFBackend(copy)
+
+
+def test_a_model_that_reads_embeddings_otherwise_than_their_tokens_is_refused(
+    tmp_path: Path,
+) -> None:
+    tokenizer = models.byte_level(start="<s>", end="</s>", mask="<mask>")
+    config = transformers.PegasusConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        scale_embedding=True,  # of ids alone
+    )
+    network = transformers.PegasusForConditionalGeneration(config)
+    with pytest.raises(InputError, match="does not say of embeddings what it says of the tokens"):
+        HFBackend(models.save(tmp_path, network, tokenizer), device="cpu")
+
+
+def test_a_model_without_its_tokenizer_is_refused(
+    folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder("bert"), tmp_path / "copy")
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match="comes without its tokenizer"):
+        HFBackend(copy)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (transformers.RobertaConfig(max_position_embeddings=66, pad_token_id=1), 64),
+        (transformers.RobertaConfig(max_position_embeddings=66, pad_token_id=0), 65),
+        (transformers.LEDConfig(max_encoder_position_embeddings=64), 64),
+        (transformers.MptConfig(max_seq_len=64), 64),
+        (transformers.T5Config(), None),
+        (
+            transformers.LlamaConfig(
+                max_position_embeddings=128,
+                head_dim=8,
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [2.0] * 4,
+                },
+            ),
+            64,
+        ),
+    ],
+    ids=["roberta", "roberta from 0", "led", "mpt", "t5", "longrope"],
+)
+def test_as_many_tokens_fit_as_the_model_has_places_for(config: Any, limit: int | None) -> None:
+    with torch.device("meta"):
+        network = transformers.AutoModel.from_config(config)
+    loaded = LoadedModel(model=network, tokenizer=None, family="causal", name="", fingerprint="")
+    assert _max_tokens(loaded) == limit
 
 
 def test_answers_that_a_model_has_no_token_for_are_refused(folder: Callable[[str], Path]) -> None:

@@ -191,6 +191,20 @@ def test_attention_that_does_more_is_left_as_it_is() -> None:
     assert turned == [False, True]
 
 
+def test_attention_that_clips_large_numbers_is_left_as_it_is() -> None:
+    config = transformers.OlmoConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=64,
+        clip_qkv=8.0,
+    )
+    network = transformers.OlmoForCausalLM(config)
+    pack(network.eval().requires_grad_(False))
+    assert not any(isinstance(m, RotaryAttention) for m in network.modules())
+
+
 def test_other_attention_is_left_as_it_is() -> None:
     network = transformers.AutoModelForCausalLM.from_config(small(), attn_implementation="eager")
     logits_before_and_after(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tokenizers import models as tokenizer_models
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import TextPrompt
+from lmaas_tune.prompts import SoftPrompt, TextPrompt
 
 from . import models
 from .test_exact import batch_of
@@ -127,6 +128,50 @@ def test_rows_with_and_without_a_space_before_the_label_share_a_batch(
     together = model.score([_bare(texts)])[0].logprobs
     alone = np.concatenate([model.score([_bare((text,))])[0].logprobs for text in texts])
     np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{prompt} {text} so {label}",
+        "{text} {prompt} so {label}",
+        "{text}\n{prompt}\nso\n{label}",
+        "{text} so{prompt} {label}",
+    ],
+)
+def test_a_tokenizer_that_begins_each_stretch_anew_reads_the_text_as_it_stands(
+    template: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder("llama"), tmp_path / "old")
+    models.old_sentence_piece().save_pretrained(copy)
+    model = HFBackend(copy, device="cpu")
+    batch, words = batch_of(template, ("a gripping film",)), ("great", "bad")
+    text, soft = (
+        ScoreRequest(prompt, batch, words)
+        for prompt in (TextPrompt("overall"), SoftPrompt(model.embed((7, 8))))
+    )
+    (row,), (around,) = model._reader.rows(text), model._reader.rows(soft)
+    (great, _) = model._reader.words(text, row)
+    whole = template.format(text="a gripping film", prompt="overall", label="great")
+    assert row.ids + great == tuple(model._tokenizer(whole)["input_ids"][:-1])  # less the end
+    before, behind = around.ids[: around.prompt], around.ids[around.prompt + 2 :]
+    assert row.ids[: len(before)] == before
+    assert row.ids[len(row.ids) - len(behind) :] == behind
+
+
+def test_a_token_that_only_the_tokenizer_has_is_named(
+    folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder("llama"), tmp_path / "longer")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(copy)
+    model = HFBackend(copy, device="cpu")
+    for text, word in (("a <new> film", "great"), ("a film", "<new>")):
+        batch = batch_of("{text} {prompt} so {label}", ("fine", text))
+        request = ScoreRequest(TextPrompt("so"), batch, ("bad", word))
+        with pytest.raises(InputError, match=r"row [12] holds '<new>', a token that the tokenizer"):
+            model.score([request])
 
 
 def _bare(texts: tuple[str, ...]) -> ScoreRequest:

@@ -268,14 +268,25 @@ def _scorer(
     return Seq2SeqScorer(loaded, max_tokens_per_pass=max_tokens_per_pass, answer=answer)
 
 
+_LIMITS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
+"""What models call the places that they have; the second is LED's, the third MPT's."""
+
+
 def _max_tokens(loaded: LoadedModel) -> int | None:
     """Places that the model has embeddings for, or was trained on."""
-    limit = getattr(loaded.model.config, "max_position_embeddings", None)
+    config = loaded.model.config
+    limit = next(filter(None, (getattr(config, name, None) for name in _LIMITS)), None)
+    if limit is None:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # a pass with one longer row turns all rows otherwise
+        limit = rope.get("original_max_position_embeddings", limit)
     for name, module in loaded.model.named_modules():
         # RoBERTa counts places from behind its padding token's
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None):
-            return int(limit) - module.padding_idx - 1 if limit else None
-    return int(limit) if limit else None
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(limit - padding - 1)
+    return int(limit)
 
 
 def _kind(request: ScoreRequest) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
@@ -17,6 +17,9 @@ from lmaas_tune.task import Batch, Part, Slot
 PROMPT_MARK, LABEL_MARK = "\ufdd0", "\ufdd1"
 """Stand for the slots while a whole row is tokenized at once, as cutting it first would change
 its tokens. Unicode keeps these two for such private use."""
+
+_GLUE = "\ufdd2"
+"""Stands behind a mark where the tokenizer would put a space before whatever follows one."""
 
 _BATCHES_KEPT = 8
 
@@ -69,6 +72,7 @@ class Encoder:
             ],
             special_tokens=True,
         )
+        self._glue = _GLUE if _joins(self._marking) else ""
         self._prompt_id, self._label_id = self._marking.convert_tokens_to_ids(
             [PROMPT_MARK, LABEL_MARK]
         )
@@ -88,7 +92,8 @@ class Encoder:
     def _word(self, word: str, spaced: bool) -> tuple[int, ...]:
         if (word, spaced) not in self._words:
             _check_unicode(word, "a label word")
-            text = LABEL_MARK + (" " if spaced else "") + word
+            _check_marks(word, "a label word")
+            text = LABEL_MARK + self._glue + (" " if spaced else "") + word
             marked = self._marking(text, add_special_tokens=False, verbose=False)["input_ids"]
             self._words[word, spaced] = tuple(marked[marked.index(self._label_id) + 1 :])
         return self._words[word, spaced]
@@ -104,6 +109,7 @@ class Encoder:
                 raise InputError(f"row {number} has no {{prompt}} slot for the prompt to stand in")
         if isinstance(prompt, TextPrompt):
             _check_unicode(prompt.text, "the prompt")
+            _check_marks(prompt.text, "the prompt")
             rows = self._with_text(batch, prompt.text)
         elif prompt.insertion == "prepend":
             rows = self._open_rows(Batch(tuple(map(_without_prompt, batch.rows))))
@@ -160,10 +166,7 @@ class Encoder:
         for part in row:
             if isinstance(part, str):
                 _check_unicode(part, f"row {number}")
-                if PROMPT_MARK in part or LABEL_MARK in part:
-                    raise InputError(
-                        f"row {number} holds U+FDD0 or U+FDD1, which are no characters: remove them"
-                    )
+                _check_marks(part, f"row {number}")
                 text += part
                 continue
             fill = LABEL_MARK if part is Slot.LABEL else filling
@@ -172,6 +175,7 @@ class Encoder:
             # the space before a slot belongs to what fills it: only a text prompt spells it out
             keeps_space = part is Slot.PROMPT and fill not in ("", PROMPT_MARK)
             text = (text if keeps_space else text.removesuffix(" ")) + fill
+            text += self._glue if fill in (PROMPT_MARK, LABEL_MARK) else ""
         return text, spaced
 
     def _row(self, marked: tuple[int, ...], spaced: bool) -> EncodedRow:
@@ -190,6 +194,24 @@ class Encoder:
             label_first=label_first,
             spaced=spaced,
         )
+
+
+def _joins(tokenizer: Any) -> bool:
+    """Let `_GLUE` undo the space that a tokenizer begins every stretch of a text with.
+
+    Tokenizers made of SentencePiece's old files (Llama 2, Phi-3, GGUF) take each stretch between
+    added tokens for a text of its own, and so what stands behind a mark. False for all others.
+    """
+    normalizer: Any = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+    steps = list(normalizer) if hasattr(normalizer, "__getitem__") else [normalizer]
+    for place, step in enumerate(steps, start=1):
+        if isinstance(step, normalizers.Prepend):
+            steps.insert(place, normalizers.Replace(step.prepend + _GLUE, ""))
+            break
+    else:
+        return False
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    return True
 
 
 def _with_soft(row: EncodedRow, prompt: SoftPrompt) -> EncodedRow:
@@ -228,6 +250,11 @@ def _check_unicode(text: str, what: str) -> None:
             f"{what} holds {text[error.start]!r}, half of a surrogate pair, which no tokenizer "
             "reads: remove it or decode the text again"
         ) from error
+
+
+def _check_marks(text: str, what: str) -> None:
+    if any(mark in text for mark in (PROMPT_MARK, LABEL_MARK, _GLUE)):
+        raise InputError(f"{what} holds U+FDD0 to U+FDD2, which are no characters: remove them")
 
 
 def word_notes(

@@ -62,8 +62,8 @@ def load(
     """Load a model and its tokenizer; with `pack`, its linear layers are made faster to use.
 
     Raises:
-        InputError: The model cannot be had, has no trained language-model head, or the device
-            or dtype is unknown.
+        InputError: The model cannot be had, has no trained language-model head or no tokenizer,
+            reads no vectors in place of tokens, or the device or dtype is unknown.
     """
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, DTYPES)}")
@@ -82,8 +82,13 @@ def load(
             f"the model {str(model)!r} lacks {len(missing)} weights of a {family} language model "
             f"(the first is {missing[0]!r}): choose one that was trained with its head"
         )
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up of no files at all
+        raise InputError(
+            f"the model {str(model)!r} comes without its tokenizer: save that beside its weights"
+        )
     network.eval().requires_grad_(False).to(place)
     fingerprint = _fingerprint(network, tokenizer)
+    _check_vectors(network, model)
     if pack and not _packs(network):
         with quiet(), one_sentence(model):
             network = AUTO_CLASSES[family].from_pretrained(source, dtype=DTYPES[dtype], **options)
@@ -95,6 +100,19 @@ def load(
         name=name_of(model, config, revision),
         fingerprint=fingerprint,
     )
+
+
+def _check_vectors(network: Any, model: str | Path) -> None:
+    """Refuse a model that does not say of embeddings what it says of their tokens."""
+    by_tokens = _said(network)
+    if by_tokens is None:
+        return
+    by_vectors = _said(network, vectors=True)
+    if by_vectors is None or not _same(by_vectors, by_tokens):
+        raise InputError(
+            f"the model {str(model)!r} does not say of embeddings what it says of the tokens that "
+            "they stand for, so a prompt in their place would be misread: choose another model"
+        )
 
 
 def _packs(network: Any) -> bool:
@@ -110,19 +128,29 @@ def _packs(network: Any) -> bool:
     except Exception:  # whatever a layer raises that is made otherwise
         return False
     after = _said(network)
-    rough = 1e-4 if before.dtype == torch.float32 else 0.1
-    return after is not None and bool((after - before).abs().max() <= rough * before.abs().max())
+    return after is not None and _same(after, before)
 
 
-def _said(network: Any) -> torch.Tensor | None:
-    """Logits of some tokens; None where the model is asked in another way."""
-    most = network.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(most, (2, 24), generator=torch.Generator().manual_seed(0))
+def _same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    rough = 1e-4 if theirs.dtype == torch.float32 else 0.1
+    return bool((ours - theirs).abs().max() <= rough * theirs.abs().max())
+
+
+def _said(network: Any, *, vectors: bool = False) -> torch.Tensor | None:
+    """Logits of some tokens, or of their embeddings; None where the model is asked otherwise."""
+    table = network.get_input_embeddings()
+    most, padding = len(table.weight), getattr(network.config, "pad_token_id", None)
+    ids = torch.randint(most - 1, (2, 24), generator=torch.Generator().manual_seed(0))
+    if padding is not None:
+        ids += ids >= padding  # some models give padding no place
     ids = ids.to(network.device)
-    inputs = {"decoder_input_ids": ids} if network.config.is_encoder_decoder else {}
     try:
         with quiet(), torch.inference_mode():
-            logits: torch.Tensor = network(input_ids=ids, **inputs).logits
+            given, name = (table(ids), "inputs_embeds") if vectors else (ids, "input_ids")
+            inputs = {name: given}
+            if network.config.is_encoder_decoder:
+                inputs[f"decoder_{name}"] = given
+            logits: torch.Tensor = network(**inputs).logits
     except Exception:
         return None
     return logits

@@ -57,14 +57,17 @@ class MaskedScorer:
         # BERT and its kin normalise what a token's word, place and type add up to
         embeddings = getattr(self._model.base_model, "embeddings", None)
         self._normalised: Any = embeddings if hasattr(embeddings, "LayerNorm") else None
+        if not self._changes(lambda output: placed(output, [4], output[:, :1], "add")):
+            self._normalised = None
         self._body = self._model.base_model
         if self._model.config.model_type in _FEED_FORWARD_LAST:
             self._body = self._body.encoder.layer[-1].attention
         with torch.inference_mode():
             self.layers = plain_stack(self._model.base_model, trial(self._model))
         self._lanes = Lanes(self, self._twin, device=self._model.device)
+        prepends = self._changes(lambda output: torch.cat([output[:, :1], output], dim=1))
         self.insertions: frozenset[Insertion] = frozenset(
-            {"concat", "add", "prepend"} if self._normalised else {"concat", "add"}
+            {"concat", "add", "prepend"} if prepends else {"concat", "add"}
         )
 
     def tokens(self, row: EncodedRow) -> int:
@@ -91,6 +94,25 @@ class MaskedScorer:
         """See `lmaas_tune_adapters.hf.cohort.Scorer.read`; with one mask for the label."""
         for requests, _, rows in self._passes(cohort, self.hole):
             self._logits(rows, requests, cohort, 1)
+
+    def _changes(self, change: Any) -> bool:
+        """Whether the model goes on from changed embeddings behind their LayerNorm: tried out."""
+        if self._normalised is None:
+            return False
+        changed = []
+
+        def listen(output: torch.Tensor) -> torch.Tensor:
+            changed.append(output.shape)
+            image: torch.Tensor = change(output)
+            return image
+
+        try:
+            with torch.inference_mode(), embeddings_changed(self._normalised, listen):
+                whole = trial(self._model)
+                self._model(inputs_embeds=whole)
+        except Exception:  # whatever it raises where it counts its tokens before
+            return False
+        return changed == [whole.shape]  # and not of padding too
 
     def _twin(self) -> MaskedScorer:
         """Another for the same model, to be used beside this one in a thread of its own."""

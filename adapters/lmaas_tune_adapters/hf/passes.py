@@ -211,6 +211,8 @@ class CausalPasses:
 def try_out(network: Any) -> Abilities:
     """What a model allows: tried out, not assumed."""
     nothing = Abilities(shares=False, steers=False, last=None)
+    if "local" in getattr(network.config, "attention_layers", ()):
+        return nothing  # GPT-Neo's windows count places in memory, and are too long to try out
     whole = trial(network)
     try:
         kept = network(inputs_embeds=whole[:, :2], use_cache=True).past_key_values

@@ -65,6 +65,8 @@ class Reader:
             if not all(words):
                 empty = request.candidates[words.index(())]
                 raise InputError(f"the label word {empty!r} has no tokens: choose another")
+            for ids in (row.ids, *words):
+                self._check_known(ids, number)
             places = self._places(row, words)
             if limit is not None and places > limit:
                 raise InputError(
@@ -100,6 +102,15 @@ class Reader:
             raise InputError(
                 f"{what} {wrong} is none of this model's, which go from 0 to "
                 f"{self._vocabulary_size - 1}"
+            )
+
+    def _check_known(self, ids: Sequence[int], number: int) -> None:
+        """Refuse what only the tokenizer knows: some are saved with tokens added later."""
+        if max(ids, default=0) >= self._vocabulary_size:
+            token = self._tokenizer.convert_ids_to_tokens(max(ids))
+            raise InputError(
+                f"row {number} holds {token!r}, a token that the tokenizer has and the model has "
+                "no embedding for: remove it from the text, or resize the model's embeddings"
             )
 
     def _checked(self, prompt: Prompt) -> SoftPrompt | TextPrompt:
