@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+from packaging.requirements import Requirement
 
 from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.client import Client
@@ -18,13 +19,12 @@ from lmaas_tune.prompts import Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.registry import OURS
 from lmaas_tune.task import Batch, Slot
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One package that the project uses.
+    """One package that the project uses, for one extra.
 
     Attributes:
         name: As pip knows it.
@@ -65,15 +65,14 @@ def system() -> dict[str, Any]:
 
 def packages() -> list[Package]:
     """What this project asks for, as its own metadata has it, and what of it is there."""
-    found: dict[str, str | None] = {}
-    for requirement in metadata.requires(OURS) or ():
-        name, marker = _NAME.match(requirement), _EXTRA.search(requirement)
-        extra = None if marker is None else marker.group(1)
-        if name is not None and extra != "dev":  # that one is for work on the project itself
-            found.setdefault(name.group(), extra)
-    return [
-        Package(name=name, extra=extra, version=_version(name)) for name, extra in found.items()
-    ]
+    found: dict[tuple[str, str | None], None] = {}
+    for requirement in map(Requirement, metadata.requires(OURS) or ()):
+        extra = _extra(requirement)
+        here = requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""})
+        # `dev` is for work on the project itself, and some extras name others of ours
+        if here and extra != "dev" and requirement.name != OURS:
+            found[requirement.name, extra] = None
+    return [Package(name=name, extra=extra, version=_version(name)) for name, extra in found]
 
 
 def probe(backend: Backend) -> Probe:
@@ -104,6 +103,11 @@ def _prompt(backend: Backend) -> Prompt:
     if width is None or "concat" not in backend.capabilities.insertions:
         return TextPrompt(" very")
     return SoftPrompt(np.zeros((1, width)))
+
+
+def _extra(requirement: Requirement) -> str | None:
+    named = _EXTRA.search(str(requirement.marker))
+    return None if named is None else named.group(1)
 
 
 def _version(name: str) -> str | None:

@@ -370,11 +370,7 @@ def overwrite(path: Path) -> None:
     path.write_bytes(os.urandom(5000))
 
 
-def replace_by_text(path: Path) -> None:
-    path.write_text("sentence,label\nnot a database,0\n" * 50)
-
-
-@pytest.mark.parametrize("damage", [truncate, scribble, garble, overwrite, replace_by_text])
+@pytest.mark.parametrize("damage", [truncate, scribble, garble, overwrite])
 def test_a_corrupt_file_is_set_aside_and_a_new_one_begun(
     path: Path, caplog: pytest.LogCaptureFixture, damage: Any
 ) -> None:
@@ -392,9 +388,18 @@ def test_a_corrupt_file_is_set_aside_and_a_new_one_begun(
     assert f"set aside as {path.name}.corrupt-1" in warning
 
 
+@pytest.mark.parametrize("text", ["sentence,label\nnot a database,0\n", "été " * 2000])
+def test_somebodys_text_is_refused_and_stays_where_it_is(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="holds text: name another path for the cache"):
+        ScoreCache(path)
+    assert names(path.parent) == [path.name]
+    assert path.read_text(encoding="utf-8") == text
+
+
 def test_a_second_corrupt_file_does_not_replace_the_first(path: Path) -> None:
     for _ in range(2):
-        path.write_text("not a database, " * 100)
+        path.write_bytes(b"\xff not a database" * 100)
         ScoreCache(path).close()
     assert names(path.parent) == [path.name, f"{path.name}.corrupt-1", f"{path.name}.corrupt-2"]
 

@@ -343,7 +343,10 @@ def test_doctor_shows_versions_and_asks_a_backend(run: Run) -> None:
     content = run("doctor", "--backend", "toy", "--json").content
     assert content["python"] == sys.version.split()[0]
     assert {"numpy", "cma", "nevergrad"} <= {package["name"] for package in content["packages"]}
-    assert set(content["extras"]) >= {"hf", "plot", "tensorboard"}
+    assert set(content["extras"]) >= {"hf", "vllm", "compare", "plot", "tensorboard"}
+    compare = {p["name"] for p in content["packages"] if p["extra"] == "compare"}
+    assert {"jinja2", "joblib", "scipy"} <= compare
+    assert ("tomli" in compare) is (sys.version_info < (3, 11))  # only where it is of use
     assert content["probe"]["capabilities"]["soft_prompt_width"] == 16
     assert content["probe"]["identity"].startswith("toy")
     text = run("doctor", "--backend", "toy", "--backend-options", "width=8,seed=3").out

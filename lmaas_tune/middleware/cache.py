@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import itertools
@@ -75,7 +76,7 @@ class ScoreCache:
         lock_timeout: Seconds to wait for another process.
 
     Raises:
-        InputError: `max_bytes` is too small, or the file is a database of something else.
+        InputError: `max_bytes` is too small, or the file is text or a database of something else.
         StorageError: The file cannot be made or written.
     """
 
@@ -222,6 +223,8 @@ def _refuse_foreign(path: Path) -> None:
         kind = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
     except _TROUBLE:
+        if _is_text(path):
+            raise InputError(f"{path} holds text: name another path for the cache") from None
         return  # corrupt or locked: the first transaction deals with that
     finally:
         db.close()
@@ -232,6 +235,19 @@ def _refuse_foreign(path: Path) -> None:
             f"the cache {path} has format {version}, and this version reads {_FORMAT}: "
             "name another path"
         )
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file that SQLite cannot read is somebody's text, and no cache that went bad."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if b"\0" in head:  # as the header of every database has
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _open(path: Path, lock_timeout: float) -> sqlite3.Connection:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.middleware.retry import DEFAULT_RETRY, Retry
+from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.http import Endpoint, Key, RefusedError
 from lmaas_tune_adapters.openai.channels import Chat, Completions, Manner, Server
@@ -40,6 +40,10 @@ _OURS = frozenset(
     | {"seed", "stream", "echo", "logprobs", "top_logprobs"}
 )
 """Fields of a request that are not the user's."""
+
+
+_AT_START = Retry(attempts=4)
+"""Nothing is lost yet, and who mistyped a port should hear of it within seconds."""
 
 
 class OpenAIBackend:
@@ -85,7 +89,7 @@ class OpenAIBackend:
         seed: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float = 120.0,
-        retry: Retry = DEFAULT_RETRY,
+        retry: Retry = _AT_START,
     ) -> None:
         if not model:
             raise InputError("the model has no name: give it as the server calls it")
