@@ -93,7 +93,9 @@ def parser() -> Parser:
 def _run(argv: list[str], out: TextIO) -> Outcome:
     for argument in argv:
         check_text(argument, f"the argument {argument!r}")
-    arguments = parser().parse_args(argv)
+    arguments, unknown = parser().parse_known_args(argv)
+    if unknown:
+        arguments.command.refuse(unknown)
     arguments.argv, arguments.stdout = argv, sys.stdout
     with contextlib.redirect_stdout(out):
         outcome: Outcome = arguments.run(arguments)

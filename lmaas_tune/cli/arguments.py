@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
@@ -55,6 +55,15 @@ class Parser(argparse.ArgumentParser):
         """Raise, where argparse would exit."""
         raise InputError(f"{message} ({self.prog} --help shows what it takes)")
 
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Raise for arguments that this command does not take."""
+        message = f"unrecognized arguments: {' '.join(unknown)}"
+        flag = next((one.partition("=")[0] for one in unknown if one.startswith("--")), None)
+        if flag is not None:
+            known = [one for one in self._option_string_actions if one.startswith("--")]
+            message += f"; for {flag}, {did_you_mean(flag, known)}"
+        self.error(message)
+
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 """Where a command adds itself."""
@@ -67,6 +76,7 @@ def add_command(commands: Commands, name: str, summary: str) -> Parser:
     command.add_argument(
         "--traceback", action="store_true", help="show where in the program an error arose"
     )
+    command.set_defaults(command=command)
     return command
 
 
