@@ -161,6 +161,13 @@ def test_a_finished_run_is_tested_anew_on_rows_with_other_labels(folder: Path, r
     assert run(*command, "--resume").content["tuned"]["accuracy"] == pytest.approx(1 - first)
 
 
+def test_test_rows_that_the_run_has_seen_are_told(folder: Path, run: Run) -> None:
+    rows = Path("train.jsonl").read_text().splitlines(keepends=True)
+    Path("test.jsonl").write_text('{"text": "unseen", "label": "good"}\n' * 3 + rows[0])
+    printed = run(*tune("--test", "test.jsonl", *SMALL))
+    assert "note: test: 1 of 4 rows are training or validation rows too" in printed.err
+
+
 def test_an_argument_that_is_no_text_is_refused_before_anything_is_paid(
     folder: Path, run: Run
 ) -> None:

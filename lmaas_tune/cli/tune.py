@@ -71,6 +71,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     task = _task(arguments, train, prompt_first=settings.text.demonstrations > 0)
     if test is not None:
         check_test_rows(task, test)
+        _note_known(test, [*train, *(validation or ())])
     tuner = Tuner(
         open_client(arguments),
         settings=settings,
@@ -92,6 +93,15 @@ def run(arguments: argparse.Namespace) -> Outcome:
         return interrupted(result, resume)
     content = report(result, test)
     return Outcome(content, _text(content, arguments))
+
+
+def _note_known(test: Sequence[Example], known: Sequence[Example]) -> None:
+    texts = {tuple(row.fields.values()) for row in known}
+    if again := sum(tuple(row.fields.values()) in texts for row in test):
+        note(
+            f"test: {again} of {len(test)} rows are training or validation rows too, so the test "
+            "speaks too well of the prompt"
+        )
 
 
 def _rows(arguments: argparse.Namespace, name: str) -> list[Example]:
