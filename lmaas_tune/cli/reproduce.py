@@ -33,8 +33,8 @@ from lmaas_tune.reproduction import (
     reproduce,
     table_text,
 )
-from lmaas_tune.reproduction.methods import family_of
-from lmaas_tune.reproduction.tasks import LAYOUTS
+from lmaas_tune.reproduction.methods import family_of, method
+from lmaas_tune.reproduction.tasks import LAYOUTS, paper_task
 
 _ROWS = tuple(name for name in METHODS if not METHODS[name].pretrained)
 
@@ -156,13 +156,19 @@ def run(arguments: argparse.Namespace) -> Outcome:
         return _outcome(read_table(arguments.out), arguments.out)
     source = _read_source(arguments)
     budget = None if arguments.budget is None else Budget.parse(arguments.budget)
+    tasks, methods = _names(arguments.tasks), _names(arguments.methods)
+    seeds = parse_seeds(arguments.seeds)
+    for task in tasks:  # a model takes long to load: what is mistyped is told before
+        paper_task(task)
+    for name in methods:
+        method(name)
     client = open_model(arguments)
     try:
         table = reproduce(
             client,
-            tasks=_names(arguments.tasks),
-            methods=_names(arguments.methods),
-            seeds=parse_seeds(arguments.seeds),
+            tasks=tasks,
+            methods=methods,
+            seeds=seeds,
             source=source,
             out=arguments.out,
             plan=replace(read_plan(arguments, client), budget=budget),

@@ -213,3 +213,12 @@ def test_a_model_behind_an_api_is_refused(
     flags = ["--backend", "toy", "--data", str(data), "--out", str(tmp_path / "out"), "--json"]
     assert main(["reproduce", *flags]) == 2
     assert "need the model itself" in json.loads(capsys.readouterr().out)["error"]
+
+
+@pytest.mark.parametrize("flags", [["--tasks", "sst3"], ["--methods", "magic"]])
+def test_a_mistyped_name_is_told_before_the_model_is_loaded(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "--model", "no/such-model", "--data", "rows", "--out", str(tmp_path)]
+    assert main([*command, *flags, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"].startswith("unknown ")
