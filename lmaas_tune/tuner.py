@@ -501,6 +501,15 @@ def default_verbalizer(examples: Sequence[Example]) -> Verbalizer:
             'give it words, as in labels={"0": "terrible", "1": "great"}',
             stacklevel=4,
         )
+    cased: dict[str, str] = {}
+    for word in words:
+        other = cased.setdefault(word.casefold(), word)
+        if other != word:
+            warnings.warn(
+                f"the labels {other!r} and {word!r} differ in case only and are two classes: write "
+                "them alike if they are one",
+                stacklevel=4,
+            )
     return Verbalizer(words)
 
 

@@ -220,6 +220,8 @@ def test_labels_are_their_own_words_and_numbers_are_warned_of() -> None:
         assert verbalizer("good", "bad", "good").words == {"bad": "bad", "good": "good"}
     with pytest.warns(UserWarning, match=r"the labels 0, 1 are numbers, .* labels=\{"):
         assert verbalizer("1", "0").labels == ("0", "1")
+    with pytest.warns(UserWarning, match="'Good' and 'good' differ in case only"):
+        assert verbalizer("good", "bad", "Good").labels == ("Good", "bad", "good")
 
 
 def test_notes_of_the_backend_are_warnings_before_anything_is_paid() -> None:
