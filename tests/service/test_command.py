@@ -217,6 +217,7 @@ def test_stopping_waits_for_what_runs(tmp_path: Path, keys: str) -> None:
 def test_a_signal_does_not_make_it_forget_that_it_runs(tmp_path: Path) -> None:
     main_thread = threading.main_thread().ident
     assert main_thread is not None
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever ran before in this process
     with running(folder=tmp_path) as site:
         signal_comes = threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT))
         signal_comes.start()
