@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -38,40 +40,66 @@ class Callback:
 class ProgressBar(Callback):
     """A bar: how much of the budget is spent, time left, loss and best.
 
+    Where no terminal is drawn on (a log, a notebook), a line every half minute says the same.
+
     Args:
         file: Where to draw; standard error if None.
-        disable: Whether to draw nothing; None draws on a terminal only.
+        clock: Seconds, for the lines.
     """
 
-    def __init__(self, file: IO[str] | None = None, *, disable: bool | None = None) -> None:
+    def __init__(
+        self, file: IO[str] | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._file = file
-        self._disable = disable
+        self._clock = clock
         self._bar: Any = None
+        self._began = self._said = 0.0
 
     def on_start(self, budget: Budget) -> None:
         """Draw the empty bar."""
+        file = self._file or sys.stderr
+        self._began = self._said = self._clock()
         self._bar = tqdm(
             total=100.0,
-            file=self._file,
-            bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
+            file=file,
+            bar_format=_FORMAT.format(bar="|{bar:20}|"),
             dynamic_ncols=True,
-            disable=self._disable,
+            disable=not file.isatty(),
         )
 
     def on_step(self, step: Step) -> None:
         """Move the bar to the share of the tightest limit."""
-        self._bar.n = 100 * share_spent(step.budget, step.spent)
+        share = 100 * share_spent(step.budget, step.spent)
         best = step.best.judged
         kind = "val" if step.best.validation else "train"
-        self._bar.set_postfix_str(
+        words = (
             f"loss {step.loss:.3f}, best {'-' if best is None else f'{best.loss:.3f}'} ({kind}), "
             + describe_spent(step.budget, step.spent)
         )
+        if self._bar.disable:
+            self._say(share, words)
+        else:
+            self._bar.n = share
+            self._bar.set_postfix_str(words)
 
     def on_end(self, result: TuneResult) -> None:
         """Leave the bar where it stands."""
         if self._bar is not None:  # another callback may have ended the run before it was drawn
             self._bar.close()
+
+    def _say(self, share: float, words: str) -> None:
+        now = self._clock()
+        if now - self._said < _PAUSE:
+            return
+        self._said = now
+        line = tqdm.format_meter(
+            share, 100.0, now - self._began, bar_format=_FORMAT.format(bar=""), postfix=words
+        )
+        print(line, file=self._file or sys.stderr, flush=True)
+
+
+_FORMAT = "{{percentage:3.0f}}%{bar} {{elapsed}}<{{remaining}}{{postfix}}"
+_PAUSE = 30.0  # seconds between two lines of a log
 
 
 def share_spent(budget: Budget, spent: Spent) -> float:

@@ -67,7 +67,8 @@ class Tuner:
             the settings' own.
         seed: The same seed, data, settings and answers give the same run.
         out: Folder that keeps the run, so that it can be resumed, and its prompt.
-        callbacks: Watch the run; by default a progress bar, where there is a terminal.
+        callbacks: Watch the run; by default a progress bar; away from a terminal, a line now
+            and then.
 
     Raises:
         InputError: Something given cannot work; it says what and what would.

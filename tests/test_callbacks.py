@@ -55,10 +55,21 @@ def test_the_bar_names_the_training_loss_where_that_selects_and_every_limit() ->
     assert "260/1000 sequences" in screen.getvalue()
 
 
-def test_the_bar_draws_nothing_where_there_is_no_terminal() -> None:
-    plain, quiet = io.StringIO(), Terminal()
-    fit(ProgressBar(plain), ProgressBar(quiet, disable=True))
-    assert plain.getvalue() == quiet.getvalue() == ""
+def test_a_log_gets_a_line_every_half_minute_in_place_of_the_bar() -> None:
+    log, ticks = io.StringIO(), iter(range(0, 10_000, 20))  # 20 seconds a generation
+    result = fit(ProgressBar(log, clock=lambda: float(next(ticks))))
+    lines = log.getvalue().splitlines()
+    assert len(lines) == len(result.steps) // 2 > 1
+    assert "\r" not in log.getvalue()
+    assert f"loss {result.steps[1].loss:.3f}" in lines[0]
+    assert "00:40<" in lines[0]
+    assert "6/26 calls" in lines[0]
+
+
+def test_a_short_run_writes_nothing_to_a_log() -> None:
+    log = io.StringIO()
+    fit(ProgressBar(log))
+    assert log.getvalue() == ""
 
 
 def test_a_bar_serves_a_second_run() -> None:

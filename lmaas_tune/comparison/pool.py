@@ -113,8 +113,11 @@ class _Watched(joblib.Parallel):  # type: ignore[misc]
         self._bar, self._before = bar, bar.n
 
     def print_progress(self) -> None:
-        """Move the bar."""
-        self._bar.n = self._before + self.n_completed_tasks
+        """Move the bar; away from a terminal, a line for each run."""
+        done = self._before + self.n_completed_tasks
+        if self._bar.disable and done > self._bar.n:
+            print(f"{done} of {self._bar.total} runs", file=sys.stderr, flush=True)
+        self._bar.n = done
         self._bar.refresh()
 
 

@@ -66,6 +66,15 @@ def test_people_get_the_ranking_in_words_and_what_to_do_next(
     assert capsys.readouterr().out.endswith("Written: report.html\n")
 
 
+def test_a_log_gets_a_line_for_each_run_in_place_of_the_bar(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--optimizers", "random", *TASK, *RUNS]) == 0
+    assert capsys.readouterr().err.startswith("1 of 2 runs\n2 of 2 runs\n")
+    assert main(["compare", "--optimizers", "random,cma", *TASK, *RUNS]) == 0
+    assert capsys.readouterr().err.startswith("3 of 4 runs\n4 of 4 runs\n")
+
+
 def test_a_failed_run_is_told_and_seen_in_the_exit_status(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
