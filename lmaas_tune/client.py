@@ -206,6 +206,12 @@ class Client:
                 spread = self._answered(lambda: backend.measure(request))
                 spread = replace(spread, usage=self.priced(spread.usage))
                 bill.spent = Spent.of(spread.usage)
+            if not all(0 < std < float("inf") for std in spread.stds):
+                raise PermanentError(
+                    f"backend {self.identity!r} measured {spread.stds} as the spread of what "
+                    "enters its layers, which must be positive and finite: the model overflows "
+                    "on these rows (try dtype float32)"
+                )
             return spread
 
         wait = self._sleep or time.sleep

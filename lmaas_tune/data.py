@@ -49,7 +49,7 @@ def read_examples(
     Args:
         rows: Any of the above.
         label_field: Which column is the label.
-        labelled: Whether each row must have a label.
+        labelled: Whether each row must have a label. Where not, what is no label is none.
         what: What to call the rows in an error ("train", "validation").
 
     Raises:
@@ -72,7 +72,7 @@ def read_examples(
         )
     examples = []
     for number, row in enumerate(raw, start=1):
-        example = _example(row, label_field, f"{what}, row {number}")
+        example = _example(row, label_field, f"{what}, row {number}", labelled)
         if labelled and example.label is None:
             raise InputError(f"{what}, row {number}: no label; {_columns(example, label_field)}")
         examples.append(example)
@@ -89,9 +89,15 @@ def _columns(example: Example, label_field: str) -> str:
     )
 
 
-def _example(row: object, label_field: str, where: str) -> Example:
+def _example(row: object, label_field: str, where: str, labelled: bool) -> Example:
+    def label(value: object) -> str | None:
+        return _label(value, where) if labelled or _is_text(value) else None
+
     if isinstance(row, Example):
-        return row
+        if not isinstance(row.fields, Mapping):
+            raise InputError(f"{where}: the fields {row.fields!r:.60} are no mapping")
+        texts = {n: _text(value, f"{where}, field {n!r}") for n, value in row.fields.items()}
+        return Example(texts, label(row.label))
     if isinstance(row, str):
         return Example({TEXT_FIELD: check_text(row, where)})
     if isinstance(row, Mapping):
@@ -104,9 +110,9 @@ def _example(row: object, label_field: str, where: str) -> Example:
         if columns and not fields:
             name, value = next(iter(columns.items()))
             raise InputError(f"{where}, field {name!r}: {value!r:.60} is not text")
-        return Example(fields, _label(row.get(label_field), where))
+        return Example(fields, label(row.get(label_field)))
     if isinstance(row, Sequence) and len(row) == 2:
-        return Example({TEXT_FIELD: _text(row[0], where)}, _label(row[1], where))
+        return Example({TEXT_FIELD: _text(row[0], where)}, label(row[1]))
     raise InputError(f"{where}: {row!r:.60} is neither a mapping nor a (text, label) pair")
 
 

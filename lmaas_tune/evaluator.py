@@ -207,7 +207,8 @@ class Evaluator:
 
     def _loss(self, scores: FloatArray) -> float:
         try:
-            return float(self._objective(scores, self._targets))
+            # copies: a function of one's own may work in place
+            return float(self._objective(scores.copy(), self._targets.copy()))
         except Exception as error:  # whatever a user's own function raises
             raise InputError(
                 f"{self._what}: the objective gives no number for {scores.shape} (rows, labels) "

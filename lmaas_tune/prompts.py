@@ -133,7 +133,7 @@ def _kept(vectors: FloatArray) -> FloatArray:
     """
     try:
         kept = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last from torch's parameters
         raise InputError(f"the vectors of a soft prompt are no (L, H) array: {error}") from error
     if kept.ndim != 2 or 0 in kept.shape:
         raise InputError(f"a soft prompt has the shape (L, H), not {kept.shape}")

@@ -72,6 +72,7 @@ class Search:
         self.start = self.best = Candidate(0, space.starts[0], None)
         self.steps: list[Step] = []
         self._lowest = math.inf  # training loss
+        self._idle = 0  # generations that were looked at since the last that improved
 
     def check(self) -> list[str]:
         """What can be told before the first paid call.
@@ -86,7 +87,7 @@ class Search:
         evaluators = [self._train] + ([] if self._validation is None else [self._validation])
         starts = self._space.starts
         notes = [note for e in evaluators for start in starts for note in e.inspect(start)]
-        notes += self._selection.notes(self._budget.calls)
+        notes += self._selection.notes(self._candidates)
         usage = self._train.usage
         if self._budget.money is not None and usage.tokens and not usage.money:
             raise InputError(f"nothing was paid: {_unpriced(self._budget)}")
@@ -128,8 +129,8 @@ class Search:
         starts = self._space.starts
         origin = np.zeros((len(starts), self._space.dim))
         evaluations, spent = self._trained(0, origin, starts)
-        losses = penalised(np.array([evaluation.loss for evaluation in evaluations]), 0)
-        first = int(losses.argmin())
+        losses = np.array([evaluation.loss for evaluation in evaluations])
+        first = int(penalised(losses, 0).argmin())
         self._space = self._space.begin_at(first)
         start = Candidate(0, starts[first], evaluations[first])
         validated, spent = self._validated(0, [start], spent)
@@ -140,7 +141,7 @@ class Search:
                 "training rows: the model overflows on one of them (try dtype float32), or the "
                 "objective is at fault"
             )
-        self._step(0, origin, evaluations, validated, spent)
+        self._step(0, origin, evaluations, validated, spent, looked=True)
 
     @property
     def _unmeasured(self) -> NeedsStds | None:
@@ -168,11 +169,15 @@ class Search:
         prompts = self._space.prompts(points)
         evaluations, spent = self._trained(number, points, prompts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
-        self._optimizer.tell(points, penalised(losses, number))
+        told = losses
+        if not np.isfinite(losses).all():
+            before = [e.loss for step in self.steps for e in step.evaluations]
+            told = penalised(losses, number, np.array(before))
+        self._optimizer.tell(points, told)
         chosen = self._selection.nominate(list(losses), self._calls_before(number), self._lowest)
-        nominated = [Candidate(number, prompts[i], evaluations[i]) for i in chosen]
+        nominated = [Candidate(number, prompts[i], evaluations[i]) for i in chosen or ()]
         validated, spent = self._validated(number, nominated, spent)
-        self._step(number, points, evaluations, validated, spent)
+        self._step(number, points, evaluations, validated, spent, looked=chosen is not None)
 
     def _step(
         self,
@@ -181,13 +186,19 @@ class Search:
         evaluations: Sequence[Evaluation],
         candidates: Sequence[Candidate],
         spent: Spent,
+        *,
+        looked: bool,
     ) -> None:
         before = self.best
         for candidate in candidates:
             judged = candidate.judged
-            if judged is not None and self._selection.better(judged, self.best.judged):
+            # what was started from is kept until something is better, be it worth nothing
+            if number == 0 or (
+                judged is not None and self._selection.better(judged, self.best.judged)
+            ):
                 self.best = candidate
         improved = self.best is not before
+        self._idle = 0 if improved else self._idle + looked
         looks = [c.validation for c in candidates if c.validation is not None]
         step = Step(number, points, evaluations, looks, self.best, improved, spent, self._budget)
         self.steps.append(step)
@@ -253,7 +264,7 @@ class Search:
         best, budget = self.best.judged, self._budget
         if budget.target is not None and best is not None and best.loss <= budget.target:
             return f"target: the loss {best.loss:.4g} reached {budget.target:g}"
-        if budget.patience is not None and self._without_gain() >= budget.patience:
+        if budget.patience is not None and self._idle >= budget.patience:
             return f"patience: {budget.patience} generations without a better prompt"
         if f"train/{self._next}" in self._journal:  # it was affordable when it was paid
             return None
@@ -274,14 +285,14 @@ class Search:
         if spent.requests and self._budget.money is not None and not spent.money:
             raise InputError(_unpriced(self._budget))
 
-    def _without_gain(self) -> int:
-        """Generations since the last that improved."""
-        count = 0
-        for step in reversed(self.steps):
-            if step.improved or step.generation == 0:
-                break
-            count += 1
-        return count
+    @property
+    def _candidates(self) -> int | None:
+        """How many the budget's calls let the search score; None: no limit on calls."""
+        if (calls := self._budget.calls) is None:
+            return None
+        calls -= len(self._space.starts) if self._score_start else 0
+        calls -= 1 if self._unmeasured is not None else 0
+        return calls - calls % self._optimizer.population
 
     @property
     def _next(self) -> int:
@@ -303,7 +314,7 @@ class Search:
             return planned
         first = self._calls_before(self._next)
         nominated = self._selection.nominate([0.0] * population, first, math.inf)
-        return planned + _cost(self._validation, len(nominated))
+        return planned + _cost(self._validation, len(nominated or ()))
 
 
 def _unpriced(budget: Budget) -> str:
@@ -323,19 +334,30 @@ def _cost(evaluator: Evaluator, prompts: int) -> Spent:
     )
 
 
-def penalised(losses: FloatArray, number: int) -> FloatArray:
-    """(population,) losses with what is not finite set well above the worst that is.
+_HOPELESS = 10
+"""So many prompts in a row without a finite loss, and the search has left what the model reads."""
+
+
+def penalised(losses: FloatArray, number: int, before: FloatArray | None = None) -> FloatArray:
+    """(population,) losses with what is not finite set well above the worst of the run.
+
+    Args:
+        losses: Of one generation.
+        number: The generation's.
+        before: (n,) losses of the run before it, in order.
 
     Raises:
-        PermanentError: None is finite.
+        PermanentError: None of the run is finite, or none of the last many.
     """
-    finite = losses[np.isfinite(losses)]
-    if not len(finite):
+    run = losses if before is None else np.concatenate([before, losses])
+    if not np.isfinite(run[-max(len(losses), _HOPELESS) :]).any():
         raise PermanentError(
-            f"generation {number}: not one of {len(losses)} prompts has a finite loss; the model "
-            "overflows on them (try dtype float32, or a smaller alpha) or the objective is at fault"
+            f"generation {number}: not one of {min(len(run), max(len(losses), _HOPELESS))} prompts "
+            "has a finite loss; the model overflows on them (try dtype float32, or a smaller "
+            "alpha) or the objective is at fault"
         )
-    if len(finite) < len(losses):
+    finite = run[np.isfinite(run)]
+    if not np.isfinite(losses).all():
         bad = ", ".join(str(i + 1) for i in np.flatnonzero(~np.isfinite(losses)))
         warnings.warn(
             f"generation {number}: no finite loss for prompt {bad} of {len(losses)}, which counts "

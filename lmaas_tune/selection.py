@@ -15,13 +15,17 @@ from lmaas_tune.evaluator import Evaluation
 class Selection(Protocol):
     """Nominates candidates for the validation rows, and judges what comes back."""
 
-    def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int]:
+    def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int] | None:
         """Indices into one generation that are to be scored on the validation rows.
 
         Args:
             losses: Of the generation, on the training rows; NaN where one failed.
             first_call: How many candidates the search had scored before this generation.
             lowest: Training loss so far, that of the start included; infinite where there is none.
+
+        Returns:
+            None where the rule looks at nothing of this generation, whatever its losses: then it
+            does not count as one without a better prompt (`Budget.patience`).
         """
         ...
 
@@ -29,8 +33,8 @@ class Selection(Protocol):
         """Whether `new` replaces `best` (None: nothing is kept yet)."""
         ...
 
-    def notes(self, calls: int | None) -> list[str]:
-        """What the user should know before a run of so many calls (None: nobody knows)."""
+    def notes(self, candidates: int | None) -> list[str]:
+        """What the user should know before a search of so many (None: nobody knows)."""
         ...
 
 
@@ -51,7 +55,7 @@ class LowestLoss:
         """A lower loss; NaN never is."""
         return new.loss == new.loss and (best is None or new.loss < best.loss)
 
-    def notes(self, calls: int | None) -> list[str]:
+    def notes(self, candidates: int | None) -> list[str]:
         """None."""
         return []
 
@@ -66,21 +70,21 @@ class EveryNth:
     def __init__(self, n: int) -> None:
         self._n = n
 
-    def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int]:
+    def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int] | None:
         """Those whose number in the run, counted from 1, is a multiple of n."""
-        return [i for i in range(len(losses)) if (first_call + i + 1) % self._n == 0]
+        return [i for i in range(len(losses)) if (first_call + i + 1) % self._n == 0] or None
 
     def better(self, new: Evaluation, best: Evaluation | None) -> bool:
         """Strictly higher accuracy; from nothing, more than 0."""
         return new.accuracy > (0.0 if best is None else best.accuracy)
 
-    def notes(self, calls: int | None) -> list[str]:
+    def notes(self, candidates: int | None) -> list[str]:
         """That it will look at nothing."""
-        if calls is None or calls >= self._n:
+        if candidates is None or candidates >= self._n:
             return []
         return [
             f"selection candidate@{self._n} looks at every {self._n}th candidate, and the budget "
-            f"allows {calls} calls: the run will end with what it starts from"
+            f"pays {candidates}: the run will end with what it starts from"
         ]
 
 

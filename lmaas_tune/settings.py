@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -24,11 +26,26 @@ PROMPT_KINDS = ("auto", "soft", "text")
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's options with numpy's numbers as Python's own, which a file can hold."""
-    return {
-        name: value.item() if isinstance(value, np.generic) else value
+    """An optimizer's options with numpy's numbers as Python's own, which a file can hold.
+
+    Raises:
+        InputError: A value that no file can hold, or they are no mapping.
+    """
+    if not isinstance(options, Mapping):
+        raise InputError(f"optimizer_options={options!r:.60}: give a mapping, as {{'sigma0': 0.5}}")
+    plain = {
+        name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
         for name, value in options.items()
     }
+    for name, value in plain.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the option {name}={value!r:.60} of the optimizer cannot be written down with the "
+                f"run ({error}): give finite numbers, texts or lists of them"
+            ) from None
+    return plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +110,9 @@ class Settings:
             raise InputError(f"budget={self.budget!r}: give a Budget, as Budget.parse('calls=300')")
         for name in ("prompt_length", "intrinsic_dim"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise InputError(f"{name}={value!r}: it takes a whole number")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
-            raise InputError(f"alpha={self.alpha!r}: it takes a number")
+            if value is not None or name == "intrinsic_dim":
+                object.__setattr__(self, name, _number(name, value, Integral, int))
+        object.__setattr__(self, "alpha", _number("alpha", self.alpha, Real, float))
         if self.prompt not in PROMPT_KINDS:
             raise InputError(
                 f"unknown prompt {self.prompt!r}; {did_you_mean(str(self.prompt), PROMPT_KINDS)}"
@@ -112,6 +128,11 @@ class Settings:
             )
         if self.start not in ("words", "vocabulary", "zero"):
             raise InputError(f"unknown start {self.start!r}; known: words, vocabulary, zero")
+        words = self.prompt_init
+        if not isinstance(words, Sequence) or not all(isinstance(text, str) for text in words):
+            raise InputError(
+                f"prompt_init={words!r:.60}: give words to start from, or several such"
+            )
         if not self.starting_words or not all(words.strip() for words in self.starting_words):
             raise InputError("prompt_init is empty: give words to start from, or start='zero'")
         if len(self.starting_words) > 1 and self.start == "words" and not self.score_start:
@@ -167,6 +188,18 @@ class Settings:
             content["deep"] = list(self.deep)
         content["optimizer_options"] = dict(self.optimizer_options)
         return content
+
+
+def _number(name: str, value: object, kind: type[Any], to: Callable[[Any], Any]) -> Any:
+    """A number of a kind as Python's own.
+
+    Raises:
+        InputError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, kind):
+        what = "a whole number" if kind is Integral else "a number"
+        raise InputError(f"{name}={value!r}: it takes {what}")
+    return to(value)
 
 
 def _layers(deep: Any) -> Literal["all"] | tuple[int, ...]:

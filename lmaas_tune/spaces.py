@@ -223,7 +223,13 @@ class RandomEmbedding:
         """The prompts of the (n, dim) points."""
         start = self.starts[0]
         moved = start.vectors + self._project(points).reshape(-1, *start.vectors.shape)
-        return [replace(start, vectors=vectors) for vectors in moved]
+        try:
+            return [replace(start, vectors=vectors) for vectors in moved]
+        except InputError as error:
+            raise InputError(
+                f"{error}: the search has gone {np.abs(points).max():.3g} far from its start; take "
+                "smaller steps (the optimizer's option sigma0) or a smaller alpha"
+            ) from error
 
     @cached_property
     def _project(self) -> Projection:

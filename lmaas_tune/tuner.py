@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
@@ -29,7 +29,7 @@ from lmaas_tune.objectives import Objective, objective_named
 from lmaas_tune.optimizers import make_blockwise, make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
 from lmaas_tune.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS
-from lmaas_tune.prompts import DeepPrompt, SoftPrompt, Subspace, TextPrompt
+from lmaas_tune.prompts import DeepPrompt, PointPrompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.registry import name_of
 from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
@@ -93,7 +93,7 @@ class Tuner:
             settings = preset(settings)
         if isinstance(budget, str):
             budget = Budget.parse(budget)
-        _check_kinds(backend, settings, template, labels)
+        _check_kinds(backend, settings, template, labels, objective, callbacks)
         self._client = backend if isinstance(backend, Client) else Client(backend)
         self._settings = settings if budget is None else replace(settings, budget=budget)
         self._optimizer = settings.optimizer if optimizer is None else optimizer
@@ -288,6 +288,12 @@ class Tuner:
             given = given.first
         if isinstance(given, TextPrompt):
             raise InputError(_not_soft(self._client))
+        longest = self._client.capabilities.max_tokens
+        if longest is not None and (settings.prompt_length or 0) > longest:
+            raise InputError(
+                f"prompt_length={settings.prompt_length}: {self._client.identity} reads {longest} "
+                "tokens at most, the row's included"
+            )
         of_words = given is None and settings.start == "words"
         return [
             Subspace(
@@ -421,7 +427,14 @@ class Tuner:
         return result
 
 
-def _check_kinds(backend: object, settings: object, template: object, labels: object) -> None:
+def _check_kinds(
+    backend: object,
+    settings: object,
+    template: object,
+    labels: object,
+    objective: object,
+    callbacks: object,
+) -> None:
     """See that each thing given is of the kind that it must be.
 
     Raises:
@@ -440,6 +453,12 @@ def _check_kinds(backend: object, settings: object, template: object, labels: ob
         raise InputError(
             f"labels={labels!r:.60}: give the word for each label, as {{'0': 'bad', '1': 'good'}}"
         )
+    if objective is not None and not callable(objective):
+        raise InputError(
+            f"objective={objective!r:.60} is no function: a name goes into Settings(objective=...)"
+        )
+    if not isinstance(callbacks, Iterable | None):
+        raise InputError(f"callbacks={callbacks!r:.60}: give a list of them")
 
 
 def _whole(seed: object) -> int:
@@ -533,6 +552,11 @@ def _given(
     prompt = drawn(start.prompt, client.backend) if isinstance(start, TunedPrompt) else start
     if prompt is None or isinstance(prompt, SoftPrompt | DeepPrompt | TextPrompt):
         return prompt
+    if not isinstance(prompt, PointPrompt):
+        raise InputError(
+            f"start={prompt!r:.60} is no prompt: give a SoftPrompt, a TextPrompt or a saved one; "
+            "words to start from go into Settings(prompt_init=...)"
+        )
     raise InputError(
         f"the prompt to start from is {prompt}, which has vectors only for who has the model's "
         f"word embeddings, and {client.identity} does not give them: start from words, or use the "

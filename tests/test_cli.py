@@ -324,6 +324,24 @@ def test_predict_labels_texts_and_files_alike(folder: Path, run: Run) -> None:
     assert [line.split("\t")[0] for line in lines] == [p["label"] for p in from_file]
 
 
+def test_a_terminal_without_the_character_gets_its_code(folder: Path, run: Run) -> None:
+    run(*tune("--template", "{text} {prompt} {label}", "--out", "run", *SMALL))
+    command = process("predict", "--prompt", "run", "--backend", "toy", "--text", "gut \u2764 gut")
+    shown = []
+    for encoding, more in (("cp1252", []), ("cp1252", ["--json"]), ("utf-8", ["--json"])):
+        done = subprocess.run(
+            command + more,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+        shown.append(done.stdout.decode(encoding))
+    assert "gut \\u2764 gut" in shown[0]
+    labelled = [json.loads(text)["predictions"] for text in shown[1:]]
+    assert labelled[0] == labelled[1]
+
+
 def test_a_text_stands_for_the_only_field_whatever_its_name(folder: Path, run: Run) -> None:
     lines = Path("train.jsonl").read_text().replace('"text"', '"sentence"')
     Path("train.jsonl").write_text(lines)

@@ -157,6 +157,17 @@ def test_bare_texts_serve_where_no_label_is_needed() -> None:
         read_examples(["a", "b"], what="train")
 
 
+def test_numbers_in_an_example_are_read_as_in_any_row() -> None:
+    (row,) = read_examples([Example({"text": 3}, 1)])  # type: ignore[dict-item, arg-type]
+    assert row == Example({"text": "3"}, "1")
+
+
+def test_a_label_that_nobody_needs_may_be_anything() -> None:
+    odd: Any = [{"text": "a", "label": [1]}, ("a", {"x": 1}), Example({"text": "a"}, {})]  # type: ignore[arg-type]
+    assert read_examples(odd, labelled=False) == [Example({"text": "a"})] * 3
+    assert read_examples([("a", 1)], labelled=False) == [Example({"text": "a"}, "1")]
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
@@ -172,6 +183,9 @@ def test_bare_texts_serve_where_no_label_is_needed() -> None:
         ([{"text": "a", "label": np.zeros(2)}], "row 1: the label .* is neither text nor"),
         ([{"text": "a", "lable": "x"}], "row 1: no label; it has text, lable, and the label is"),
         ([("caf\udce9", "x")], "row 1: .* is half a character"),
+        ([Example({"text": None}, "x")], "row 1, field 'text': None is not text"),  # type: ignore[dict-item]
+        ([Example("a", "x")], "row 1: the fields 'a' are no mapping"),  # type: ignore[arg-type]
+        ([Example({"text": "a"}, [1])], r"row 1: the label \[1\] is"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_no_set_of_rows_gets_one_sentence(rows: Any, sentence: str) -> None:

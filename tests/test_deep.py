@@ -562,6 +562,21 @@ def test_what_fails_in_measuring_is_an_error_of_ours() -> None:
         Client(Bowl()).measure(REQUEST)
 
 
+@pytest.mark.parametrize("std", [np.nan, np.inf, 0.0])
+def test_a_spread_that_is_none_ends_the_run_and_is_paid(std: float, tmp_path: Path) -> None:
+    class Overflowing(Deep):
+        def measure(self, request: ScoreRequest, /) -> Spread:
+            spread = super().measure(request)
+            return replace(spread, stds=spread.stds * std)
+
+    client = Client(Overflowing())
+    with pytest.raises(PermanentError, match=r"measured .* must be positive and finite.*float32"):
+        client.measure(REQUEST)
+    assert client.spent.requests == 1
+    with pytest.raises(PermanentError, match="must be positive and finite"):
+        fit(Overflowing(), out=tmp_path)
+
+
 # --- the saved prompt
 
 

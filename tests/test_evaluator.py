@@ -49,6 +49,22 @@ def test_calibration_is_each_prompts_own_and_kept_with_its_worth() -> None:
     assert (plain[0].bias == 0).all()
 
 
+def test_an_objective_that_works_in_place_changes_nothing_else() -> None:
+    def in_place(scores: Any, targets: Any) -> float:
+        loss = cross_entropy(scores, targets)
+        scores *= -1
+        targets[:] = 0
+        return loss
+
+    plain, crooked = (
+        Evaluator(Client(Bowl()), TASK, read_examples(TRAIN), objective, what="train").calibrate(
+            PROMPTS, no_calibration, Meter()
+        )
+        for objective in (cross_entropy, in_place)
+    )
+    assert [e.to_json() for e in crooked] == [e.to_json() for e in plain]
+
+
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_scores_that_are_not_finite_are_a_failure_and_never_an_answer(value: float) -> None:
     def spoil(scores: Any, before: int) -> Any:

@@ -228,6 +228,14 @@ def test_patience_ends_a_run_that_gains_nothing() -> None:
     assert len(unscored.steps) == 1 + 3  # the first generation is a gain over nothing
 
 
+def test_patience_waits_for_the_next_look() -> None:
+    flat = Spoilt(lambda scores, before: scores * 0 - 1)
+    result = fit(flat, selection="candidate@20", budget="calls=1000,patience=2")
+    assert result.stop_reason == "patience: 2 generations without a better prompt"
+    assert len(result.steps) == 1 + 2 * 4  # of 5 prompts each, a look at every fourth
+    assert result.spent.validation_calls == 1 + 2
+
+
 def test_a_flat_loss_without_patience_spends_its_budget() -> None:
     result = fit(Spoilt(lambda scores, before: scores * 0 - 1), budget="calls=501")
     assert result.spent.calls == 501
@@ -335,9 +343,9 @@ def test_one_prompt_without_a_finite_loss_is_penalised_and_the_run_goes_on(value
 def test_a_generation_without_one_finite_loss_ends_the_run_and_keeps_what_was_paid(
     tmp_path: Any,
 ) -> None:
-    backend = broken_at(range(11, 16), np.nan)
+    backend = broken_at(range(6, 16), np.nan)
     with pytest.raises(
-        PermanentError, match="generation 3: not one of 5 prompts has a finite loss; the model"
+        PermanentError, match="generation 3: not one of 10 prompts has a finite loss; the model"
     ):
         small_tuner(backend, out=tmp_path).fit(TRAIN)
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1 + 4
@@ -345,6 +353,16 @@ def test_a_generation_without_one_finite_loss_ends_the_run_and_keeps_what_was_pa
     with pytest.raises(PermanentError, match="generation 3"):
         small_tuner(again, out=tmp_path).fit(TRAIN, resume=True)
     assert again.asked == []
+
+
+def test_one_point_at_a_time_survives_a_prompt_without_a_finite_loss_but_not_ten() -> None:
+    one = {"optimizer": "one-plus-one", "optimizer_options": {}}
+    with pytest.warns(UserWarning, match="no finite loss for prompt 1 of 1"):
+        result = fit(broken_at([5, *range(7, 16)], np.nan), **one)
+    assert result.spent.calls == 26
+    assert sum(math.isnan(step.evaluations[0].loss) for step in result.steps) == 10
+    with pytest.raises(PermanentError, match="generation 16: not one of 10 prompts has a finite"):
+        fit(broken_at(range(7, 17), np.nan), **one)
 
 
 def test_a_log_probability_above_zero_ends_the_run() -> None:
@@ -379,6 +397,13 @@ def test_a_penalty_is_finite_and_worse_than_the_worst(losses: FloatArray) -> Non
     assert np.isfinite(told).all()
     np.testing.assert_array_equal(told[np.isfinite(losses)], finite)
     assert (told[np.isnan(losses)] >= finite.max() + 1).all()
+    later = penalised(np.array([0.0, math.nan]), 2, losses)
+    assert later[1] >= max(finite.max(), 0.0) + 1
+
+
+def test_steps_too_large_for_a_number_are_told_by_their_cause() -> None:
+    with pytest.raises(InputError, match=r"gone \d.*e\+39 far .* smaller steps .*sigma0"):
+        fit(Bowl(), optimizer_options={"population": 5, "sigma0": 1e39})
 
 
 # The same run again
@@ -507,3 +532,25 @@ def test_the_best_of_several_starts_is_gone_on_from() -> None:
     moved = result.steps[1].best.prompt
     assert isinstance(moved, SoftPrompt)
     np.testing.assert_allclose(moved.vectors, 0.7, atol=0.1)
+
+
+def test_the_start_that_was_chosen_is_kept_until_something_is_better() -> None:
+    class Wrong(WordBowl):
+        """Right on the training rows alone."""
+
+        def logprobs(self, request: ScoreRequest) -> FloatArray:
+            scores = super().logprobs(request)
+            return scores[:, ::-1] if len(scores) == len(VALIDATION) else scores
+
+    result = small_tuner(
+        Wrong(),
+        settings=replace(SMALL, start="words", prompt_length=None, calibration="none"),
+        prompt_init=("aaaa bbbb", "aaaaaaa bbbbbbb", "cc cc"),
+        selection="candidate@100",
+        budget="calls=28",
+    ).fit(TRAIN, VALIDATION)
+    assert result.best.prompt is result.start.prompt
+    assert result.best.judged is not None
+    assert result.best.judged.accuracy == 0.0
+    assert isinstance(result.prompt.prompt, SoftPrompt)
+    np.testing.assert_allclose(result.prompt.prompt.vectors, 0.7)

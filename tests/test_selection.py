@@ -28,7 +28,7 @@ def test_every_nth_candidate_is_nominated_and_no_other(n: int, populations: list
     nominated, first = [], 0
     for population in populations:
         chosen = EveryNth(n).nominate([0.0] * population, first, math.inf)
-        nominated += [first + i + 1 for i in chosen]
+        nominated += [first + i + 1 for i in chosen or ()]
         first += population
     assert nominated == list(range(n, first + 1, n))
 
@@ -124,11 +124,18 @@ def test_a_search_of_one_point_at_a_time_pays_validation_for_gains_only() -> Non
 
 def test_a_run_too_short_for_the_papers_first_look_keeps_its_start() -> None:
     tuner = small_tuner(Bowl(), selection="candidate@100", **{**SCRIPT, "budget": "calls=80"})
-    result = tuner.fit(TRAIN, VALIDATION)
+    with pytest.warns(UserWarning, match="every 100th candidate, and the budget pays 80: the run"):
+        result = tuner.fit(TRAIN, VALIDATION)
     assert result.best.generation == 0
     assert result.spent.validation_calls == 0
     assert result.prompt.prompt.digest == result.start.prompt.digest
     assert result.score(VALIDATION).rows == len(VALIDATION)
+
+
+def test_candidates_are_whole_generations_after_the_starts() -> None:
+    own = {**SCRIPT, "score_start": True, "budget": "calls=119"}
+    with pytest.warns(UserWarning, match="and the budget pays 100: the run will end with what it"):
+        small_tuner(Bowl(), selection="candidate@101", **own).fit(TRAIN, VALIDATION)
 
 
 def test_a_run_keeps_nothing_that_failed_on_the_validation_rows() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lmaas_tune.errors import InputError
@@ -78,6 +79,13 @@ def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) ->
             {"start": "words", "prompt_init": ("a", "b"), "score_start": False},
             "2 prompt_inits and score_start=False.* give one prompt_init",
         ),
+        ({"prompt_init": None}, "prompt_init=None: give words to start from, or several such"),
+        ({"prompt_init": ("a", 5)}, r"prompt_init=\('a', 5\): give words"),
+        ({"intrinsic_dim": None}, "intrinsic_dim=None: it takes a whole number"),
+        ({"alpha": "1"}, "alpha='1': it takes a number"),
+        ({"optimizer_options": {"x": object()}}, "option x=<object.* cannot be written down"),
+        ({"optimizer_options": {"sigma0": float("inf")}}, "option sigma0=inf .* finite numbers"),
+        ({"optimizer_options": [("sigma0", 1)]}, "give a mapping, as {'sigma0': 0.5}"),
         ({"prompt": "txt"}, "unknown prompt 'txt'; did you mean 'text'"),
         ({"text": {"slots": 2}}, r"text=\{'slots': 2\}: give TextSettings"),
         (
@@ -110,6 +118,22 @@ def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) ->
 def test_a_setting_that_cannot_be_gets_one_sentence(wish: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         Settings(**wish)
+
+
+def test_numpys_numbers_are_settings_that_a_file_can_hold() -> None:
+    settings = Settings(
+        intrinsic_dim=np.int64(5),  # type: ignore[arg-type]
+        prompt_length=np.int32(2),  # type: ignore[arg-type]
+        alpha=np.float32(0.5),  # type: ignore[arg-type]
+        optimizer_options={"sigma0": np.float64(2), "bounds": np.array([-1.0, 1.0])},
+    )
+    plain = Settings(
+        intrinsic_dim=5,
+        prompt_length=2,
+        alpha=0.5,
+        optimizer_options={"sigma0": 2.0, "bounds": [-1.0, 1.0]},
+    )
+    assert json.dumps(settings.to_json()) == json.dumps(plain.to_json())
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -24,7 +24,7 @@ from lmaas_tune import (
     Tuner,
     TuneResult,
 )
-from lmaas_tune.callbacks import step_row
+from lmaas_tune.callbacks import ProgressBar, step_row
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
@@ -271,6 +271,13 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
         ({"labels": ["good", "bad"]}, TRAIN, r"labels=\['good', 'bad'\]: give the word for each"),
         ({"backend": "hf"}, TRAIN, r"backend='hf' is no backend: give load_backend"),
         ({"objective": lambda scores, targets: None}, TRAIN, "the objective gives no number for"),
+        (
+            {"settings": SMALL, "objective": "hinge"},
+            TRAIN,
+            "objective='hinge' is no function: a name goes into",
+        ),
+        ({"callbacks": ProgressBar()}, TRAIN, "callbacks=<.*ProgressBar.*: give a list of them"),
+        ({"start": "It was"}, TRAIN, "start='It was' is no prompt: .* into Settings.prompt_init"),
         ({"start": SoftPrompt(np.zeros((2, 4)))}, TRAIN, "must be a soft one of width 3 for bowl"),
         (
             {"start": TunedPrompt(TextPrompt("a"), None, np.zeros(2))},  # type: ignore[arg-type]
@@ -283,6 +290,11 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
             "bowl does not take a prompt by insertion 'prepend'; it takes concat",
         ),
         (
+            {"settings": replace(SMALL, prompt_length=10**8)},
+            TRAIN,
+            "prompt_length=100000000: bowl reads 512 tokens at most, the row's included",
+        ),
+        (
             {"settings": Settings(start="words", prompt_init="a")},
             TRAIN,
             r"bowl does not give word embeddings.* Settings\(start='zero'",
@@ -292,7 +304,7 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
 def test_what_cannot_work_gets_one_sentence_and_costs_nothing(
     wish: Any, rows: Any, sentence: str, tmp_path: Path
 ) -> None:
-    backend = Bowl()
+    backend = Bowl(max_tokens=512)
     own = {k: v for k, v in wish.items() if k in ("optimizer_options", "budget", "optimizer")}
     rest = {k: v for k, v in wish.items() if k not in own and k != "backend"}
     asked = wish.get("backend", backend)

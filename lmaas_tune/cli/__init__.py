@@ -7,6 +7,7 @@ object and nothing else; progress, notes and errors are on standard error.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -49,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     # looked up by hand, since they hold for errors of the parser too
     as_json, with_traceback = "--json" in argv, "--traceback" in argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # what it has no character for is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _notes(), _sigterm_like_ctrl_c():
             try:
@@ -124,7 +130,8 @@ def _print(outcome: Outcome, as_json: bool) -> None:
     if outcome.error:
         print(outcome.error, file=sys.stderr)
     if as_json and outcome.content is not None:
-        print(json.dumps(outcome.content, indent=1, ensure_ascii=False, allow_nan=False))
+        plain = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+        print(json.dumps(outcome.content, indent=1, ensure_ascii=plain, allow_nan=False))
     elif not as_json and outcome.text:
         print(outcome.text)
     sys.stdout.flush()

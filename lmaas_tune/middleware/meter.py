@@ -33,7 +33,8 @@ class Budget:
         seconds: Wall time of the run; a generation that takes longer than those before can go
             past it.
         money: In the currency of the price.
-        patience: Generations without a better prompt; the tuner watches it.
+        patience: Generations without a better prompt, of those that the selection looks at; the
+            tuner watches it.
         target: Loss at which the search is content; the tuner watches it.
 
     Raises:

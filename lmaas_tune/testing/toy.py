@@ -53,6 +53,8 @@ class ToyBackend:
         max_tokens: int = 512,
         layers: int | None = None,
     ) -> None:
+        if rank < 1 or width < rank:
+            raise InputError(f"width={width}, rank={rank}: width must be at least rank, rank 1")
         rng = np.random.default_rng(seed)
         self._width, self._max_tokens = width, max_tokens
         self._basis = np.linalg.qr(rng.standard_normal((width, rank)))[0]  # (H, rank)
