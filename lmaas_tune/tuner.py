@@ -427,6 +427,33 @@ class Tuner:
         return result
 
 
+def fit_whole(tuner: Tuner, train: Rows, validation: Rows | None, *, folder: Path) -> TuneResult:
+    """One run among many: gone on with where it was cut short, and never counted before its end.
+
+    Args:
+        tuner: With its `out`.
+        train: See `Tuner.fit`.
+        validation: See `Tuner.fit`.
+        folder: That `out`.
+
+    Raises:
+        KeyboardInterrupt: The user ended the run; it can go on.
+        InputError: It was begun under a larger budget, and spent more than this one.
+    """
+    journal = folder / FILE_NAME
+    resume = journal.exists() and journal.stat().st_size > 0
+    result = tuner.fit(train, validation, resume=resume)
+    if not result.finished:
+        raise KeyboardInterrupt
+    most = tuner._settings.budget.calls
+    if most is not None and result.spent.calls > most:
+        raise InputError(
+            f"its journal holds {result.spent.calls} calls, and the budget is {most}: delete "
+            f"{folder}, and the same command makes the run anew"
+        )
+    return result
+
+
 def _check_kinds(
     backend: object,
     settings: object,

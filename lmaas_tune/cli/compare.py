@@ -149,7 +149,7 @@ def standings_text(standings: Standings) -> str:
         f"{number(line['loss_mean']):>5}  {_percent(line['accuracy_mean']):>8}"
         for line in standings.ranking
     ]
-    lines.append(_test(standings.tests))
+    lines.append(_test(standings.tests, len(standings.ranking)))
     if left_out := standings.tests["blocks_left_out"]:
         lines.append(f"{count('block', left_out)} left out, for want of an optimizer's loss.")
     if stopped := len(standings.stopped_early):
@@ -165,14 +165,14 @@ def failures(standings: Standings) -> str:
     )
 
 
-def _test(tests: Mapping[str, Any]) -> str:
+def _test(tests: Mapping[str, Any], optimizers: int) -> str:
     """Whether they differ: two by Wilcoxon's test, more by Friedman's."""
-    blocks, friedman, pairs = count("block", tests["blocks"]), tests["friedman"], tests["pairs"]
-    if len(pairs["of"]) == 1:
-        return f"Wilcoxon's test over {blocks}: p = {pairs['of'][0]['p']:.2g}."
-    if friedman["untested"] is None:
-        return f"Friedman's test over {blocks}: p = {friedman['p']:.2g}."
-    return f"Not tested: {friedman['untested']}."
+    blocks, two = count("block", tests["blocks"]), optimizers <= 2
+    name, test = ("Wilcoxon", tests["pairs"]) if two else ("Friedman", tests["friedman"])
+    if test["untested"] is not None:
+        return f"Not tested: {test['untested']}."
+    p = test["of"][0]["p"] if two else test["p"]
+    return f"{name}'s test over {blocks}: p = {p:.2g}."
 
 
 def _percent(value: float | None) -> str:

@@ -89,8 +89,9 @@ def compare(
     """
     need("a comparison", "joblib", "scipy", "statsmodels")
     from lmaas_tune.comparison.pool import run_all
-    from lmaas_tune.comparison.standings import Standings
+    from lmaas_tune.comparison.standings import Standings, check_target
 
+    check_target(target)
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs={jobs}: give 1 or more processes")
     settings = preset(settings) if isinstance(settings, str) else settings

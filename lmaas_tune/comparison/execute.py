@@ -17,12 +17,11 @@ from lmaas_tune.comparison.folder import keep, rivals, run_folder
 from lmaas_tune.comparison.plan import BackendChoice, Cell
 from lmaas_tune.comparison.record import Curve, Record, Status, final_json
 from lmaas_tune.errors import InputError, LMaaSError, StorageError
-from lmaas_tune.journal import FILE_NAME as JOURNAL
 from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.prompts import FloatArray, TextPrompt
 from lmaas_tune.result import TuneResult
 from lmaas_tune.spaces import SearchSpace
-from lmaas_tune.tuner import Tuner
+from lmaas_tune.tuner import Tuner, fit_whole
 
 _TURN = threading.Lock()
 """Runs of one process take turns: they share a backend and the global random generators, which
@@ -124,21 +123,11 @@ class _Attempt(Callback):
 
     def _search(self) -> tuple[str, bool]:
         """Why the search ended, and whether that was early."""
-        journal = self._folder / JOURNAL
-        resume = journal.exists() and journal.stat().st_size > 0
         split = self._cell.split
         try:
-            result = self._tuner.fit(split.train, split.validation, resume=resume)
+            result = fit_whole(self._tuner, split.train, split.validation, folder=self._folder)
         except FallenBehindError as error:
             return str(error), True
-        if not result.finished:
-            raise KeyboardInterrupt
-        most = self._cell.settings.budget.calls
-        if most is not None and result.spent.calls > most:  # begun under another budget
-            raise InputError(
-                f"its journal holds {result.spent.calls} calls, and the budget is {most}: delete "
-                f"{self._folder}, and the same command makes the run anew"
-            )
         return result.stop_reason, False
 
     def _final(self) -> dict[str, Any]:

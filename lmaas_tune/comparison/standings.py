@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def check_target(target: float | None) -> None:
+    """See that a loss can come to it.
+
+    Raises:
+        InputError: It is not finite.
+    """
+    if target is not None and not math.isfinite(target):
+        raise InputError(f"target={target}: it takes a finite loss")
+
+
 @dataclass(frozen=True, eq=False)
 class Standings:
     """What a comparison came to.
@@ -36,8 +46,7 @@ class Standings:
     target: float | None = None
 
     def __post_init__(self) -> None:
-        if self.target is not None and not math.isfinite(self.target):
-            raise InputError(f"target={self.target}: it takes a finite loss")
+        check_target(self.target)
         if not any(record.done for record in self.records):
             raise InputError(
                 f"not one of {len(self.records)} runs succeeded, so there is nothing to compare; "

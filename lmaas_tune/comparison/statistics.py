@@ -148,6 +148,9 @@ def significance(runs: pd.DataFrame) -> Row:
     }
 
 
+_NO_BLOCK = "not one {} has a loss of every optimizer"
+
+
 def friedman(table: pd.DataFrame, of: str = "block") -> Row:
     """Friedman's test over (blocks, optimizers) losses.
 
@@ -161,6 +164,8 @@ def friedman(table: pd.DataFrame, of: str = "block") -> Row:
     count, optimizers = table.shape
     if optimizers < 3:
         return _untested("Friedman's test needs three optimizers or more")
+    if count == 0:
+        return _untested(_NO_BLOCK.format(of))
     # the most extreme outcome, all blocks alike, comes in k! of the (k!)^blocks arrangements
     attainable = math.factorial(optimizers) ** float(1 - count)
     if attainable > ALPHA:
@@ -190,6 +195,8 @@ def pairs(table: pd.DataFrame) -> Row:
     count, optimizers = table.shape
     if optimizers < 2:
         return {**_untested("there are no two optimizers to compare"), "of": []}
+    if count == 0:
+        return {**_untested(_NO_BLOCK.format("block")), "of": []}
     couples = list(itertools.combinations(table.mean().sort_values().index, 2))
     # the most extreme outcome, one better in all blocks, has 2 of the 2^blocks signs
     attainable = min(1.0, len(couples) * 2.0 ** (1 - count))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from lmaas_tune.reproduction.methods import method
 from lmaas_tune.reproduction.record import Record
+from lmaas_tune.reproduction.tasks import paper_task
 
 SHOTS = 16
 """Rows a class in the paper."""
@@ -62,16 +64,39 @@ def _deviations(records: Sequence[Record]) -> Iterator[str]:
     for source in sorted(set(sources.values())):
         tasks = ", ".join(task for task, own in sources.items() if own == source)
         yield f"The pre-trained prompt for {tasks} was made on {source}, the paper's on MNLI."
+    if sources and any(record.conditions["layout"] == "paper" for record in records):
+        yield (
+            "A pre-trained prompt enters as all prompts of its layout do; in the reference code it "
+            "stands before all other tokens, for RoBERTa alone."
+        )
+    by_f1 = {record.task for record in searched if paper_task(record.task).metric == "f1"}
+    if by_f1 and any(record.conditions["preset"] != "default" for record in searched):
+        yield (
+            f"On {', '.join(sorted(by_f1))} the validation accuracy chooses the prompt, in the "
+            "reference code the validation F1."
+        )
     few = {record.task: record.conditions["shots"] for record in records}
     for count in sorted({shots for shots in few.values() if shots != SHOTS}):
         tasks = ", ".join(task for task, shots in few.items() if shots == count)
         yield f"Rows a class for {tasks}: {count}, in the paper {SHOTS}."
-    yield f"Seeds: {_by_task(records, lambda own: str(len({record.seed for record in own})))}."
+    yield f"Seeds: {_by_task(records, _seeds)}."
     yield f"Test rows: {_by_task(records, lambda own: str(own[0].conditions['test_rows']))}."
     long = {task: own for task, own in _of_tasks(records).items() if _left_out(own)}
     if long:
         counts = ", ".join(f"{task} {_left_out(own)}" for task, own in long.items())
         yield f"Test rows that the model cannot read in one piece, left out: {counts}."
+
+
+def _seeds(records: Sequence[Record]) -> str:
+    """Most seeds of a method on one task, and the methods that have fewer."""
+    counts = Counter(record.method for record in records if not record.failed)
+    most = max(counts.values(), default=0)
+    fewer = [
+        f"{name} {counts[name]}"
+        for name in dict.fromkeys(record.method for record in records)
+        if method(name).varies and counts[name] < most
+    ]
+    return f"{most} ({', '.join(fewer)})" if fewer else str(most)
 
 
 def _by_task(records: Sequence[Record], say: Callable[[list[Record]], str]) -> str:

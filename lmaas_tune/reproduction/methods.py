@@ -15,14 +15,13 @@ from lmaas_tune.baselines import BASELINES, fit_baseline
 from lmaas_tune.calibration import fitted_calibration
 from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError, named
-from lmaas_tune.journal import FILE_NAME as JOURNAL
 from lmaas_tune.prompts import DeepPrompt, FloatArray, SoftPrompt, TextPrompt
 from lmaas_tune.reproduction.plan import Plan
 from lmaas_tune.reproduction.rows import FewShot
 from lmaas_tune.reproduction.tasks import PaperTask, Wording
 from lmaas_tune.settings import Settings
 from lmaas_tune.spaces import start_from_vocabulary
-from lmaas_tune.tuner import Tuner
+from lmaas_tune.tuner import Tuner, fit_whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +107,11 @@ def _baseline(name: str, title: str, *, tunes_prompt: bool = False, **more: bool
         )
         loss = fitted.validation_loss
         known = loss is not None and math.isfinite(loss)
-        details = {"steps": fitted.steps, "validation_loss": loss if known else None}
+        details = {
+            "steps": fitted.steps,
+            "validation_loss": loss if known else None,
+            "notes": list(fitted.notes),
+        }
         return Outcome(fitted.scores(trial.rows.test), fitted.parameters, details)
 
     own = asdict(BASELINES[name].settings())
@@ -186,14 +189,7 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
         seed=trial.seed,
         out=trial.folder,
     )
-    journal = trial.folder / JOURNAL
-    result = tuner.fit(
-        trial.rows.train,
-        trial.rows.validation,
-        resume=journal.exists() and journal.stat().st_size > 0,
-    )
-    if not result.finished:
-        raise KeyboardInterrupt
+    result = fit_whole(tuner, trial.rows.train, trial.rows.validation, folder=trial.folder)
     prompt = result.prompt
     calibrates = settings.calibration != "none"
     parameters = settings.intrinsic_dim * _searched_layers(prompt, settings)

@@ -15,6 +15,8 @@ from lmaas_tune.errors import InputError, MissingExtraError
 from lmaas_tune.reproduction.tasks import PaperTask, paper_task
 from lmaas_tune.task import Example
 
+_PARTS = ("train", "dev")
+
 HUB = "hub"
 """Stands for the data folder where the public data sets are meant."""
 
@@ -129,7 +131,9 @@ class DataSource:
         if self.data == HUB:
             return _from_hub(task, "train")
         folder = self._folder(task)
-        files = sorted(folder.glob("train.jsonl")) or sorted(folder.glob("seed-*/*.jsonl"))
+        files = sorted(folder.glob("train.jsonl")) or [
+            file for part in _PARTS for file in sorted(folder.glob(f"seed-*/{part}.jsonl"))
+        ]
         if not files:
             raise InputError(f"{folder}: no train.jsonl and no seed-N folders are there")
         rows: dict[tuple[str, ...], Example] = {}
@@ -142,7 +146,7 @@ class DataSource:
         if self.data != HUB:
             folder = self._folder(task)
             if (own := folder / f"seed-{seed}").is_dir():
-                train, dev = (self._first(task, own / f"{part}.jsonl") for part in ("train", "dev"))
+                train, dev = (self._first(task, own / f"{part}.jsonl") for part in _PARTS)
                 return train, dev
             if not (folder / "train.jsonl").exists():
                 raise InputError(
@@ -164,8 +168,8 @@ class DataSource:
             taken[row.label] += 1
             if taken[row.label] <= shots:
                 kept.append(row)
-        for label, count in taken.items():
-            if count < shots:
+        for label in task.labels:
+            if (count := taken[label]) < shots:
                 raise InputError(
                     f"{file}: label {label!r} has {count} rows, which is no {shots} shots"
                 )

@@ -138,8 +138,13 @@ class Reproduction:
                 row = method(name)
                 if row.pretrained and not task.is_pair:
                     continue
-                for seed in self.seeds if row.varies else self.seeds[:1]:
+                for seed in self.seeds if row.varies else [self._only_seed(task.name, name)]:
                     yield task, name, seed
+
+    def _only_seed(self, task: str, name: str) -> int:
+        """Of a row that no seed changes: the one that it was made with, if it was."""
+        folders = sorted((self.out / task / name).glob(f"seed-*/{FILE_NAME}"))
+        return int(folders[0].parent.name.removeprefix("seed-")) if folders else self.seeds[0]
 
     def _run(self, cell: _Cell) -> Record:
         task, record = cell.task, cell.record
@@ -219,6 +224,7 @@ class Reproduction:
         conditions = {
             "model": self.client.identity,
             **self.plan.to_json(),
+            **({} if method(name).searches else {"budget": None}),
             "template": wording.template,
             "label_words": list(wording.label_words),
             "words": wording.words,

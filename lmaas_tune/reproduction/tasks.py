@@ -93,6 +93,11 @@ class PaperTask:
         """Whether a row has two sentences; only these start from a pre-trained prompt."""
         return len(self.fields) == 2
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of its rows, in order."""
+        return tuple(self.wordings["text-first"].task.verbalizer.labels)
+
     def wording(self, layout: Layout, family: str) -> Wording:
         """How it is put to a model of a family (``causal``, ``masked``, ``seq2seq``).
 

@@ -237,6 +237,9 @@ def test_a_target_is_a_number(tmp_path: Path) -> None:
     compare_films(tmp_path, "random", seeds=[1])
     with pytest.raises(InputError, match="target=nan: it takes a finite loss"):
         Standings.of(tmp_path, target=math.nan)
+    with pytest.raises(InputError, match="target=inf: it takes a finite loss"):
+        compare_films(tmp_path / "another", "random", seeds=[1], target=math.inf)
+    assert not (tmp_path / "another").exists()
 
 
 def test_another_backend_in_the_same_folder_is_refused_before_it_is_paid(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from compare.made import run, table
 from lmaas_tune import InputError
 from lmaas_tune.comparison.record import Curve, Record
 from lmaas_tune.comparison.standings import Standings
-from lmaas_tune.comparison.statistics import curves
+from lmaas_tune.comparison.statistics import curves, friedman, pairs
 
 THREE = {"a": [0.1, 0.2, 0.3, 0.4], "b": [0.2, 0.3, 0.4, 0.6], "c": [0.3, 0.1, 0.5, 0.5]}
 
@@ -176,6 +177,9 @@ def test_what_cannot_come_out_is_not_tested_but_said() -> None:
     assert two["friedman"]["untested"] == "Friedman's test needs three optimizers or more"
     assert two["pairs"]["of"][0]["differ"]  # 2 of 2^6 signs
     assert Standings(table({"a": [0.1] * 5, "b": [0.2] * 5})).tests["pairs"]["untested"]
+    none = pd.DataFrame(columns=["a", "b", "c"], dtype=float)
+    assert friedman(none, of="task")["untested"] == "not one task has a loss of every optimizer"
+    assert pairs(none)["untested"] == "not one block has a loss of every optimizer"
 
 
 def test_equal_losses_are_no_difference() -> None:

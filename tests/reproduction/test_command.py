@@ -98,6 +98,51 @@ def test_a_run_that_was_made_otherwise_is_not_mixed_in(
     assert "made with budget 'calls=45', and 'calls=60' is asked for" in error["error"]
 
 
+def test_a_row_that_no_seed_changes_is_made_once_whatever_is_asked(
+    reproduce: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = reproduce("llama", "sst2", "manual,manual-calibrated", "--seeds", "2")
+    more = reproduce(
+        "llama", "sst2", "manual,manual-calibrated", "--seeds", "1,2", "--budget", "calls=60"
+    )
+    assert more["table"]["sst2"]["manual"] == first["table"]["sst2"]["manual"]
+    assert more["table"]["sst2"]["manual-calibrated"]["n"] == 2
+    files = sorted((tmp_path / "out").rglob("manual/*/cell.json"))
+    assert [file.parent.name for file in files] == ["seed-2"]
+
+
+def test_a_search_begun_under_a_larger_budget_is_no_run_of_this(
+    reproduce: Callable[..., Any], tmp_path: Path
+) -> None:
+    reproduce("llama", "sst2", "bbt", "--seeds", "1", "--budget", "calls=60")
+    (file,) = (tmp_path / "out").rglob("cell.json")
+    file.unlink()  # as if it was cut short before its end
+    (failed,) = reproduce("llama", "sst2", "bbt", "--seeds", "1", code=1)["failed"]
+    assert "calls, and the budget is 45: delete" in failed["reason"]
+    assert str(file.parent) in failed["reason"]
+
+
+def test_seeds_that_a_method_lacks_are_said(
+    reproduce: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce("llama", "sst2", "manual,manual-calibrated", "--seeds", "1,2")
+    reproduce("llama", "sst2", "feature-mlp", "--seeds", "2")
+    assert main(["reproduce", "--table", "--out", str(tmp_path / "out")]) == 0
+    assert "Seeds: sst2 2 (feature-mlp 1)." in capsys.readouterr().out
+
+
+def test_what_the_papers_settings_leave_out_is_said(
+    reproduce: Callable[..., Any], folder: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    prompt = str(tmp_path / "prompt")
+    source = ["--task", "snli", "--data", str(data), "--model", str(folder("roberta"))]
+    assert main(["pretrain", *source, "--out", prompt]) == 0
+    flags = ["--seeds", "1", "--pretrained", f"mrpc={prompt}"]
+    said = " ".join(reproduce("roberta", "mrpc", "bbt-pretrained", *flags)["deviations"])
+    assert "On mrpc the validation accuracy chooses the prompt" in said
+    assert "in the reference code it stands before all other tokens" in said
+
+
 def test_a_cell_that_fails_is_said_and_the_others_go_on(
     reproduce: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
