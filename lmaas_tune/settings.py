@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -111,8 +111,8 @@ class Settings:
         for name in ("prompt_length", "intrinsic_dim"):
             value = getattr(self, name)
             if value is not None or name == "intrinsic_dim":
-                object.__setattr__(self, name, _number(name, value, Integral, int))
-        object.__setattr__(self, "alpha", _number("alpha", self.alpha, Real, float))
+                object.__setattr__(self, name, _number(name, value, Integral))
+        object.__setattr__(self, "alpha", _number("alpha", self.alpha, Real))
         if self.prompt not in PROMPT_KINDS:
             raise InputError(
                 f"unknown prompt {self.prompt!r}; {did_you_mean(str(self.prompt), PROMPT_KINDS)}"
@@ -190,7 +190,7 @@ class Settings:
         return content
 
 
-def _number(name: str, value: object, kind: type[Any], to: Callable[[Any], Any]) -> Any:
+def _number(name: str, value: Any, kind: type[Any]) -> Any:
     """A number of a kind as Python's own.
 
     Raises:
@@ -199,7 +199,7 @@ def _number(name: str, value: object, kind: type[Any], to: Callable[[Any], Any])
     if isinstance(value, bool) or not isinstance(value, kind):
         what = "a whole number" if kind is Integral else "a number"
         raise InputError(f"{name}={value!r}: it takes {what}")
-    return to(value)
+    return int(value) if kind is Integral else float(value)
 
 
 def _layers(deep: Any) -> Literal["all"] | tuple[int, ...]:

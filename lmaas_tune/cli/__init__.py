@@ -51,10 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # looked up by hand, since they hold for errors of the parser too
     as_json, with_traceback = "--json" in argv, "--traceback" in argv
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # what it has no character for is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no character for it is no failure
     try:
         with _notes(), _sigterm_like_ctrl_c():
             try:

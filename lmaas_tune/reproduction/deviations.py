@@ -81,6 +81,11 @@ def _deviations(records: Sequence[Record]) -> Iterator[str]:
         yield f"Rows a class for {tasks}: {count}, in the paper {SHOTS}."
     yield f"Seeds: {_by_task(records, _seeds)}."
     yield f"Test rows: {_by_task(records, lambda own: str(own[0].conditions['test_rows']))}."
+    seconds = sorted(record.seconds for record in records)
+    yield (
+        f"Wall time of the {len(seconds)} runs: {sum(seconds) / 3600:.1f} hours, each "
+        f"{seconds[0]:.0f} to {seconds[-1]:.0f} seconds."
+    )
     long = {task: own for task, own in _of_tasks(records).items() if _left_out(own)}
     if long:
         counts = ", ".join(f"{task} {_left_out(own)}" for task, own in long.items())

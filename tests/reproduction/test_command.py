@@ -128,7 +128,9 @@ def test_seeds_that_a_method_lacks_are_said(
     reproduce("llama", "sst2", "manual,manual-calibrated", "--seeds", "1,2")
     reproduce("llama", "sst2", "feature-mlp", "--seeds", "2")
     assert main(["reproduce", "--table", "--out", str(tmp_path / "out")]) == 0
-    assert "Seeds: sst2 2 (feature-mlp 1)." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Seeds: sst2 2 (feature-mlp 1)." in said
+    assert "Wall time of the 4 runs: 0.0 hours, each " in said
 
 
 def test_what_the_papers_settings_leave_out_is_said(
