@@ -49,6 +49,10 @@ class Ledger(Protocol):
         """Write an answer down."""
         ...
 
+    def lose(self, spent: Spent) -> None:
+        """Write down what was paid for no answer."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -282,16 +286,18 @@ class Client:
         planned = Spent(
             sequences=rows, tokens=run.expected.tokens * rows, money=run.expected.money * rows
         )
-        spent = Spent()
+        spent, queued = Spent(), 0.0
 
         def attempt() -> list[ScoreReply]:
-            nonlocal spent
+            nonlocal spent, queued
             again = spent.requests > 0
             ahead = self._throttle.ahead(planned.tokens)
             for meter in run.meters:
                 meter.admit(Spent(seconds=ahead))  # no use in waiting past the end of the run
+            asked = self._clock()
             turn = self._throttle.turn(planned.tokens, stopped=run.stopped.is_set)
             with turn as took, paying(run.meters, planned) as bill:
+                queued += self._clock() - asked
                 try:
                     replies = [self._settled(reply) for reply in self._call(requests)]
                     bill.spent = Spent.of(sum((reply.usage for reply in replies), Usage()))
@@ -309,8 +315,16 @@ class Client:
                 meter.admit(Spent(seconds=seconds))  # no use in waiting past the end of the run
             (self._sleep or run.stopped.wait)(seconds)
 
-        replies = self._retry.run(attempt, sleep=wait, clock=self._clock, chance=self._chance)
-        replies = self._checked(replies, requests)
+        def trying() -> float:
+            return self._clock() - queued  # a turn that comes late is no failure
+
+        try:
+            replies = self._retry.run(attempt, sleep=wait, clock=trying, chance=self._chance)
+            replies = self._checked(replies, requests)
+        except BaseException:
+            if run.ledger is not None and spent.requests:
+                run.ledger.lose(spent)
+            raise
         self._keep(parts, replies, spent, run.ledger)
         return {part.key: reply for part, reply in zip(parts, replies, strict=True)}
 

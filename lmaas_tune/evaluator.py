@@ -171,7 +171,8 @@ class Evaluator:
                 expected=self._expected(asked),
             )
             for prompt, reply in zip(asked, replies, strict=True):
-                self.learn(reply.usage, self._characters(prompt), self.seconds)
+                if not 0 < reply.usage.sequences < len(self.batch):  # the cache knew some rows
+                    self.learn(reply.usage, self._characters(prompt), self.seconds)
             found += [reply.logprobs for reply in replies]
         return found
 

@@ -2,9 +2,10 @@
 
 Resuming replays the search against the recorded answers, so that the optimizer comes to the
 state it had and nothing is paid twice. Where an answer comes in parts (calls that are made one by
-one), each part has a line of its own, until the line with the whole answer makes it void. Any
-prefix of the file is a valid journal; a last line that a crash cut is dropped. Each line ends with
-a seal over itself and the lines before it, so that none changes or is lost unnoticed.
+one), each part has a line of its own, until the line with the whole answer makes it void. What was
+paid for attempts that brought no answer has a line too. Any prefix of the file is a valid journal;
+a last line that a crash cut is dropped. Each line ends with a seal over itself and the lines before
+it, so that none changes or is lost unnoticed.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Journal:
         resume: Go on from what the file holds; without it, a file with answers is refused.
 
     Attributes:
-        spent: What the recorded answers cost, as booked with the last of them.
+        spent: What the recorded answers cost, as booked with the last of them, and what was paid
+            for none since.
 
     Raises:
         InputError: The file holds another run, or holds answers and `resume` was not asked.
@@ -161,6 +163,15 @@ class Journal:
             self._write(part)
             self._used[key.hex()] = logprobs
 
+    def lose(self, spent: Spent) -> None:
+        """See `lmaas_tune.client.Ledger`.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        with self._lock:
+            self._write({"lost": True, "spent": spent.to_json()})
+
     def _use(self, name: str) -> None:
         self._used[name] = np.array(self._parts.pop(name)["logprobs"], dtype=np.float64)
 
@@ -185,7 +196,7 @@ class Journal:
             return
         self._check_header(lines[0], header)
         if not resume:
-            answers = sum("part" not in line for line in lines[1:])
+            answers = sum("key" in line for line in lines[1:])
             raise InputError(
                 f"{self._path} holds a run already, with {answers} paid answers: go on "
                 "from it with resume=True (--resume), or choose another folder"
@@ -195,6 +206,8 @@ class Journal:
         for line in lines[1:]:
             if "part" in line:
                 self._parts[line["part"]] = line
+            elif "lost" in line:  # the answers behind it count it too
+                self.spent += Spent.from_json(line["spent"])
             else:
                 self._answers[line["key"]] = line
                 self.spent = Spent.from_json(line["spent"])
@@ -213,7 +226,9 @@ class Journal:
                 Spent.from_json(record["spent"])
                 if "part" in record:
                     np.array(record["logprobs"], dtype=np.float64)
-                elif not (isinstance(record["key"], str) and isinstance(record["of"], str)):
+                elif "lost" not in record and not (
+                    isinstance(record["key"], str) and isinstance(record["of"], str)
+                ):
                     raise ValueError("not an answer of a run")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             remedy = (

@@ -222,7 +222,8 @@ class RandomEmbedding:
     def prompts(self, points: FloatArray) -> list[Prompt]:
         """The prompts of the (n, dim) points."""
         start = self.starts[0]
-        moved = start.vectors + self._project(points).reshape(-1, *start.vectors.shape)
+        with np.errstate(over="ignore", invalid="ignore"):  # told by the prompts, in a sentence
+            moved = start.vectors + self._project(points).reshape(-1, *start.vectors.shape)
         try:
             return [replace(start, vectors=vectors) for vectors in moved]
         except InputError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,28 @@ def test_threads_may_share_a_client(tmp_path: Path) -> None:
     assert wrong == []
     assert client.spent.requests + client.spent.hits == 6 * 10 * 2
     assert client.spent.sequences == client.spent.requests * ROWS
+
+
+def test_waiting_for_a_turn_takes_nothing_from_the_time_for_trying_again() -> None:
+    now, waits = [0.0], []
+
+    class Queue:
+        """Every call waits 400 seconds for its turn."""
+
+        def ahead(self, tokens: int) -> float:
+            return 0.0
+
+        @contextmanager
+        def turn(self, tokens: int, *, stopped: Any) -> Iterator[Any]:
+            now[0] += 400.0
+            yield lambda tokens, requests: None
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds
+
+    backend = Scripted(TransientError("busy"), TransientError("busy"))
+    client = Client(backend, sleep=wait, clock=lambda: now[0])
+    client._throttle = Queue()  # type: ignore[assignment]
+    client.score([request()])
+    assert len(waits) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,3 +129,16 @@ def test_a_row_that_inspection_refuses_is_named_with_its_file() -> None:
 
     with pytest.raises(InputError, match="train: row 3 is too long"):
         evaluator(Short()).inspect(PROMPTS[0])
+
+
+def test_a_prompt_that_the_cache_knows_in_part_says_nothing_of_what_one_takes(
+    tmp_path: Path,
+) -> None:
+    client = Client(Bowl(rows_per_call=2), cache=tmp_path / "cache.sqlite")
+    whole = evaluator(client)
+    whole.calibrate(PROMPTS[:1], no_calibration, Meter())
+    part = evaluator(client, rows=[*TRAIN, ("good thing", "good"), ("bad thing", "bad")])
+    part.calibrate(PROMPTS[:1], no_calibration, Meter())
+    assert part.usage.tokens == 0
+    part.calibrate(PROMPTS[1:2], no_calibration, Meter())
+    assert part.usage.tokens > whole.usage.tokens

@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_models import SMALL, TRAIN, VALIDATION, Bowl, WordBowl, small_tuner
 
-from lmaas_tune import ScoreRequest, TunedPrompt, TuneResult
+from lmaas_tune import ScoreRequest, TunedPrompt, TuneResult, Usage
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.middleware.meter import Spent
@@ -67,7 +68,7 @@ def answers_of(journal: Path | bytes) -> list[Any]:
     """What a journal's lines say beyond how long it took."""
     data = journal if isinstance(journal, bytes) else (journal / FILE_NAME).read_bytes()
     lines = [json.loads(line) for line in data.splitlines()[1:]]
-    return [(line["key"], line["of"], line["evaluations"]) for line in lines]
+    return [(line["key"], line["of"], line["evaluations"]) for line in lines if "key" in line]
 
 
 def ends(data: bytes) -> list[int]:
@@ -149,9 +150,40 @@ def test_whatever_ends_a_run_leaves_it_to_be_resumed(
     again = Bowl()
     resumed = fit(tmp_path, again)
     assert resumed.finished
+    assert resumed.spent.requests == whole[1].spent.requests + 1  # the attempt that brought none
     assert resumed.prompt.prompt.digest == whole[1].prompt.prompt.digest
     assert again.asked == whole[2].asked[-len(again.asked) :]
     assert answers_of(tmp_path) == answers_of(whole[0])
+
+
+def test_what_failed_attempts_took_is_remembered_however_often_a_run_is_resumed(
+    tmp_path: Path,
+) -> None:
+    class Down(Bowl):
+        """Fails from its third generation on, and tells what that took."""
+
+        def logprobs(self, request: ScoreRequest) -> FloatArray:
+            if len(self.asked) > 11:
+                error = PermanentError("gone")
+                error.usage = Usage(requests=1, sequences=10, tokens=500)
+                raise error
+            return super().logprobs(request)
+
+    spent = []
+    for again in range(3):
+        with pytest.raises(PermanentError, match="gone"):
+            fit(tmp_path, Down() if not again else Lost(), resume=bool(again))
+        spent.append(TunedPrompt.load(tmp_path).provenance["spent"]["tokens"])
+    assert np.diff(spent).tolist() == [500, 500]
+
+
+class Lost(Bowl):
+    """Fails at once, and tells what that took."""
+
+    def logprobs(self, request: ScoreRequest) -> FloatArray:
+        error = PermanentError("gone")
+        error.usage = Usage(requests=1, sequences=10, tokens=500)
+        raise error
 
 
 CHILD = """

@@ -214,3 +214,18 @@ def test_no_minute_ever_has_more_than_the_limits(calls: list[tuple[int, float]])
         minute = [tokens for begun, tokens in made if when <= begun < when + 60]
         assert len(minute) <= 5
         assert sum(minute) <= 200
+
+
+def test_the_next_call_is_thought_to_make_as_many_requests_as_the_last() -> None:
+    clock = Clock()
+    throttle = Throttle(Pace(workers=8, requests_per_minute=10), clock=clock)
+    with throttle.turn(0, stopped=never) as took:
+        took(0, 4)
+    with throttle.turn(0, stopped=never):
+        assert throttle.delay(0) == 60.0  # 8 are under way or done, and 4 more do not fit
+    clock.now += 60
+    assert throttle.delay(0) == 0
+    with throttle.turn(0, stopped=never) as took:
+        took(0, 30)
+    clock.now += 60
+    assert throttle.delay(0) == 0  # more than the limit allows goes when nothing else has gone

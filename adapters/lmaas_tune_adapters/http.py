@@ -23,6 +23,7 @@ from requests.adapters import HTTPAdapter
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, PermanentError, TransientError
+from lmaas_tune.middleware.retry import Retry
 
 CONNECTIONS = 64
 """Most that are kept open to one endpoint; more workers than this wait for each other."""
@@ -55,6 +56,10 @@ class RefusedError(PermanentError):
     def __init__(self, message: str, *, status: int, reason: str, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.reason, self.code = status, reason, code
+
+
+AT_START = Retry(attempts=4)
+"""Nothing is lost yet, and who mistyped a port should hear of it within seconds."""
 
 
 class BusyError(TransientError):
@@ -97,7 +102,10 @@ class Key:
             try:
                 return cls(Path(file).read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"the API key cannot be read from {file}: {error}") from None
+                # the key itself may stand where its file should
+                secret = len(str(file)) > 15 and not set(str(file)) & {"/", "\\", "."}
+                place = "the file that was named for it" if secret else f"{file}: {error}"
+                raise InputError(f"the API key cannot be read from {place}") from None
         text = os.environ.get(variable) if variable else None
         return cls(text) if text else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def add_model(command: Parser) -> argparse._ArgumentGroup:
         "--backend-options",
         default="",
         metavar="NAME=VALUE,...",
-        help="the backend's own settings, as dtype=bfloat16,device=cpu",
+        help="the backend's own settings, as dtype=bfloat16,device=cpu; or a JSON object",
     )
     return group
 
@@ -132,6 +133,15 @@ def add_place(group: argparse._ArgumentGroup | Parser) -> None:
     """The flags of backends behind HTTP."""
     group.add_argument("--url", help="where its server listens, as http://127.0.0.1:8000")
     group.add_argument("--api-key-file", metavar="FILE", help="a file with the key for that server")
+
+
+_OPENS = ("backend", "model", "backend_options", "url", "api_key_file")
+_CALLS = ("cache", "price_in", "price_out", "workers", "requests_per_minute", "tokens_per_minute")
+
+
+def backend_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All that `open_client` reads."""
+    return {name: getattr(arguments, name) for name in (*_OPENS, *_CALLS)}
 
 
 def open_client(arguments: argparse.Namespace) -> Client:
@@ -215,9 +225,17 @@ def backend_flags(arguments: argparse.Namespace) -> list[str]:
 def parse_options(text: str) -> dict[str, object]:
     """Read ``"population=20,step_rule=csa"``; numbers, true and false are taken as such.
 
+    What has commas or more in it is given as JSON, ``{"extra_body": {"top_k": 1}}``.
+
     Raises:
-        InputError: A part is no ``name=value``, or a name comes twice.
+        InputError: A part is no ``name=value``, a name comes twice, or it is no JSON object.
     """
+    if text.lstrip().startswith("{"):
+        try:
+            given: dict[str, object] = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"options {text!r:.80}: not JSON ({error})") from None
+        return given
     options: dict[str, object] = {}
     for part in text.split(",") if text.strip() else ():
         name, equals, value = (piece.strip() for piece in part.partition("="))

@@ -14,11 +14,11 @@ from lmaas_tune.cli.arguments import (
     Commands,
     Outcome,
     Parser,
+    add_backend,
     add_command,
-    add_model,
-    add_place,
+    backend_values,
     command_line,
-    open_backend,
+    open_client,
     parse_options,
     parse_seeds,
 )
@@ -42,7 +42,7 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(commands, "compare", "Compare optimizers at equal budgets")
     _add_tasks(command)
-    add_place(add_model(command))
+    add_backend(command)
     _add_comparison(command)
     add_settings(command)
     command.set_defaults(run=run)
@@ -106,14 +106,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from lmaas_tune.comparison import compare
 
     rule = None if arguments.stop_early is None else EarlyStop(after=arguments.stop_early)
-    backend = partial(
-        open_backend,
-        arguments.backend,
-        arguments.model,
-        parse_options(arguments.backend_options),
-        url=arguments.url,
-        api_key_file=arguments.api_key_file,
-    )
+    # as a worker can be sent it: without the parsers
+    backend = partial(open_client, argparse.Namespace(**backend_values(arguments)))
     try:
         with _cluster(arguments.dask):
             standings = compare(

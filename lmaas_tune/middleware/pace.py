@@ -77,7 +77,8 @@ class Throttle:
         self._begun = 0  # calls that ever began
         self._halved_at = 0  # what `_begun` was at the last overload
         self._not_before = -math.inf
-        self._recent: deque[list[float]] = deque()  # [when, tokens] of the last minute's calls
+        self._recent: deque[list[float]] = deque()  # [when, tokens] of the last minute's requests
+        self._requests = 1  # of the last call, and so perhaps of the next
 
     @property
     def window(self) -> int:
@@ -106,13 +107,14 @@ class Throttle:
         Raises:
             Stopped: The caller has given up.
         """
-        entry, number = self._enter(tokens, stopped)
+        entry, number, foreseen = self._enter(tokens, stopped)
 
         def took(tokens: int, requests: int) -> None:
             entry[1] = tokens
-            with self._changed:  # the others of one call count from its end, the last one
+            with self._changed:  # those of a call that were not foreseen count from its end
                 now = self._clock()
-                self._recent.extend([now, 0.0] for _ in range(requests - 1))
+                self._recent.extend([now, 0.0] for _ in range(requests - foreseen))
+                self._requests = max(1, requests)
 
         try:
             yield took
@@ -131,7 +133,7 @@ class Throttle:
         with self._changed:
             self._changed.notify_all()
 
-    def _enter(self, tokens: int, stopped: Callable[[], bool]) -> tuple[list[float], int]:
+    def _enter(self, tokens: int, stopped: Callable[[], bool]) -> tuple[list[float], int, int]:
         with self._changed:
             while True:
                 if stopped():
@@ -142,9 +144,10 @@ class Throttle:
                 self._changed.wait(min(wait, _MINUTE))
             self._under_way += 1
             self._begun += 1
-            entry = [self._clock(), float(tokens)]
-            self._recent.append(entry)
-            return entry, self._begun
+            now, requests = self._clock(), self._requests
+            entry = [now, float(tokens)]
+            self._recent.extend([entry, *([now, 0.0] for _ in range(requests - 1))])
+            return entry, self._begun, requests
 
     def delay(self, tokens: int) -> float:
         """Seconds until a call may begin: 0 for now, infinity while another has to end first."""
@@ -154,11 +157,16 @@ class Throttle:
         while self._recent and self._recent[0][0] <= now - _MINUTE:
             self._recent.popleft()
         begin = self._not_before
-        if pace.requests_per_minute is not None and len(self._recent) >= pace.requests_per_minute:
-            begin = max(begin, self._recent[-pace.requests_per_minute][0] + _MINUTE)
+        if pace.requests_per_minute is not None:
+            begin = max(begin, self._wait_for_requests(pace.requests_per_minute))
         if pace.tokens_per_minute is not None:
             begin = max(begin, self._wait_for_tokens(tokens, pace.tokens_per_minute))
         return max(0.0, begin - now)
+
+    def _wait_for_requests(self, most: int) -> float:
+        """When those of one more call fit; a call that alone has too many goes by itself."""
+        over = len(self._recent) + min(self._requests, most) - most
+        return self._recent[over - 1][0] + _MINUTE if over > 0 else -math.inf
 
     def _wait_for_tokens(self, tokens: int, most: int) -> float:
         """When so many more fit; a call that alone is too large goes when nothing else does."""

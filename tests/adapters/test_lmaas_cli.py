@@ -180,6 +180,14 @@ def sentence(printed: Printed) -> str:
             "the API key cannot be read from gone",
         ),
         (
+            [
+                *("--backend", "lmaas", "--url", "http://127.0.0.1:1"),
+                "--api-key-file",
+                "sk-" + "x" * 20,
+            ],
+            "the API key cannot be read from the file that was named for it",
+        ),
+        (
             ["--backend", "lmaas", "--url", "http://127.0.0.1:1", "--backend-options", "tmeout=1"],
             "the backend 'lmaas' has no option 'tmeout'; did you mean 'timeout'?",
         ),

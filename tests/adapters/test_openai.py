@@ -754,6 +754,7 @@ def test_a_soft_prompt_is_refused_with_what_takes_it(serve: Serve) -> None:
         ({"scores": "logprob"}, "did you mean 'logprobs'"),
         ({"endpoint": "chat", "scores": "echo"}, "only completions echo"),
         ({"endpoint": "completions", "system": "Be brief."}, "only a chat has a system"),
+        ({"system": 1}, "system=1: give the message as text"),
         ({"scores": "echo", "system": "Be brief."}, "only a chat has a system"),
         ({"top_logprobs": 0}, "top_logprobs is 0"),
         ({"answer_tokens": 0}, "answer_tokens is 0"),

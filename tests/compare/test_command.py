@@ -144,3 +144,14 @@ def test_six_optimizers_with_five_seeds_take_less_than_a_minute(
     assert len(content["runs"]) == 30
     assert all(run["status"] == "finished" for run in content["runs"])
     assert time.monotonic() - began < 60
+
+
+def test_runs_may_be_limited_in_money_and_share_a_cache(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dear = [*TASK, *RUNS, "--price-in", "1000", "--cache", "cache.sqlite"]
+    dear[dear.index("calls=41")] = "money=3"
+    content = called(capsys, "compare", "--optimizers", "cma,random", *dear)
+    spent = [run["spent"]["money"] for run in content["runs"]]
+    assert len(spent) == 4 and all(0 < money <= 3 for money in spent)
+    assert sum(run["spent"]["hits"] for run in content["runs"]) > 0  # the start is every run's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -207,6 +208,8 @@ def command(*flags: str, log: Path, **options: Any) -> Iterator[subprocess.Popen
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            # pytest itself may run where Ctrl-C is ignored, which children inherit
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **options,
         )
     try:

@@ -15,7 +15,7 @@ from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreReques
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray
-from lmaas_tune_adapters.http import Endpoint, Key, RefusedError
+from lmaas_tune_adapters.http import AT_START, Endpoint, Key, RefusedError
 from lmaas_tune_adapters.openai.channels import Chat, Completions, Manner, Server
 from lmaas_tune_adapters.openai.rows import Question, questions
 from lmaas_tune_adapters.openai.scorers import Echoed, Likeliest, Scorer, Spoken
@@ -40,10 +40,6 @@ _OURS = frozenset(
     | {"seed", "stream", "echo", "logprobs", "top_logprobs"}
 )
 """Fields of a request that are not the user's."""
-
-
-_AT_START = Retry(attempts=4)
-"""Nothing is lost yet, and who mistyped a port should hear of it within seconds."""
 
 
 class OpenAIBackend:
@@ -89,10 +85,12 @@ class OpenAIBackend:
         seed: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float = 120.0,
-        retry: Retry = _AT_START,
+        retry: Retry = AT_START,
     ) -> None:
         if not model:
             raise InputError("the model has no name: give it as the server calls it")
+        if not isinstance(system, str | None):
+            raise InputError(f"system={system!r}: give the message as text")
         for name, value in (("top_logprobs", top_logprobs), ("answer_tokens", answer_tokens)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be 1 or more")

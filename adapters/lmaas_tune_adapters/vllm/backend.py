@@ -13,11 +13,12 @@ import torch
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
 from lmaas_tune.errors import InputError, did_you_mean, named
+from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
 from lmaas_tune_adapters.hf.answers import Reading, Word, tree
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.reader import Reader
-from lmaas_tune_adapters.http import Endpoint, Key
+from lmaas_tune_adapters.http import AT_START, Endpoint, Key
 from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
 from lmaas_tune_adapters.vllm.probe import check_server, find_model
 from lmaas_tune_adapters.vllm.rows import RowWriter
@@ -58,12 +59,13 @@ class VLLMBackend:
         max_kept_bytes: Most memory for what is kept of rows that are asked for again under another
             soft prompt: about what they are on the wire. 0 keeps nothing.
         timeout: Seconds that one request may take.
+        retry: How transient failures at the start are tried again; later the client does that.
 
     Raises:
         InputError: The model cannot be had or is not causal, an option is out of range, or the
             server has other models.
-        PermanentError: The server cannot do this; the message says what to change.
-        TransientError: The server does not answer.
+        PermanentError: The server cannot do this; the message says what to change. Or it does not
+            answer.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class VLLMBackend:
         max_body_bytes: int = 32 << 20,
         max_kept_bytes: int = 256 << 20,
         timeout: float = 120.0,
+        retry: Retry = AT_START,
     ) -> None:
         dtype = named("wire_dtype", wire_dtype, WIRE_DTYPES)
         if server not in SERVERS:
@@ -94,7 +97,7 @@ class VLLMBackend:
         key = Key.find(file=api_key_file, variable=KEY_VARIABLE)
         endpoint = Endpoint(url.rstrip("/").removesuffix("/v1"), key=key, timeout=timeout)
         vocabulary = load_vocabulary(model, revision=revision)
-        served = find_model(endpoint, served_model)
+        served = retry.run(lambda: find_model(endpoint, served_model))
         self._table = vocabulary.table
         self._rows = RowWriter(self._table, dtype, max_kept_bytes=max_kept_bytes)
         self._completions = Completions(
@@ -125,7 +128,8 @@ class VLLMBackend:
             f"vllm {vocabulary.name} weights={vocabulary.fingerprint} served={served.name} "
             f"wire={wire_dtype}"
         )
-        check_server(self._completions, self._rows, self.tokenize(_PROBE), str(model))
+        probe = self.tokenize(_PROBE)
+        retry.run(lambda: check_server(self._completions, self._rows, probe, str(model)))
 
     @property
     def embedding_std(self) -> float:
