@@ -66,6 +66,10 @@ class BusyError(TransientError):
     """The server has no room for this request now (503): a smaller one might find some."""
 
 
+class ServerError(TransientError):
+    """The server failed at this request (5xx, but for 503): perhaps at all of its kind."""
+
+
 class _Hidden(str):
     """Sent as it is, shown as nothing: reports of crashes print the headers of requests."""
 
@@ -294,7 +298,7 @@ class Endpoint:
         reason = quoted(said or response.reason or "no reason given", self._key, most=300)
         message = f"{url} answered {status}: {reason.rstrip('.')}"
         if status in _TRANSIENT and code not in _LASTING:
-            kind = BusyError if status == 503 else TransientError
+            kind = TransientError if status < 500 else ServerError if status != 503 else BusyError
             return kind(
                 message,
                 retry_after=retry_after(response.headers),

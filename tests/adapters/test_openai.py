@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
 import zlib
@@ -821,3 +822,51 @@ def test_the_key_is_sent_and_shown_nowhere(
     if (tmp_path / "cache").is_file():
         shown.append((tmp_path / "cache").read_bytes().decode("latin-1"))
     assert not any(SECRET in text for text in shown)
+
+
+@pytest.mark.parametrize("reason", ["stop", "content_filter"])
+def test_a_row_that_the_model_does_not_answer_says_nothing_for_any_label(
+    serve: Serve, reason: str
+) -> None:
+    server = serve(paths=(CHAT,))
+    scored = backend(server)
+
+    def silent(path: str, body: Any, reply: Any) -> Any:
+        if "dull" in json.dumps(body["messages"]):
+            logprobs = {"content": []} if reason == "stop" else None
+            message = {"role": "assistant", "content": None}
+            reply["choices"] = [{"message": message, "logprobs": logprobs, "finish_reason": reason}]
+        return reply
+
+    plain = scored.score([request("a fine film")])[0].logprobs
+    server.changed = silent
+    (reply,) = scored.score([request("a fine film", "a dull film")])
+    np.testing.assert_allclose(reply.logprobs, [plain[0], [-np.log(3)] * 3])
+    assert reply.usage.requests == 2
+
+
+def test_a_model_that_never_answers_is_told_at_the_start(serve: Serve) -> None:
+    def silent(path: str, body: Any, reply: Any) -> Any:
+        message = {"role": "assistant", "content": ""}
+        reply["choices"] = [{"message": message, "logprobs": None, "finish_reason": "stop"}]
+        return reply
+
+    with pytest.raises(PermanentError, match="the model wrote nothing"):
+        backend(serve(silent, paths=(CHAT,)))
+
+
+def test_an_error_under_a_status_of_success_is_told_in_the_servers_words(serve: Serve) -> None:
+    server = serve(paths=(CHAT,))
+    scored = backend(server)
+    server.changed = lambda path, body, reply: {"error": {"message": "Insufficient credits"}}
+    with pytest.raises(TransientError, match="answered with an error: Insufficient credits"):
+        scored.score([request("a fine film")])
+
+
+def test_an_endpoint_that_only_fails_is_passed_over(serve: Serve) -> None:
+    def failing(path: str, body: Any, reply: Any) -> Any:
+        return reply if path == CHAT else (500, {"error": {"message": "not supported here"}})
+
+    assert "endpoint=chat" in backend(serve(failing)).identity
+    with pytest.raises(PermanentError, match=r"completions with echo, .*500: not supported here"):
+        backend(serve(lambda *_: (500, {"error": {"message": "not supported here"}})))

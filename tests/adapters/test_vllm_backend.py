@@ -32,10 +32,11 @@ from lmaas_tune.errors import (  # noqa: E402
     PermanentError,
     TransientError,
 )
+from lmaas_tune.middleware.retry import Retry  # noqa: E402
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
 
-from .vllm_server import StandIn  # noqa: E402
+from .vllm_server import Refusal, StandIn  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -248,6 +249,23 @@ def test_a_server_with_no_room_for_one_row_is_overloaded(
     with pytest.raises(TransientError, match="503") as caught:
         remote.score([request_of(TextPrompt("so"))])
     assert caught.value.overloaded
+
+
+def test_a_server_that_is_busy_at_the_start_is_asked_again(folder: Callable[[str], Path]) -> None:
+    class BusyOnce(StandIn):
+        busy = 1
+
+        def _completions(self, fields: dict[str, Any]) -> Any:
+            self.busy -= 1
+            if self.busy >= 0:
+                raise Refusal(503, "no room")
+            return super()._completions(fields)
+
+    with BusyOnce(folder("llama")) as server:
+        VLLMBackend(server.url, server.folder, retry=Retry(attempts=2, first_wait=0))
+        server.busy = 2
+        with pytest.raises(PermanentError, match=r"no answer after 2 attempts.*503: no room"):
+            VLLMBackend(server.url, server.folder, retry=Retry(attempts=2, first_wait=0))
 
 
 def test_a_row_that_is_too_large_alone_ends_it(server: StandIn, remote: VLLMBackend) -> None:

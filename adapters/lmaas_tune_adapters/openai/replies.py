@@ -14,6 +14,9 @@ from lmaas_tune_adapters.http import Answer, quoted
 FLOOR = -100.0
 """Least log-probability that is told on."""
 
+_ENDED = ("stop", "content_filter")
+"""Why nothing may have been written."""
+
 _FILLER = -9999.0  # stands for minus infinity: no likeliest token has that
 
 
@@ -58,7 +61,8 @@ class Choice:
 
     Attributes:
         text: In whole.
-        tokens: Token by token, where log-probabilities were asked for.
+        tokens: Token by token, where log-probabilities were asked for; none where the model ended
+            at once, or was kept from answering.
     """
 
     text: str
@@ -81,11 +85,27 @@ def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], i
         TransientError: It is no such reply.
     """
     reply = answer.json()
+    _check_error(reply, answer)
     tokens = _tokens_read(reply)
     with paid(answer.usage + Usage(tokens=tokens or 0)):
         if tokens is None:
             raise TransientError(f"{answer.url} does not tell its usage in numbers")
         return _choices(reply, answer, count=count, logprobs=logprobs), tokens
+
+
+def _check_error(reply: Any, answer: Answer) -> None:
+    """See that a reply is none of those that fail under a status of success.
+
+    Raises:
+        TransientError: It is, in the server's words.
+    """
+    error = reply.get("error") if isinstance(reply, Mapping) and "choices" not in reply else None
+    if error is None:
+        return
+    said = error.get("message") if isinstance(error, Mapping) else error
+    raise TransientError(
+        f"{answer.url} answered with an error: {quoted(str(said), answer.key, most=300)}"
+    )
 
 
 def _choices(reply: Any, answer: Answer, *, count: int, logprobs: bool) -> list[Choice]:
@@ -116,6 +136,9 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 def _tokens(choice: Mapping[str, Any], url: str) -> tuple[Token, ...]:
     found = choice.get("logprobs") or {}
+    told = found.get("content") or found.get("tokens")
+    if choice.get("finish_reason") in _ENDED and not _text(choice) and not told:
+        return ()
     if found.get("content"):  # of the chat endpoint; of both at llama.cpp
         tokens = [_of_chat(entry) for entry in found["content"]]
     elif found.get("tokens") and found.get("token_logprobs"):

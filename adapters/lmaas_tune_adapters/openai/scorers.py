@@ -158,14 +158,18 @@ class Likeliest:
         choices, usage = self.channel.ask([q.text for q in questions], logprobs=True)
         with paid(usage):
             scores = [
-                self._row(question, words, choice.tokens[0])
+                self._row(question, words, choice)
                 for question, choice in zip(questions, choices, strict=True)
             ]
         return np.array(scores).reshape(len(questions), len(words)), usage
 
     def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> Usage:
         """See `Scorer.try_out`."""
-        _, usage = self.score(questions, words)
+        choices, usage = self.channel.ask([q.text for q in questions], logprobs=True)
+        if not any(choice.tokens for choice in choices):
+            raise LackingError("the model wrote nothing, and so has no likeliest tokens")
+        for question, choice in zip(questions, choices, strict=True):
+            self._row(question, words, choice)
         return usage
 
     def notes(self, words: Sequence[str]) -> list[str]:
@@ -177,7 +181,10 @@ class Likeliest:
             *shared_beginnings(words),
         ]
 
-    def _row(self, question: Question, words: Sequence[str], token: Token) -> list[float]:
+    def _row(self, question: Question, words: Sequence[str], choice: Choice) -> list[float]:
+        if not choice.tokens:  # no answer says nothing for any label
+            return list(in_answer("", words))
+        token = choice.tokens[0]
         if not token.top:
             raise LackingError("the server names none of the likeliest tokens")
         spaced = None if self.channel.name == "chat" else question.spaced

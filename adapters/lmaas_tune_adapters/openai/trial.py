@@ -8,7 +8,7 @@ from functools import partial
 
 from lmaas_tune.errors import BackendError, InputError, PermanentError, did_you_mean
 from lmaas_tune.middleware.retry import Retry
-from lmaas_tune_adapters.http import RefusedError
+from lmaas_tune_adapters.http import RefusedError, ServerError
 from lmaas_tune_adapters.openai.channels import Manner, Server
 from lmaas_tune_adapters.openai.replies import CountError, LackingError
 from lmaas_tune_adapters.openai.rows import Question
@@ -52,6 +52,10 @@ def first_that_works(ways: Sequence[Way], manner: Manner, server: Server, retry:
                 f"{error.status}, {error.reason}" if isinstance(error, RefusedError) else str(error)
             )
             reasons.setdefault(said, []).append(way.name)
+        except PermanentError as error:
+            if not isinstance(error.__cause__, ServerError):
+                raise
+            reasons.setdefault(str(error.__cause__), []).append(way.name)
     _check_model(server)
     told = "; ".join(f"{', '.join(names)}: {said}" for said, names in reasons.items())
     raise PermanentError(
