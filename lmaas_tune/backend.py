@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol, runtime_checkable
 
-from lmaas_tune.prompts import FloatArray, Insertion, Prompt
+from lmaas_tune.prompts import (
+    DeepPrompt,
+    FloatArray,
+    Insertion,
+    Prompt,
+    SoftPrompt,
+    TextPrompt,
+)
 from lmaas_tune.task import Batch
 
 
@@ -71,6 +78,9 @@ class Usage:
         )
 
 
+_TOKEN = 4  # characters, as a rule
+
+
 @dataclass(frozen=True)
 class ScoreRequest:
     """Score every candidate word in the label's place of every row, under one prompt.
@@ -85,6 +95,18 @@ class ScoreRequest:
     prompt: Prompt
     batch: Batch
     candidates: tuple[str, ...]
+
+    @property
+    def characters(self) -> int:
+        """How much is read, roughly: all texts, and a vector of the prompt as four characters."""
+        prompt = self.prompt.first if isinstance(self.prompt, DeepPrompt) else self.prompt
+        if isinstance(prompt, TextPrompt):
+            own = len(prompt.text)
+        elif isinstance(prompt, SoftPrompt):
+            own = _TOKEN * prompt.length
+        else:
+            own = len(prompt.subspace.words) or _TOKEN * (prompt.subspace.length or 0)
+        return self.batch.characters + own * len(self.batch)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
@@ -56,10 +57,11 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True)
 class _Part:
-    """As much of a request as one call takes."""
+    """As much of a request as one call takes, and what share of it that is."""
 
     key: bytes
     request: ScoreRequest
+    share: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class _Run:
 
     meters: Sequence[Meter]
     ledger: Ledger | None
-    expected: Usage  # of one row
+    expected: Usage  # of one request
     stopped: threading.Event
 
     def book(self, part: Spent) -> None:
@@ -156,7 +158,8 @@ class Client:
             requests: Usually one generation of prompts on one batch.
             meter: The run's; it is asked before every attempt, and books all of them.
             ledger: The run's, where calls are made one by one.
-            expected: What the first request is thought to take; set aside before each call.
+            expected: What a request is thought to take; each call's share of it, by characters, is
+                set aside before it is made.
 
         Returns:
             One reply a request; its log-probabilities are read-only float64 and at most 0, but
@@ -170,8 +173,7 @@ class Client:
         if not requests:
             return []
         meters = [self.meter] if meter is None else [self.meter, meter]
-        expected = _per_row(expected, len(requests[0].batch))
-        run = _Run(meters, ledger, expected, threading.Event())
+        run = _Run(meters, ledger, expected or Usage(), threading.Event())
         cut = [self._cut(request) for request in requests]
         parts = {part.key: part for own in cut for part in own}
         scores, usages = self._written_down(parts, ledger, meter)
@@ -238,7 +240,11 @@ class Client:
         rows = self.capabilities.rows_per_call
         batches = [request.batch] if rows is None else request.batch.cut(rows)
         pieces = [replace(request, batch=batch) for batch in batches]
-        return [_Part(score_key(self.identity, piece), piece) for piece in pieces]
+        whole = max(1, request.characters)
+        return [
+            _Part(score_key(self.identity, piece), piece, piece.characters / whole)
+            for piece in pieces
+        ]
 
     def _written_down(
         self, parts: Mapping[bytes, _Part], ledger: Ledger | None, meter: Meter | None
@@ -282,9 +288,11 @@ class Client:
     def _ask(self, parts: Sequence[_Part], run: _Run) -> dict[bytes, ScoreReply]:
         """One call: attempts until one succeeds, each of them admitted and booked."""
         requests = [part.request for part in parts]
-        rows = sum(len(request.batch) for request in requests)
+        share = sum(part.share for part in parts)
         planned = Spent(
-            sequences=rows, tokens=run.expected.tokens * rows, money=run.expected.money * rows
+            sequences=sum(len(request.batch) for request in requests),
+            tokens=math.ceil(run.expected.tokens * share),
+            money=run.expected.money * share,
         )
         spent, queued = Spent(), 0.0
 
@@ -400,9 +408,3 @@ def _logprobs(reply: ScoreReply, request: ScoreRequest) -> FloatArray:
     logprobs = np.minimum(logprobs, 0.0)
     logprobs.setflags(write=False)
     return logprobs
-
-
-def _per_row(usage: Usage | None, rows: int) -> Usage:
-    if usage is None or rows == 0:
-        return Usage()
-    return Usage(tokens=-(-usage.tokens // rows), money=usage.money / rows)

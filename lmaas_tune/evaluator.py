@@ -15,7 +15,7 @@ from lmaas_tune.client import Client, Ledger
 from lmaas_tune.errors import InputError
 from lmaas_tune.middleware.meter import Meter
 from lmaas_tune.objectives import Objective, error_rate
-from lmaas_tune.prompts import FloatArray, Prompt, TextPrompt
+from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.task import Example, Task
 
 
@@ -94,7 +94,6 @@ class Evaluator:
         self.read = 0
         self.seconds = 0.0
         self._inspected = False
-        self._texts = sum(len(p) for row in self.batch.rows for p in row if isinstance(p, str))
 
     def inspect(self, prompt: Prompt) -> tuple[str, ...]:
         """What the backend has to say about these rows before any of them is paid.
@@ -172,7 +171,7 @@ class Evaluator:
             )
             for prompt, reply in zip(asked, replies, strict=True):
                 if not 0 < reply.usage.sequences < len(self.batch):  # the cache knew some rows
-                    self.learn(reply.usage, self._characters(prompt), self.seconds)
+                    self.learn(reply.usage, self._request(prompt).characters, self.seconds)
             found += [reply.logprobs for reply in replies]
         return found
 
@@ -187,16 +186,11 @@ class Evaluator:
         known = self if self.read or self._like is None else self._like
         if self._inspected or not known.read:
             return self.usage
-        share = max(map(self._characters, prompts)) / known.read
+        share = max(self._request(prompt).characters for prompt in prompts) / known.read
         if known is self and share <= 1:
             return self.usage
         tokens, money = math.ceil(known.usage.tokens * share), known.usage.money * share
         return replace(self.usage, tokens=tokens, money=money)
-
-    def _characters(self, prompt: Prompt) -> int:
-        """How many are read with a prompt, as far as it is text."""
-        own = len(prompt.text) if isinstance(prompt, TextPrompt) else 0
-        return self._texts + own * len(self.batch)
 
     def _evaluate(self, scores: FloatArray, bias: FloatArray) -> Evaluation:
         if not np.isfinite(scores).all():  # the highest of NaN would look like an answer

@@ -84,6 +84,11 @@ class Batch:
             sha.update(b"\n")
         return sha.hexdigest()
 
+    @cached_property
+    def characters(self) -> int:
+        """Of all texts."""
+        return sum(len(part) for row in self.rows for part in row if isinstance(part, str))
+
     def cut(self, rows: int) -> tuple[Batch, ...]:
         """The rows in order, in batches of at most so many: the same ones each time."""
         if len(self) <= rows:

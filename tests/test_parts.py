@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import Counter
@@ -36,7 +37,7 @@ from lmaas_tune import (
 from lmaas_tune.data import read_examples
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.middleware.meter import Meter, Spent
-from lmaas_tune.task import Batch
+from lmaas_tune.task import Batch, Slot
 
 ROWS_PER_CALL = 4  # of 10 training rows and 5 validation rows: 3 calls and 2
 COUNTED = ("calls", "validation_calls", "requests", "sequences", "tokens")
@@ -315,7 +316,9 @@ def test_a_budget_ends_a_resumed_run_where_it_ends_the_whole_one(
         fit(tmp_path / "cut", Ends(), budget=limit)
     again = Remote()
     resumed = fit(tmp_path / "cut", again, resume=True, budget=limit)
-    assert counted(resumed) == counted(whole)
+    failed = resumed.spent.requests - whole.spent.requests  # each thread's, as far as it came
+    assert 1 <= failed <= Pace().threads
+    assert counted(resumed) == counted(whole) | {"requests": whole.spent.requests + failed}
     assert len(again.calls) == len(lines_of((tmp_path / "whole" / FILE_NAME).read_bytes())) - at - (
         sum("part" not in line for line in lines_of((tmp_path / "whole" / FILE_NAME).read_bytes()))
     )
@@ -400,3 +403,29 @@ def test_predicting_cuts_and_caches_its_rows_too(tmp_path: Path) -> None:
     again = result.prompt.predict_proba(user, [text for text, _ in TRAIN])
     np.testing.assert_array_equal(first, again)
     assert len(backend.calls) == 3
+
+
+@pytest.mark.parametrize("limit", range(1000, 9000, 500))
+def test_rows_of_uneven_length_do_not_pass_a_limit_on_tokens(limit: int) -> None:
+    class Uneven(Bowl):
+        """Takes a token a character."""
+
+        def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+            (reply,) = super().score(requests)
+            usage = Usage(requests=1, sequences=1, tokens=requests[0].characters)
+            return [replace(reply, usage=usage)]
+
+    rows = Batch(
+        tuple(
+            ("x" * (600 if row % 8 == 0 else 10) + str(row), Slot.PROMPT, Slot.LABEL)
+            for row in range(32)
+        )
+    )
+    asked = ScoreRequest(TextPrompt("so"), rows, ("good", "bad"))
+    meter = Meter(Budget(tokens=limit))
+    expected = Usage(requests=1, sequences=32, tokens=asked.characters)
+    with contextlib.suppress(BudgetExceededError):
+        client(Uneven(rows_per_call=1), pace=Pace(workers=32)).score(
+            [asked], meter=meter, expected=expected
+        )
+    assert meter.spent.tokens <= limit

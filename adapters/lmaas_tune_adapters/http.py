@@ -11,10 +11,11 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -22,7 +23,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from lmaas_tune.backend import Usage
-from lmaas_tune.errors import InputError, PermanentError, TransientError
+from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
 from lmaas_tune.middleware.retry import Retry
 
 CONNECTIONS = 64
@@ -68,6 +69,11 @@ class BusyError(TransientError):
 
 class ServerError(TransientError):
     """The server failed at this request (5xx, but for 503): perhaps at all of its kind."""
+
+
+NOTHING = Usage()
+
+Part = TypeVar("Part")
 
 
 class _Hidden(str):
@@ -444,3 +450,40 @@ def _bytes_down(raw: urllib3.BaseHTTPResponse) -> int:
 
 def _header_bytes(headers: Iterable[tuple[str, str | bytes]]) -> int:
     return sum(len(name) + len(value) + 4 for name, value in headers) + 2
+
+
+@contextmanager
+def paid(usage: Usage) -> Iterator[None]:
+    """What fails inside has been paid already, and says so."""
+    try:
+        yield
+    except LMaaSError as error:
+        error.usage = usage
+        raise
+
+
+def joined(
+    parts: Iterable[tuple[Part, Usage]], before: Usage = NOTHING
+) -> tuple[list[Part], Usage]:
+    """All parts of a call, and what they took; an error tells what those before it took, too."""
+    found: list[Part] = []
+    usage = before
+    try:
+        for part, taken in parts:
+            found.append(part)
+            usage += taken
+    except LMaaSError as error:
+        own = Usage(requests=0 if isinstance(error, InputError) else 1)
+        error.usage = usage + (own if error.usage is None else error.usage)
+        raise
+    return found, usage
+
+
+def tokens_read(reply: Any) -> int | None:
+    """How many an OpenAI-compatible server says that it read, 0 where it says nothing; None if that
+    is no number."""
+    usage = reply.get("usage") if isinstance(reply, Mapping) else None
+    try:
+        return max(0, int((usage or {}).get("prompt_tokens") or 0))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None

@@ -268,6 +268,28 @@ def test_a_server_that_is_busy_at_the_start_is_asked_again(folder: Callable[[str
             VLLMBackend(server.url, server.folder, retry=Retry(attempts=2, first_wait=0))
 
 
+def test_what_a_call_took_before_it_failed_is_told(folder: Callable[[str], Path]) -> None:
+    class FailsLater(StandIn):
+        answers = 100
+
+        def _completions(self, fields: dict[str, Any]) -> Any:
+            self.answers -= 1
+            if self.answers < 0:
+                raise Refusal(500, "gone")
+            return super()._completions(fields)
+
+    with FailsLater(folder("llama")) as server:
+        remote = VLLMBackend(server.url, server.folder, max_body_bytes=1)  # a row a request
+        request = request_of(TextPrompt("so"))
+        (reply,) = remote.score([request])
+        server.answers = reply.usage.requests - 1
+        with pytest.raises(TransientError, match="500: gone") as caught:
+            remote.score([request])
+    assert caught.value.usage is not None
+    assert caught.value.usage.requests == reply.usage.requests > len(request.batch)
+    assert 0 < caught.value.usage.tokens < reply.usage.tokens
+
+
 def test_a_row_that_is_too_large_alone_ends_it(server: StandIn, remote: VLLMBackend) -> None:
     server.body = 3_000
     with pytest.raises(PermanentError, match=r"413.*shorten"):

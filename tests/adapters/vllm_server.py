@@ -112,7 +112,10 @@ class StandIn:
             found = [row if self.logits else row.log_softmax(-1) for row in read]
         if any(row.isnan().any() for row in found):
             raise Refusal(400, NAN)
-        return {"choices": [self._choice(i, row, fields) for i, row in enumerate(found)]}
+        return {
+            "choices": [self._choice(i, row, fields) for i, row in enumerate(found)],
+            "usage": {"prompt_tokens": sum(map(len, prompts))},
+        }
 
     def _prompts(self, fields: dict[str, Any]) -> list[torch.Tensor]:
         embeds, text = fields["prompt_embeds"], fields.get("prompt")

@@ -15,7 +15,7 @@ from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, Usage
 from lmaas_tune.errors import InputError, PermanentError, TransientError
 from lmaas_tune.prompts import FloatArray, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.task import Batch, Slot
-from lmaas_tune_adapters.http import Answer, Endpoint, RefusedError
+from lmaas_tune_adapters.http import Answer, Endpoint, RefusedError, paid
 
 PROTOCOL = 1
 """Version of the paths and bodies that stand here."""
@@ -194,17 +194,19 @@ def _registered(answer: Answer) -> Registered:
 
 def _reply(answer: Answer, shape: Shape) -> ScoreReply:
     digest = base64.b64encode(hashlib.sha256(answer.content).digest()).decode()
-    if answer.headers.get("content-digest") != f"sha-256=:{digest}:":
-        raise _damaged(answer, "is not what its Content-Digest says")
-    if len(answer.content) != 4 * shape[0] * shape[1]:
-        raise _damaged(
-            answer,
-            f"has {len(answer.content)} bytes, and {shape[0]} x {shape[1]} scores have 4 each",
-        )
     tokens = answer.headers.get("tokens", "")
-    if not tokens.isdecimal() or len(tokens) > 18:
-        raise _damaged(answer, "does not tell its Tokens")
-    usage = replace(answer.usage, sequences=shape[0], tokens=int(tokens))
+    told = tokens.isdecimal() and len(tokens) <= 18
+    usage = replace(answer.usage, sequences=shape[0], tokens=int(tokens) if told else 0)
+    with paid(usage):
+        if answer.headers.get("content-digest") != f"sha-256=:{digest}:":
+            raise _damaged(answer, "is not what its Content-Digest says")
+        if len(answer.content) != 4 * shape[0] * shape[1]:
+            raise _damaged(
+                answer,
+                f"has {len(answer.content)} bytes, and {shape[0]} x {shape[1]} scores have 4 each",
+            )
+        if not told:
+            raise _damaged(answer, "does not tell its Tokens")
     logprobs = np.frombuffer(answer.content, "<f4").reshape(shape).astype(np.float64)
     return ScoreReply(logprobs, usage)
 

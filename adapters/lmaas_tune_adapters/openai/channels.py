@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lmaas_tune.backend import Usage
-from lmaas_tune.errors import InputError, LMaaSError
-from lmaas_tune_adapters.http import BusyError, Endpoint, RefusedError
+from lmaas_tune.errors import InputError
+from lmaas_tune_adapters.http import NOTHING, BusyError, Endpoint, RefusedError, joined
 from lmaas_tune_adapters.openai.replies import Choice, CountError, LackingError, read
 
 TOPS = (20, 5, 1)
@@ -20,9 +20,6 @@ _TOO_LONG = re.compile(
     r"|max_tokens must be at least 1, got 0",  # vLLM, where the prompt fills the context
     re.IGNORECASE,
 )
-
-
-NOTHING = Usage()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,15 +185,5 @@ class Chat:
 def _joined(
     parts: Iterable[tuple[list[Choice], Usage]], before: Usage = NOTHING
 ) -> tuple[list[Choice], Usage]:
-    """All choices, and what they took; an error tells what the parts before it took, too."""
-    choices: list[Choice] = []
-    usage = before
-    try:
-        for found, taken in parts:
-            choices += found
-            usage += taken
-    except LMaaSError as error:
-        own = Usage(requests=0 if isinstance(error, InputError) else 1)
-        error.usage = usage + (own if error.usage is None else error.usage)
-        raise
-    return choices, usage
+    found, usage = joined(parts, before)
+    return [choice for part in found for choice in part], usage

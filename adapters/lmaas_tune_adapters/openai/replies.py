@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lmaas_tune.backend import Usage
-from lmaas_tune.errors import LMaaSError, TransientError
-from lmaas_tune_adapters.http import Answer, quoted
+from lmaas_tune.errors import TransientError
+from lmaas_tune_adapters.http import Answer, paid, quoted, tokens_read
 
 FLOOR = -100.0
 """Least log-probability that is told on."""
@@ -26,16 +25,6 @@ class LackingError(TransientError):
 
 class CountError(LackingError):
     """Of several prompts not all were answered, or not all were counted."""
-
-
-@contextmanager
-def paid(usage: Usage) -> Iterator[None]:
-    """What fails inside has been paid already, and says so."""
-    try:
-        yield
-    except LMaaSError as error:
-        error.usage = usage
-        raise
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,7 @@ def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], i
     """
     reply = answer.json()
     _check_error(reply, answer)
-    tokens = _tokens_read(reply)
+    tokens = tokens_read(reply)
     with paid(answer.usage + Usage(tokens=tokens or 0)):
         if tokens is None:
             raise TransientError(f"{answer.url} does not tell its usage in numbers")
@@ -175,12 +164,3 @@ def _checked(logprob: object) -> float:
     if isinstance(logprob, bool) or not isinstance(logprob, int | float) or logprob > 1e-3:
         raise ValueError(f"{logprob!r} is no log-probability")
     return min(0.0, float(logprob))
-
-
-def _tokens_read(reply: Any) -> int | None:
-    """How many the server says that it read, 0 where it says nothing; None if that is no number."""
-    usage = reply.get("usage") if isinstance(reply, Mapping) else None
-    try:
-        return max(0, int((usage or {}).get("prompt_tokens") or 0))
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        return None

@@ -10,8 +10,9 @@ import numpy as np
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, TransientError
 from lmaas_tune.prompts import FloatArray
+from lmaas_tune_adapters.http import paid
 from lmaas_tune_adapters.openai.channels import Channel, Completions
-from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token, paid
+from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token
 from lmaas_tune_adapters.openai.rows import Question
 from lmaas_tune_adapters.openai.words import among, bound, in_answer, shared_beginnings
 

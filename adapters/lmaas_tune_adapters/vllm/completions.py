@@ -12,7 +12,16 @@ import numpy as np
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import TransientError
 from lmaas_tune.prompts import FloatArray
-from lmaas_tune_adapters.http import Answer, BusyError, Endpoint, RefusedError, quoted
+from lmaas_tune_adapters.http import (
+    Answer,
+    BusyError,
+    Endpoint,
+    RefusedError,
+    joined,
+    paid,
+    quoted,
+    tokens_read,
+)
 
 PATH = "/v1/completions"
 
@@ -69,13 +78,8 @@ class Completions:
             TransientError: No answer, or none that fits.
             RefusedError: The server will not have it.
         """
-        values: list[FloatArray] = [np.zeros((0, len(token_ids)))]
-        usage = Usage()
-        for group in self._groups(prompts):
-            found, taken = self._answers(group, token_ids)
-            values.append(found)
-            usage += taken
-        return np.concatenate(values), usage
+        found, usage = joined(self._answers(group, token_ids) for group in self._groups(prompts))
+        return np.concatenate([np.zeros((0, len(token_ids))), *found]), usage
 
     def ask(
         self, prompts: Sequence[bytes], token_ids: Sequence[int], *, beside: Sequence[int] = ()
@@ -110,7 +114,10 @@ class Completions:
             pieces += [b'","', prompt] if number else [prompt]
         body = b"".join([*pieces, end])
         answer = self.endpoint.post(PATH, body=body, headers={"Content-Type": "application/json"})
-        return self._read(answer, len(prompts) + bool(beside), token_ids), answer.usage
+        content = answer.json()
+        usage = answer.usage + Usage(tokens=tokens_read(content) or 0)
+        with paid(usage):
+            return self._read(content, answer, len(prompts) + bool(beside), token_ids), usage
 
     def _groups(self, prompts: Iterable[bytes]) -> Iterator[list[bytes]]:
         group: list[bytes] = []
@@ -143,12 +150,13 @@ class Completions:
             if len(prompts) == 1 or not (overflow or error.status == 413):
                 raise
         half = len(prompts) // 2
-        first, taken = self._answers(prompts[:half], token_ids)
-        second, more = self._answers(prompts[half:], token_ids)
-        return np.concatenate([first, second]), Usage(requests=1) + taken + more
+        parts = (self._answers(part, token_ids) for part in (prompts[:half], prompts[half:]))
+        found, usage = joined(parts, before=Usage(requests=1))
+        return np.concatenate(found), usage
 
-    def _read(self, answer: Answer, count: int, token_ids: Sequence[int]) -> FloatArray:
-        content = answer.json()
+    def _read(
+        self, content: Any, answer: Answer, count: int, token_ids: Sequence[int]
+    ) -> FloatArray:
         try:
             found = {c["index"]: c["logprobs"]["top_logprobs"][0] for c in content["choices"]}
             if sorted(found) != list(range(count)) or len(content["choices"]) != count:
