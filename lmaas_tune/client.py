@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -278,10 +279,17 @@ class Client:
             try:
                 for call in as_completed(calls):
                     paid |= call.result()
-            except BaseException:  # those under way come to their end, and are kept
+            except BaseException as error:  # those under way come to their end, and are kept
                 run.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._throttle.wake()
+                waiting = sum(call.running() for call in calls)
+                if isinstance(error, KeyboardInterrupt) and waiting:
+                    warnings.warn(
+                        f"calls under way are waited for, and kept: {waiting}; interrupt again to "
+                        "leave them",
+                        stacklevel=2,
+                    )
                 raise
         return paid
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -429,3 +430,26 @@ def test_rows_of_uneven_length_do_not_pass_a_limit_on_tokens(limit: int) -> None
             [asked], meter=meter, expected=expected
         )
     assert meter.spent.tokens <= limit
+
+
+def test_an_interrupt_says_that_calls_under_way_are_waited_for() -> None:
+    begun, told, said = threading.Event(), threading.Event(), list[str]()
+
+    class Interrupted(Bowl):
+        def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+            if len(requests[0].batch) == 4:
+                begun.wait(10)
+                raise KeyboardInterrupt
+            begun.set()
+            told.wait(10)
+            return super().score(requests)
+
+    def show(message: Warning | str, *_: Any) -> None:
+        said.append(str(message))
+        told.set()
+
+    with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        client(Interrupted(rows_per_call=4), pace=Pace(workers=2)).score([request(6)])
+    assert said == ["calls under way are waited for, and kept: 1; interrupt again to leave them"]
