@@ -17,7 +17,8 @@ from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.vllm import VLLMBackend
 
 from lmaas_tune import Client, Pace, ScoreRequest, Settings, TunedPrompt, Tuner
-from lmaas_tune.errors import InputError, PermanentError, TransientError
+from lmaas_tune.errors import InputError, PermanentError
+from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.testing import BackendConformance
 
@@ -109,9 +110,9 @@ def test_what_is_counted_is_what_the_server_says_it_read(
     told = []
     read = type(remote._completions)._read
 
-    def listening(self: Any, answer: Any, *others: Any) -> FloatArray:
-        told.append(answer.json()["usage"]["prompt_tokens"])
-        return read(self, answer, *others)
+    def listening(self: Any, content: Any, *others: Any) -> FloatArray:
+        told.append(content["usage"]["prompt_tokens"])
+        return read(self, content, *others)
 
     monkeypatch.setattr(type(remote._completions), "_read", listening)
     request = ScoreRequest(soft(local, 1)[0], batch_of(LABEL_LAST[0]), CANDIDATES)
@@ -218,9 +219,9 @@ def test_another_model_of_the_same_width_is_found_out(
         opened(vllm_server, model=tiny_llama(tmp_path / "other", seed=1))
 
 
-def test_a_server_that_is_not_there_may_come(vllm_server: VLLMServer) -> None:
-    with pytest.raises(TransientError, match="cannot be reached"):
-        opened(vllm_server, url="http://127.0.0.1:9")
+def test_a_server_that_is_not_there_is_told(vllm_server: VLLMServer) -> None:
+    with pytest.raises(PermanentError, match=r"no answer after 1 attempt .* cannot be reached"):
+        opened(vllm_server, url="http://127.0.0.1:9", retry=Retry(attempts=1))
 
 
 def test_the_example_ends_with_equal_losses_here_by_our_service_and_by_vllm(
