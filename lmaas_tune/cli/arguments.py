@@ -135,13 +135,24 @@ def add_place(group: argparse._ArgumentGroup | Parser) -> None:
     group.add_argument("--api-key-file", metavar="FILE", help="a file with the key for that server")
 
 
-_OPENS = ("backend", "model", "backend_options", "url", "api_key_file")
-_CALLS = ("cache", "price_in", "price_out", "workers", "requests_per_minute", "tokens_per_minute")
+_CLIENT = (
+    "backend",
+    "model",
+    "backend_options",
+    "url",
+    "api_key_file",
+    "cache",
+    "price_in",
+    "price_out",
+    "workers",
+    "requests_per_minute",
+    "tokens_per_minute",
+)
 
 
-def backend_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All that `open_client` reads."""
-    return {name: getattr(arguments, name) for name in (*_OPENS, *_CALLS)}
+def client_flags(arguments: argparse.Namespace) -> argparse.Namespace:
+    """All that `open_client` reads, as a worker can be sent it: without the parsers."""
+    return argparse.Namespace(**{name: getattr(arguments, name) for name in _CLIENT})
 
 
 def open_client(arguments: argparse.Namespace) -> Client:

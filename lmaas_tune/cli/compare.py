@@ -16,7 +16,7 @@ from lmaas_tune.cli.arguments import (
     Parser,
     add_backend,
     add_command,
-    backend_values,
+    client_flags,
     command_line,
     open_client,
     parse_options,
@@ -106,8 +106,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from lmaas_tune.comparison import compare
 
     rule = None if arguments.stop_early is None else EarlyStop(after=arguments.stop_early)
-    # as a worker can be sent it: without the parsers
-    backend = partial(open_client, argparse.Namespace(**backend_values(arguments)))
+    backend = partial(open_client, client_flags(arguments))
     try:
         with _cluster(arguments.dask):
             standings = compare(

@@ -156,21 +156,14 @@ class Likeliest:
         self, questions: Sequence[Question], words: Sequence[str]
     ) -> tuple[FloatArray, Usage]:
         """See `Scorer.score`."""
-        choices, usage = self.channel.ask([q.text for q in questions], logprobs=True)
-        with paid(usage):
-            scores = [
-                self._row(question, words, choice)
-                for question, choice in zip(questions, choices, strict=True)
-            ]
-        return np.array(scores).reshape(len(questions), len(words)), usage
+        _, scores, usage = self._ask(questions, words)
+        return scores, usage
 
     def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> Usage:
         """See `Scorer.try_out`."""
-        choices, usage = self.channel.ask([q.text for q in questions], logprobs=True)
+        choices, _, usage = self._ask(questions, words)
         if not any(choice.tokens for choice in choices):
             raise LackingError("the model wrote nothing, and so has no likeliest tokens")
-        for question, choice in zip(questions, choices, strict=True):
-            self._row(question, words, choice)
         return usage
 
     def notes(self, words: Sequence[str]) -> list[str]:
@@ -181,6 +174,17 @@ class Likeliest:
             "not among them gets the most that it can have",
             *shared_beginnings(words),
         ]
+
+    def _ask(
+        self, questions: Sequence[Question], words: Sequence[str]
+    ) -> tuple[Sequence[Choice], FloatArray, Usage]:
+        choices, usage = self.channel.ask([q.text for q in questions], logprobs=True)
+        with paid(usage):
+            scores = [
+                self._row(question, words, choice)
+                for question, choice in zip(questions, choices, strict=True)
+            ]
+        return choices, np.array(scores).reshape(len(questions), len(words)), usage
 
     def _row(self, question: Question, words: Sequence[str], choice: Choice) -> list[float]:
         if not choice.tokens:  # no answer says nothing for any label
