@@ -18,6 +18,21 @@ from lmaas_tune.task import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """A way in which a backend saves work. It changes how long answers take, never the answers.
+
+    Attributes:
+        name: What is saved.
+        reason: Why it is off; empty where it is on.
+        cost: What is done instead where it is off.
+    """
+
+    name: str
+    reason: str
+    cost: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Capabilities:
     """What a backend can do; asked before the first paid call, so that a refusal costs nothing.
 
@@ -36,6 +51,7 @@ class Capabilities:
             client cuts the rest off, and sends the parts by its own number of workers, one
             request a call. None: takes any number of requests and rows at once, and can share
             work among them.
+        speedups: The ways in which it saves work, on or off.
     """
 
     soft_prompt_width: int | None = None
@@ -47,6 +63,7 @@ class Capabilities:
     deterministic: bool = True
     max_tokens: int | None = None
     rows_per_call: int | None = None
+    speedups: tuple[Speedup, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,7 @@ import peft
 import torch
 from lmaas_tune_adapters.hf.gradient import LabelScorer
 from lmaas_tune_adapters.hf.loading import Family, quiet
+from lmaas_tune_adapters.hf.memory import cached
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
@@ -106,7 +108,7 @@ def with_prefix(box: WhiteBox, tokens: Sequence[int]) -> Any:
     # into the passes that read label words only where they stand
     def put_before(_module: Any, args: Any, inputs: dict[str, Any]) -> Any:
         said = "decoder_inputs_embeds" if "decoder_inputs_embeds" in inputs else "inputs_embeds"
-        return args, {**inputs, "past_key_values": tuned.get_prompt(len(inputs[said]))}
+        return args, {**inputs, **cached(network, tuned.get_prompt(len(inputs[said])))}
 
     network.register_forward_pre_hook(put_before, with_kwargs=True)
     return tuned
@@ -121,12 +123,13 @@ def _states(box: WhiteBox, tokens: Sequence[int]) -> torch.Tensor:
     network = box.loaded.model
     ids = torch.tensor([tokens], device=network.device)
     kept: Any = DynamicCache()
-    inputs: dict[str, Any] = {"input_ids": ids, "past_key_values": kept}
+    inputs = {"input_ids": ids}
+    cache: Any = kept
     if box.family == "seq2seq":
         cache = EncoderDecoderCache(kept, DynamicCache())
-        inputs |= {"decoder_input_ids": ids, "past_key_values": cache}
-    with torch.no_grad():
-        network(**inputs)
+        inputs["decoder_input_ids"] = ids
+    with torch.no_grad(), contextlib.suppress(TypeError):  # of a model that takes none
+        network(**inputs, **cached(network, cache))
     if len({layer.keys.shape for layer in kept.layers}) != 1:
         raise InputError(
             f"p-tuning-v2 puts keys and values of one shape before every layer, and the model "

@@ -119,5 +119,10 @@ def _probed(answer: Probe) -> list[str]:
     return [
         f"identity     {answer.identity}",
         f"can do       {'; '.join(facts)}",
+        *(f"speedup      {_speedup(**speedup)}" for speedup in can["speedups"]),
         f"one answer   in {answer.seconds:.3f} s",
     ]
+
+
+def _speedup(*, name: str, reason: str, cost: str) -> str:
+    return f"{name} is off ({reason}): {cost}" if reason else f"{name} is on"

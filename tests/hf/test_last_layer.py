@@ -10,17 +10,16 @@ import pytest
 import torch
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.last_layer import last_layer, only_last
-from lmaas_tune_adapters.hf.passes import CausalPasses
+from lmaas_tune_adapters.hf.memory import cached, empty_cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from lmaas_tune.backend import ScoreRequest
 
 from . import models
 from .test_exact import batch_of, soft
 
-SHARING = [name for name in models.CAUSAL if name not in ("mistral", "gpt-neo")]
 
-
-@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize("name", models.CAUSAL)
 def test_the_positions_read_come_out_as_from_the_whole_layer(
     name: str, load: Callable[[str], HFBackend]
 ) -> None:
@@ -30,22 +29,26 @@ def test_the_positions_read_come_out_as_from_the_whole_layer(
     layer = last_layer(model.get_decoder(), 2)
 
     def logits(reads: int) -> torch.Tensor:
-        memory = model(input_ids=kept[0], use_cache=True).past_key_values
+        cache = DynamicCache()
+        model(input_ids=kept[0], **cached(model, cache))
         with only_last(layer, reads):
-            output = model(input_ids=kept[1], past_key_values=memory, use_cache=True)
+            output = model(input_ids=kept[1], **cached(model, cache))
         return output.logits[:, -reads:]  # type: ignore[no-any-return]
 
     with torch.inference_mode():
         whole = model(input_ids=ids, use_cache=False).logits
         with only_last(layer, 1):
-            alone = model(input_ids=ids, use_cache=False).logits[:, -1:]
+            alone = model(input_ids=ids, **cached(model, empty_cache(2))).logits[:, -1:]
         for reads, got in ((1, alone), (1, logits(1)), (2, logits(2)), (4, logits(4))):
             torch.testing.assert_close(got, whole[:, -reads:], rtol=1e-4, atol=1e-4)
         after = model(input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(after, whole)
 
 
-@pytest.mark.parametrize("name", SHARING)
+WITHOUT_WINDOW = [name for name in models.CAUSAL if name not in ("mistral", "gpt-neo")]
+
+
+@pytest.mark.parametrize("name", WITHOUT_WINDOW)
 def test_the_feed_forward_of_the_last_layer_sees_the_positions_read_only(
     name: str, load: Callable[[str], HFBackend]
 ) -> None:
@@ -73,12 +76,13 @@ def test_a_layer_that_asks_more_of_its_memory_is_left_whole(
     layer = type(last_layer(load("llama")._model.get_decoder(), 2))
     forward = layer.forward
 
-    def asking(self: Any, *args: Any, past_key_values: Any = None, **options: Any) -> torch.Tensor:
-        if past_key_values is not None:
-            past_key_values.get_seq_length()
-        return forward(self, *args, past_key_values=past_key_values, **options)  # type: ignore
+    def asking(self: Any, *args: Any, **options: Any) -> torch.Tensor:
+        for cache in (value for value in options.values() if isinstance(value, Cache)):
+            cache.get_seq_length()
+        return forward(self, *args, **options)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(layer, "forward", asking)
-    abilities = CausalPasses(HFBackend(folder("llama"), device="cpu")._model).abilities
-    assert abilities.shares
-    assert abilities.last is None
+    with pytest.warns(UserWarning, match=r"partial last layer .* computed at every position"):
+        model = HFBackend(folder("llama"), device="cpu")
+    off = {one.name for one in model.capabilities.speedups if one.reason}
+    assert off == {"partial last layer"}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from lmaas_tune_adapters.hf import loading
+from lmaas_tune_adapters.hf import HFBackend, packing
 from lmaas_tune_adapters.hf.loading import load
+from lmaas_tune_adapters.hf.memory import cached
 from lmaas_tune_adapters.hf.packing import (
     GatedUnit,
     PackedLinear,
@@ -18,9 +21,16 @@ from lmaas_tune_adapters.hf.packing import (
     RotaryAttention,
     pack,
 )
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.prompts import TextPrompt
+
 from . import models
+from .test_exact import batch_of
+
+WORDS = ("great", "bad")
 
 
 @pytest.mark.parametrize("name", [*models.CAUSAL, *models.MASKED, *models.SEQ2SEQ])
@@ -39,9 +49,25 @@ def test_packing_changes_no_number(name: str, folder: Callable[[str], Path]) -> 
     assert (expected - got).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_other_dtypes_are_left_as_they_are(folder: Callable[[str], Path]) -> None:
-    loaded = load(folder("llama"), revision=None, device="cpu", dtype="bfloat16")
+def test_float16_is_left_as_it_is(folder: Callable[[str], Path]) -> None:
+    loaded = load(folder("llama"), revision=None, device="cpu", dtype="float16")
     assert not any(isinstance(m, PackedLinear) for m in loaded.model.modules())
+
+
+@pytest.mark.parametrize("name", models.CAUSAL)
+def test_bfloat16_packs_and_stays_as_near_to_float32(
+    name: str, folder: Callable[[str], Path]
+) -> None:
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    logits = {}
+    for dtype, packs in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+        loaded = load(folder(name), revision=None, device="cpu", dtype=dtype, pack=packs)
+        assert any(isinstance(m, PackedLinear) for m in loaded.model.modules()) is packs
+        with torch.inference_mode():
+            logits[dtype, packs] = loaded.model(input_ids=ids).logits.float()
+    exact = logits["float32", False]
+    stock, ours = ((logits["bfloat16", packs] - exact).norm() for packs in (False, True))
+    assert ours < 1.25 * stock
 
 
 ROPE = {"rope_type": "default", "rope_theta": 10.0}  # places that differ much
@@ -126,22 +152,64 @@ def test_a_norm_that_takes_the_mean_off_is_left_as_it_is() -> None:
     torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("failing", [False, True])
 def test_a_model_that_packing_would_change_is_loaded_as_it_is(
-    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, failing: bool
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoil(network: Any) -> None:
+    def spoil(network: Any) -> list[str]:
         pack(network)
-        if failing:
-            raise ZeroDivisionError
         network.model.norm.weight.mul_(1.01)
+        return []
 
     plain = load(folder("llama"), revision=None, device="cpu", dtype="float32", pack=False)
-    monkeypatch.setattr(loading, "pack_network", spoil)
+    monkeypatch.setattr(packing, "pack", spoil)
     loaded = load(folder("llama"), revision=None, device="cpu", dtype="float32")
+    assert [one.reason for one in loaded.speedups] == ["it changes the scores"]
     assert not any(isinstance(m, PackedLinear) for m in loaded.model.modules())
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(loaded.model(input_ids=ids).logits, plain.model(input_ids=ids).logits)
+
+
+def test_a_step_that_fails_is_told_and_the_others_are_on(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_network: Any) -> None:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear'\nand more")
+
+    monkeypatch.setattr(packing, "_pack_norms", gone)
+    with pytest.warns(UserWarning, match=r"slower than it could be.*no attribute '_linear'"):
+        model = HFBackend(folder("llama"), device="cpu")
+    assert any(isinstance(m, PackedLinear) for m in model._model.modules())
+    assert not any(isinstance(m, RootNorm) for m in model._model.modules())
+
+
+def test_a_private_part_that_is_gone_costs_speed_and_no_score(
+    folder: Callable[[str], Path], load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ScoreRequest(TextPrompt("so"), batch_of("{text} {prompt} {label}", ("fine",)), WORDS)
+    expected = load("llama").score([request])[0].logprobs
+    monkeypatch.setitem(sys.modules, "lmaas_tune_adapters.hf.packing", None)  # fails to import
+    with pytest.warns(UserWarning, match="processor kernels .*stock"):
+        slow = HFBackend(folder("llama"), device="cpu")
+    np.testing.assert_allclose(slow.score([request])[0].logprobs, expected, atol=1e-4)
+
+
+def test_without_speedups_every_module_is_the_stock_one_and_nobody_is_warned(
+    folder: Callable[[str], Path], load: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    stock = HFBackend(folder("llama"), device="cpu", speedups=False)
+    assert not recwarn.list
+    ours = {m.__class__.__module__ for m in stock._model.modules()}
+    assert not any(name.startswith("lmaas_tune") for name in ours)
+    reasons = {one.name: one.reason for one in stock.capabilities.speedups}
+    assert reasons == {
+        "processor kernels": "speedups=False",
+        "shared prefixes": "",
+        "joint passes": "",
+        "partial last layer": "speedups=False",
+    }
+    request = ScoreRequest(TextPrompt("so"), batch_of("{text} {prompt} {label}", ("fine",)), WORDS)
+    expected = load("llama").score([request])[0].logprobs
+    np.testing.assert_allclose(stock.score([request])[0].logprobs, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -171,8 +239,9 @@ def test_attention_that_goes_on_from_a_memory_gives_what_the_stock_one_gave() ->
     ids = torch.arange(12).reshape(2, 6)
     whole = network(input_ids=ids).logits
     pack(network)
-    memory = network(input_ids=ids[:, :4], use_cache=True).past_key_values
-    end = network(input_ids=ids[:, 4:], past_key_values=memory).logits
+    cache = DynamicCache()
+    network(input_ids=ids[:, :4], **cached(network, cache))
+    end = network(input_ids=ids[:, 4:], **cached(network, cache)).logits
     torch.testing.assert_close(end, whole[:, 4:], rtol=1e-4, atol=1e-5)
 
 

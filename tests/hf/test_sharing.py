@@ -166,9 +166,23 @@ def test_a_pass_holds_no_more_tokens_than_it_may(folder: Callable[[str], Path]) 
         assert max(passes) <= 64
 
 
-def test_a_model_with_a_sliding_window_shares_nothing(load: Callable[[str], HFBackend]) -> None:
-    model = load("mistral")
+@pytest.mark.parametrize("name", ["mistral", "gpt-neo"])
+def test_rows_longer_than_the_window_of_a_model_are_read_whole(
+    name: str, load: Callable[[str], HFBackend]
+) -> None:
+    model = load(name)
     batch = batch_of("{prompt} {text} It was {label}", TEXTS)
     with tokens_read(model) as passes:
         (reply,) = model.score([ScoreRequest(soft(model, 1)[0], batch, ("great", "bad"))])
     assert sum(passes) == reply.usage.tokens
+
+
+@pytest.mark.parametrize("name", ["mistral", "gpt-neo"])
+def test_rows_within_the_window_of_a_model_share_their_beginning(
+    name: str, load: Callable[[str], HFBackend]
+) -> None:
+    model = load(name)  # its window is 8 tokens
+    batch = batch_of("{prompt}{text}{label}", ("a", "it", "so it was bad but fine"))
+    with tokens_read(model) as passes:
+        (reply,) = model.score([ScoreRequest(soft(model, 1, length=5)[0], batch, ("g", "b"))])
+    assert sum(passes) == reply.usage.tokens - 5

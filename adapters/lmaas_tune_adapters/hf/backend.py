@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Spread
+from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Speedup, Spread
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt
 from lmaas_tune.task import Batch, Slot
@@ -48,6 +49,8 @@ class HFBackend:
             memory; by default 2048 on a processor, where more is slower, and 16384 elsewhere.
             On a processor a causal or masked model has as many side by side as torch has threads.
         max_kept_bytes: Most memory for what a causal model keeps of texts that come again.
+        speedups: Whether to replace modules of transformers and torch by faster ones with the
+            same scores. Each is tried at load; a warning says which are off, and why.
 
     Raises:
         InputError: The model cannot be had or is no language model, or an option is unknown.
@@ -65,6 +68,7 @@ class HFBackend:
         answer: Answer = "auto",
         max_tokens_per_pass: int | None = None,
         max_kept_bytes: int = 1 << 30,
+        speedups: bool = True,
     ) -> None:
         if answer not in ANSWERS:
             raise InputError(f"unknown answer {answer!r}; {did_you_mean(answer, ANSWERS)}")
@@ -74,12 +78,12 @@ class HFBackend:
             raise InputError(f"max_kept_bytes is {max_kept_bytes}; it must be 0 or more")
         self._lock = threading.Lock()
         self._source = str(model)
-        loaded = load(model, revision=revision, device=device, dtype=dtype)
+        loaded = load(model, revision=revision, device=device, dtype=dtype, pack=speedups)
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         self.family: Family = loaded.family
         on_cpu = self._model.device.type == "cpu"
         per_pass = max_tokens_per_pass or (2048 if on_cpu else 16384)
-        self._scorer = _scorer(loaded, per_pass, max_kept_bytes, answer)
+        self._scorer = _scorer(loaded, per_pass, max_kept_bytes, answer, speedups)
         self._embeddings = self._model.get_input_embeddings()
         self.vocabulary_size: int = self._embeddings.weight.shape[0]
         self.embedding_std: float = self._std()
@@ -89,7 +93,10 @@ class HFBackend:
             deep_layers=len(self._scorer.layers) or None,
             label_anywhere=not self._scorer.label_last,
             max_tokens=_max_tokens(loaded),
+            speedups=self._scorer.speedups,
         )
+        if speedups:
+            _warn_of_slowness(loaded.name, self._scorer.speedups)
         self._reader = Reader(
             loaded.tokenizer,
             capabilities=self.capabilities,
@@ -256,15 +263,33 @@ class HFBackend:
             return float(self._embeddings(ids).float().std())
 
 
+def _warn_of_slowness(name: str, speedups: Sequence[Speedup]) -> None:
+    """Say once which speedups are off, why, and what that costs."""
+    off = [f"{one.name} ({one.reason}): {one.cost}" for one in speedups if one.reason]
+    if off:
+        warnings.warn(
+            f"the model {name!r} is slower than it could be, with the same scores. "
+            f"Off: {'; '.join(off)}",
+            stacklevel=3,
+        )
+
+
 def _scorer(
-    loaded: LoadedModel, max_tokens_per_pass: int, max_kept_bytes: int, answer: Answer
+    loaded: LoadedModel,
+    max_tokens_per_pass: int,
+    max_kept_bytes: int,
+    answer: Answer,
+    speedups: bool,
 ) -> Scorer:
     if loaded.family == "causal":
         return CausalScorer(
-            loaded, max_tokens_per_pass=max_tokens_per_pass, max_kept_bytes=max_kept_bytes
+            loaded,
+            max_tokens_per_pass=max_tokens_per_pass,
+            max_kept_bytes=max_kept_bytes,
+            speedups=speedups,
         )
     if loaded.family == "masked":
-        return MaskedScorer(loaded, max_tokens_per_pass=max_tokens_per_pass)
+        return MaskedScorer(loaded, max_tokens_per_pass=max_tokens_per_pass, speedups=speedups)
     return Seq2SeqScorer(loaded, max_tokens_per_pass=max_tokens_per_pass, answer=answer)
 
 

@@ -16,7 +16,8 @@ from lmaas_tune_adapters.hf.cohort import Cohort, alike, fitting, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
 from lmaas_tune_adapters.hf.lanes import Lanes
 from lmaas_tune_adapters.hf.loading import LoadedModel
-from lmaas_tune_adapters.hf.passes import CausalPasses, Item, States
+from lmaas_tune_adapters.hf.memory import States
+from lmaas_tune_adapters.hf.passes import CausalPasses, Item
 
 
 class HeadStore:
@@ -78,6 +79,7 @@ class CausalScorer:
         loaded: The model.
         max_tokens_per_pass: Most tokens in one pass, shared ones included.
         max_kept_bytes: Most memory for what is kept between calls.
+        speedups: Whether to lean on private parts of transformers, where they work.
     """
 
     label_last = True
@@ -85,12 +87,18 @@ class CausalScorer:
     insertions: frozenset[Insertion] = frozenset({"concat", "add"})
 
     def __init__(
-        self, loaded: LoadedModel, *, max_tokens_per_pass: int, max_kept_bytes: int
+        self,
+        loaded: LoadedModel,
+        *,
+        max_tokens_per_pass: int,
+        max_kept_bytes: int,
+        speedups: bool = True,
     ) -> None:
         self._max_tokens = max_tokens_per_pass
         self._store = HeadStore(max_kept_bytes)
         with torch.inference_mode():
-            self._passes = CausalPasses(loaded.model)
+            self._passes = CausalPasses(loaded.model, speedups=speedups)
+        self.speedups = loaded.speedups + self._passes.abilities.speedups
         self._lanes = Lanes(self._passes, self._passes.twin, device=loaded.model.device)
         self.layers = self._passes.layers
 
@@ -105,18 +113,31 @@ class CausalScorer:
     def scores(self, cohort: Cohort) -> torch.Tensor:
         """(requests, rows, words) summed log-probabilities."""
         out = cohort.scores()
-        readings = [answers.tree(cohort.words)]
-        if not (self._passes.abilities.steers or readings[0].is_chain):
-            readings = answers.chains(cohort.words)
-        for heads in self._slices(self._items(cohort)):
-            states = self._states(heads, cohort)
-            sums = partial(_sums, readings, heads, states, cohort)
-            behind = max(len(reading.fill) for reading in readings)
-            lanes, chunks = self._chunks([item for head in heads for item in head], behind)
-            results = self._lanes.map(sums, chunks, most=lanes)
-            for chunk, values in zip(chunks, results, strict=True):
-                out[[item.request for item in chunk], [item.number for item in chunk]] = values
+        can = self._passes.abilities
+        tree, chains = [answers.tree(cohort.words)], answers.chains(cohort.words)
+        longest = None if can.window is None else can.window - len(tree[0].fill) - 1
+        shared, whole = self._items(cohort, longest)
+        steered = tree if can.steers or tree[0].is_chain else chains
+        for items, readings in ((shared, steered), (whole, chains)):
+            for heads in self._slices(items):
+                self._score(heads, readings, cohort, out)
         return out
+
+    def _score(
+        self,
+        heads: Sequence[list[Item]],
+        readings: Sequence[Reading],
+        cohort: Cohort,
+        out: torch.Tensor,
+    ) -> None:
+        """Fill in the scores of items behind heads that fit in a pass."""
+        states = self._states(heads, cohort)
+        sums = partial(_sums, readings, heads, states, cohort)
+        behind = max(len(reading.fill) for reading in readings)
+        lanes, chunks = self._chunks([item for head in heads for item in head], behind)
+        results = self._lanes.map(sums, chunks, most=lanes)
+        for chunk, values in zip(chunks, results, strict=True):
+            out[[item.request for item in chunk], [item.number for item in chunk]] = values
 
     def read(self, cohort: Cohort) -> None:
         """See `lmaas_tune_adapters.hf.cohort.Scorer.read`."""
@@ -140,14 +161,22 @@ class CausalScorer:
         ]
         return lanes, sorted(chunks, key=lambda chunk: -len(chunk) * chunk[0].tail)
 
-    def _items(self, cohort: Cohort) -> list[Item]:
+    def _items(self, cohort: Cohort, longest: int | None) -> tuple[list[Item], list[Item]]:
+        """Those that share their heads, and those that do not: of more tokens than `longest`."""
+        whole = [Item(request, number, row, 0, ()) for request, number, row in cohort.items()]
         if not self._passes.abilities.shares:
-            return [Item(request, number, row, 0, ()) for request, number, row in cohort.items()]
+            return [], whole
         rows, requests = by_row(cohort), by_request(cohort)
         rows_cost = sum(item.tail for item in rows)
         heads = {item.request: item.head for item in requests}
         requests_cost = sum(item.tail for item in requests) + sum(heads.values())
-        return rows if rows_cost < requests_cost else requests
+        shared = rows if rows_cost < requests_cost else requests
+        if longest is None:
+            return shared, []
+        return (
+            [item for item in shared if len(item.row.ids) <= longest],
+            [item for item in whole if len(item.row.ids) > longest],
+        )
 
     def _slices(self, items: list[Item]) -> Iterator[Sequence[list[Item]]]:
         """Items by head, as many heads at once as fit in a pass, the shortest first.

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from lmaas_tune.backend import Speedup
 from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf.answers import Word
 from lmaas_tune_adapters.hf.encoding import EncodedRow
@@ -60,6 +61,7 @@ class Scorer(Protocol):
         hole: What stands in the label's place where a label is read: a mask or sentinel, or
             nothing, where it is read at the end.
         layers: Of the stack that a deep prompt goes through; none where there is no plain one.
+        speedups: How it saves work, and whether that is on.
     """
 
     @property
@@ -73,6 +75,9 @@ class Scorer(Protocol):
 
     @property
     def layers(self) -> Sequence[Any]: ...
+
+    @property
+    def speedups(self) -> tuple[Speedup, ...]: ...
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens of a row the model reads for label words of one token."""

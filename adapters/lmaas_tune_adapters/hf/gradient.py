@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
@@ -16,9 +16,10 @@ from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, fitting
 from lmaas_tune_adapters.hf.encoding import EncodedRow
-from lmaas_tune_adapters.hf.forward import logits_at, placed
+from lmaas_tune_adapters.hf.forward import logits_at, placed, trial
 from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.masked import MaskedScorer
+from lmaas_tune_adapters.hf.memory import attention_window, cached, compute_states
 from lmaas_tune_adapters.hf.seq2seq import Seq2SeqScorer
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
@@ -200,8 +201,7 @@ class CausalGradientScorer:
         lengths = torch.tensor(heads, device=device)[:, None]
         columns = torch.arange(longest + width, device=device)
         inputs: dict[str, Any] = {
-            "past_key_values": DynamicCache([(keys, values) for keys, values in states]),
-            "use_cache": True,
+            **cached(self._model, DynamicCache([(keys, values) for keys, values in states])),
             "attention_mask": (columns >= longest - lengths).long(),
         }
         if self._counts_places:
@@ -214,8 +214,9 @@ class CausalGradientScorer:
         for group in alike(sorted(missing), key=len):
             with torch.no_grad():
                 ids = torch.tensor(group, device=self._model.device)
-                layers = self._model.base_model(ids, use_cache=True).past_key_values.layers
-                whole = torch.stack([torch.stack([x.keys, x.values]) for x in layers])
+                embeddings = self._model.get_input_embeddings()(ids)
+                layers = compute_states(self._model.base_model, embeddings)
+                whole = torch.stack([torch.stack(layer) for layer in layers])
             self._kept |= zip(group, whole.unbind(2), strict=True)
         some = next(iter(self._kept.values()))
         shape = (*some.shape[:2], len(heads), some.shape[2], longest, some.shape[4])
@@ -227,11 +228,12 @@ class CausalGradientScorer:
 
 
 def _kept_bytes(network: Any) -> int:
-    """Bytes of a token's keys and values; 0 if the model's memory is something else."""
-    with torch.no_grad():
-        ids = torch.tensor([[3, 5, 7]], device=network.device)
-        kept = getattr(network(ids, use_cache=True), "past_key_values", None)
-    layers = getattr(kept, "layers", ())
-    if any(type(layer) is not DynamicLayer for layer in layers):
+    """Bytes of a token's keys and values; 0 if the model keeps something else."""
+    try:
+        if attention_window(network.config) is not None:
+            return 0
+        with torch.no_grad():
+            states = compute_states(network.base_model, trial(network))
+    except Exception:  # a model made otherwise raises whatever it does
         return 0
-    return int(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)) // ids.shape[1]
+    return sum(keys.nbytes + values.nbytes for keys, values in states) // states[0][0].shape[-2]

@@ -12,8 +12,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 
-_AXES = {"hidden_states": 1, "position_ids": -1, "position_embeddings": 1, "attention_mask": 2}
+_AXES = {
+    "hidden_states": 1,
+    "position_ids": -1,
+    "cache_position": -1,
+    "position_embeddings": 1,
+    "attention_mask": 2,
+}
 """The axis of positions in what a layer is called with."""
 
 
@@ -28,9 +35,9 @@ def only_last(layer: Any, reads: int) -> Iterator[None]:
     """Let a layer work out its last `reads` positions only; it gives zeros for the others.
 
     Args:
-        layer: Takes in keys and values by the ``update`` of its memory, as transformers' do. It
-            must be given a mask, or read one position: a sequence and a part of it are causal in
-            different ways.
+        layer: Is called with a cache of transformers, whatever it calls it, and updates that with
+            its keys and values. It must be given a mask, or read one position: a sequence and a
+            part of it are causal in different ways.
         reads: Positions at the end of every sequence.
     """
     signature = inspect.signature(layer.forward)
@@ -38,15 +45,17 @@ def only_last(layer: Any, reads: int) -> Iterator[None]:
 
     def narrow(_module: Any, args: Any, options: Any) -> Any:
         nonlocal length
-        call = signature.bind(*args, **options)
-        length = call.arguments["hidden_states"].shape[1]
-        call.arguments["past_key_values"] = _AllStates(call.arguments.get("past_key_values"))
+        call = signature.bind(*args, **options).arguments
+        call |= call.pop("kwargs", {})
+        length = call["hidden_states"].shape[1]
+        (cache,) = (name for name, value in call.items() if isinstance(value, Cache))
+        call[cache] = _AllStates(call[cache])
         with contextlib.suppress(_StatesKnown):
-            layer.forward(*call.args, **call.kwargs)
+            layer.forward(**call)
         for name, axis in _AXES.items():
-            if call.arguments.get(name) is not None:
-                call.arguments[name] = _end(call.arguments[name], axis, reads)
-        return call.args, call.kwargs
+            if call.get(name) is not None:
+                call[name] = _end(call[name], axis, reads)
+        return (), call
 
     def widen(_module: Any, _inputs: Any, output: Any) -> Any:
         few, *rest = output if isinstance(output, tuple) else (output,)
@@ -69,22 +78,26 @@ class _StatesKnown(Exception):  # noqa: N818 (a signal, no error)
     """The keys and values of all positions are known: the layer need not go on."""
 
 
-class _AllStates:
-    """In place of a layer's memory: takes in all positions' states, then serves the few's call."""
+class _AllStates(Cache):
+    """In place of a layer's cache: takes in all positions' states, then serves the few's call."""
 
-    def __init__(self, memory: Any) -> None:
-        self._memory = memory
+    def __init__(self, cache: Cache) -> None:
+        super().__init__(layers=[])
+        self._cache = cache
         self._states: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
-        self, keys: torch.Tensor, values: torch.Tensor, *place: Any, **options: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *place: Any,
+        **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The states of all positions, once they are known."""
         if self._states is not None:
             return self._states
-        self._states = keys, values
-        if self._memory is not None:
-            self._states = self._memory.update(keys, values, *place, **options)
+        self._states = self._cache.update(key_states, value_states, layer_idx, *place, **options)
         raise _StatesKnown
 
 

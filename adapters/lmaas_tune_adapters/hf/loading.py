@@ -18,8 +18,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.models.auto import modeling_auto
 
+from lmaas_tune.backend import Speedup
 from lmaas_tune.errors import InputError, MissingExtraError, did_you_mean
-from lmaas_tune_adapters.hf.packing import pack as pack_network
+from lmaas_tune_adapters.hf.forward import failure
+from lmaas_tune_adapters.hf.speedups import OTHER_SCORES, SWITCHED_OFF, processor_kernels
 
 Family: TypeAlias = Literal["causal", "masked", "seq2seq"]
 
@@ -47,6 +49,7 @@ class LoadedModel:
         family: How it answers.
         name: Hub name, or the last part of the path, with the revision where known.
         fingerprint: Hash of configuration, tokenizer and every weight as loaded.
+        speedups: Whether its modules were made faster; none where that is not tried.
     """
 
     model: Any
@@ -54,12 +57,13 @@ class LoadedModel:
     family: Family
     name: str
     fingerprint: str
+    speedups: tuple[Speedup, ...] = ()
 
 
 def load(
     model: str | Path, *, revision: str | None, device: str, dtype: str, pack: bool = True
 ) -> LoadedModel:
-    """Load a model and its tokenizer; with `pack`, its linear layers are made faster to use.
+    """Load a model and its tokenizer; with `pack`, its modules are made faster to use.
 
     Raises:
         InputError: The model cannot be had, has no trained language-model head or no tokenizer,
@@ -89,16 +93,23 @@ def load(
     network.eval().requires_grad_(False).to(place)
     fingerprint = _fingerprint(network, tokenizer)
     _check_vectors(network, model)
-    if pack and not _packs(network):
-        with quiet(), one_sentence(model):
-            network = AUTO_CLASSES[family].from_pretrained(source, dtype=DTYPES[dtype], **options)
-        network.eval().requires_grad_(False).to(place)
+    speedups = []
+    if place.type == "cpu":
+        reason, usable = _pack(network) if pack else (SWITCHED_OFF, True)
+        speedups.append(processor_kernels(reason))
+        if not usable:
+            with quiet(), one_sentence(model):
+                network = AUTO_CLASSES[family].from_pretrained(
+                    source, dtype=DTYPES[dtype], **options
+                )
+            network.eval().requires_grad_(False).to(place)
     return LoadedModel(
         model=network,
         tokenizer=tokenizer,
         family=family,
         name=name_of(model, config, revision),
         fingerprint=fingerprint,
+        speedups=tuple(speedups),
     )
 
 
@@ -115,20 +126,25 @@ def _check_vectors(network: Any, model: str | Path) -> None:
         )
 
 
-def _packs(network: Any) -> bool:
+def _pack(network: Any) -> tuple[str, bool]:
     """Make a model faster, and see whether it says what it said: tried out, not assumed.
 
-    Where it does not, the network is of no more use.
+    Returns:
+        What did not succeed, and whether the network is still of use.
     """
     before = _said(network)
     if before is None:
-        return True  # as it was
+        return "it is read otherwise than by tokens alone", True
     try:
-        pack_network(network)
-    except Exception:  # whatever a layer raises that is made otherwise
-        return False
+        from lmaas_tune_adapters.hf.packing import pack  # leans on private parts: it may not load
+    except Exception as error:
+        return failure(error), True
+    with quiet():
+        failures = pack(network)
     after = _said(network)
-    return after is not None and _same(after, before)
+    if after is None or not _same(after, before):
+        return OTHER_SCORES, False
+    return "; ".join(failures), True
 
 
 def _same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

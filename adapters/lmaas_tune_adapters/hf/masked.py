@@ -17,7 +17,9 @@ from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.forward import (
+    agree,
     embeddings_changed,
+    failure,
     logits_at,
     placed,
     token_ids,
@@ -25,6 +27,7 @@ from lmaas_tune_adapters.hf.forward import (
 )
 from lmaas_tune_adapters.hf.lanes import Lanes, twin
 from lmaas_tune_adapters.hf.loading import LoadedModel
+from lmaas_tune_adapters.hf.speedups import OTHER_SCORES, SWITCHED_OFF, partial_last_layer
 from lmaas_tune_adapters.hf.stack import deepened, plain_stack
 
 _FEED_FORWARD_LAST = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -41,6 +44,7 @@ class MaskedScorer:
     Args:
         loaded: The model.
         max_tokens_per_pass: Most tokens that go through the model at once.
+        speedups: Whether to lean on private parts of transformers, where they work.
 
     Raises:
         InputError: The tokenizer has no mask.
@@ -48,7 +52,9 @@ class MaskedScorer:
 
     label_last = False
 
-    def __init__(self, loaded: LoadedModel, *, max_tokens_per_pass: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, max_tokens_per_pass: int, speedups: bool = True
+    ) -> None:
         if loaded.tokenizer.mask_token_id is None:
             raise InputError(f"the tokenizer of {loaded.name!r} has no mask token")
         self._model = loaded.model
@@ -60,8 +66,10 @@ class MaskedScorer:
         if not self._changes(lambda output: placed(output, [4], output[:, :1], "add")):
             self._normalised = None
         self._body = self._model.base_model
+        self.speedups = loaded.speedups
         if self._model.config.model_type in _FEED_FORWARD_LAST:
-            self._body = self._body.encoder.layer[-1].attention
+            reason = self._narrow() if speedups else SWITCHED_OFF
+            self.speedups += (partial_last_layer(reason),)
         with torch.inference_mode():
             self.layers = plain_stack(self._model.base_model, trial(self._model))
         self._lanes = Lanes(self, self._twin, device=self._model.device)
@@ -69,6 +77,22 @@ class MaskedScorer:
         self.insertions: frozenset[Insertion] = frozenset(
             {"concat", "add", "prepend"} if prepends else {"concat", "add"}
         )
+
+    def _narrow(self) -> str:
+        """Read masks off the last layer's attention; why not, where that gives other scores."""
+        whole = trial(self._model)
+        position = torch.tensor([[2]], device=whole.device)
+        try:
+            attention = self._body.encoder.layer[-1].attention
+            with torch.inference_mode():
+                expected = logits_at(self._model, self._body, position, inputs_embeds=whole)
+                ours = logits_at(self._model, attention, position, inputs_embeds=whole)
+        except Exception as error:  # a model made otherwise raises whatever it does
+            return failure(error)
+        if not agree(ours, expected):
+            return OTHER_SCORES
+        self._body = attention
+        return ""
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens the model reads, one mask included."""

@@ -1,7 +1,7 @@
 """A model on a processor, made faster to use; its numbers stay, to the rounding of its dtype.
 
-Attention of few tokens to few is plain products, which is faster there than torch's own. In float32
-linear layers get their weights laid out once for oneDNN: the default kernel lays them out anew in
+Attention of few tokens to few is plain products, which is faster there than torch's own. Linear
+layers get their weights laid out once for oneDNN: the default kernel lays them out anew in
 every call, which costs most for the small passes that are left once work is shared. What runs
 between them writes less memory: fresh pages for large results cost as much as the sums.
 """
@@ -9,18 +9,23 @@ between them writes less memory: fresh pages for large results cost as much as t
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import SiLUActivation
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
+from lmaas_tune_adapters.hf.forward import failure
+
 _ROWS = 512  # of a typical pass: the layout is chosen for about so many
 _SHORT = "lmaas_tune_short"
+_NO_MATTER = ("position_ids", "cache_position", "use_cache", "output_attentions")
 _LONG = 256  # of keys: for more, attention that never holds all its weights is the faster
 
 
@@ -28,7 +33,7 @@ class PackedLinear(torch.nn.Module):
     """x W^T + b, with W as oneDNN wants it.
 
     Args:
-        weight: (out, in) float32.
+        weight: (out, in) float32 or bfloat16.
         bias: (out,), or None.
     """
 
@@ -81,11 +86,20 @@ class RotaryAttention(torch.nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        **_: Any,
+        **options: Any,
     ) -> tuple[torch.Tensor, Any]:
         """(n, length, H) to the same; and weights, where the attention that is set gives them."""
         stock, shape = self.stock, hidden_states.shape[:2]
+        given = [v for name, v in options.items() if v is not None and name not in _NO_MATTER]
+        caches = [value for value in given if isinstance(value, Cache)]
+        if len(caches) < len(given):  # something that only the stock one knows
+            whole: tuple[torch.Tensor, Any] = stock(
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                **options,
+            )
+            return whole
         query, key, value = (
             layer(hidden_states).view(*shape, -1, stock.head_dim)
             for layer in (stock.q_proj, stock.k_proj, stock.v_proj)
@@ -93,8 +107,8 @@ class RotaryAttention(torch.nn.Module):
         query = _turned(query, *position_embeddings).transpose(1, 2)
         key = _turned(key, *position_embeddings).transpose(1, 2)
         value = value.transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, stock.layer_idx)
+        for cache in caches:
+            key, value = cache.update(key, value, stock.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS[stock.config._attn_implementation]
         mixed, weights = attend(stock, query, key, value, attention_mask, scaling=stock.scaling)
         return stock.o_proj(mixed.reshape(*shape, -1)), weights
@@ -113,8 +127,9 @@ class RootNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., H) to (..., H)."""
-        scale = x.square().mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
-        image: torch.Tensor = (x * scale).mul_(self.weight)
+        wide = x.float()
+        scale = wide.square().mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
+        image: torch.Tensor = (wide * scale).to(x.dtype).mul_(self.weight)
         return image
 
 
@@ -129,18 +144,25 @@ def _turned(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return turned
 
 
-def pack(network: Any) -> None:
-    """Make a model faster in place, where this build of torch can; else change nothing."""
+def pack(network: Any) -> list[str]:
+    """Make a model faster in place, where it is on a processor.
+
+    Returns:
+        What did not succeed, and why: the parts of the model concerned are as they were.
+    """
     if network.device.type != "cpu":
-        return
-    _shorten_attention(network)
-    if network.dtype != torch.float32 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        _pack_linear_layers(network)
-        _pack_gated_units(network)
-        _pack_rotary_attention(network)
-        _pack_norms(network)
+        return []
+    steps: list[Callable[[Any], None]] = [_shorten_attention]
+    if network.dtype in (torch.float32, torch.bfloat16):
+        steps += [_pack_linear_layers, _pack_gated_units, _pack_rotary_attention, _pack_norms]
+    failures = []
+    for step in steps:
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                step(network)
+        except Exception as error:  # a private part of torch or transformers that has changed
+            failures.append(failure(error))
+    return failures
 
 
 def _pack_linear_layers(network: Any) -> None:
@@ -152,10 +174,7 @@ def _pack_linear_layers(network: Any) -> None:
                 weight = layer.weight.T
             else:
                 continue
-            try:
-                setattr(parent, name, PackedLinear(weight.detach(), layer.bias))
-            except (AttributeError, RuntimeError):  # internal to torch: it may go
-                return
+            setattr(parent, name, PackedLinear(weight.detach(), layer.bias))
 
 
 def _pack_gated_units(network: Any) -> None:
@@ -164,8 +183,8 @@ def _pack_gated_units(network: Any) -> None:
             if not _is_gated_unit(unit):
                 continue
             gated = GatedUnit(unit)
-            x = torch.linspace(-2, 2, unit.gate_proj.width)[None]
-            if torch.allclose(gated(x), unit(x), rtol=1e-4, atol=1e-6):  # tried out, not assumed
+            x = torch.linspace(-2, 2, unit.gate_proj.width, dtype=network.dtype)[None]
+            if _alike(gated(x), unit(x)):  # tried out, not assumed
                 setattr(parent, name, gated)
 
 
@@ -264,15 +283,15 @@ def _turns_alike(stock: Any, ours: RotaryAttention) -> bool:
     Of large numbers too, which some models clip.
     """
     numbers = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 5, stock.q_proj.width, generator=numbers)
+    x = torch.randn(2, 5, stock.q_proj.width, generator=numbers).to(stock.q_proj.weight.dtype)
     x[1] *= 100
     angles = torch.randn(1, 5, stock.head_dim // 2, generator=numbers).repeat(1, 1, 2)
-    places = angles.cos(), angles.sin()
+    places = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     sees = torch.rand(2, 1, 5, 5, generator=numbers).add(torch.eye(5)) > 0.5
     for mask in (None, sees):
         theirs, _ = stock(x, position_embeddings=places, attention_mask=mask)
-        difference = (ours(x, places, mask)[0] - theirs).abs().amax((1, 2))
-        if not (difference <= 1e-5 * theirs.abs().amax((1, 2))).all():
+        mixed, _ = ours(x, places, mask)
+        if not all(map(_alike, mixed, theirs)):
             return False
     return True
 
@@ -289,5 +308,11 @@ def _pack_norms(network: Any) -> None:
 
 def _norms_alike(stock: Any, ours: RootNorm) -> bool:
     """Whether both give the same, of large numbers and of small ones: tried out, not assumed."""
-    x = torch.linspace(-1, 3, len(stock.weight)) * torch.tensor([[1.0], [1e-3]])  # mean not 0
-    return torch.allclose(ours(x), stock(x), rtol=1e-5, atol=1e-7)
+    numbers = torch.linspace(-1, 3, len(stock.weight), dtype=stock.weight.dtype)  # mean not 0
+    return all(_alike(ours(x), stock(x), rough=1e-5) for x in (numbers, 1e-3 * numbers))
+
+
+def _alike(ours: torch.Tensor, theirs: torch.Tensor, *, rough: float = 1e-4) -> bool:
+    """Whether two results differ by the rounding of their dtype only, `rough` in float32."""
+    rough = rough if theirs.dtype == torch.float32 else 2e-2
+    return bool((ours - theirs).abs().max() <= rough * theirs.abs().max())

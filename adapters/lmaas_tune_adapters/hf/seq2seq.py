@@ -43,6 +43,7 @@ class Seq2SeqScorer:
 
     def __init__(self, loaded: LoadedModel, *, max_tokens_per_pass: int, answer: Answer) -> None:
         self._model = loaded.model
+        self.speedups = loaded.speedups
         self._max_tokens = max_tokens_per_pass
         tokenizer = loaded.tokenizer
         has_sentinel = _SENTINEL in tokenizer.get_vocab()
