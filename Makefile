@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
-# constraints.txt pins torch, so that no other package's wish brings another build of it
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# constraints.txt names the version of every package that the tests passed with
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
+# what a release of a library could take away: equal scores, shared work, speed
+LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
+    tests/hf/test_packing.py tests/hf/test_speed_is_on.py
 
-.PHONY: demo test test-browser test-plugin test-vllm check format examples benchmarks clean
+.PHONY: demo test test-latest test-lowest lock test-browser test-plugin test-vllm check format examples benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -14,6 +18,28 @@ demo: $(VENV)/.user
 # one thread a process: torch's threads spin while they wait, and two processes of them stall
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TEST)
+
+# with the newest releases that pyproject.toml allows, and with the oldest (each about 6 GB)
+test-latest:
+	rm -rf $(VENV)-latest
+	$(PYTHON) -m venv $(VENV)-latest
+	$(VENV)-latest/bin/python $(PIP_INSTALL) --upgrade -e '.[hf]' pytest pytest-xdist
+	OMP_NUM_THREADS=1 $(VENV)-latest/bin/python -m pytest -n 2 $(LIBRARY_TESTS)
+
+test-lowest:
+	rm -rf $(VENV)-lowest
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python $(PIP_INSTALL) uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
+	    -e '.[hf]' 'pytest>=8.3' 'pytest-xdist>=3.6'
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n 2 $(LIBRARY_TESTS)
+
+# the newest releases into constraints.txt; torch stays where it is until somebody moves it
+lock: $(VENV)/.user
+	$(BIN)/python $(PIP_INSTALL) uv
+	grep '^torch==' constraints.txt > $(VENV)/torch.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-header \
+	    --no-annotate --constraints $(VENV)/torch.txt --upgrade pyproject.toml -o constraints.txt
 
 # against a real vLLM server, on the processor: its own environment, a tiny model, about 5 minutes
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready
@@ -70,4 +96,4 @@ $(VLLM_VENV)/.ready: tests/vllm/requirements.txt tests/vllm/overrides.txt constr
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-latest $(VENV)-lowest $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
