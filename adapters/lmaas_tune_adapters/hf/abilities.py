@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lmaas_tune.backend import Speedup
-from lmaas_tune_adapters.hf.forward import agree, failure, trial
+from lmaas_tune_adapters.hf.forward import close, failure, trial
 from lmaas_tune_adapters.hf.last_layer import last_layer, only_last
 from lmaas_tune_adapters.hf.memory import (
     attention_window,
@@ -53,12 +53,12 @@ class Abilities:
     speedups: tuple[Speedup, ...]
 
 
-def try_out(network: Any, *, speedups: bool) -> Abilities:
+def try_out(network: Any, body: Any, *, speedups: bool) -> Abilities:
     """Find out what a model allows; without `speedups` its last layer is left alone."""
     tests = _Tests(network)
     shares = _reason(tests.share)
     steers = shares or _reason(tests.steer)
-    last = None if shares else last_layer(network.get_decoder(), len(tests.states))
+    last = None if shares else last_layer(body, len(tests.states))
     narrows = shares or (
         _reason(lambda: tests.narrow(last, steers=not steers)) if speedups else SWITCHED_OFF
     )
@@ -133,7 +133,7 @@ class _Tests:
         return logits
 
     def _check(self, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-        if not agree(ours, theirs):
+        if not close(ours, theirs):
             raise _RefusedError(OTHER_SCORES)
 
 

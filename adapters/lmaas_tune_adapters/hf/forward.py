@@ -20,7 +20,7 @@ def logits_at(network: Any, body: Any, positions: torch.Tensor, **inputs: Any) -
 
     Args:
         network: The model with its head.
-        body: The module after which positions no longer see each other.
+        body: The module after which positions no longer see each other, see `body_of`.
         positions: (n, reads) for a pass of n sequences; consecutive in each.
         inputs: Of the model.
 
@@ -29,7 +29,9 @@ def logits_at(network: Any, body: Any, positions: torch.Tensor, **inputs: Any) -
     """
     rows = torch.arange(len(positions), device=positions.device)[:, None]
 
-    def narrow(_module: Any, _inputs: Any, output: Any) -> Any:
+    def narrow(module: Any, _inputs: Any, output: Any) -> Any:
+        if module is network:
+            return None  # it gives logits of all positions, which are picked below
         if isinstance(output, tuple):
             return output[0][rows, positions], *output[1:]
         output.last_hidden_state = output.last_hidden_state[rows, positions]
@@ -45,6 +47,32 @@ def logits_at(network: Any, body: Any, positions: torch.Tensor, **inputs: Any) -
     return logits
 
 
+def body_of(network: Any, **inputs: Any) -> Any:
+    """The module after which positions no longer see each other; the network where there is none.
+
+    Models name it in different ways, and some name another module so: each candidate is tried.
+
+    Args:
+        network: The model with its head.
+        inputs: Of the model, one sequence of 3 positions or more.
+    """
+    positions = torch.tensor([[1, 2]], device=network.device)
+    plain = network(**inputs).logits[:, 1:3]
+    for body in (network.get_decoder(), network.base_model, *network.children()):
+        if body is network:
+            continue
+        with contextlib.suppress(Exception):  # whatever another module's output raises
+            if close(logits_at(network, body, positions, **inputs), plain):
+                return body
+    return network
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether two answers are equal up to the rounding of their dtype."""
+    rough = 1e-3 if theirs.dtype in (torch.float32, torch.float64) else 0.08
+    return bool((ours - theirs).abs().max() <= rough * theirs.abs().max())
+
+
 @contextlib.contextmanager
 def embeddings_changed(embeddings: Any, change: Any) -> Iterator[None]:
     """Let `change` replace what an embedding module (positions and LayerNorm too) gives."""
@@ -53,12 +81,6 @@ def embeddings_changed(embeddings: Any, change: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Whether logits are the same, but for rounding."""
-    rough = 1e-3 if theirs.dtype == torch.float32 else 0.08
-    return bool((ours - theirs).abs().max() <= rough * theirs.abs().max())
 
 
 def failure(error: Exception) -> str:

@@ -16,7 +16,7 @@ from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, fitting
 from lmaas_tune_adapters.hf.encoding import EncodedRow
-from lmaas_tune_adapters.hf.forward import logits_at, placed, trial
+from lmaas_tune_adapters.hf.forward import body_of, logits_at, placed, trial
 from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.masked import MaskedScorer
 from lmaas_tune_adapters.hf.memory import attention_window, cached, compute_states
@@ -123,6 +123,8 @@ class CausalGradientScorer:
         self, loaded: LoadedModel, *, max_tokens_per_pass: int, max_kept_bytes: int
     ) -> None:
         self._model = loaded.model
+        with torch.no_grad():
+            self._body = body_of(self._model, inputs_embeds=trial(self._model), use_cache=False)
         self._max_tokens = max_tokens_per_pass
         self._bytes_a_token = _kept_bytes(loaded.model) if max_kept_bytes else 0
         self._room = max_kept_bytes
@@ -183,7 +185,7 @@ class CausalGradientScorer:
         )
         return logits_at(
             self._model,
-            self._model.get_decoder(),
+            self._body,
             last[:, None] + torch.arange(reading.nodes, device=device),
             inputs_embeds=embeddings,
             **self._behind(rows, heads, width),

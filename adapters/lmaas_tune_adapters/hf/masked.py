@@ -17,7 +17,7 @@ from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.forward import (
-    agree,
+    close,
     embeddings_changed,
     failure,
     logits_at,
@@ -89,7 +89,7 @@ class MaskedScorer:
                 ours = logits_at(self._model, attention, position, inputs_embeds=whole)
         except Exception as error:  # a model made otherwise raises whatever it does
             return failure(error)
-        if not agree(ours, expected):
+        if not close(ours, expected):
             return OTHER_SCORES
         self._body = attention
         return ""

@@ -16,7 +16,7 @@ from lmaas_tune_adapters.hf.abilities import steering, try_out
 from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort
 from lmaas_tune_adapters.hf.encoding import EncodedRow
-from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids, trial
+from lmaas_tune_adapters.hf.forward import body_of, logits_at, placed, token_ids, trial
 from lmaas_tune_adapters.hf.lanes import twin
 from lmaas_tune_adapters.hf.last_layer import only_last
 from lmaas_tune_adapters.hf.memory import (
@@ -63,13 +63,15 @@ class CausalPasses:
 
     def __init__(self, network: Any, *, speedups: bool) -> None:
         self._network = network
-        self.abilities = try_out(network, speedups=speedups)
-        self.layers = plain_stack(network.get_decoder(), trial(network))
+        self._body = body_of(network, inputs_embeds=trial(network), use_cache=False)
+        self.abilities = try_out(network, self._body, speedups=speedups)
+        self.layers = plain_stack(self._body, trial(network))
 
     def twin(self) -> CausalPasses:
         """Another for the same model, to be used beside this one in a thread of its own."""
         other = copy.copy(self)
         other._network, found = twin(self._network)
+        other._body = found(self._body)
         other.abilities = replace(self.abilities, last=found(self.abilities.last))
         other.layers = tuple(map(found, self.layers))
         return other
@@ -78,7 +80,7 @@ class CausalPasses:
         """Pass rows of one length through the layers: for what listens there."""
         embeddings = self._embed(items, cohort)
         with self._deepened(items, cohort, embeddings):
-            self._network.get_decoder()(inputs_embeds=embeddings)
+            self._body(inputs_embeds=embeddings)
 
     def heads(self, firsts: Sequence[Item], cohort: Cohort) -> States:
         """The states of heads of one length."""
@@ -115,7 +117,7 @@ class CausalPasses:
         with deepened, self._narrowed(reading.nodes, masked=masked):  # narrows what was added to
             return logits_at(
                 self._network,
-                self._network.get_decoder(),
+                self._body,
                 positions.expand(len(items), -1),
                 inputs_embeds=embeddings,
                 **inputs,
