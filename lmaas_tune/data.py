@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import numbers
 import os
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,8 +42,9 @@ def read_examples(
 
     - a path to a ``.jsonl``, ``.json`` (a list), ``.csv`` or ``.tsv`` file with a header,
     - a sequence of (text, label) pairs; the text becomes the field ``text``,
-    - a sequence of mappings, a pandas frame, a ``datasets.Dataset``: every column with a text or
-      a number is a field, the column `label_field` the label,
+    - a sequence of mappings, a pandas or polars frame, a pyarrow table, a ``datasets.Dataset`` or
+      ``IterableDataset``: every column with a text or a number is a field, the column
+      `label_field` the label,
     - a sequence of texts, where `labelled` is false.
 
     Labels become strings: ``1`` and ``"1"`` are the same label, and a ``datasets.ClassLabel``
@@ -59,16 +63,16 @@ def read_examples(
         path = Path(rows)
         what = f"{what} ({path})"
         raw: Iterable[Any] = _read_file(path)
-    elif hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a pandas frame
-        raw = cast(Any, rows).to_dict(orient="records")
+    elif (records := _records(rows)) is not None:
+        raw = records
     elif hasattr(rows, "features") and hasattr(rows, "column_names"):  # a datasets.Dataset
         raw = _named_labels(rows, label_field)
-    elif isinstance(rows, Iterable) and not isinstance(rows, Mapping):
+    elif isinstance(rows, Iterable) and not isinstance(rows, Mapping) and not _is_frame(rows):
         raw = rows
     else:
         raise InputError(
-            f"{what}: cannot read examples from {type(rows).__name__}; give a path, "
-            "(text, label) pairs, dicts, a pandas frame or a datasets.Dataset"
+            f"{what}: cannot read examples from {type(rows).__name__}; give a path, (text, label) "
+            "pairs, dicts, a pandas or polars frame, a pyarrow table or a datasets.Dataset"
         )
     examples = []
     for number, row in enumerate(raw, start=1):
@@ -79,6 +83,22 @@ def read_examples(
     if not examples:
         raise InputError(f"{what}: there is not one row in it")
     return examples
+
+
+def _records(rows: Any) -> list[Any] | None:
+    """The rows of a frame or table, whose library is known by its methods; None of what is none."""
+    for name in ("to_dicts", "to_pylist"):  # polars, pyarrow
+        if hasattr(rows, name):
+            return cast("list[Any]", getattr(rows, name)())
+    if _is_frame(rows):
+        with contextlib.suppress(TypeError):
+            return cast("list[Any]", rows.to_dict(orient="records"))
+    return None
+
+
+def _is_frame(rows: object) -> bool:
+    """Whether it is a pandas frame or like one: iterating it gives its columns, and no rows."""
+    return hasattr(rows, "to_dict") and hasattr(rows, "columns")
 
 
 def _columns(example: Example, label_field: str) -> str:
@@ -145,7 +165,8 @@ def _is_missing(value: object) -> bool:
 
 
 def _named_labels(dataset: Any, label_field: str) -> Iterator[dict[str, Any]]:
-    names = getattr(dataset.features.get(label_field), "names", None)
+    features = dataset.features or {}  # a stream may not know them
+    names = getattr(features.get(label_field), "names", None)
     for row in dataset:
         label = row.get(label_field)
         if names is not None and isinstance(label, (int, np.integer)):
@@ -184,32 +205,98 @@ def _read_file(path: Path) -> list[Any]:
 
 
 def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
+    """Rows of text, by the names in the header."""
+    lines = _comma_separated(text, path) if delimiter == "," else _tab_separated(text, path)
+    if not lines:
+        return []
+    (_, names), *rows = lines
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{path}: the column {name!r} stands twice in the header")
+    for number, cells in rows:
+        if len(cells) != len(names):
+            raise InputError(
+                f"{path}, line {number}: not as many cells as the header's {len(names)}"
+            )
+    return [dict(zip(names, cells, strict=True)) for _, cells in rows]
+
+
+_Lines: TypeAlias = list[tuple[int, list[str]]]
+"""For each row the number of the line on which it begins, and its cells."""
+
+
+def _comma_separated(text: str, path: Path) -> _Lines:
+    """Read a .csv file; a quoted cell may have line breaks, and a forgotten mark looks like one."""
+    lines, plain = _quoted_lines(text, path, ","), _plain_lines(text, ",")
+    if len(plain) > len(lines) and _is_even(plain):
+        warnings.warn(
+            f"{path}, line {_first_long(lines)}: a quoted cell goes on over lines that look like "
+            f"rows, so that {len(plain) - 1} lines are {len(lines) - 1} rows: see that its "
+            "quotation marks are meant",
+            stacklevel=2,
+        )
+    return lines
+
+
+def _tab_separated(text: str, path: Path) -> _Lines:
+    """Read a .tsv file, which has quoted cells or not (GLUE's), as nothing in it says.
+
+    A quoting writer leaves no quotation mark outside a quoted cell. A file with one is read
+    without quoting. Any other is read in the way that gives all rows as many cells.
+
+    Raises:
+        InputError: Both ways do, and give other rows.
+    """
+    ways = [_plain_lines(text, "\t")]
+    if '"' not in _QUOTED_CELL.sub("", text):
+        ways.append(_quoted_lines(text, path, "\t"))
+    even = [lines for lines in ways if _is_even(lines)]
+    if len({len(lines) for lines in even}) > 1:
+        plain, quoted = even
+        raise InputError(
+            f"{path}, line {_first_long(quoted)}: a cell begins with a quotation mark, and the "
+            f"file has {len(plain) - 1} rows if that is text and {len(quoted) - 1} if it quotes "
+            "line breaks: give the rows as .jsonl"
+        )
+    return (even or ways)[-1]
+
+
+# from one tab or line break to the next; quotation marks inside it are doubled (RFC 4180)
+_QUOTED_CELL = re.compile(r'(?:\A|(?<=[\t\r\n]))"[^"]*(?:""[^"]*)*"(?=[\t\r\n]|\Z)')
+
+
+def _plain_lines(text: str, delimiter: str) -> _Lines:
+    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+    return [(n, line.split(delimiter)) for n, line in lines if line.strip(" ") or delimiter in line]
+
+
+def _quoted_lines(text: str, path: Path, delimiter: str) -> _Lines:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names: list[str] = []
-    rows = []
+    lines: _Lines = []
     longest = csv.field_size_limit(len(text) + 1)  # the library's, for all who read tables
+    began = 1
     try:
         for cells in reader:
-            if len(cells) < 2 and not "".join(cells).strip():  # a blank line
-                continue
-            if not names:
-                names = cells
-                if doubled := [name for name in names if names.count(name) > 1]:
-                    raise InputError(
-                        f"{path}: the column {doubled[0]!r} stands twice in the header"
-                    )
-                continue
-            if len(cells) != len(names):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: not as many cells as the header's "
-                    f"{len(names)}"
-                )
-            rows.append(dict(zip(names, cells, strict=True)))
+            if len(cells) > 1 or cells == [""] or "".join(cells).strip():  # no blank line
+                lines.append((began, cells))
+            began = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+        raise InputError(
+            f"{path}, line {began}: a cell begins with a quotation mark and does not end with one "
+            f"({error})"
+        ) from error
     finally:
         csv.field_size_limit(longest)
-    return rows
+    return lines
+
+
+def _is_even(lines: _Lines) -> bool:
+    return len({len(cells) for _, cells in lines}) == 1
+
+
+def _first_long(lines: _Lines) -> int:
+    """Where the first row with a line break in it begins."""
+    return next((n for n, cells in lines if re.search(r"[\r\n]", "".join(cells))), 1)
 
 
 def _json(text: str, where: str) -> Any:

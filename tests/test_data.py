@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,25 @@ def dicts_of(rows: Pairs) -> list[dict[str, str]]:
     return [{"text": text, "label": label} for text, label in rows]
 
 
-# One set of rows, nine forms
+# One set of rows, many forms
 
 
 def as_frame(rows: Pairs, folder: Path) -> Any:
     return pytest.importorskip("pandas").DataFrame(dicts_of(rows))
+
+
+def as_polars(rows: Pairs, folder: Path) -> Any:
+    return pytest.importorskip("polars").DataFrame(dicts_of(rows))
+
+
+def as_arrow(rows: Pairs, folder: Path) -> Any:
+    return pytest.importorskip("pyarrow").Table.from_pylist(dicts_of(rows))
+
+
+def as_stream(rows: Pairs, folder: Path) -> Any:
+    stream = as_dataset(rows, folder).to_iterable_dataset().map(dict)
+    assert stream.features is None
+    return stream
 
 
 def as_dataset(rows: Pairs, folder: Path) -> Any:
@@ -82,6 +97,9 @@ FORMS: dict[str, Callable[[Pairs, Path], Any]] = {
     "examples": lambda rows, folder: examples_of(rows),
     "a generator": lambda rows, folder: (list(row) for row in rows),
     "frame": as_frame,
+    "polars": as_polars,
+    "arrow": as_arrow,
+    "stream": as_stream,
     "dataset": as_dataset,
     "dataset of classes": as_classes,
     "jsonl": as_jsonl,
@@ -91,8 +109,13 @@ FORMS: dict[str, Callable[[Pairs, Path], Any]] = {
 }
 
 
+def _splits(rows: Pairs) -> bool:
+    """Whether a cell has tabs and line breaks, which may make it look like rows of a .tsv."""
+    return any("\t" in cell and set(cell) & {"\r", "\n"} for row in rows for cell in row)
+
+
 @pytest.mark.parametrize("form", FORMS)
-@given(rows=pairs)
+@given(rows=pairs.filter(lambda rows: not _splits(rows)))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_are_the_same_in_every_form(form: str, tmp_path: Path, rows: Pairs) -> None:
     assert read_examples(FORMS[form](rows, tmp_path)) == examples_of(rows)
@@ -168,12 +191,25 @@ def test_a_label_that_nobody_needs_may_be_anything() -> None:
     assert read_examples([("a", 1)], labelled=False) == [Example({"text": "a"}, "1")]
 
 
+class ColumnsFirst:
+    """A frame of a library that nobody here knows."""
+
+    columns = ("text", "label")
+
+    def to_dict(self) -> dict[str, list[str]]:
+        return {"text": ["a"], "label": ["x"]}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
         ([], "rows: there is not one row in it"),
         (3, "cannot read examples from int; give a path"),
         ({"text": ["a"]}, "cannot read examples from dict"),
+        (ColumnsFirst(), "cannot read examples from ColumnsFirst; .* a pandas or polars frame"),
         ([3], "row 1: 3 is neither a mapping nor a"),
         ([("a", "x"), ("a", "b", "c")], "row 2: .* is neither a mapping nor a"),
         ([("a", "x"), (None, "x")], "row 2: None is not text"),
@@ -207,8 +243,10 @@ def test_what_is_no_set_of_rows_gets_one_sentence(rows: Any, sentence: str) -> N
         ("rows.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "line 1: not JSON"),
         ("rows.csv", b"text,label\na,b,c\n", "line 2: not as many cells as the header's 2"),
         ("rows.csv", b"text,label\na\n", "line 2: not as many cells as the header's 2"),
-        ("rows.csv", b'text,label\n"a"b,c\n', "line 2: ',' expected"),
-        ("rows.csv", b'text,label\n"a,b\n', "line 2: unexpected end of data"),
+        ("rows.csv", b'text,label\n"a"b,c\n', r"line 2: a cell begins .* \(',' expected"),
+        ("rows.csv", b'text,label\n"a,b\nc,d\n', r"line 2: a cell begins .* \(unexpected end of"),
+        ("rows.tsv", b'text\tlabel\n"a\tb\tc\td\n', "line 2: not as many cells as the header's 2"),
+        ("rows.tsv", b'text\tlabel\na\tb\n"a\tb"\tc\td\n', "line 3: not as many cells"),
         ("rows.tsv", b"text\tlabel\ncaf\xe9\tx\n", "cannot be read as UTF-8 text"),
         ("rows.txt", b"a", "ends in .jsonl, .json, .csv or .tsv, not in '.txt'"),
         ("rows", b"a", "or .tsv, not in ''"),
@@ -301,3 +339,87 @@ def test_blank_lines_of_a_table_are_no_rows_and_long_cells_are(tmp_path: Path) -
     rows = read_examples(tmp_path / "rows.csv")
     assert [(len(row.fields["text"]), row.label) for row in rows] == [(200_000, "x"), (1, "y")]
     assert csv.field_size_limit() == limit
+
+
+# Quotation marks in tables
+
+
+def test_a_cell_that_begins_with_a_quote_swallows_no_rows(tmp_path: Path) -> None:
+    rows = [
+        ('" A film to love', "1"),
+        ("the plot is thin", "0"),
+        ('he said "yes"', "1"),
+        ('"', "0"),
+    ]
+    lines = ["text\tlabel", *("\t".join(row) for row in rows)]
+    (tmp_path / "rows.tsv").write_text("\n".join(lines))
+    assert read_examples(tmp_path / "rows.tsv") == examples_of(rows)
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_table_of_a_quoting_writer_is_read_by_its_rules(tmp_path: Path, quoting: Any) -> None:
+    rows = [("a\tb", "1"), ("a\nb\n\nc", "0"), ('he said "no"', "1"), ("", "0"), ('"', "1")]
+    with (tmp_path / "rows.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=quoting).writerows([("text", "label"), *rows])
+    assert read_examples(tmp_path / "rows.tsv") == examples_of(rows)
+
+
+def test_a_frame_that_was_written_with_tabs_comes_back(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = [("a\tb", "1"), ('say "no"\nto that', "0")]
+    pandas.DataFrame(dicts_of(rows)).to_csv(tmp_path / "rows.tsv", sep="\t", index=False)
+    assert read_examples(tmp_path / "rows.tsv") == examples_of(rows)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text\tlabel\na\t1\n" A film to love\t1\nthe plot is thin\t0\nhe said yes "\t1\n',
+        'text\tlabel\na\t1\n"a\tb\nc"\t1\n',
+        'text\na\n"a\nb"\n',
+    ],
+)
+def test_a_tsv_that_is_other_rows_with_quoting_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "rows.tsv").write_text(content)
+    with pytest.raises(InputError, match=r"line 3: .* \d rows if that is text and \d if it quotes"):
+        read_examples(tmp_path / "rows.tsv", labelled=False)
+
+
+def test_a_quoted_cell_of_a_csv_that_may_have_swallowed_rows_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text,label\n"A film,1\nthin,0\nhe said yes",1\n')
+    with pytest.warns(UserWarning, match=r"line 2: a quoted cell .* 3 lines are 1 rows"):
+        assert len(read_examples(tmp_path / "rows.csv")) == 1
+
+
+def test_line_breaks_in_the_cells_of_a_csv_are_nothing_to_tell(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text,label\n"A film\n\nto love, twice",1\nthin,0\n')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_examples(tmp_path / "rows.csv")) == 2
+
+
+cells = st.text(st.sampled_from('ab"\t\r\n'), max_size=6)
+
+
+@given(st.lists(st.tuples(cells, cells.map("l".__add__)), min_size=1, max_size=4))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_quoting_writers_table_is_read_as_other_rows(tmp_path: Path, rows: Pairs) -> None:
+    path = as_table(rows, tmp_path / "rows.tsv", "\t")
+    try:
+        found = read_examples(path)
+    except InputError as error:
+        assert "if it quotes line breaks" in str(error)
+        assert _splits(rows)
+    else:
+        assert found == [Example({"text": text}, label.strip()) for text, label in rows]
+
+
+@given(st.lists(st.lists(st.text(st.sampled_from('ab" '), min_size=1), min_size=2, max_size=2)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_line_of_a_table_without_quoting_is_lost(tmp_path: Path, rows: Any) -> None:
+    lines = ["\t".join(row) for row in [["text", "label"], *rows, ["a", "x"]]]
+    (tmp_path / "rows.tsv").write_text("\n".join(lines))
+    try:
+        assert len(read_examples(tmp_path / "rows.tsv", labelled=False)) == len(lines) - 1
+    except InputError as error:
+        assert "if it quotes line breaks" in str(error)
