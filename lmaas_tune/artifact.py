@@ -11,9 +11,9 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
@@ -23,11 +23,13 @@ from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.client import Client
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.errors import InputError, PermanentError, StorageError
-from lmaas_tune.files import write_whole
+from lmaas_tune.files import read_object, read_whole, reading, write_whole
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
+from lmaas_tune.plain import checked
 from lmaas_tune.prompts import (
     DeepPrompt,
     FloatArray,
+    Insertion,
     PointPrompt,
     Prompt,
     SoftPrompt,
@@ -165,34 +167,16 @@ class TunedPrompt:
         """
         path = Path(folder)
         try:
-            content = json.loads((path / FILE_NAME).read_text(encoding="utf-8"))
-            if content["format"] > FORMAT:
-                raise StorageError(
-                    f"{path}: format {content['format']} of a saved prompt, and this version "
-                    f"reads up to {FORMAT}; it was written by lmaas-tune "
-                    f"{content.get('versions', {}).get('lmaas-tune', 'of a later version')}"
-                )
-            prompt = _read_prompt(path, content)
-            if prompt.digest != content["digest"]:
-                raise ValueError("prompt.json and prompt.safetensors are not of one prompt")
-            task = Task(Template(content["template"]), Verbalizer(content["label_words"]))
-            bias = np.array(content["bias"], dtype=np.float64)
-            if bias.shape != (len(task.verbalizer.labels),) or not np.isfinite(bias).all():
-                raise ValueError(f"bias {content['bias']} does not fit the label words")
-            provenance = {key: content[key] for key in content if key not in _OWN_KEYS}
-            return cls(prompt, task, bias, provenance)
+            with reading(path, "the saved prompt"):
+                content = read_object(path / FILE_NAME)
+                _check_format(content)
+                saved: _Saved = checked(_Saved, content, FILE_NAME)
+                provenance = {key: content[key] for key in content if key not in _OWN_KEYS}
+                return cls(_read_prompt(path, saved), saved.task(), saved.biases(), provenance)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{path}: no saved prompt there ({error.filename} is missing)"
             ) from None
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(f"{path}: the saved prompt cannot be read ({error})") from error
-        except _DAMAGE as error:
-            raise StorageError(
-                f"{path}: the saved prompt is damaged ({type(error).__name__}: {error})"
-            ) from error
 
     def _check(self, client: Client) -> None:
         can, origin = client.capabilities, self.provenance.get("backend", "another model")
@@ -240,10 +224,6 @@ def saved_prompt(folder: Path) -> bool:
     return (folder / FILE_NAME).exists()
 
 
-# what reading a file of another shape raises
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
-
-
 def scores_together(
     prompts: Sequence[TunedPrompt], client: Client, examples: Sequence[Example]
 ) -> list[FloatArray]:
@@ -281,25 +261,71 @@ _KINDS: Mapping[type[Prompt], str] = {
     TextPrompt: "text",
     PointPrompt: "point",
 }
-_OWN_KEYS = {"format", "kind", "template", "label_words", "bias", "digest"} | {
-    "insertion",
-    "anchor",
-    "shape",
-    "layers",
-    "text",
-    "subspace",
-    "point",
-}
 
 
-def _read_prompt(path: Path, content: Mapping[str, Any]) -> Prompt:
-    if content["kind"] == "text":
-        return TextPrompt(content["text"])
-    if content["kind"] == "point":
-        return PointPrompt(Subspace.from_json(content["subspace"]), content["point"])
-    tensors = safetensors.numpy.load((path / "prompt.safetensors").read_bytes())
-    soft = SoftPrompt(tensors[VECTORS_KEY], content["insertion"], tuple(content["anchor"]))
-    return DeepPrompt(soft, list(tensors[LAYERS_KEY])) if content["kind"] == "deep" else soft
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """What of ``prompt.json`` is read; `insertion` and the rest are each of one kind of prompt."""
+
+    kind: Literal["soft", "deep", "text", "point"]
+    template: str
+    label_words: Mapping[str, str]
+    bias: Sequence[float]
+    digest: str
+    insertion: Insertion = "concat"
+    anchor: Sequence[int] = ()
+    text: str = ""
+    subspace: Mapping[str, Any] = field(default_factory=dict)
+    point: Sequence[float] = ()
+
+    def task(self) -> Task:
+        return Task(Template(self.template), Verbalizer(self.label_words))
+
+    def biases(self) -> FloatArray:
+        if len(self.bias) != len(self.label_words):
+            raise InputError(f"bias {self.bias!r:.60} does not fit the label words")
+        return np.array(self.bias, dtype=np.float64)
+
+
+_OWN_KEYS = {"format", "shape", "layers"} | {own.name for own in fields(_Saved)}
+
+
+def _check_format(content: Mapping[str, Any]) -> None:
+    version = checked(int, content.get("format"), "format")
+    if version > FORMAT:
+        versions = content.get("versions")
+        ours = versions.get("lmaas-tune") if isinstance(versions, dict) else None
+        raise StorageError(
+            f"format {version} of a saved prompt, and this version reads up to {FORMAT}; it was "
+            f"written by lmaas-tune {ours or 'of a later version'}"
+        )
+
+
+def _read_prompt(path: Path, saved: _Saved) -> Prompt:
+    prompt = _prompt(path, saved)
+    if prompt.digest != saved.digest:
+        raise InputError("prompt.json and prompt.safetensors are not of one prompt")
+    return prompt
+
+
+def _prompt(path: Path, saved: _Saved) -> Prompt:
+    if saved.kind == "text":
+        return TextPrompt(saved.text)
+    if saved.kind == "point":
+        return PointPrompt(Subspace.from_json(saved.subspace), np.array(saved.point))
+    first, *above = _vectors(path / "prompt.safetensors", deep=saved.kind == "deep")
+    soft = SoftPrompt(first, saved.insertion, tuple(saved.anchor))
+    return DeepPrompt(soft, above) if saved.kind == "deep" else soft
+
+
+def _vectors(path: Path, *, deep: bool) -> list[FloatArray]:
+    """(L, H) vectors of each layer that a prompt enters."""
+    data = read_whole(path)
+    try:
+        tensors = safetensors.numpy.load(data)
+        return [tensors[VECTORS_KEY], *(tensors[LAYERS_KEY] if deep else ())]
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:
+        raise InputError(f"{path.name}: {error}") from error
 
 
 def _soft(prompt: Prompt) -> SoftPrompt | None:

@@ -102,7 +102,7 @@ def _is_frame(rows: object) -> bool:
 
 
 def _columns(example: Example, label_field: str) -> str:
-    has = ", ".join(example.fields) or "nothing"
+    has = ", ".join(list(example.fields)[:50]) or "nothing"
     return (
         f"it has {has}, and the label is read from {label_field!r}; name another column with "
         "--label-field (read_examples(rows, label_field=...)), or give (text, label) pairs"
@@ -302,7 +302,9 @@ def _first_long(lines: _Lines) -> int:
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number too long, lists too deep
+    except RecursionError:
+        raise InputError(f"{where}: not JSON (nested too deeply)") from None
+    except ValueError as error:  # a number of too many digits too
         raise InputError(f"{where}: not JSON ({error})") from error
 
 

@@ -85,13 +85,17 @@ class StorageError(LMaaSError, OSError):
     """A file of ours cannot be read or written."""
 
 
+_MANY, _NAME = 50, 100  # names, and characters of one, that a message can hold
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A half-sentence for messages: the close matches of `name`, else all that is known."""
+    """A half-sentence for messages: the close matches of `name`, else what is known."""
     names = sorted(map(str, known))
-    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:_NAME], names[: 20 * _MANY], n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"
-    return "known: " + ", ".join(names)
+    more = f" and {len(names) - _MANY:,} more" if len(names) > _MANY else ""
+    return "known: " + ", ".join(name[:_NAME] for name in names[:_MANY]) + more
 
 
 def named(kind: str, name: str, table: Mapping[str, T]) -> T:

@@ -15,6 +15,7 @@ from lmaas_tune.client import Client, Ledger
 from lmaas_tune.errors import InputError
 from lmaas_tune.middleware.meter import Meter
 from lmaas_tune.objectives import Objective, error_rate
+from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.task import Example, Task
 
@@ -40,9 +41,18 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
-        """Read what `to_json` gave."""
-        loss = math.nan if content["loss"] is None else content["loss"]
-        return cls(loss, content["accuracy"], np.array(content["bias"], dtype=np.float64))
+        """Read what `to_json` gave.
+
+        Raises:
+            InputError: It did not give this.
+        """
+        loss = checked(float | None, content.get("loss"), "loss")
+        bias = checked(Sequence[float], content.get("bias"), "bias")
+        return cls(
+            math.nan if loss is None else loss,
+            checked(float, content.get("accuracy"), "accuracy"),
+            np.array(bias, dtype=np.float64),
+        )
 
 
 class Evaluator:
@@ -94,6 +104,11 @@ class Evaluator:
         self.read = 0
         self.seconds = 0.0
         self._inspected = False
+
+    @property
+    def labels(self) -> int:
+        """How many labels there are."""
+        return len(self._candidates)
 
     def inspect(self, prompt: Prompt) -> tuple[str, ...]:
         """What the backend has to say about these rows before any of them is paid.

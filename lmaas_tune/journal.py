@@ -16,7 +16,8 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.files import reading
 from lmaas_tune.middleware.meter import Spent
+from lmaas_tune.plain import checked, parse_object
 from lmaas_tune.prompts import FloatArray
 
 FORMAT = 2
@@ -216,36 +219,29 @@ class Journal:
         self._unasked = set(self._answers)
 
     def _parse(self, line: bytes, number: int) -> Record:
-        try:
+        remedy = (
+            f"cut the file to its first {number - 1} lines to keep what they hold, then resume"
+            if number > 1
+            else "choose another folder"
+        )
+        with reading(f"{self._path}, line {number}", "the journal", remedy):
             body, seal = _unsealed(line)
             if seal != _seal(self._seal, body):
                 raise ValueError("it, or a line before it, is not what was written")
             self._seal = seal
-            record: Record = json.loads(body)
+            record = parse_object(body)
             if number > 1:
-                Spent.from_json(record["spent"])
-                if "part" in record:
-                    np.array(record["logprobs"], dtype=np.float64)
-                elif "lost" not in record and not (
-                    isinstance(record["key"], str) and isinstance(record["of"], str)
-                ):
-                    raise ValueError("not an answer of a run")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            remedy = (
-                f"cut the file to its first {number - 1} lines to keep what they hold, then resume"
-                if number > 1
-                else "choose another folder"
-            )
-            raise StorageError(
-                f"{self._path}, line {number}: the journal is damaged before its end "
-                f"({type(error).__name__}: {error}); {remedy}"
-            ) from error
+                _check_line(record)
         return record
+
+    def reading(self, key: str) -> AbstractContextManager[None]:
+        """Say of a recorded answer that cannot be read where it stands."""
+        return reading(self._path, f"the answer {key!r}", "choose another folder")
 
     def _check_format(self, line: bytes) -> None:
         try:
-            version = json.loads(line).get("format")
-        except (ValueError, AttributeError):
+            version = parse_object(line).get("format")
+        except InputError:
             return  # damaged, which shows when it is read
         if version != FORMAT:
             raise StorageError(
@@ -285,6 +281,22 @@ class Journal:
                 "before: make room, then resume"
             ) from error
         self._seal = seal
+
+
+def _check_line(record: Record) -> None:
+    """See that a line behind the first is one of ours.
+
+    Raises:
+        InputError: It is not.
+    """
+    Spent.from_json(record.get("spent"))
+    if "part" in record:
+        checked(str, record["part"], "part")
+        logprobs = checked(Sequence[Sequence[float]], record.get("logprobs"), "logprobs")
+        np.array(logprobs, dtype=np.float64)  # rows of one length
+    elif "lost" not in record:
+        for name in ("key", "of"):
+            checked(str, record.get(name), name)
 
 
 def _seal(before: str, body: bytes) -> str:

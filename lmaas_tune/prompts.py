@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmaas_tune.errors import InputError
+from lmaas_tune.plain import checked, checked_fields
 
 FloatArray: TypeAlias = npt.NDArray[np.floating]
 """Floating-point array; its shape stands in words beside each use."""
@@ -59,6 +61,8 @@ class SoftPrompt:
                 f"insertion {self.insertion!r} with {len(vectors)} vectors and {len(self.anchor)} "
                 "anchor tokens: 'add' takes one anchor token a vector, the others none"
             )
+        if any(token < 0 for token in self.anchor):
+            raise InputError(f"anchor {self.anchor!r:.60}: token ids are whole numbers from 0 on")
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "anchor", tuple(int(token) for token in self.anchor))
 
@@ -178,6 +182,9 @@ class Subspace:
         projection: Kind of A.
         alpha: Scale of A, see `lmaas_tune.Settings.alpha`.
         seed: A is drawn from (seed, projection, d).
+
+    Raises:
+        InputError: A number is out of its range, or `start` or `insertion` unknown.
     """
 
     start: Start | SoftPrompt
@@ -188,6 +195,15 @@ class Subspace:
     projection: str
     alpha: float
     seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("length", "dim"):
+            if (number := getattr(self, name)) is not None and not 1 <= number <= _LARGEST:
+                raise InputError(f"{name}={number!r} of a subspace: it takes 1 to {_LARGEST}")
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed!r} of a subspace: it must be 0 or more")
+        if not 0 < self.alpha < math.inf:
+            raise InputError(f"alpha={self.alpha!r} of a subspace: it must be positive and finite")
 
     @cached_property
     def digest(self) -> str:
@@ -215,16 +231,32 @@ class Subspace:
             InputError: It did not give this.
         """
         try:
-            values = {f.name: content[f.name] for f in fields(cls)}
-            if isinstance(start := values["start"], Mapping):
-                numbers = np.frombuffer(base64.b64decode(start["vectors"], validate=True), "<f4")
-                vectors = numbers.reshape(start["length"], -1)
-                values["start"] = SoftPrompt(vectors, start["insertion"], tuple(start["anchor"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"this describes no subspace ({type(error).__name__}: {error})"
-            ) from error
-        return cls(**values)
+            values = checked_fields(cls, content, name="a subspace", but=["start"])
+            start = checked(Start | Mapping[str, Any], content.get("start"), "start")
+            return cls(start=_start_of(start) if isinstance(start, Mapping) else start, **values)
+        except ValueError as error:
+            raise InputError(f"this describes no subspace ({error})") from error
+
+
+_LARGEST = 1 << 16
+"""More tokens or dimensions than any search has: what is larger would fill the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """A p0 of its own, as JSON has it."""
+
+    vectors: str
+    length: int
+    insertion: Insertion
+    anchor: Sequence[int]
+
+
+def _start_of(content: Mapping[str, Any]) -> SoftPrompt:
+    start: _Start = checked(_Start, content, "start")
+    numbers = np.frombuffer(base64.b64decode(start.vectors, validate=True), "<f4")
+    vectors = numbers.reshape(start.length, -1)
+    return SoftPrompt(vectors, start.insertion, tuple(start.anchor))
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +275,8 @@ class PointPrompt:
     point: FloatArray
 
     def __post_init__(self) -> None:
-        point = np.array(self.point, dtype=np.float32)
+        with np.errstate(over="ignore"):  # infinite then, which is told
+            point = np.array(self.point, dtype=np.float32)
         if point.shape != (self.subspace.dim,) or not np.isfinite(point).all():
             raise InputError(
                 f"a point of shape {point.shape} for a subspace of {self.subspace.dim} dimensions: "

@@ -6,8 +6,9 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from lmaas_tune.evaluator import Evaluation, Evaluator
 from lmaas_tune.journal import Journal, Record
 from lmaas_tune.middleware.meter import Budget, Meter, Spent
 from lmaas_tune.optimizers.base import Ends, Optimizer
+from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.selection import Selection
 from lmaas_tune.spaces import NeedsStds, SearchSpace
@@ -161,7 +163,9 @@ class Search:
             return {"stds": [float(std) for std in spread.stds]}, self.meter.spent
 
         answer = self._journal.answer("stds", start.digest, pay)
-        self._space = space.with_stds(np.array(answer["stds"]))
+        with self._journal.reading("stds"):
+            stds = checked(Sequence[float], answer.get("stds"), "stds")
+            self._space = space.with_stds(np.array(stds))
 
     def _take_generation(self) -> None:
         number = self._next
@@ -216,7 +220,7 @@ class Search:
             self.meter.book(Spent(calls=len(prompts)))
             return evaluations
 
-        return self._answer(f"train/{number}", _digest(points), self._train, pay)
+        return self._answer(f"train/{number}", _digest(points), len(prompts), self._train, pay)
 
     def _validated(
         self, number: int, candidates: Sequence[Candidate], spent: Spent
@@ -233,14 +237,19 @@ class Search:
             self.meter.book(Spent(validation_calls=len(candidates)))
             return evaluations
 
-        of = f"{len(candidates)} of generation {number}"
-        evaluations, spent = self._answer(f"validation/{number}", of, validation, pay)
+        key, of = f"validation/{number}", f"{len(candidates)} of generation {number}"
+        evaluations, spent = self._answer(key, of, len(candidates), validation, pay)
         return [
             replace(c, validation=e) for c, e in zip(candidates, evaluations, strict=True)
         ], spent
 
     def _answer(
-        self, key: str, of: str, evaluator: Evaluator, pay: Callable[[], list[Evaluation]]
+        self,
+        key: str,
+        of: str,
+        prompts: int,
+        evaluator: Evaluator,
+        pay: Callable[[], list[Evaluation]],
     ) -> tuple[list[Evaluation], Spent]:
         def record() -> tuple[Record, Spent]:
             before = self.meter.spent.seconds
@@ -255,10 +264,13 @@ class Search:
             return content, spent
 
         answer = self._journal.answer(key, of, record)
-        # of a replayed answer too
-        evaluator.learn(Usage(**answer["usage"]), answer["read"], answer["seconds"])
-        evaluations = [Evaluation.from_json(e) for e in answer["evaluations"]]
-        return evaluations, Spent.from_json(answer["spent"])
+        with self._journal.reading(key):
+            told: _Told = checked(_Told, answer, "it")
+            evaluations = [Evaluation.from_json(e) for e in told.evaluations]
+            if [e.bias.shape for e in evaluations] != [(evaluator.labels,)] * prompts:
+                raise ValueError(f"no {prompts} evaluations with a bias for each label")
+            evaluator.learn(told.usage, told.read, told.seconds)  # of a replayed answer too
+            return evaluations, Spent.from_json(answer["spent"])
 
     def _stop_reason(self) -> str | None:
         best, budget = self.best.judged, self._budget
@@ -315,6 +327,16 @@ class Search:
         first = self._calls_before(self._next)
         nominated = self._selection.nominate([0.0] * population, first, math.inf)
         return planned + _cost(self._validation, len(nominated or ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What an answer of the journal says of a batch; see `Search._answer`."""
+
+    evaluations: Sequence[Mapping[str, Any]]
+    usage: Usage
+    read: int
+    seconds: float
 
 
 def _unpriced(budget: Budget) -> str:

@@ -237,13 +237,21 @@ class RandomEmbedding:
         kind = int.from_bytes(self._projection.encode(), "little")
         drawn_from = [self._seed, kind, self.dim] + ([self._layer] if self._layer else [])
         source = {"embeds": self._embeds} if self._projection == "vocabulary" else {}
-        return PROJECTIONS[self._projection](
-            self.starts[0].vectors.size,
-            self.dim,
-            scale=self._scale,
-            rng=np.random.Generator(np.random.PCG64(drawn_from)),
-            **source,
-        )
+        outputs = self.starts[0].vectors.size
+        try:
+            return PROJECTIONS[self._projection](
+                outputs,
+                self.dim,
+                scale=self._scale,
+                rng=np.random.Generator(np.random.PCG64(drawn_from)),
+                **source,
+            )
+        except MemoryError as error:
+            raise InputError(
+                f"the projection {self._projection!r} of {self.dim} dimensions onto {outputs} "
+                "numbers does not fit into memory: take fewer dimensions, a shorter prompt, or "
+                "projection 'hadamard'"
+            ) from error
 
 
 class PointSpace:
@@ -302,11 +310,17 @@ def drawn(prompt: Prompt, backend: Backend) -> Prompt:
 def _start(subspace: Subspace, backend: Backend) -> SoftPrompt:
     """p0."""
     start, length, insertion = subspace.start, subspace.length, subspace.insertion
+    longest = backend.capabilities.max_tokens
+    if length is not None and longest is not None and length > longest:
+        raise InputError(
+            f"a prompt of {length} tokens: {backend.identity} reads {longest} at most, the row's "
+            "included"
+        )
     if isinstance(start, SoftPrompt):
         return start
     if start == "zero" and length is not None and insertion != "add":
         width = backend.capabilities.soft_prompt_width or 0
-        return SoftPrompt(np.zeros((length, width)), insertion)
+        return SoftPrompt(np.zeros((length, width), dtype=np.float32), insertion)
     if not isinstance(backend, Embeds):
         raise InputError(
             f"{backend.identity} does not give word embeddings, so a prompt cannot start from "

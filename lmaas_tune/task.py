@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,13 +166,11 @@ class Template:
         Raises:
             InputError: The example lacks a field.
         """
+        pieces = [_field(example, p[0]) if isinstance(p, tuple) else p for p in self.parts]
         row: list[Part] = []
-        for part in self.parts:
-            piece = _field(example, part[0]) if isinstance(part, tuple) else part
-            if row and isinstance(piece, str) and isinstance(row[-1], str):
-                row[-1] += piece
-            elif piece != "":
-                row.append(piece)
+        for is_slot, own in itertools.groupby(pieces, lambda piece: isinstance(piece, Slot)):
+            joined = own if is_slot else ("".join(map(str, own)),)
+            row += [part for part in joined if part != ""]
         return tuple(row)
 
     def batch(self, examples: Sequence[Example]) -> Batch:

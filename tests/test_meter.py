@@ -117,6 +117,9 @@ def test_spent_reads_over_unknown_keys_and_absent_ones() -> None:
         {"money": math.nan},
         {"money": math.inf},
         {"seconds": "x"},
+        {"seconds": "5"},
+        {"seconds": 10**400},
+        {"calls": True},
         {"hits": None},
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError, LMaaSError, did_you_mean
 from lmaas_tune.middleware.meter import Price
 from lmaas_tune.middleware.pace import Pace
+from lmaas_tune.plain import parse_object
 from lmaas_tune.registry import load_backend
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -243,10 +243,9 @@ def parse_options(text: str) -> dict[str, object]:
     """
     if text.lstrip().startswith("{"):
         try:
-            given: dict[str, object] = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"options {text!r:.80}: not JSON ({error})") from None
-        return given
+            return parse_object(text)
+        except InputError as error:
+            raise InputError(f"options {text!r:.80}: {error}") from None
     options: dict[str, object] = {}
     for part in text.split(",") if text.strip() else ():
         name, equals, value = (piece.strip() for piece in part.partition("="))

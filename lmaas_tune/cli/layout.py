@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Mapping
 
 from lmaas_tune.errors import InputError
+from lmaas_tune.plain import checked, parse_json
 
 
 def add_layout(group: argparse._ArgumentGroup) -> None:
@@ -28,9 +29,9 @@ def label_words(text: str) -> dict[str, str]:
         InputError: It is no JSON object of words.
     """
     try:
-        words = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--labels {text!r} is not JSON ({error})") from error
-    if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
-        raise InputError(f'--labels {text!r}: give an object, as {{"0": "terrible", "1": "great"}}')
+        words: dict[str, str] = checked(Mapping[str, str], parse_json(text), "it")
+    except InputError as error:
+        raise InputError(
+            f'--labels {text!r:.80}: {error}; give an object, as {{"0": "terrible", "1": "great"}}'
+        ) from error
     return words

@@ -58,7 +58,7 @@ def _examples(texts: Sequence[str], template: Template) -> list[Example]:
     if len(template.fields) != 1:
         raise InputError(
             f"--text serves templates of one field, and this prompt's has "
-            f"{', '.join(template.fields) or 'none'}: give rows with --input"
+            f"{', '.join(template.fields[:50]) or 'none'}: give rows with --input"
         )
     return [Example({template.fields[0]: text}) for text in texts]
 

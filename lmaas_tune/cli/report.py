@@ -11,7 +11,7 @@ from typing import Any
 from lmaas_tune.cli.arguments import INTERRUPTED, Outcome
 from lmaas_tune.cli.wording import comparison_json, result_json, spent_words
 from lmaas_tune.errors import InputError, LMaaSError
-from lmaas_tune.files import write_whole
+from lmaas_tune.files import read_object, write_whole
 from lmaas_tune.result import TuneResult
 from lmaas_tune.task import Example, Task
 
@@ -110,8 +110,8 @@ def _kept(out: Path | None) -> dict[str, Any] | None:
     if out is None:
         return None
     try:
-        content = json.loads((out / FILE_NAME).read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) and "spent" in content else None
+        content = read_object(out / FILE_NAME)
+        return content if isinstance(content.get("spent"), dict) else None
     except (OSError, ValueError):  # none yet, or damaged: it is only a copy
         return None
 

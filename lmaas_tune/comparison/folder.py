@@ -16,14 +16,13 @@ from typing import Any, TypeAlias
 
 from lmaas_tune.comparison.record import Curve, Key, Record
 from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.files import read_object, reading
 
 FILE_NAME = "run.json"
 
 _Scope: TypeAlias = tuple[object, ...]
 """What has to be the same within all runs (), a task (its name), a block (with the seed), or all
 runs of a contender (None and its label)."""
-
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 
 
 def run_folder(out: Path, key: Key) -> Path:
@@ -156,17 +155,9 @@ def read(path: Path) -> Record:
     Raises:
         StorageError: It is damaged, or of a later format.
     """
-    try:
-        return Record.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except StorageError as error:
-        raise StorageError(f"{path}: {error}") from error
-    except OSError as error:
-        raise StorageError(f"{path}: the run cannot be read ({error})") from error
-    except _DAMAGE as error:
-        raise StorageError(
-            f"{path}: the run is damaged ({type(error).__name__}: {error}); delete the file, and "
-            "the same comparison makes it again from the journal beside it"
-        ) from error
+    remedy = "delete the file, and the same comparison makes it again from the journal beside it"
+    with reading(path, "the run", remedy):
+        return Record.from_json(read_object(path))
 
 
 def _file_name(name: str) -> str:

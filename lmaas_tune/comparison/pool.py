@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from lmaas_tune.comparison.plan import Cell
 from lmaas_tune.comparison.record import Record
 from lmaas_tune.errors import PermanentError
 from lmaas_tune.journal import FILE_NAME as JOURNAL
+from lmaas_tune.plain import parse_object
 
 _CLUSTER_DEATHS = (
     ("distributed.scheduler", "KilledWorker"),
@@ -130,10 +130,9 @@ def _backend_of_journal(cell: Cell, out: Path) -> str | None:
     """The identity of the backend that a run was begun with; None if it was not."""
     try:
         with (run_folder(out, cell.key) / JOURNAL).open(encoding="utf-8") as file:
-            header = json.loads(file.readline())
+            return str(parse_object(file.readline()).get("backend"))
     except (OSError, ValueError):
         return None
-    return str(header["backend"])
 
 
 def _deaths() -> tuple[type[BaseException], ...]:

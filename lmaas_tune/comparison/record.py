@@ -11,8 +11,10 @@ from typing import Any, Literal, TypeAlias
 
 from lmaas_tune.artifact import Score
 from lmaas_tune.callbacks import step_row
-from lmaas_tune.errors import StorageError
+from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.evaluator import Evaluation
+from lmaas_tune.middleware.meter import Spent
+from lmaas_tune.plain import checked
 from lmaas_tune.step import Step
 
 FORMAT = 1
@@ -45,6 +47,10 @@ class Curve:
     validation_loss: Sequence[Number] = ()
     kept_loss: Sequence[Number] = ()
     kept_accuracy: Sequence[Number] = ()
+
+    def __post_init__(self) -> None:
+        if len({len(entries) for entries in vars(self).values()}) > 1:
+            raise InputError("the lists of a curve are not of one length: one entry a step in each")
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Curve:
@@ -114,7 +120,7 @@ class Record:
     rows: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    final: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    final: Mapping[str, Mapping[str, Number] | None] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
     optimizer_seconds: float = 0.0
     wall_seconds: float = 0.0
@@ -150,19 +156,52 @@ class Record:
 
         Raises:
             StorageError: It is of a later format.
-            ValueError, KeyError, TypeError: It is something else.
+            InputError: It is something else.
         """
-        if content["format"] > FORMAT:
+        version = checked(int, content.get("format"), "format")
+        if version > FORMAT:
             raise StorageError(
-                f"format {content['format']} of a run, and this version reads up to {FORMAT}: "
+                f"format {version} of a run, and this version reads up to {FORMAT}: "
                 "install a later lmaas-tune"
             )
-        known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-        return cls(**{**known, "curve": Curve(**content["curve"])})
+        record: Record = checked(cls, content, "the run")
+        for name, kind in _INNER.items():
+            checked(kind, getattr(record, name), name)
+        if record.done and "calls" not in record.spent:
+            raise InputError("spent.calls is missing in the run")
+        Spent.from_json(record.spent)
+        return record
 
     def _final(self, rows: str, what: str) -> float:
         value = (self.final.get(rows) or {}).get(what)
         return math.nan if value is None else float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conditions:
+    """What of a run's conditions a report reads."""
+
+    budget: str
+    objective: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What of a run's settings a report reads."""
+
+    optimizer: str
+    optimizer_options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Of one part of a split."""
+
+    rows: int
+    digest: str
+
+
+_INNER = {"conditions": _Conditions, "settings": _Settings, "rows": Mapping[str, _Rows | None]}
 
 
 def final_json(score: Score | Evaluation | None) -> dict[str, Any] | None:

@@ -74,8 +74,7 @@ class Standings:
         """What the final losses are: on test rows the cross-entropy, else what was minimised."""
         if self.judged_on == "test":
             return "cross-entropy"
-        objective: str = self.records[0].conditions["objective"]
-        return objective.replace("_", " ")
+        return str(self.records[0].conditions.get("objective", "loss")).replace("_", " ")
 
     @cached_property
     def frame(self) -> pd.DataFrame:

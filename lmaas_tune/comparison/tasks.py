@@ -14,6 +14,7 @@ from typing import Any
 from lmaas_tune.comparison.extra import need
 from lmaas_tune.data import Rows, few_shot_split, read_examples
 from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.plain import parse_json
 from lmaas_tune.task import Example
 
 SEED = "{seed}"
@@ -156,7 +157,9 @@ def _parse(file: Path) -> Any:
     if file.suffix.lower() not in (".toml", ".json"):
         raise InputError(f"{file}: a file of tasks ends in .toml or .json")
     try:
-        return json.loads(text) if file.suffix.lower() == ".json" else _toml(text)
+        return parse_json(text) if file.suffix.lower() == ".json" else _toml(text)
+    except RecursionError:
+        raise InputError(f"{file}: not {file.suffix[1:].upper()} (nested too deeply)") from None
     except ValueError as error:
         raise InputError(f"{file}: not {file.suffix[1:].upper()} ({error})") from error
 

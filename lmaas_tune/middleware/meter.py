@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
+from typing import Any
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import BudgetExceededError, InputError, did_you_mean
+from lmaas_tune.plain import checked
 
 _WHOLE = frozenset({"calls", "sequences", "tokens", "patience"})
 _MEASURED = frozenset({"money", "seconds"})
@@ -178,12 +180,13 @@ class Spent:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, float]) -> Spent:
+    def from_json(cls, data: Any) -> Spent:
         """Read what `to_json` gave; what is absent is 0, and unknown keys are left alone.
 
         Raises:
             InputError: A value is not a fitting number.
         """
+        data = checked(Mapping[str, Any], data, "what was spent")
         known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         return cls(**known)  # type: ignore[arg-type]  # the constructor checks each
 
@@ -191,8 +194,10 @@ class Spent:
 def _amount(name: str, value: float) -> float:
     """The value as Python's own int or float, which JSON can hold."""
     try:
+        if isinstance(value, str | bool):
+            raise TypeError
         number = float(value) if name in _MEASURED else operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kind = "a number" if name in _MEASURED else "a whole number"
         raise InputError(f"spent {name}={value!r}: it takes {kind}") from None
     if not 0 <= number < math.inf:

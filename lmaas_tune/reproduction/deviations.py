@@ -42,7 +42,7 @@ def _deviations(records: Sequence[Record]) -> Iterator[str]:
             "Black-box rows have the settings of the reference code as it stood last, not the "
             "paper's: a normal projection, no bounds, a first step of 1."
         )
-    calls = sorted(record.details["spent"]["calls"] for record in searched if not record.failed)
+    calls = sorted(r.details["spent"]["calls"] for r in searched if "spent" in r.details)
     if calls:
         most = "" if calls[0] == calls[-1] else f" to {calls[-1]}"
         yield f"They made {calls[0]}{most} calls a run; the paper's 8,000, for DBPedia 20,000."

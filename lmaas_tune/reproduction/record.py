@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lmaas_tune.errors import InputError, StorageError
-from lmaas_tune.files import write_whole
+from lmaas_tune.files import read_object, reading, write_whole
 from lmaas_tune.objectives import Targets, error_rate, negative_f1
+from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray
 
 FORMAT = 1
@@ -64,6 +65,35 @@ class Record:
         return {"format": FORMAT, **asdict(self)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _LeftOut:
+    """How many rows the model cannot read."""
+
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conditions:
+    """What of a run's conditions is read again."""
+
+    model: str
+    layout: str
+    preset: str
+    shots: int
+    test_rows: int
+    left_out: _LeftOut
+    rows: Mapping[str, str]
+    settings: Mapping[str, Any]
+    source_task: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spent:
+    """What of a search's cost is read again."""
+
+    calls: int
+
+
 def metric_of(metric: str, scores: FloatArray, targets: Targets) -> float:
     """What the paper reports, of (rows, labels) scores."""
     return -negative_f1(scores, targets) if metric == "f1" else 1 - error_rate(scores, targets)
@@ -97,21 +127,17 @@ def kept(folder: Path) -> Record | None:
     """
     path = folder / FILE_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") > FORMAT:
-            raise StorageError(f"{path}: it was written by a later version of lmaas-tune")
-        return Record(**content)
+        with reading(path, "the run", "delete the file, and the same command makes it again"):
+            content = read_object(path)
+            if checked(int, content.get("format"), "format") > FORMAT:
+                raise StorageError("it was written by a later version of lmaas-tune")
+            record: Record = checked(Record, content, "the run")
+            checked(_Conditions, record.conditions, "conditions")
+            if "spent" in record.details:
+                checked(_Spent, record.details["spent"], "details.spent")
+            return record
     except FileNotFoundError:
         return None
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(f"{path}: the run cannot be read ({error})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(
-            f"{path}: the run is damaged ({type(error).__name__}: {error}); delete the file, and "
-            "the same command makes it again"
-        ) from error
 
 
 def kept_below(out: Path) -> list[Record]:

@@ -9,7 +9,7 @@ from typing import Any
 from lmaas_tune.reproduction.methods import METHODS
 from lmaas_tune.reproduction.paper import PUBLISHED, TASKS
 from lmaas_tune.reproduction.record import Record
-from lmaas_tune.reproduction.tasks import PAPER_TASKS
+from lmaas_tune.reproduction.tasks import PAPER_TASKS, paper_task
 
 _SHORT = {"sst2": "SST-2", "yelpp": "Yelp P.", "agnews": "AG's News", "dbpedia": "DBPedia"}
 
@@ -34,7 +34,7 @@ def _cell(task: str, name: str, records: Sequence[Record]) -> dict[str, Any]:
         "mean": mean(values) if values else None,
         "std": stdev(values) if len(values) > 1 else None,
         "n": len(values),
-        "metric": PAPER_TASKS[task].metric,
+        "metric": paper_task(task).metric,
         "parameters": records[0].parameters,
         "seconds": mean(record.seconds for record in records),
         "paper": None

@@ -154,8 +154,8 @@ def _options(words: list[str]) -> dict[str, str]:
 
 
 def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise InputError(f"a limit is a whole number, not {text!r}")
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise InputError(f"a limit is a whole number of up to 18 digits, not {text!r:.40}")
     return int(text)
 
 
