@@ -169,9 +169,9 @@ class Template:
         pieces = [_field(example, p[0]) if isinstance(p, tuple) else p for p in self.parts]
         row: list[Part] = []
         for is_slot, own in itertools.groupby(pieces, lambda piece: isinstance(piece, Slot)):
-            joined = own if is_slot else ("".join(map(str, own)),)
-            row += [part for part in joined if part != ""]
-        return tuple(row)
+            same = list(own)
+            row += same if is_slot else ["".join(map(str, same))]
+        return tuple(part for part in row if part != "")
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """All rows; an error names the row, counted from 1."""
