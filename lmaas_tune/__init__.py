@@ -8,115 +8,22 @@
     result = Tuner(backend, optimizer="cma").fit([("I want my money back", "refund"), ...])
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lmaas_tune.artifact import Score, TunedPrompt
-from lmaas_tune.backend import (
-    Backend,
-    Capabilities,
-    Embeds,
-    Inspection,
-    Inspects,
-    Measures,
-    ScoreReply,
-    ScoreRequest,
-    Spread,
-    Usage,
-)
-from lmaas_tune.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
-from lmaas_tune.client import Client
-from lmaas_tune.data import few_shot_split, read_examples
-from lmaas_tune.errors import (
-    BackendError,
-    BudgetExceededError,
-    InputError,
-    LMaaSError,
-    MissingExtraError,
-    PermanentError,
-    StorageError,
-    TransientError,
-)
-from lmaas_tune.middleware.cache import ScoreCache
-from lmaas_tune.middleware.meter import Budget, Price, Spent
-from lmaas_tune.middleware.pace import Pace
-from lmaas_tune.middleware.retry import Retry
-from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
-from lmaas_tune.prompts import DeepPrompt, PointPrompt, SoftPrompt, Subspace, TextPrompt
-from lmaas_tune.registry import load_backend
-from lmaas_tune.result import Comparison, TuneResult
-from lmaas_tune.settings import Settings, preset
-from lmaas_tune.step import Candidate, Step
-from lmaas_tune.task import Batch, Example, Slot, Task, Template, Verbalizer
-from lmaas_tune.text import TextSettings
-from lmaas_tune.tuner import Tuner
-
 if TYPE_CHECKING:
-    from lmaas_tune.comparison import compare
-
-__all__ = [
-    "Backend",
-    "BackendError",
-    "Batch",
-    "Budget",
-    "BudgetExceededError",
-    "CSVLogger",
-    "Callback",
-    "Candidate",
-    "Capabilities",
-    "Client",
-    "Comparison",
-    "DeepPrompt",
-    "Embeds",
-    "Example",
-    "InputError",
-    "Inspection",
-    "Inspects",
-    "LMaaSError",
-    "Measures",
-    "MissingExtraError",
-    "Optimizer",
-    "OptimizerFactory",
-    "Pace",
-    "PermanentError",
-    "PointPrompt",
-    "Price",
-    "ProgressBar",
-    "Retry",
-    "Score",
-    "ScoreCache",
-    "ScoreReply",
-    "ScoreRequest",
-    "Settings",
-    "Slot",
-    "SoftPrompt",
-    "Spent",
-    "Spread",
-    "Step",
-    "StorageError",
-    "Subspace",
-    "Task",
-    "Template",
-    "TensorBoardLogger",
-    "TextPrompt",
-    "TextSettings",
-    "TransientError",
-    "TuneResult",
-    "TunedPrompt",
-    "Tuner",
-    "Usage",
-    "Verbalizer",
-    "compare",
-    "few_shot_split",
-    "load_backend",
-    "preset",
-    "read_examples",
-]
+    from lmaas_tune.api import *
+    from lmaas_tune.api import __all__ as __all__
 
 
 def __getattr__(name: str) -> Any:
-    """`compare`, when it is asked for: the core knows nothing of it."""
-    if name == "compare":
-        from lmaas_tune.comparison import compare
+    """A public name, imported with all others when the first is asked for: the command line is
+    there before numpy is, and can take an interrupt."""
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    api = import_module("lmaas_tune.api")
+    return globals()[name] if name in globals() else getattr(api, name)
 
-        return compare
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return [*globals(), *__getattr__("__all__")]

@@ -141,7 +141,7 @@ def _is_a(kind: Any, inner: Sequence[Any], value: Any) -> bool:
     if kind is str and isinstance(value, str):
         return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
     if kind is int or (kind is float and isinstance(value, Integral)):
-        return isinstance(value, Integral) and abs(value) < 2**63
+        return isinstance(value, Integral) and abs(int(value)) < 2**63
     if kind is float:
         return isinstance(value, Real) and math.isfinite(value)
     return isinstance(kind, type) and isinstance(value, kind)

@@ -381,8 +381,17 @@ def test_doctor_shows_versions_and_asks_a_backend(run: Run) -> None:
 
 def test_doctor_fails_where_what_was_asked_for_does_not_work(run: Run) -> None:
     printed = run("doctor", "--backend", "tyo", "--json")
-    assert printed.code == 1
+    assert printed.code == 2
     assert "did you mean 'toy'" in printed.content["error"]
+
+
+def test_doctor_tells_what_cannot_work_from_what_fails(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("doctor", "--backend", "nosuch").code == 2
+    assert run("doctor", "--backend", "toy", "--backend-options", "width=0").code == 2
+    monkeypatch.setattr(ToyBackend, "score", failing(ToyBackend.score, lambda *_: True))
+    assert run("doctor", "--backend", "toy").code == 1
 
 
 def test_notes_are_not_on_standard_output(folder: Path, run: Run) -> None:

@@ -23,6 +23,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from lmaas_tune.backend import Usage
+from lmaas_tune.concealed import shown
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
 from lmaas_tune.middleware.retry import Retry
 
@@ -111,11 +112,12 @@ class Key:
         if file is not None:
             try:
                 return cls(Path(file).read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError) as error:
-                # the key itself may stand where its file should
-                secret = len(str(file)) > 15 and not set(str(file)) & {"/", "\\", "."}
-                place = "the file that was named for it" if secret else f"{file}: {error}"
-                raise InputError(f"the API key cannot be read from {place}") from None
+            except (OSError, ValueError) as error:  # no UTF-8, or no name that a file can have
+                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+                raise InputError(
+                    f"the API key cannot be read from {shown(file)} ({reason}): give the path of a "
+                    "file that holds the key and nothing else"
+                ) from None
         text = os.environ.get(variable) if variable else None
         return cls(text) if text else None
 

@@ -1,173 +1,24 @@
-"""The command line: reads what was typed, runs one command, prints what it came to.
-
-Every command gives an `Outcome`. With ``--json`` standard output holds that outcome as one JSON
-object and nothing else; progress, notes and errors are on standard error.
-"""
+"""The command line. What takes time to import stands in `program`: an interrupt is taken before."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
-import signal
 import sys
-import threading
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import TextIO
+from collections.abc import Sequence
 
-from lmaas_tune.cli import (
-    compare,
-    demo,
-    doctor,
-    evaluate,
-    offers,
-    predict,
-    pretrain,
-    report_command,
-    reproduce,
-    serve,
-    tune,
-)
-from lmaas_tune.cli.arguments import BAD_INPUT, FAILED, INTERRUPTED, Outcome, Parser
-from lmaas_tune.errors import InputError, LMaaSError
-from lmaas_tune.task import check_text
-from lmaas_tune.versions import versions
+from lmaas_tune.cli import interrupts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: What was typed after ``lmaas-tune``; None takes the process's own.
+        argv: What was typed after ``lmaas-tune``; None takes the process's own, and its signals.
 
     Returns:
         The exit status: 0, 1 for a failure, 2 for input that cannot work, 130 when interrupted.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    # looked up by hand, since they hold for errors of the parser too
-    as_json, with_traceback = "--json" in argv, "--traceback" in argv
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # no character for it is no failure
-    try:
-        with _notes(), _sigterm_like_ctrl_c():
-            try:
-                outcome = _run(argv, sys.stderr if as_json else sys.stdout)
-            except (Exception, KeyboardInterrupt) as error:
-                if with_traceback:
-                    traceback.print_exc()
-                outcome = _failure(error)
-        _print(outcome, as_json)
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    return outcome.code
+    if argv is None:
+        interrupts.watch()
+    from lmaas_tune.cli.program import run
 
-
-def parser() -> Parser:
-    """The parser of all commands."""
-    top = Parser(
-        prog="lmaas-tune",
-        description="Tune prompts of language models you cannot train.",
-        epilog="Start with: lmaas-tune demo",
-    )
-    top.add_argument("--version", action="version", version=f"%(prog)s {versions()['lmaas-tune']}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (
-        demo,
-        tune,
-        predict,
-        evaluate,
-        compare,
-        report_command,
-        reproduce,
-        pretrain,
-        serve,
-        offers,
-        doctor,
-    ):
-        command.add_to(commands)
-    return top
-
-
-def _run(argv: list[str], out: TextIO) -> Outcome:
-    for argument in argv:
-        check_text(argument, f"the argument {argument!r}")
-    arguments, unknown = parser().parse_known_args(argv)
-    if unknown:
-        arguments.command.refuse(unknown)
-    arguments.argv, arguments.stdout = argv, sys.stdout
-    with contextlib.redirect_stdout(out):
-        outcome: Outcome = arguments.run(arguments)
-    return outcome
-
-
-def _failure(error: BaseException) -> Outcome:
-    if isinstance(error, KeyboardInterrupt):
-        return Outcome({"error": "interrupted"}, error="interrupted", code=INTERRUPTED)
-    if isinstance(error, BrokenPipeError):
-        raise error
-    if isinstance(error, LMaaSError):
-        message = " ".join(str(error).split())
-    elif isinstance(error, OSError):
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    else:
-        message = (
-            f"unexpected {type(error).__name__}: {error}; this is a fault of the program: "
-            "run again with --traceback and report it"
-        )
-    code = BAD_INPUT if isinstance(error, InputError) else FAILED
-    return Outcome({"error": message}, error=f"error: {message}", code=code)
-
-
-def _print(outcome: Outcome, as_json: bool) -> None:
-    if outcome.error:
-        print(outcome.error, file=sys.stderr)
-    if as_json and outcome.content is not None:
-        plain = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
-        print(json.dumps(outcome.content, indent=1, ensure_ascii=plain, allow_nan=False))
-    elif not as_json and outcome.text:
-        print(outcome.text)
-    sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Show the warnings meant for users as notes, each once; keep quiet about others."""
-    seen: set[str] = set()
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if category is UserWarning and str(message) not in seen:
-            seen.add(str(message))
-            print(f"note: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = show
-        yield
-
-
-@contextlib.contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's affair
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return run(sys.argv[1:] if argv is None else list(argv))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 from lmaas_tune.backend import Backend
+from lmaas_tune.cli.interrupts import INTERRUPTED as INTERRUPTED
 from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError, LMaaSError, did_you_mean
 from lmaas_tune.middleware.meter import Price
@@ -17,8 +18,8 @@ from lmaas_tune.middleware.pace import Pace
 from lmaas_tune.plain import parse_object
 from lmaas_tune.registry import load_backend
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-"""Exit statuses, beside 0."""
+FAILED, BAD_INPUT = 1, 2
+"""Exit statuses, beside 0 and `INTERRUPTED`."""
 
 _NAMES = {"model": "model", "url": "URL", "api_key_file": "file with a key"}
 """What has a flag of its own, in words."""
@@ -201,9 +202,7 @@ def open_backend(
     for flag, value in flags.items():
         parameter, dashed = parameters.get(flag), "--" + flag.replace("_", "-")
         if parameter is None and value is not None:
-            raise InputError(
-                f"the backend {name!r} takes no {_NAMES[flag]}: leave out {dashed} {value}"
-            )
+            raise InputError(f"the backend {name!r} takes no {_NAMES[flag]}: leave out {dashed}")
         if parameter is not None and value is None and parameter.default is parameter.empty:
             raise InputError(f"the backend {name!r} needs a {_NAMES[flag]}: give {dashed}")
     known = [parameter for parameter in parameters if parameter not in flags]

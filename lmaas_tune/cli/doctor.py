@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lmaas_tune.cli.arguments import (
+    BAD_INPUT,
     FAILED,
     Commands,
     Outcome,
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
         answer = probe(backend)
     except LMaaSError as error:
         lines.append(f"{arguments.backend} does not work: {error}")
-        return Outcome({**content, "error": str(error)}, "\n".join(lines), code=FAILED)
+        code = BAD_INPUT if isinstance(error, InputError) else FAILED
+        return Outcome({**content, "error": str(error)}, "\n".join(lines), code=code)
     return Outcome({**content, "probe": asdict(answer)}, "\n".join([*lines, *_probed(answer)]))
 
 

@@ -188,7 +188,7 @@ class Spent:
         """
         data = checked(Mapping[str, Any], data, "what was spent")
         known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        return cls(**known)  # type: ignore[arg-type]  # the constructor checks each
+        return cls(**known)
 
 
 def _amount(name: str, value: float) -> float:

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from lmaas_tune.concealed import shown
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.service.limits import USUAL, Limits
 
@@ -102,8 +103,9 @@ def read_keys(path: str | Path, *, limits: Limits) -> Keyring:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the key file {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:  # no UTF-8, or no name that a file can have
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise InputError(f"the keys cannot be read from {shown(path)} ({reason})") from None
     keys = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()

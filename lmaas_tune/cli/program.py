@@ -1,0 +1,186 @@
+"""The command line: reads what was typed, runs one command, prints what it came to.
+
+Every command gives an `Outcome`. With ``--json`` standard output holds that outcome as one JSON
+object and nothing else; progress, notes and errors are on standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import FrameType
+from typing import TextIO
+
+from lmaas_tune.cli import (
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    interrupts,
+    offers,
+    predict,
+    pretrain,
+    report_command,
+    reproduce,
+    serve,
+    tune,
+)
+from lmaas_tune.cli.arguments import BAD_INPUT, FAILED, INTERRUPTED, Outcome, Parser
+from lmaas_tune.cli.secrets import hider
+from lmaas_tune.errors import InputError, LMaaSError
+from lmaas_tune.task import check_text
+from lmaas_tune.versions import versions
+
+
+def run(argv: list[str]) -> int:
+    """Run one command, see `lmaas_tune.cli.main`."""
+    # looked up by hand, since they hold for errors of the parser too
+    as_json = "--json" in argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no character for it is no failure
+    try:
+        outcome = _outcome(argv, sys.stderr if as_json else sys.stdout)
+        _print(outcome, as_json)
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if interrupts.left():
+        interrupts.end()
+    return outcome.code
+
+
+def parser() -> Parser:
+    """The parser of all commands."""
+    top = Parser(
+        prog="lmaas-tune",
+        description="Tune prompts of language models you cannot train.",
+        epilog="Start with: lmaas-tune demo",
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {versions()['lmaas-tune']}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (
+        demo,
+        tune,
+        predict,
+        evaluate,
+        compare,
+        report_command,
+        reproduce,
+        pretrain,
+        serve,
+        offers,
+        doctor,
+    ):
+        command.add_to(commands)
+    return top
+
+
+def _outcome(argv: list[str], out: TextIO) -> Outcome:
+    hide = hider(argv)
+    with _notes(hide), _sigterm_like_ctrl_c():
+        try:
+            with interrupts.taken():
+                outcome = _run(argv, out)
+        except (Exception, KeyboardInterrupt) as error:
+            if "--traceback" in argv:
+                print(hide(traceback.format_exc()), file=sys.stderr)
+            outcome = _failure(error)
+    return outcome if outcome.code == 0 else _hidden(outcome, hide)
+
+
+def _hidden(outcome: Outcome, hide: Callable[[str], str]) -> Outcome:
+    """The outcome of what failed, without the secrets that were typed."""
+    content = outcome.content
+    if content is not None:
+        content = json.loads(hide(json.dumps(content)))
+    return replace(outcome, content=content, text=hide(outcome.text), error=hide(outcome.error))
+
+
+def _run(argv: list[str], out: TextIO) -> Outcome:
+    for argument in argv:
+        check_text(argument, f"the argument {argument!r}")
+    arguments, unknown = parser().parse_known_args(argv)
+    if unknown:
+        arguments.command.refuse(unknown)
+    arguments.argv, arguments.stdout = argv, sys.stdout
+    with contextlib.redirect_stdout(out):
+        outcome: Outcome = arguments.run(arguments)
+    return outcome
+
+
+def _failure(error: BaseException) -> Outcome:
+    if isinstance(error, KeyboardInterrupt):
+        return Outcome({"error": "interrupted"}, error="interrupted", code=INTERRUPTED)
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, LMaaSError):
+        message = " ".join(str(error).split())
+    elif isinstance(error, OSError):
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    else:
+        message = (
+            f"unexpected {type(error).__name__}: {error}; this is a fault of the program: "
+            "run again with --traceback and report it"
+        )
+    code = BAD_INPUT if isinstance(error, InputError) else FAILED
+    return Outcome({"error": message}, error=f"error: {message}", code=code)
+
+
+def _print(outcome: Outcome, as_json: bool) -> None:
+    if outcome.error:
+        print(outcome.error, file=sys.stderr)
+    if as_json and outcome.content is not None:
+        plain = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+        print(json.dumps(outcome.content, indent=1, ensure_ascii=plain, allow_nan=False))
+    elif not as_json and outcome.text:
+        print(outcome.text)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _notes(hide: Callable[[str], str]) -> Iterator[None]:
+    """Show the warnings meant for users as notes, each once; keep quiet about others."""
+    seen: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and str(message) not in seen:
+            seen.add(str(message))
+            print(f"note: {hide(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield  # signals are the main thread's affair, and may be watched already
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

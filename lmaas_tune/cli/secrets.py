@@ -1,0 +1,36 @@
+"""Secrets that were typed: they are not printed back, wherever they were typed by mistake."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from lmaas_tune.concealed import KEY, looks_secret
+
+_FLAG = re.compile(r"--\w[\w-]*?(key|token|secret|passw|auth|header|credential)(?!s)", re.I)
+_NAMED = re.compile(
+    r"(?:key|token|secret|password|authorization|bearer)[\"']*\s*[=:\s]\s*[\"']*"
+    r"(?:bearer\s+)?([^\s\"',}&]+)",
+    re.I,
+)
+_IN_URL = re.compile(r"://([^/@\s]+)@")
+_SHORTEST = 4  # what is shorter hides nothing, and its letters stand everywhere
+
+
+def hider(argv: Sequence[str]) -> Callable[[str], str]:
+    """Hides in a text what of the typed words is secret."""
+    secrets = sorted(set(_secrets(argv)), key=len, reverse=True)
+    found = re.compile("|".join(map(re.escape, secrets)) or r"(?!)")
+    return lambda text: found.sub("***", text)
+
+
+def _secrets(argv: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        given = value if equals else following
+        if _FLAG.match(flag) and (flag != "--api-key-file" or looks_secret(given)):
+            found.append(given)
+        for pattern in (_NAMED, _IN_URL, KEY):
+            found += pattern.findall(word)
+    return [secret for secret in found if len(secret) >= _SHORTEST]
