@@ -15,7 +15,7 @@ TUNE = ["tune", "--train", "train.jsonl"]
 OPENAI = ["--backend", "openai", "--model", "m", "--url", "http://127.0.0.1:9"]
 
 
-@pytest.mark.parametrize("more", [[], ["--json"], ["--traceback"]])
+@pytest.mark.parametrize("more", [["--json"], ["--traceback"]])
 @pytest.mark.parametrize("key", [KEY, OTHER, "abc.def/ghi" * 40, f"a\0{KEY}"])
 @pytest.mark.parametrize(
     "flags",
@@ -54,16 +54,6 @@ def test_a_key_that_was_typed_is_not_printed_back(
     printed = "".join(capsys.readouterr())
     assert key.strip("\0a") not in printed
     assert key[-12:] not in printed
-
-
-@pytest.mark.parametrize(
-    "flag", ["--api-key-file", "--token", "--backend-options=password", "--url=http://a:"]
-)
-def test_what_is_no_key_is_named(
-    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["tune", "--train", str(tmp_path / "nowhere.jsonl"), flag, "x"]) == 2
-    assert "nowhere.jsonl: no such file" in capsys.readouterr().err
 
 
 def test_a_file_is_shown_where_it_looks_like_one(tmp_path: Path) -> None:

@@ -14,14 +14,21 @@ _NAMED = re.compile(
     re.I,
 )
 _IN_URL = re.compile(r"://([^/@\s]+)@")
+_HEAD = 8  # characters by which a secret is known
 _SHORTEST = 4  # what is shorter hides nothing, and its letters stand everywhere
 
 
 def hider(argv: Sequence[str]) -> Callable[[str], str]:
     """Hides in a text what of the typed words is secret."""
     secrets = sorted(set(_secrets(argv)), key=len, reverse=True)
-    found = re.compile("|".join(map(re.escape, secrets)) or r"(?!)")
+    found = re.compile("|".join(map(_pattern, secrets)) or r"(?!)")
     return lambda text: found.sub("***", text)
+
+
+def _pattern(secret: str) -> str:
+    """Finds a secret, and what is left of it where a message cut it."""
+    head = re.escape(secret[:_HEAD])
+    return f"{re.escape(secret)}|{head}[^\\s\"',]*" if len(secret) > _HEAD else head
 
 
 def _secrets(argv: Sequence[str]) -> list[str]:
