@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmaas_tune.api import *
+    from lmaas_tune.api import *  # noqa: F403  # for type checkers
     from lmaas_tune.api import __all__ as __all__
 
 
