@@ -73,7 +73,7 @@ def checked(kind: Any, value: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         return _first_of(inner, value, name)
     if origin is Sequence and isinstance(value, list | tuple):
-        return [checked(inner[0], one, name) for one in value]
+        return type(value)(checked(inner[0], one, name) for one in value)
     if origin is Mapping and isinstance(value, dict):
         return {checked(str, key, name): checked(inner[1], value[key], name) for key in value}
     if is_dataclass(kind) and isinstance(value, dict):

@@ -48,10 +48,6 @@ class Curve:
     kept_loss: Sequence[Number] = ()
     kept_accuracy: Sequence[Number] = ()
 
-    def __post_init__(self) -> None:
-        if len({len(entries) for entries in vars(self).values()}) > 1:
-            raise InputError("the lists of a curve are not of one length: one entry a step in each")
-
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Curve:
         """Of a run's steps."""
@@ -167,6 +163,8 @@ class Record:
         record: Record = checked(cls, content, "the run")
         for name, kind in _INNER.items():
             checked(kind, getattr(record, name), name)
+        if len({len(entries) for entries in vars(record.curve).values()}) > 1:
+            raise InputError("the lists of the curve are not of one length: one entry a step")
         if record.done and "calls" not in record.spent:
             raise InputError("spent.calls is missing in the run")
         Spent.from_json(record.spent)
