@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmaas_tune.backend import Backend, Embeds
 from lmaas_tune.errors import InputError, did_you_mean
@@ -21,6 +22,23 @@ from lmaas_tune.prompts import (
     SoftPrompt,
     Subspace,
 )
+
+Checkpoint = Callable[[], None]
+"""Called between the parts of a long drawing; what it raises ends the drawing."""
+
+_PART = 1 << 22  # numbers that are drawn between two checkpoints: some hundredths of a second
+
+
+def _go_on() -> None:
+    pass
+
+
+def _parts(rows: int, width: int, checkpoint: Checkpoint) -> Iterator[slice]:
+    """The rows of a large matrix, some at a time: nothing beside it takes as much memory."""
+    step = max(1, _PART // width)
+    for start in range(0, rows, step):
+        checkpoint()
+        yield slice(start, min(start + step, rows))
 
 
 class SearchSpace(Protocol):
@@ -84,30 +102,60 @@ class _Dense:
 
 
 def uniform_projection(
-    outputs: int, dim: int, *, scale: float, rng: np.random.Generator
+    outputs: int,
+    dim: int,
+    *,
+    scale: float,
+    rng: np.random.Generator,
+    checkpoint: Checkpoint = _go_on,
 ) -> Projection:
     """Entries uniform in ±scale/sqrt(d): the paper's A, with a scale of 1."""
-    bound = scale / np.sqrt(dim)
-    return _Dense((rng.random((outputs, dim), dtype=np.float32) * 2 - 1) * np.float32(bound))
+    bound = np.float32(scale / np.sqrt(dim))
+    matrix = np.empty((outputs, dim), np.float32)
+    for part in _parts(outputs, dim, checkpoint):
+        rng.random(out=matrix[part], dtype=np.float32)
+        matrix[part] = (matrix[part] * 2 - 1) * bound
+    return _Dense(matrix)
 
 
 def normal_projection(
-    outputs: int, dim: int, *, scale: float, rng: np.random.Generator
+    outputs: int,
+    dim: int,
+    *,
+    scale: float,
+    rng: np.random.Generator,
+    checkpoint: Checkpoint = _go_on,
 ) -> Projection:
     """Entries N(0, scale²/d): z ~ N(0, I) moves every number of the prompt by N(0, scale²)."""
     std = np.float32(scale / np.sqrt(dim))
-    return _Dense(rng.standard_normal((outputs, dim), dtype=np.float32) * std)
+    matrix = np.empty((outputs, dim), np.float32)
+    for part in _parts(outputs, dim, checkpoint):
+        rng.standard_normal(out=matrix[part], dtype=np.float32)
+        matrix[part] *= std
+    return _Dense(matrix)
 
 
 class _Hadamard:
-    def __init__(self, outputs: int, dim: int, scale: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        outputs: int,
+        dim: int,
+        scale: float,
+        rng: np.random.Generator,
+        checkpoint: Checkpoint,
+    ) -> None:
         size = 1 << (dim - 1).bit_length()
         blocks = -(-outputs // size)
-        hadamard: FloatArray = np.ones((1, 1), dtype=np.float32)
-        while len(hadamard) < size:
-            hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+        signs: NDArray[np.int8] = np.ones((1, 1), np.int8)
+        while len(signs) < size:
+            checkpoint()
+            signs = np.block([[signs, signs], [signs, -signs]])
         self._outputs = outputs
-        self._hadamard = hadamard[rng.permutation(size)][:, :dim] * np.float32(scale / dim**0.5)
+        order, entry = rng.permutation(size), np.float32(scale / dim**0.5)
+        self._hadamard = np.empty((size, dim), np.float32)
+        for part in _parts(size, dim, checkpoint):
+            rows = signs[order[part], :dim]
+            np.multiply(rows, entry, out=self._hadamard[part], dtype=np.float32)
         self._signs = rng.integers(0, 2, (blocks, dim), dtype=np.int8) * np.int8(2) - np.int8(1)
 
     def __call__(self, points: FloatArray, /) -> FloatArray:
@@ -120,18 +168,29 @@ class _Hadamard:
 
 
 def hadamard_projection(
-    outputs: int, dim: int, *, scale: float, rng: np.random.Generator
+    outputs: int,
+    dim: int,
+    *,
+    scale: float,
+    rng: np.random.Generator,
+    checkpoint: Checkpoint = _go_on,
 ) -> Projection:
     """Blocks of a Hadamard matrix, each with random signs for its columns: entries ±scale/sqrt(d).
 
     Distances are kept as with a dense random A, in a few megabytes: a dense one for L=50,
     H=4096, d=1000 has 819 MB. (Ailon and Chazelle, 2009, without the sampling.)
     """
-    return _Hadamard(outputs, dim, scale, rng)
+    return _Hadamard(outputs, dim, scale, rng, checkpoint)
 
 
 def vocabulary_projection(
-    outputs: int, dim: int, *, scale: float, rng: np.random.Generator, embeds: Embeds | None
+    outputs: int,
+    dim: int,
+    *,
+    scale: float,
+    rng: np.random.Generator,
+    embeds: Embeds | None,
+    checkpoint: Checkpoint = _go_on,
 ) -> Projection:
     """Each column moves every token from one random word of the vocabulary towards another.
 
@@ -146,9 +205,13 @@ def vocabulary_projection(
         )
     width = embeds.embed([0]).shape[1]
     words = rng.integers(0, embeds.vocabulary_size, (2, dim * (outputs // width)))
-    steps = embeds.embed(words[0].tolist()) - embeds.embed(words[1].tolist())
-    columns = steps.reshape(dim, outputs) * np.float32(scale / np.sqrt(2 * dim))
-    return _Dense(np.ascontiguousarray(columns.T))
+    sources, targets = words.reshape(2, dim, -1)
+    matrix = np.empty((outputs, dim), np.float32)
+    for part in _parts(dim, outputs, checkpoint):
+        steps = embeds.embed(sources[part].ravel().tolist())
+        steps = steps - embeds.embed(targets[part].ravel().tolist())
+        matrix[:, part] = steps.reshape(-1, outputs).T * np.float32(scale / np.sqrt(2 * dim))
+    return _Dense(matrix)
 
 
 PROJECTIONS: dict[str, Callable[..., Projection]] = {
@@ -170,6 +233,7 @@ class RandomEmbedding:
         seed: A is drawn anew from (seed, kind, d) whenever it is needed, and never stored.
         embeds: The model's word embeddings, which ``vocabulary`` is made of.
         layer: Number of the layer that the prompt enters; each has an A of its own.
+        checkpoint: Called between the parts of the drawing of A.
 
     Raises:
         InputError: An unknown projection, or a size or scale that is not positive.
@@ -185,6 +249,7 @@ class RandomEmbedding:
         seed: int,
         embeds: Embeds | None = None,
         layer: int = 0,
+        checkpoint: Checkpoint = _go_on,
     ) -> None:
         if projection not in PROJECTIONS:
             raise InputError(
@@ -197,7 +262,7 @@ class RandomEmbedding:
         self.dim = dim
         self.starts = tuple(starts)
         self._projection, self._scale, self._seed = projection, scale, seed
-        self._embeds, self._layer = embeds, layer
+        self._embeds, self._layer, self._checkpoint = embeds, layer, checkpoint
 
     def begin_at(self, index: int) -> RandomEmbedding:
         """The same, with another of the starts for p0; A is drawn again only for another size."""
@@ -244,6 +309,7 @@ class RandomEmbedding:
                 self.dim,
                 scale=self._scale,
                 rng=np.random.Generator(np.random.PCG64(drawn_from)),
+                checkpoint=self._checkpoint,
                 **source,
             )
         except MemoryError as error:
@@ -282,8 +348,15 @@ class PointSpace:
         return [PointPrompt(self._subspaces[0], point) for point in points]
 
 
-def draw(subspaces: Sequence[Subspace], backend: Backend) -> RandomEmbedding:
+def draw(
+    subspaces: Sequence[Subspace], backend: Backend, *, checkpoint: Checkpoint = _go_on
+) -> RandomEmbedding:
     """The subspaces in numbers; alike but for their p0.
+
+    Args:
+        subspaces: What to draw; the first says what A is.
+        backend: Whose word embeddings they are drawn from.
+        checkpoint: Called between the parts of the drawing of A, at its first use.
 
     Raises:
         InputError: The backend does not give the word embeddings that a description needs, or
@@ -297,6 +370,7 @@ def draw(subspaces: Sequence[Subspace], backend: Backend) -> RandomEmbedding:
         scale=_scale(first, backend),
         seed=first.seed,
         embeds=backend if isinstance(backend, Embeds) else None,
+        checkpoint=checkpoint,
     )
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import WordBowl
 
+from lmaas_tune import spaces
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, SoftPrompt
 from lmaas_tune.spaces import (
@@ -250,6 +251,35 @@ def test_a_large_prompt_in_a_thousand_dimensions_takes_less_than_200_megabytes()
     before, peak, seconds = map(float, done.stdout.split())
     assert peak - before < 200  # A alone, were it dense: 819
     assert seconds < 10  # a generation of 20 and the set-up: about 0.5
+
+
+@pytest.mark.parametrize("kind", sorted(PROJECTIONS))
+def test_a_matrix_drawn_in_parts_is_the_one_drawn_at_once(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = np.random.default_rng(1).standard_normal((3, 6))
+    at_once = embedding(projection=kind).prompts(points)
+    monkeypatch.setattr(spaces, "_PART", 7)
+    for whole, part in zip(at_once, embedding(projection=kind).prompts(points), strict=True):
+        assert isinstance(whole, SoftPrompt) and isinstance(part, SoftPrompt)
+        np.testing.assert_array_equal(whole.vectors, part.vectors)
+
+
+@pytest.mark.parametrize("kind", sorted(PROJECTIONS))
+def test_a_drawing_ends_at_a_checkpoint_that_raises(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spaces, "_PART", 7)
+    calls: list[int] = []
+
+    def checkpoint() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        embedding(projection=kind, checkpoint=checkpoint).prompts(np.zeros((1, 6)))
+    assert len(calls) == 3
 
 
 # Where p0 comes from
