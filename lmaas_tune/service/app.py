@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, cast
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -13,14 +14,20 @@ from starlette.exceptions import HTTPException
 
 from lmaas_tune.backend import ScoreReply
 from lmaas_tune.errors import InputError, TransientError
-from lmaas_tune.prompts import Insertion
+from lmaas_tune.prompts import Insertion, SoftPrompt, TextPrompt
 from lmaas_tune.service import wire
+from lmaas_tune.service.aside import DroppedError
 from lmaas_tune.service.gate import Visit, internal
 from lmaas_tune.service.keys import Key
 from lmaas_tune.service.metrics import CONTENT_TYPE, Metrics
 from lmaas_tune.service.model import Model
 from lmaas_tune.service.refusal import STATUS, RefusalError
 from lmaas_tune.service.scheduler import Job, Scheduler
+
+T = TypeVar("T")
+
+_JSON = "application/json"
+_LARGE = 1 << 16  # bytes of JSON that take longer to read than to hand to a thread
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -101,20 +108,54 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
     async def describe(visit: Visiting) -> wire.ModelAnswer:
         return model.describe(_key(visit))
 
-    @signed.post("/v1/batches", status_code=201, summary="Register rows and label words")
-    async def add_batch(body: wire.BatchBody, visit: Visiting) -> wire.BatchAnswer:
-        return await model.aside(lambda: model.add_batch(_key(visit), body, visit.bytes_up))
+    async def waited(request: Request, work: Coroutine[Any, Any, T]) -> T:
+        return await _waited(work, request, model.bounds.wait_seconds)
 
-    @signed.post("/v1/subspaces", status_code=201, summary="Register a subspace: p0 + A z")
-    async def add_subspace(body: wire.SubspaceBody, visit: Visiting) -> wire.SubspaceAnswer:
-        return await model.aside(lambda: model.add_subspace(_key(visit), body, visit.bytes_up))
+    @signed.post(
+        "/v1/batches",
+        status_code=201,
+        summary="Register rows and label words",
+        openapi_extra=_body({_JSON: {"schema": wire.schema(wire.BatchBody)}}, "Rows and words"),
+    )
+    async def add_batch(request: Request, visit: Visiting) -> wire.BatchAnswer:
+        _kind(request, _JSON)
+        key, content = _key(visit), await request.body()
+        work = model.aside.do(key.name, lambda _: model.add_batch(key, content))
+        return await waited(request, work)
 
-    @signed.post("/v1/inspect/{batch}", summary="What scoring would take; costs nothing")
-    async def inspect(batch: str, body: wire.InspectBody, visit: Visiting) -> wire.InspectAnswer:
-        return await model.aside(lambda: model.inspect(_key(visit), batch, body))
+    @signed.post(
+        "/v1/subspaces",
+        status_code=201,
+        summary="Register a subspace: p0 + A z",
+        openapi_extra=_body({_JSON: {"schema": wire.schema(wire.SubspaceBody)}}, "A subspace"),
+    )
+    async def add_subspace(request: Request, visit: Visiting) -> wire.SubspaceAnswer:
+        _kind(request, _JSON)
+        key, content = _key(visit), await request.body()
+        read = model.aside.do(key.name, lambda _: model.read_subspace(content))
+        subspace, start = await waited(request, read)
+        if start is None:
+            drawing = model.draws.do(key.name, lambda check: model.drawn.draw(subspace, check))
+            start = await waited(request, drawing)
+        return model.add_subspace(key, subspace, start)
+
+    @signed.post(
+        "/v1/inspect/{batch}",
+        summary="What scoring would take; costs nothing",
+        openapi_extra=_body(
+            {_JSON: {"schema": wire.schema(wire.TextBody, wire.SoftBody, wire.PointBody)}},
+            "A prompt, or any point of a registered subspace: they all cost the same",
+        ),
+    )
+    async def inspect(batch: str, request: Request, visit: Visiting) -> wire.InspectAnswer:
+        _kind(request, _JSON)
+        key, content = _key(visit), await request.body()
+        work = model.aside.do(key.name, lambda _: model.inspect(key, batch, content))
+        return await waited(request, work)
 
     async def score(visit: Visit, request: Request, job: Job) -> Response:
-        reply = await _reply(scheduler, job, request, model.bounds.wait_seconds)
+        visit.reserve(job.tokens)
+        reply = await waited(request, _reply(scheduler, job))
         visit.usage = reply.usage
         content = wire.logprob_bytes(reply.logprobs)
         headers = {
@@ -142,7 +183,7 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
         responses=_SCORES,
         openapi_extra=_body(
             {
-                "application/json": {"schema": {"oneOf": wire.PROMPT_SCHEMAS}},
+                _JSON: {"schema": wire.schema(wire.TextBody, wire.SoftBody)},
                 wire.BINARY: _NUMBERS,
             },
             "A prompt; or the vectors of a soft one as raw little-endian numbers, one vector "
@@ -157,41 +198,60 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
         dtype: wire.DType = "float32",
         insertion: Insertion = "concat",
     ) -> Response:
-        content = await request.body()
-        if _kind(request, "application/json", wire.BINARY) != wire.BINARY:
-            prompt = wire.prompt_of_json(content)
-        elif length is None:
-            raise RefusalError(
-                "bad_request", "raw vectors need their number: add ?length=L to the path"
+        key, content = _key(visit), await request.body()
+        if _kind(request, _JSON, wire.BINARY) == wire.BINARY:
+            if length is None:
+                raise RefusalError(
+                    "bad_request", "raw vectors need their number: add ?length=L to the path"
+                )
+            prompt: SoftPrompt | TextPrompt = wire.soft_prompt(
+                content, dtype, length=length, insertion=insertion
             )
+        elif len(content) < _LARGE:
+            prompt = model.read_prompt(content)
         else:
-            prompt = wire.soft_prompt(content, dtype, length=length, insertion=insertion)
-        job = model.score_prompt(_key(visit), batch, prompt, len(content))
-        return await score(visit, request, job)
+            reading = model.aside.do(key.name, lambda _: model.read_prompt(content))
+            prompt = await waited(request, reading)
+        return await score(visit, request, model.score_prompt(key, batch, prompt))
 
     app.include_router(signed)
     return app
 
 
-async def _reply(scheduler: Scheduler, job: Job, request: Request, seconds: float) -> ScoreReply:
-    """The answer to a job; one that nobody waits for any more, or too long, is not computed."""
-    scheduler.submit(job)
-    answer = asyncio.wrap_future(job.reply)
+async def _waited(work: Coroutine[Any, Any, T], request: Request, seconds: float) -> T:
+    """What work gives, which is cancelled when its client leaves, or has waited too long."""
+    doing = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())  # after the body only its end can come
-    either: set[asyncio.Future[Any]] = {answer, gone}
+    either: set[asyncio.Future[Any]] = {doing, gone}
     try:
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done() and scheduler.withdraw(job):
-            if gone.done():
-                raise RefusalError("client_gone", "the client went away")
-            raise RefusalError(
-                "overloaded",
-                f"this waited {seconds} s for its turn: send it again later, or fewer at once",
-                retry_after=seconds / 4,
-            )
-        return await answer
+        if doing.done():
+            return await doing
+        doing.cancel()
+        with contextlib.suppress(asyncio.CancelledError, DroppedError):
+            return await doing
+        if gone.done():
+            raise RefusalError("client_gone", "the client went away")
+        raise RefusalError(
+            "overloaded",
+            f"this waited {seconds} s for its turn: send it again later, or fewer at once",
+            retry_after=seconds / 4,
+        )
     finally:
         gone.cancel()
+        doing.cancel()
+
+
+async def _reply(scheduler: Scheduler, job: Job) -> ScoreReply:
+    """The answer to a job; one that is cancelled before its turn is not computed."""
+    scheduler.submit(job)
+    answer = asyncio.wrap_future(job.reply)
+    try:
+        return await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        if scheduler.withdraw(job):
+            raise
+        return await answer
 
 
 def _key(visit: Visit) -> Key:
@@ -206,7 +266,10 @@ def _kind(request: Request, *taken: str) -> str:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in taken:
-        raise RefusalError("bad_request", f"send Content-Type: {' or '.join(taken)}, not {kind!r}")
+        raise RefusalError(
+            "bad_request",
+            f"send Content-Type: {' or '.join(taken)}, not {kind!r}: see /openapi.json",
+        )
     return kind
 
 

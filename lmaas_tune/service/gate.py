@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,12 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.service.bounds import Bounds
+from lmaas_tune.service.connections import Connections
 from lmaas_tune.service.keys import Key, Keyring
-from lmaas_tune.service.limits import Allowance
-from lmaas_tune.service.log import Log
+from lmaas_tune.service.limits import Allowance, Room
+from lmaas_tune.service.log import Log, described
 from lmaas_tune.service.metrics import Metrics
-from lmaas_tune.service.refusal import RefusalError, too_large
-from lmaas_tune.service.scheduler import stopping
+from lmaas_tune.service.refusal import RefusalError, stopping, too_large
 
 OPEN_PATHS = ("/health", "/openapi.json")
 """Need no key."""
@@ -35,19 +35,33 @@ class Visit:
 
     Attributes:
         key: Whose it is; None before that is known, and on open paths.
+        allowance: What is left of the key's limits.
         status: Of the answer; 0 before there is one.
         code: Of the refusal, if it is one.
         bytes_up: Of the body.
         bytes_down: Of the answer's body.
+        reserved: Tokens that were taken from the allowance before the model was asked.
         usage: What the model did for it.
     """
 
     key: Key | None = None
+    allowance: Allowance | None = None
     status: int = 0
     code: str | None = None
     bytes_up: int = 0
     bytes_down: int = 0
+    reserved: int = 0
     usage: Usage = field(default_factory=Usage)
+
+    def reserve(self, tokens: int) -> None:
+        """Take what the model may read from the key's limit.
+
+        Raises:
+            RefusalError: As much is not left.
+        """
+        if self.allowance is not None:
+            self.allowance.reserve(tokens)
+            self.reserved = tokens
 
 
 class Gate:
@@ -59,7 +73,8 @@ class Gate:
     Args:
         app: What answers.
         keyring: Who may come in.
-        bounds: `body_bytes` and `body_seconds`.
+        bounds: `body_bytes`, `body_seconds` and `queue_bytes`.
+        connections: Those that requests come on.
         metrics: Counts every request.
         log: Tells of every request.
         clock: Gives seconds that only rise.
@@ -75,11 +90,13 @@ class Gate:
         *,
         keyring: Keyring,
         bounds: Bounds,
+        connections: Connections,
         metrics: Metrics,
         log: Log,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app, self._keyring, self._bounds = app, keyring, bounds
+        self._connections, self._room = connections, Room(bounds.queue_bytes)
         self._metrics, self._log = metrics, log
         self._allowances = {key.name: Allowance(key.limits, clock=clock) for key in keyring.keys}
         self.closing = False
@@ -97,21 +114,19 @@ class Gate:
             visit.bytes_down += len(message.get("body", b""))
             await send(message)
 
-        try:
-            with self._let_in(scope, visit):
-                is_open = scope["path"] in OPEN_PATHS  # asked without a key, and without a body
-                body = b"" if is_open else await self._body(scope, receive)
-                visit.bytes_up = len(body)
-                await self._app(scope, _again(body, receive), tell)
-        except RefusalError as refusal:
-            visit.code = refusal.code
-            await refusal.response()(scope, receive, tell)
-        except Exception as error:
-            self._log.fault("fault", error, route=_route(scope))
-            if not visit.status:
-                await internal().response()(scope, receive, tell)
-        finally:
-            self._book(scope, visit, time.perf_counter() - began)
+        with self._connections.busy(scope):
+            try:
+                with self._let_in(scope, visit):
+                    await self._app(scope, await self._read(scope, receive, visit), tell)
+            except RefusalError as refusal:
+                visit.code = refusal.code
+                await refusal.response()(scope, receive, tell)
+            except Exception as error:
+                self._log.write("fault", **described(error), route=_route(scope))
+                if not visit.status:
+                    await internal().response()(scope, receive, tell)
+            finally:
+                self._book(scope, visit, time.perf_counter() - began)
 
     @contextmanager
     def _let_in(self, scope: Scope, visit: Visit) -> Iterator[None]:
@@ -122,7 +137,11 @@ class Gate:
             yield
             return
         visit.key = self._key(Headers(scope=scope))
-        allowance = self._allowances[visit.key.name]
+        if self.inside >= self._connections.most_busy:
+            raise RefusalError(
+                "overloaded", "all connections are busy: send it again later", retry_after=1.0
+            )
+        visit.allowance = allowance = self._allowances[visit.key.name]
         allowance.enter()
         self.inside += 1
         try:
@@ -130,7 +149,8 @@ class Gate:
         finally:
             self.inside -= 1
             allowance.leave()
-            allowance.book(visit.usage.tokens)
+            allowance.settle(reserved=visit.reserved, used=visit.usage.tokens)
+            self._room.leave(visit.key.name, visit.bytes_up)
 
     def _key(self, headers: Mapping[str, str]) -> Key:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -142,7 +162,10 @@ class Gate:
             )
         return key
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _read(self, scope: Scope, receive: Receive, visit: Visit) -> Receive:
+        """The body is read whole before the application sees any of it."""
+        if visit.key is None:  # an open path is asked without a body
+            return _again(b"", receive)
         bound = self._bounds.body_bytes
         promised = Headers(scope=scope).get("content-length", "0")
         if promised.isdigit() and int(promised) > bound:
@@ -150,21 +173,20 @@ class Gate:
         body = bytearray()
         try:
             with anyio.fail_after(self._bounds.body_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise RefusalError("client_gone", "the client went away")
-                    body += message.get("body", b"")
-                    if len(body) > bound:
-                        raise too_large("bytes of the body", len(body), bound, "body_bytes")
-                    if not message.get("more_body", False):
-                        return bytes(body)
+                async for part in _parts(receive):
+                    if len(body) + len(part) > bound:
+                        size = len(body) + len(part)
+                        raise too_large("bytes of the body", size, bound, "body_bytes")
+                    self._room.take(visit.key.name, len(part))
+                    visit.bytes_up += len(part)
+                    body += part
         except TimeoutError:
             raise RefusalError(
                 "timeout",
                 f"the body did not arrive within {self._bounds.body_seconds} s: send it again, or "
                 "a smaller one",
             ) from None
+        return _again(bytes(body), receive)
 
     def _book(self, scope: Scope, visit: Visit, seconds: float) -> None:
         route = _route(scope)
@@ -197,6 +219,21 @@ def _echo(scope: Scope) -> list[tuple[bytes, bytes]]:
     """The request's own name, by which a client knows the answer to it from any other."""
     named = dict(scope["headers"]).get(b"request-id", b"")
     return [(b"request-id", named)] if _REQUEST_ID.fullmatch(named) else []
+
+
+async def _parts(receive: Receive) -> AsyncIterator[bytes]:
+    """The body as it arrives.
+
+    Raises:
+        RefusalError: The client went away before its end.
+    """
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RefusalError("client_gone", "the client went away")
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -1,8 +1,9 @@
-"""What one key may use: so many requests and tokens a minute, so many requests at once."""
+"""What one key may use: requests and tokens a minute, requests and bytes at once."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,8 +18,8 @@ class Limits(WholeNumbers):
 
     Attributes:
         requests: Requests a minute, refused ones not counted.
-        tokens: Tokens a minute. They are known when a request is answered and booked then, so
-            a key can go past this by what its requests at work come to; it then waits longer.
+        tokens: Tokens a minute. What a request may take at most is reserved before the model is
+            asked, and what it took is booked when it is answered.
         concurrent: Requests at once, from the first byte of the body to the end of the answer.
 
     Raises:
@@ -71,9 +72,55 @@ class Allowance:
         """End a request."""
         self._running -= 1
 
-    def book(self, tokens: int) -> None:
-        """Book what an answer took."""
+    def reserve(self, tokens: int) -> None:
+        """Take what a request may need before it is asked; `settle` gives back what is left.
+
+        A request of more tokens than a minute has is let through when none of them is used.
+
+        Raises:
+            RefusalError: As much is not left now.
+        """
+        if wait := self._tokens.wait(tokens):
+            raise _past("tokens a minute", self._limits.tokens, wait)
         self._tokens.take(tokens)
+
+    def settle(self, *, reserved: int, used: int) -> None:
+        """Book what an answer took in place of what was reserved for it."""
+        self._tokens.take(used - reserved)
+
+
+class Room:
+    """Bytes of the bodies of requests that are not answered yet. For the event loop's thread.
+
+    A key may fill as much as stays free for the others: alone half, and whoever comes then finds
+    room still.
+
+    Args:
+        size: Of all keys together.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._filled: Counter[str] = Counter()
+
+    def take(self, key: str, amount: int) -> None:
+        """Fill so many bytes more; `leave` empties them.
+
+        Raises:
+            RefusalError: That would be more than stays free.
+        """
+        if self._filled[key] + amount > self._size - self._filled.total():
+            raise RefusalError(
+                "overloaded",
+                f"bodies of {self._filled[key]} bytes wait for this key already (queue_bytes): "
+                "send it again later, or fewer at once",
+                retry_after=1.0,
+            )
+        self._filled[key] += amount
+
+    def leave(self, key: str, amount: int) -> None:
+        """Empty so many bytes."""
+        self._filled[key] -= amount
 
 
 class _Bucket:
@@ -84,14 +131,14 @@ class _Bucket:
         self._full, self._level = per_minute, float(per_minute or 0)
         self._clock, self._filled = clock, clock()
 
-    def wait(self) -> float:
-        """Seconds until one can be taken."""
+    def wait(self, amount: int = 1) -> float:
+        """Seconds until so much can be taken, or all that a full one has."""
         if self._full is None:
             return 0.0
         now = self._clock()
         self._level = min(self._full, self._level + (now - self._filled) * self._rate)
         self._filled = now
-        return max(0.0, (1 - self._level) / self._rate)
+        return max(0.0, (min(amount, self._full) - self._level) / self._rate)
 
     def take(self, amount: int) -> None:
         self._level -= amount

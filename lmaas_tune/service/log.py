@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import queue
 import threading
+import time
 import traceback
 from datetime import datetime, timezone
-from typing import TextIO
+from typing import Any, TextIO
 
 _LINES = 10_000
 _END = ""
@@ -27,6 +29,9 @@ class Log:
         self._stream = stream
         self._lines: queue.Queue[str] = queue.Queue(_LINES)
         self._dropped = 0
+        self._rare: dict[
+            str, tuple[float, int]
+        ] = {}  # when it was written, how often it came since
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
@@ -43,11 +48,18 @@ class Log:
         except queue.Full:
             self._dropped += 1
 
-    def fault(self, event: str, error: BaseException, **fields: object) -> None:
-        """Log an error nobody expected: its kind and place, as its words may quote a text."""
-        frames = traceback.extract_tb(error.__traceback__)
-        places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
-        self.write(event, error=type(error).__name__, at=places, **fields)
+    def rarely(self, event: str, **fields: object) -> None:
+        """Log an event that a flood of clients can cause: a line a second.
+
+        What came between two lines is counted in the later one, as `before`.
+        """
+        now = time.monotonic()
+        written, count = self._rare.get(event, (-math.inf, 0))
+        if now - written < 1:
+            self._rare[event] = (written, count + 1)
+            return
+        self._rare[event] = (now, 0)
+        self.write(event, before=count or None, **fields)
 
     def close(self, seconds: float = 2.0) -> None:
         """Write what is left, as far as it can be written in time."""
@@ -79,8 +91,12 @@ class Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler.emit`."""
-        event = str(record.msg).strip()
-        if record.exc_info and record.exc_info[1] is not None:
-            self._log.fault(event, record.exc_info[1])
-        else:
-            self._log.write(event)
+        error = record.exc_info[1] if record.exc_info else None
+        self._log.rarely(str(record.msg).strip(), **(described(error) if error else {}))
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """An error nobody expected: its kind and place, as its words may quote a text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
+    return {"error": type(error).__name__, "at": places}

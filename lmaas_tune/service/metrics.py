@@ -27,7 +27,9 @@ class Metrics:
     Args:
         inside: Tells how many requests are not answered yet.
         waiting: Tells how many of them wait for the model.
+        drawing: Tells how many subspaces wait to be drawn.
         drawn_bytes: Tells what drawn subspaces take.
+        registered_bytes: Tells what batches and descriptions of subspaces take.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class Metrics:
         *,
         inside: Callable[[], float],
         waiting: Callable[[], float],
+        drawing: Callable[[], float],
         drawn_bytes: Callable[[], float],
+        registered_bytes: Callable[[], float],
     ) -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -66,7 +70,9 @@ class Metrics:
         for name, what, value in (
             ("lmaas_inside", "Requests not answered yet", inside),
             ("lmaas_queue", "Requests that wait for the model", waiting),
+            ("lmaas_draws", "Subspaces that wait to be drawn", drawing),
             ("lmaas_drawn_subspace_bytes", "p0 and A of the subspaces kept", drawn_bytes),
+            ("lmaas_registered_bytes", "Batches and descriptions of subspaces", registered_bytes),
         ):
             Gauge(name, what, registry=registry).set_function(value)
 

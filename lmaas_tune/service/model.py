@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from lmaas_tune.backend import Backend, Inspection, Inspects, ScoreRequest, Usage
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.service import wire
+from lmaas_tune.service.aside import Aside
 from lmaas_tune.service.bounds import Bounds
 from lmaas_tune.service.keys import Key
 from lmaas_tune.service.refusal import RefusalError, too_large
@@ -25,13 +26,32 @@ from lmaas_tune.task import Batch, Slot
 
 T = TypeVar("T")
 
+_OBJECT = 1024  # bytes of a batch or subspace beside its rows, words and vectors, about
+_MARKS = 4  # tokens that a model may add to a row, at most
+
 
 @dataclass(frozen=True)
 class Registered:
-    """Rows and the label words to score in them."""
+    """Rows and the label words to score in them.
+
+    Attributes:
+        batch: The rows.
+        candidates: The words.
+        tokens: What the model reads of them without a prompt, at most.
+    """
 
     batch: Batch
     candidates: tuple[str, ...]
+    tokens: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+        rows = self.batch.rows
+        parts = [part for row in rows for part in row if isinstance(part, str)]
+        things = (rows, *rows, *parts, self.candidates, *self.candidates)
+        apart = {id(thing): thing for thing in things}  # equal short texts are one
+        return _OBJECT + sum(map(sys.getsizeof, apart.values()))
 
 
 class Model:
@@ -45,6 +65,8 @@ class Model:
     Attributes:
         bounds: As given.
         drawn: The subspaces' p0 and A.
+        aside: Where bodies are read and rows inspected.
+        draws: Where subspaces are drawn, one at a time.
     """
 
     def __init__(self, backend: Backend, bounds: Bounds, keys: Iterable[str]) -> None:
@@ -55,15 +77,24 @@ class Model:
         for key in keys:
             self._batches[key] = Shelf(count=bounds.batches, size=bounds.batch_bytes)
             self._subspaces[key] = Shelf(count=bounds.subspaces, size=bounds.batch_bytes)
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="aside")
+        self.aside = Aside("aside", threads=4, most=bounds.queue, bound="queue")
+        self.draws = Aside("draw", threads=1, most=bounds.draws, bound="draws")
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """Do what takes time, and is not scoring, in a thread beside."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    @property
+    def registered_bytes(self) -> int:
+        """Memory that the registered batches and subspaces of all keys take."""
+        batches = sum(shelf.taken for shelf in self._batches.values())
+        return batches + sum(shelf.taken for shelf in self._subspaces.values())
+
+    def stop(self) -> None:
+        """Begin nothing aside any more, and end the drawing that is under way."""
+        self.aside.stop()
+        self.draws.stop()
 
     def close(self) -> None:
-        """Finish what is done aside."""
-        self._threads.shutdown()
+        """Return when nothing is done aside any more."""
+        self.aside.close()
+        self.draws.close()
 
     def describe(self, key: Key) -> wire.ModelAnswer:
         """What is served, and what this key may use."""
@@ -86,49 +117,58 @@ class Model:
             ),
         )
 
-    def add_batch(self, key: Key, body: wire.BatchBody, size: int) -> wire.BatchAnswer:
-        """Keep rows and label words that came in so many bytes, for a key.
+    def add_batch(self, key: Key, content: bytes) -> wire.BatchAnswer:
+        """Keep rows and label words, as JSON, for a key.
 
         They are inspected as far as that goes without a prompt.
 
         Raises:
-            RefusalError: There are too many.
+            RefusalError: They are none, or too many.
             InputError: The model cannot read them.
         """
+        body = self._read(wire.BATCH, content)
         batch, candidates = body.batch(), tuple(body.candidates)
         _check(len(batch), self._rows, "rows")
         _check(len(candidates), self.bounds.candidates, "candidates")
         _check_slots(batch)
-        notes = self._inspect(ScoreRequest(self._no_prompt(), batch, candidates)).notes
+        found = self._inspect(ScoreRequest(self._no_prompt(), batch, candidates))
+        tokens = found.usage.tokens or _most_tokens(batch, candidates)
+        registered = Registered(batch, candidates, tokens)
+        _check(registered.size, self.bounds.batch_bytes, "batch_bytes")
         name = wire.short_id(batch.digest, json.dumps(candidates))
-        self._batches[key.name].put(name, Registered(batch, candidates), size)
-        return wire.BatchAnswer(id=name, notes=list(notes))
+        self._batches[key.name].put(name, registered, registered.size)
+        return wire.BatchAnswer(id=name, notes=list(found.notes))
 
-    def add_subspace(self, key: Key, body: wire.SubspaceBody, size: int) -> wire.SubspaceAnswer:
-        """Keep a subspace whose description came in so many bytes, for a key, and draw it.
+    def read_subspace(self, content: bytes) -> tuple[Subspace, SoftPrompt | None]:
+        """A subspace described as JSON, and its p0 where it is drawn already.
 
         Raises:
-            RefusalError: It is too large.
-            InputError: The model has no such subspace.
+            RefusalError: It is none, or too large.
+            InputError: It is none that a model has.
         """
+        body = self._read(wire.SUBSPACE, content)
         _check(body.dim, self.bounds.dimensions, "dimensions")
         _check(body.length or 1, self.bounds.prompt_length, "prompt_length")
         _check(len(body.words), self.bounds.prompt_characters, "prompt_characters")
         subspace = body.subspace()
-        start = self.drawn.start(subspace)
+        return subspace, self.drawn.kept(subspace)
+
+    def add_subspace(self, key: Key, subspace: Subspace, start: SoftPrompt) -> wire.SubspaceAnswer:
+        """Keep the description of a subspace with this p0 for a key."""
+        own = subspace.start.vectors.nbytes if isinstance(subspace.start, SoftPrompt) else 0
+        size = _OBJECT + own + sys.getsizeof(subspace.words)
         name = wire.short_id(subspace.digest)
         self._subspaces[key.name].put(name, subspace, size)
         return wire.SubspaceAnswer(id=name, length=start.length, width=start.width)
 
-    def inspect(
-        self, key: Key, batch: str, body: wire.TextBody | wire.SoftBody | wire.PointBody
-    ) -> wire.InspectAnswer:
-        """What scoring would take.
+    def inspect(self, key: Key, batch: str, content: bytes) -> wire.InspectAnswer:
+        """What scoring under a prompt, as JSON, would take.
 
         Raises:
-            RefusalError: Something is not registered, or too long.
+            RefusalError: It is none, or something is not registered, or too long.
             InputError: The model cannot score it.
         """
+        body = self._read(wire.INSPECT, content)
         registered = self._registered(key, batch)
         if isinstance(body, wire.PointBody):
             subspace = self._subspace(key, body.subspace)
@@ -148,30 +188,44 @@ class Model:
         Raises:
             RefusalError: Something is not registered, or z is no d numbers.
         """
-        rows = len(self._registered(key, batch).batch)
-        point = wire.point(content, self._subspace(key, subspace).dim)
+        registered = self._registered(key, batch)
+        described = self._subspace(key, subspace)
+        point = wire.point(content, described.dim)
+        start = self.drawn.kept(described)
+        if start is None:
+            raise _unknown_subspace()
 
         def prepare() -> ScoreRequest:
             prompt = self._point_prompt(self._subspace(key, subspace), point)
-            registered = self._registered(key, batch)
-            return ScoreRequest(prompt, registered.batch, registered.candidates)
+            return self._request(key, batch, prompt)
 
-        return Job(key=key.name, rows=rows, size=len(content), prepare=prepare)
+        return _job(key, registered, start.length, prepare)
 
-    def score_prompt(self, key: Key, batch: str, prompt: Prompt, size: int) -> Job:
-        """A job for a prompt that came in so many bytes.
+    def read_prompt(self, content: bytes) -> SoftPrompt | TextPrompt:
+        """A prompt from JSON.
+
+        Raises:
+            RefusalError: It is none.
+            InputError: It is one that no model takes.
+        """
+        return self._read(wire.PROMPT, content).prompt()
+
+    def score_prompt(self, key: Key, batch: str, prompt: SoftPrompt | TextPrompt) -> Job:
+        """A job for a prompt.
 
         Raises:
             RefusalError: The batch is not registered, or the prompt is too long.
         """
-        rows = len(self._registered(key, batch).batch)
-        checked = self._checked(prompt)
+        registered, checked = self._registered(key, batch), self._checked(prompt)
+        length = len(checked.text.encode()) if isinstance(checked, TextPrompt) else checked.length
+        return _job(key, registered, length, lambda: self._request(key, batch, checked))
 
-        def prepare() -> ScoreRequest:
-            registered = self._registered(key, batch)
-            return ScoreRequest(checked, registered.batch, registered.candidates)
+    def _request(self, key: Key, batch: str, prompt: Prompt) -> ScoreRequest:
+        registered = self._registered(key, batch)
+        return ScoreRequest(prompt, registered.batch, registered.candidates)
 
-        return Job(key=key.name, rows=rows, size=size, prepare=prepare)
+    def _read(self, kind: TypeAdapter[T], content: bytes) -> T:
+        return wire.read(kind, content, values=256 * self.bounds.rows + self.bounds.candidates)
 
     @property
     def _rows(self) -> int:
@@ -198,7 +252,7 @@ class Model:
             raise _unknown_subspace()
         return prompt
 
-    def _checked(self, prompt: Prompt) -> Prompt:
+    def _checked(self, prompt: SoftPrompt | TextPrompt) -> SoftPrompt | TextPrompt:
         if isinstance(prompt, SoftPrompt):
             _check(prompt.length, self.bounds.prompt_length, "prompt_length")
         if isinstance(prompt, TextPrompt):
@@ -220,9 +274,23 @@ class Model:
         return Inspection(usage=Usage(sequences=len(request.batch)))
 
 
+def _job(key: Key, registered: Registered, length: int, prepare: Callable[[], ScoreRequest]) -> Job:
+    """A job for rows under a prompt of so many tokens at most."""
+    rows = len(registered.batch)
+    tokens = registered.tokens + rows * length
+    return Job(key=key.name, rows=rows, tokens=tokens, prepare=prepare)
+
+
 def _check(value: int, bound: int, name: str) -> None:
     if value > bound:
         raise too_large(name.replace("_", " "), value, bound, name)
+
+
+def _most_tokens(batch: Batch, candidates: Iterable[str]) -> int:
+    """No tokenizer makes more tokens of a text than it has bytes."""
+    texts = (part for row in batch.rows for part in row if isinstance(part, str))
+    words = sum(len(word.encode()) for word in candidates)
+    return sum(len(text.encode()) for text in texts) + len(batch) * (words + _MARKS)
 
 
 def _check_slots(batch: Batch) -> None:

@@ -65,3 +65,10 @@ class RefusalError(Exception):
 def too_large(what: str, value: int, bound: int, name: str) -> RefusalError:
     """A refusal of what goes past one of `Bounds`, by its name."""
     return RefusalError("too_large", f"{what}: {value}, and this service takes {bound} ({name})")
+
+
+def stopping() -> RefusalError:
+    """What everybody hears while the service stops."""
+    return RefusalError(
+        "overloaded", "the service stops: ask again when it is back", retry_after=5.0
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import socket
 import threading
 import time
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 import uvicorn
 
@@ -15,6 +16,7 @@ from lmaas_tune.backend import Backend
 from lmaas_tune.errors import InputError
 from lmaas_tune.service.app import build_app
 from lmaas_tune.service.bounds import Bounds
+from lmaas_tune.service.connections import BACKLOG, Connections
 from lmaas_tune.service.gate import Gate
 from lmaas_tune.service.keys import Keyring
 from lmaas_tune.service.log import Log, Relay
@@ -95,20 +97,24 @@ class Service:
         self._metrics = Metrics(
             inside=lambda: self._gate.inside,
             waiting=lambda: self._scheduler.waiting,
+            drawing=lambda: self._model.draws.taken,
             drawn_bytes=lambda: self._model.drawn.taken,
+            registered_bytes=lambda: self._model.registered_bytes,
         )
+        self._connections = Connections(bounds, self._log)
         self._scheduler = Scheduler(backend, bounds, self._metrics)
         self._gate = Gate(
             build_app(self._model, self._scheduler, self._metrics),
             keyring=keyring,
             bounds=bounds,
+            connections=self._connections,
             metrics=self._metrics,
             log=self._log,
         )
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._gate,
-                http="h11",
+                http=cast(Any, self._connections.protocol),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -116,6 +122,7 @@ class Service:
                 server_header=False,
                 date_header=False,
                 proxy_headers=False,
+                backlog=BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE,
                 timeout_graceful_shutdown=_LAST_BYTES,
             )
@@ -148,6 +155,7 @@ class Service:
         """Refuse what comes now, finish what was taken on, and end."""
         self._log.write("stopping", inside=self._gate.inside)
         self._gate.closing = True
+        self._model.stop()
         self._scheduler.close(self._bounds.grace_seconds)
         self._server.should_exit = True  # ends when every answer is sent
         self._thread.join()
@@ -159,8 +167,12 @@ class Service:
 
     def _run(self) -> None:
         try:
-            self._server.run(sockets=[self._socket])
+            asyncio.run(self._serve())
         except OSError as error:
             self._failure = error
         finally:
             self._ended.set()
+
+    async def _serve(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._connections.failed)
+        await self._server.serve(sockets=[self._socket])

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest
 from lmaas_tune.service.bounds import Bounds
-from lmaas_tune.service.refusal import RefusalError
+from lmaas_tune.service.refusal import RefusalError, stopping
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +22,7 @@ class Job:
     Attributes:
         key: Name of the key it came with.
         rows: Rows it will score.
-        size: Bytes it keeps while it waits.
+        tokens: What the model will read for it at most, as far as that can be told before.
         prepare: Gives what the model is asked; called when its turn has come, so that nothing
             large waits with it.
         reply: Gets the answer, or the error.
@@ -30,7 +30,7 @@ class Job:
 
     key: str
     rows: int
-    size: int
+    tokens: int
     prepare: Callable[[], ScoreRequest]
     reply: Future[ScoreReply] = field(default_factory=Future)
 
@@ -61,7 +61,7 @@ class Scheduler:
         self._waiting: dict[str, deque[Job]] = {}
         self._served: defaultdict[str, int] = defaultdict(int)  # rows
         self._level = 0  # rows that the last key had when its turn came
-        self._jobs = self._bytes = 0
+        self._jobs = 0
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
@@ -81,8 +81,7 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise stopping()
-            bounds = self._bounds
-            if self._jobs >= bounds.queue or self._bytes + job.size > bounds.queue_bytes:
+            if self._jobs >= self._bounds.queue:
                 raise RefusalError(
                     "overloaded",
                     f"{self._jobs} requests wait already: send it again later, or fewer at once",
@@ -92,7 +91,7 @@ class Scheduler:
                 self._waiting[job.key] = deque()
                 self._served[job.key] = max(self._served[job.key], self._level)
             self._waiting[job.key].append(job)
-            self._count(job, 1)
+            self._jobs += 1
             self._changed.notify()
 
     def withdraw(self, job: Job) -> bool:
@@ -159,13 +158,9 @@ class Scheduler:
 
     def _remove(self, job: Job) -> None:
         self._waiting[job.key].remove(job)
-        self._count(job, -1)
+        self._jobs -= 1
         if not self._waiting[job.key]:
             del self._waiting[job.key]
-
-    def _count(self, job: Job, sign: int) -> None:
-        self._jobs += sign
-        self._bytes += sign * job.size
 
     def _answer(self, group: Sequence[tuple[Job, ScoreRequest]]) -> None:
         # a model that takes so many rows a call takes one request a call
@@ -190,13 +185,6 @@ class Scheduler:
                 return [_as_exception(error)]
         middle = len(requests) // 2
         return self._scores(requests[:middle]) + self._scores(requests[middle:])
-
-
-def stopping() -> RefusalError:
-    """What everybody hears while the service stops."""
-    return RefusalError(
-        "overloaded", "the service stops: ask again when it is back", retry_after=5.0
-    )
 
 
 def _prepared(jobs: Iterable[Job]) -> list[tuple[Job, ScoreRequest]]:

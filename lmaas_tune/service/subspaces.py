@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 
 from lmaas_tune.backend import Backend
@@ -12,7 +10,7 @@ from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace
 from lmaas_tune.service.bounds import Bounds
 from lmaas_tune.service.refusal import too_large
 from lmaas_tune.service.shelf import Shelf
-from lmaas_tune.spaces import RandomEmbedding, draw
+from lmaas_tune.spaces import Checkpoint, RandomEmbedding, draw
 
 _FLOAT32 = 4  # bytes
 
@@ -31,23 +29,30 @@ class DrawnSubspaces:
     def __init__(self, backend: Backend, bounds: Bounds) -> None:
         self._backend, self._bounds = backend, bounds
         self._drawn: Shelf[RandomEmbedding] = Shelf(count=1 << 20, size=bounds.drawn_bytes)
-        self._drawing = threading.Lock()  # one at a time: each takes several times its size
 
     @property
     def taken(self) -> int:
         """Bytes that are kept."""
         return self._drawn.taken
 
-    def start(self, subspace: Subspace) -> SoftPrompt:
+    def kept(self, subspace: Subspace) -> SoftPrompt | None:
+        """p0 of a subspace; None if it has to be drawn."""
+        space = self._drawn.get(subspace.digest)
+        return None if space is None else space.starts[0]
+
+    def draw(self, subspace: Subspace, checkpoint: Checkpoint) -> SoftPrompt:
         """p0 of a subspace, which is drawn now unless it is kept.
+
+        Args:
+            subspace: What to draw.
+            checkpoint: Called between the parts of a long drawing; what it raises ends it.
 
         Raises:
             InputError: The model has no such subspace.
             RefusalError: It is too large.
         """
-        with self._drawing:
-            space = self._drawn.get(subspace.digest)
-            return (space or self._draw(subspace)).starts[0]
+        space = self._drawn.get(subspace.digest) or self._draw(subspace, checkpoint)
+        return space.starts[0]
 
     def prompt(self, subspace: Subspace, point: FloatArray) -> Prompt | None:
         """p0 + A z for z as (d,) float32; None if the subspace has to be registered again.
@@ -59,11 +64,11 @@ class DrawnSubspaces:
         # each by itself, so that no bit of an answer depends on who asks at the same time
         return None if space is None else _prompt(space, point)
 
-    def _draw(self, subspace: Subspace) -> RandomEmbedding:
+    def _draw(self, subspace: Subspace, checkpoint: Checkpoint) -> RandomEmbedding:
         if not self._backend.capabilities.soft_prompt_width:
             raise InputError("this model takes no soft prompts, so that it has no subspaces")
         self._check_length(subspace.length or 1)
-        space = draw([subspace], self._backend)
+        space = draw([subspace], self._backend, checkpoint=checkpoint)
         start = space.starts[0]
         self._check_length(start.length)  # of words it is known now
         size = start.vectors.nbytes + _matrix_bytes(subspace, start.vectors.size)
@@ -92,4 +97,4 @@ def _matrix_bytes(subspace: Subspace, outputs: int) -> int:
     if subspace.projection != "hadamard":
         return outputs * subspace.dim * _FLOAT32
     size = 1 << (subspace.dim - 1).bit_length()
-    return size * size * _FLOAT32 + -(-outputs // size) * subspace.dim
+    return size * subspace.dim * _FLOAT32 + -(-outputs // size) * subspace.dim

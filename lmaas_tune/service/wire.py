@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import numpy as np
 from pydantic import (
@@ -29,9 +30,11 @@ from pydantic import (
 from lmaas_tune.backend import Capabilities
 from lmaas_tune.errors import named
 from lmaas_tune.prompts import FloatArray, Insertion, SoftPrompt, Start, Subspace, TextPrompt
-from lmaas_tune.service.refusal import STATUS, RefusalError
+from lmaas_tune.service.refusal import STATUS, RefusalError, too_large
 from lmaas_tune.spaces import PROJECTIONS
-from lmaas_tune.task import Batch, Slot, check_text
+from lmaas_tune.task import Batch, Part, Slot, check_text
+
+T = TypeVar("T")
 
 PROTOCOL = 1
 """Version of all that stands here; a client asks for it at ``/v1/model``."""
@@ -81,22 +84,26 @@ class SlotPart(_Message):
     slot: Literal["prompt", "label"]
 
 
+InRow = Text | Annotated[SlotPart, WithJsonSchema(SlotPart.model_json_schema())]
+
+
 class BatchBody(_Message):
     """Rows, each of texts and slots in reading order, and the label words to score."""
 
-    rows: Annotated[
-        list[Annotated[list[Text | SlotPart], FailFast()]], FailFast(), Field(min_length=1)
-    ]
+    rows: Annotated[list[Annotated[list[InRow], FailFast()]], FailFast(), Field(min_length=1)]
     candidates: Annotated[list[Text], FailFast(), Field(min_length=1)]
 
     def batch(self) -> Batch:
-        """The rows as the core has them."""
-        return Batch(
-            tuple(
-                tuple(part if isinstance(part, str) else Slot(part.slot) for part in row)
-                for row in self.rows
-            )
-        )
+        """The rows as the core has them: neighbouring texts are one."""
+        return Batch(tuple(tuple(_joined(row)) for row in self.rows))
+
+
+def _joined(row: list[str | SlotPart]) -> Iterator[Part]:
+    for is_text, parts in itertools.groupby(row, key=lambda part: isinstance(part, str)):
+        if is_text:
+            yield "".join(cast(list[str], list(parts)))
+        else:
+            yield from (Slot(cast(SlotPart, part).slot) for part in parts)
 
 
 class StartBody(_Message):
@@ -111,7 +118,7 @@ class StartBody(_Message):
 class SubspaceBody(_Message):
     """What p0 and A are drawn from: `lmaas_tune.prompts.Subspace`."""
 
-    start: Start | StartBody
+    start: Start | Annotated[StartBody, WithJsonSchema(StartBody.model_json_schema())]
     words: Text = ""
     length: Annotated[int, Field(ge=1)] | None = None
     insertion: Insertion = "concat"
@@ -184,12 +191,19 @@ class PointBody(_Message):
     subspace: str
 
 
-PromptBody = Annotated[TextBody | SoftBody, Field(discriminator="kind")]
-InspectBody = Annotated[TextBody | SoftBody | PointBody, Field(discriminator="kind")]
-_PROMPT: TypeAdapter[TextBody | SoftBody] = TypeAdapter(PromptBody)
+BATCH, SUBSPACE = TypeAdapter(BatchBody), TypeAdapter(SubspaceBody)
+PROMPT: TypeAdapter[TextBody | SoftBody] = TypeAdapter(
+    Annotated[TextBody | SoftBody, Field(discriminator="kind")]
+)
+INSPECT: TypeAdapter[TextBody | SoftBody | PointBody] = TypeAdapter(
+    Annotated[TextBody | SoftBody | PointBody, Field(discriminator="kind")]
+)
+"""What `read` reads."""
 
-PROMPT_SCHEMAS = [TextBody.model_json_schema(), SoftBody.model_json_schema()]
-"""What `prompt_of_json` reads, for the description of the API."""
+
+def schema(*kinds: type[BaseModel]) -> dict[str, Any]:
+    """One of these, for the description of the API."""
+    return {"oneOf": [kind.model_json_schema() for kind in kinds]}
 
 
 # -- what is answered
@@ -289,17 +303,33 @@ class ErrorAnswer(BaseModel):
 # -- numbers
 
 
-def prompt_of_json(content: bytes) -> TextPrompt | SoftPrompt:
-    """Read the JSON of a prompt.
+def read(kind: TypeAdapter[T], content: bytes, *, values: int) -> T:
+    """What a body of JSON says.
+
+    Args:
+        kind: What it should be.
+        content: The body.
+        values: Most values that it may hold; one takes up to forty times its bytes in memory.
 
     Raises:
-        RefusalError: It is none.
-        InputError: It is one that no model takes.
+        RefusalError: It is none of this kind.
     """
+    _check_values(content, values)
     try:
-        return _PROMPT.validate_json(content).prompt()
+        return kind.validate_json(content)
     except ValidationError as error:
         raise bad_json([(found["loc"], found["msg"]) for found in error.errors()]) from None
+
+
+def _check_values(content: bytes, most: int) -> None:
+    """Counts the values of JSON by its punctuation, before anything is made of them."""
+    plain = content.replace(rb"\\", b"").replace(rb"\"", b"")  # quotes left begin or end a text
+    count = plain.count(b'"') // 2
+    if count <= most:
+        between = b"".join(plain.split(b'"')[::2])
+        count = sum(map(between.count, (b",", b"[", b"{", b":")))
+    if count > most:
+        raise too_large("values in the body", count, most, "rows and candidates")
 
 
 def soft_prompt(

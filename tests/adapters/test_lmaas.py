@@ -356,7 +356,6 @@ def test_what_the_model_cannot_do_is_an_error_of_input(
     [
         ({"prompt_length": 4}, point(), "4"),
         ({"dimensions": 5}, point(), "dimensions: 6, and this service takes 5"),
-        ({"candidates": 1}, TextPrompt(""), "candidates: 2, and this service takes 1"),
         ({"body_bytes": 300}, SoftPrompt(np.zeros((5, 16))), "bytes of the body"),
     ],
 )
@@ -371,6 +370,16 @@ def test_what_is_too_large_for_the_service_says_which_bound_it_passes(
 
 
 # -- keys ------------------------------------------------------------------------------------
+
+
+def test_more_label_words_than_the_service_takes_are_refused_here(
+    key_file: Path, tmp_path: Path
+) -> None:
+    with running(folder=tmp_path, candidates=2) as site:
+        remote = LMaaSBackend(site.url, api_key_file=key_file)
+        with pytest.raises(InputError, match="2 label words a request and these are 3: name fewer"):
+            remote.score([asked(TextPrompt("so"), words=("bad", "good", "fine"))])
+        assert "/v1/batches" not in visits(site)
 
 
 def test_without_its_key_a_service_answers_nothing(

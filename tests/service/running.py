@@ -91,6 +91,11 @@ class Visitor:
         assert answer.status_code == 200, answer.text
         return scores(answer, columns)
 
+    def gauge(self, name: str) -> float:
+        """One of the metrics, with a key that may read them."""
+        lines = self.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
 
 @dataclass
 class Site:
@@ -166,6 +171,24 @@ def expected(backend: Backend, prompt: Prompt, batch: Batch = BATCH) -> FloatArr
 def scores(answer: requests.Response, columns: int = len(WORDS)) -> FloatArray:
     """The body of a scoring answer."""
     return np.frombuffer(answer.content, "<f4").reshape(-1, columns)
+
+
+def post(path: str, content: Any, key: str = ALICE) -> bytes:
+    """A whole request by hand, of JSON."""
+    body = json.dumps(content).encode()
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {key}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+def connected(url: str) -> socket.socket:
+    """A connection to a service."""
+    return socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=DEADLINE)
 
 
 def soft(seed: int = 0, length: int = 5, width: int = 16) -> SoftPrompt:

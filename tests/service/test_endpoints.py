@@ -559,6 +559,36 @@ def test_a_key_past_its_limit_is_told_when_to_come_again(tmp_path: Path) -> None
         assert alice.get("/health").status_code == 200
 
 
+def test_tokens_are_reserved_before_the_work(tmp_path: Path) -> None:
+    backend = Held()
+    keys = f"alice {ALICE} tokens=600\nmonitor {MONITOR} metrics=yes\n"
+    with running(backend, folder=tmp_path, keys=keys) as site, ThreadPoolExecutor(64) as threads:
+        batch, monitor = site.visitor().batch(), site.visitor(MONITOR)
+        burst = [threads.submit(ask(site.visitor(), batch)) for _ in range(64)]
+
+        def all_are_in_or_refused() -> bool:
+            others = monitor.gauge("lmaas_inside") - 1  # than the one that asks this
+            return others + sum(answer.done() for answer in burst) == len(burst)
+
+        until(all_are_in_or_refused, "a burst of which the quota lets some in")
+        backend.go.set()
+        answers = [answer.result() for answer in burst]
+    taken = [answer for answer in answers if answer.status_code == 200]
+    for answer in answers:
+        if answer not in taken:
+            assert "600 tokens a minute" in error(answer, 429, "rate_limited")
+    assert taken
+    assert sum(int(answer.headers["Tokens"]) for answer in taken) <= 600
+
+
+def test_so_many_words_are_scored_and_the_model_tells_how_many(alice: Visitor) -> None:
+    words = [f"word{n}" for n in range(601)]
+    assert alice.get("/v1/model").json()["limits"]["candidates"] == 600
+    assert alice.score(f"/v1/score/{alice.batch(candidates=words[:600])}", text(""), 600).size
+    answer = alice.post("/v1/batches", {"rows": ROWS, "candidates": words})
+    assert "candidates" in error(answer, 413, "too_large")
+
+
 def ask(visitor: Visitor, batch: str, words: str = "so") -> Callable[[], requests.Response]:
     return lambda: visitor.post(f"/v1/score/{batch}", text(words))
 

@@ -6,7 +6,7 @@ import pytest
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.service.bounds import Bounds
-from lmaas_tune.service.limits import Allowance, Limits
+from lmaas_tune.service.limits import Allowance, Limits, Room
 from lmaas_tune.service.refusal import RefusalError
 from lmaas_tune.service.shelf import Shelf
 
@@ -48,16 +48,43 @@ def test_so_many_requests_a_minute_and_then_one_as_often(clock: Clock) -> None:
     refusal(allowance)
 
 
-def test_tokens_are_booked_when_known_and_the_debt_is_waited_for(clock: Clock) -> None:
+def test_tokens_are_reserved_before_the_work_and_settled_after_it(clock: Clock) -> None:
     allowance = Allowance(Limits(tokens=60), clock=clock)
+    allowance.reserve(40)
+    with pytest.raises(RefusalError) as caught:
+        allowance.reserve(30)
+    assert "60 tokens a minute" in caught.value.message
+    assert caught.value.headers["Retry-After"] == "10"
+    allowance.settle(reserved=40, used=10)
+    allowance.reserve(30)
+    allowance.settle(reserved=30, used=120)  # more than was thought: the debt is waited for
+    assert refusal(allowance).headers["Retry-After"] == "71"  # 70 of debt, and one to spend
+    clock.now += 71
     allowance.enter()
-    allowance.enter()
-    allowance.book(100)
-    refused = refusal(allowance)
-    assert "60 tokens a minute" in refused.message
-    assert refused.headers["Retry-After"] == "41"  # 40 of debt, and one to spend
-    clock.now += 41
-    allowance.enter()
+
+
+def test_a_request_of_more_tokens_than_a_minute_has_waits_for_a_whole_minute(clock: Clock) -> None:
+    allowance = Allowance(Limits(tokens=60), clock=clock)
+    allowance.reserve(1000)
+    allowance.settle(reserved=1000, used=30)
+    with pytest.raises(RefusalError) as caught:
+        allowance.reserve(1000)
+    assert caught.value.headers["Retry-After"] == "30"
+    clock.now += 30
+    allowance.reserve(1000)
+
+
+def test_a_key_fills_what_it_leaves_free_for_others() -> None:
+    room = Room(100)
+    room.take("alice", 50)
+    with pytest.raises(RefusalError, match="queue_bytes") as caught:
+        room.take("alice", 1)
+    assert caught.value.status == 503 and caught.value.headers["Retry-After"] == "1"
+    room.take("bob", 25)
+    with pytest.raises(RefusalError):
+        room.take("bob", 1)
+    room.leave("alice", 50)
+    room.take("bob", 25)
 
 
 def test_so_many_requests_at_once(clock: Clock) -> None:
@@ -82,7 +109,8 @@ def test_no_limit_is_no_limit(clock: Clock) -> None:
     allowance = Allowance(Limits(concurrent=None), clock=clock)
     for _ in range(1000):
         allowance.enter()
-        allowance.book(10**9)
+        allowance.reserve(10**9)
+        allowance.settle(reserved=10**9, used=10**9)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "5"])

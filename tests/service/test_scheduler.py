@@ -70,9 +70,9 @@ def scheduler(backend: Picky, passes: Passes) -> Iterator[Scheduler]:
     scheduler.close(DEADLINE)
 
 
-def job(words: str = "so", *, key: str = "alice", batch: Batch = BATCH, size: int = 1) -> Job:
+def job(words: str = "so", *, key: str = "alice", batch: Batch = BATCH) -> Job:
     request = ScoreRequest(TextPrompt(words), batch, WORDS)
-    return Job(key=key, rows=len(batch), size=size, prepare=lambda: request)
+    return Job(key=key, rows=len(batch), tokens=1, prepare=lambda: request)
 
 
 def busy(scheduler: Scheduler, backend: Picky) -> Job:
@@ -187,7 +187,7 @@ def test_a_job_that_cannot_be_prepared_fails_alone(scheduler: Scheduler, backend
         raise RefusalError("unknown_batch", "gone")
 
     busy(scheduler, backend)
-    replies = submitted(scheduler, Job(key="alice", rows=1, size=1, prepare=prepare), job("b"))
+    replies = submitted(scheduler, Job(key="alice", rows=1, tokens=1, prepare=prepare), job("b"))
     backend.go.set()
     assert isinstance(replies[0].exception(DEADLINE), RefusalError)
     assert replies[1].result(DEADLINE)
@@ -238,17 +238,6 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(
     assert caught.value.status == 503 and caught.value.headers["Retry-After"] == "1"
     scheduler.withdraw(waiting[5])
     scheduler.submit(job())
-
-
-def test_a_queue_holds_so_many_bytes(backend: Picky, passes: Passes) -> None:
-    scheduler = started(backend, passes, queue_bytes=100)
-    busy(scheduler, backend)
-    scheduler.submit(job(size=60))
-    with pytest.raises(RefusalError):
-        scheduler.submit(job(size=60))
-    scheduler.submit(job(size=40))
-    backend.go.set()
-    scheduler.close(DEADLINE)
 
 
 def test_closing_finishes_what_was_taken_on(backend: Picky, passes: Passes) -> None:

@@ -49,7 +49,7 @@ def test_base64_and_raw_vectors_are_the_same_prompt() -> None:
         "vectors": base64.b64encode(raw(prompt)).decode(),
         "length": 5,
     }
-    read = wire.prompt_of_json(json.dumps(content).encode())
+    read = wire.read(wire.PROMPT, json.dumps(content).encode(), values=100).prompt()
     assert read.digest == prompt.digest
     direct = wire.soft_prompt(raw(prompt), "float32", length=5, insertion="concat")
     assert direct.digest == prompt.digest
@@ -58,7 +58,7 @@ def test_base64_and_raw_vectors_are_the_same_prompt() -> None:
 def test_a_text_prompt_keeps_every_character() -> None:
     text = ' naïve\n电影 "🎬"\0'
     content = json.dumps({"kind": "text", "text": text}).encode()
-    assert wire.prompt_of_json(content) == TextPrompt(text)
+    assert wire.read(wire.PROMPT, content, values=100).prompt() == TextPrompt(text)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_scores_leave_as_little_endian_float32_row_by_row() -> None:
 )
 def test_what_is_no_prompt_is_refused(content: bytes) -> None:
     with pytest.raises(RefusalError) as caught:
-        wire.prompt_of_json(content)
+        wire.read(wire.PROMPT, content, values=100).prompt()
     assert caught.value.status == 400
 
 

@@ -95,6 +95,13 @@ class LMaaSBackend:
         return self._service.inspect(batch.id, _sendable(prompt))
 
     def _batch(self, request: ScoreRequest) -> Registered:
+        most = self._model.candidates
+        if most is not None and len(request.candidates) > most:
+            raise InputError(
+                f"{self._service.url} scores {most} label words a request and these are "
+                f"{len(request.candidates)}: name fewer, or have it started with a larger bound "
+                "'candidates'"
+            )
         name = (request.batch.digest, request.candidates)
         return self._known.registered(
             name, lambda: self._service.add_batch(request.batch, request.candidates)

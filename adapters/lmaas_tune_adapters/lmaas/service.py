@@ -34,10 +34,12 @@ class Model:
     Attributes:
         identity: Of the backend that it serves.
         capabilities: Of that backend too, with the service's own limit of rows a call.
+        candidates: Most label words of one request; None if it does not say.
     """
 
     identity: str
     capabilities: Capabilities
+    candidates: int | None
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ class Service:
                     f"{self.url} speaks version {said['protocol']!r:.40} of the protocol, and this "
                     f"client {PROTOCOL}: install the same lmaas-tune on both sides"
                 )
-            can, rows = said["capabilities"], said["limits"]["rows"]
-            if type(rows) is not int or rows < 1 or not isinstance(said["identity"], str):
+            can, limits = said["capabilities"], said["limits"]
+            rows, candidates = _count(limits["rows"]), limits.get("candidates")
+            if not isinstance(said["identity"], str):
                 raise TypeError("no model is described so")
             return Model(
                 identity=said["identity"],
@@ -97,6 +100,7 @@ class Service:
                     max_tokens=can["max_tokens"],
                     rows_per_call=rows,
                 ),
+                candidates=None if candidates is None else _count(candidates),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise TransientError(
@@ -170,6 +174,12 @@ class Service:
         if answer.headers.get("request-id") != name:
             raise _damaged(answer, "is not the one to this request")
         return answer
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise TypeError("no limit is told so")
+    return value
 
 
 def _prompt(prompt: SoftPrompt | TextPrompt) -> Mapping[str, Any]:
