@@ -238,14 +238,12 @@ async def _parts(receive: Receive) -> AsyncIterator[bytes]:
 
 def _again(body: bytes, receive: Receive) -> Receive:
     """Gives the body that was read, then what else comes: that the client went away."""
-    read = False
+    unread = [body]  # given away, not kept: the application has its own copy
 
     async def again() -> Message:
-        nonlocal read
-        if read:
+        if not unread:
             return await receive()
-        read = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": unread.pop(), "more_body": False}
 
     return again
 

@@ -63,6 +63,9 @@ class Log:
 
     def close(self, seconds: float = 2.0) -> None:
         """Write what is left, as far as it can be written in time."""
+        for event, (_, count) in self._rare.items():
+            if count:
+                self.write(event, before=count)
         try:
             self._lines.put(_END, timeout=seconds)
         except queue.Full:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import socket
 import threading
 import time
@@ -124,7 +125,6 @@ class Service:
                 proxy_headers=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=_LAST_BYTES,
             )
         )
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -156,7 +156,10 @@ class Service:
         self._log.write("stopping", inside=self._gate.inside)
         self._gate.closing = True
         self._model.stop()
+        end = time.monotonic() + self._bounds.grace_seconds
         self._scheduler.close(self._bounds.grace_seconds)
+        left = math.ceil(min(_LAST_BYTES, end - time.monotonic()))
+        self._server.config.timeout_graceful_shutdown = max(1, left)
         self._server.should_exit = True  # ends when every answer is sent
         self._thread.join()
         self._model.close()

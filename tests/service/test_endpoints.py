@@ -39,6 +39,7 @@ from .running import (
     Held,
     Site,
     Visitor,
+    connected,
     expected,
     raw,
     running,
@@ -754,6 +755,17 @@ def test_the_end_refuses_the_new_and_finishes_the_old(tmp_path: Path) -> None:
             site.visitor().get("/health")
 
 
+def test_a_body_that_never_ends_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with running(folder=tmp_path, grace_seconds=1) as site, connected(site.url) as connection:
+        connection.sendall(head("POST", "/v1/batches", length=100) + b"{")
+        until(lambda: site.visitor(MONITOR).gauge("lmaas_inside") == 2, "its body being read")
+        began = time.monotonic()
+        site.service.close()
+        assert time.monotonic() - began < 8
+        with pytest.raises(requests.ConnectionError):
+            site.visitor().get("/health")
+
+
 def test_after_the_end_nothing_goes_on(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     with running(folder=tmp_path) as site:
@@ -834,8 +846,7 @@ def head(method: str, path: str, *, length: int, kind: str = "application/octet-
 
 def queue(site: Site) -> float:
     """How many wait for the model."""
-    lines = site.visitor(MONITOR).get("/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("lmaas_queue "))
+    return site.visitor(MONITOR).gauge("lmaas_queue")
 
 
 def prompts(backend: Held) -> list[str]:
