@@ -7,8 +7,9 @@ own. Prints, for
 
 - draws: 16 subspaces of 500 MB that one key has drawn. How long another key's registration of one
   row takes meanwhile, and the end at SIGTERM with all others still waiting.
-- batches: 50 batches of 8 MB, 8 at a time. The most memory of the process, beside what the bounds
-  say: what is kept for the key, the bodies that may be inside, and what reading one takes.
+- batches: 50 of 8 MB, 8 at a time, and 50 that hold as many values as a body may. The most memory
+  of the process, beside what the bounds say: what is kept for the key, the bodies that may be
+  inside, and what reading one takes.
 - connections: 500 that send a byte of a header now and then; 3,000 that send nothing; and as many
   while the process has no descriptor left. How long ``/health`` takes, and the lines of the log.
 
@@ -133,9 +134,8 @@ def draws() -> None:
         )
 
 
-def batches() -> None:
-    """Batches as large as a body may be, of long rows and of many short texts."""
-    bounds = Bounds()
+def batches(kind: str, row: list[Any]) -> None:
+    """A key registers batches of a thousand such rows."""
     with serving() as it, ThreadPoolExecutor(8) as threads:
         start, most, done = it.memory(), [0.0], threading.Event()
 
@@ -145,22 +145,16 @@ def batches() -> None:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        for kind, row in (("long rows", ["x" * 8150]), ("short texts", ["ab", "c"] * 120)):
-            rows = [[*row, LABEL, str(n)] for n in range(1000)]
-            bodies = [{"rows": rows, "candidates": [f"a{n}", "b"]} for n in range(BATCHES)]
-            answers = list(threads.map(lambda body: it.post("/v1/batches", body), bodies))
-            taken = [answer for answer in answers if answer.status_code == 201]
-            size = len(json.dumps(bodies[0])) / 1e6
-            print(
-                f"batches of {size:.1f} MB, {kind}: {len(taken)} of {BATCHES} registered; "
-                f"most memory {most[0] - start:.0f} MiB above the start's {start:.0f}"
-            )
+        rows = [[*row, LABEL, str(n)] for n in range(1000)]
+        bodies = [{"rows": rows, "candidates": [f"a{n}", "b"]} for n in range(BATCHES)]
+        answers = list(threads.map(lambda body: it.post("/v1/batches", body), bodies))
         done.set()
         watching.join()
-        inside = bounds.queue_bytes // 2 + READING * bounds.body_bytes
+        taken = sum(answer.status_code == 201 for answer in answers)
+        size = len(json.dumps(bodies[0])) / 1e6
         print(
-            f"  the bounds: {bounds.batch_bytes // MIB} MiB kept for a key, and "
-            f"{inside // MIB} MiB for its bodies on their way"
+            f"{kind}: {taken} of {BATCHES} batches of {size:.1f} MB registered; most memory "
+            f"{most[0] - start:.0f} MiB above the start's {start:.0f}"
         )
 
 
@@ -213,7 +207,11 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     draws()
-    batches()
+    batches("long rows", ["x" * 8150])
+    batches("short texts", ["ab", "c"] * 120)
+    kept, body = Bounds().batch_bytes, Bounds().body_bytes
+    inside = Bounds().queue_bytes // 2 + READING * body
+    print(f"  the bounds: {kept // MIB} MiB kept, {inside // MIB} MiB of bodies on their way")
     connections()
 
 

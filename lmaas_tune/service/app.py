@@ -27,7 +27,7 @@ from lmaas_tune.service.scheduler import Job, Scheduler
 T = TypeVar("T")
 
 _JSON = "application/json"
-_LARGE = 1 << 16  # bytes of JSON that take longer to read than to hand to a thread
+_LARGE = 1 << 16  # bytes of a prompt that take longer to read than to hand to a thread
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -199,19 +199,21 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
         insertion: Insertion = "concat",
     ) -> Response:
         key, content = _key(visit), await request.body()
-        if _kind(request, _JSON, wire.BINARY) == wire.BINARY:
-            if length is None:
-                raise RefusalError(
-                    "bad_request", "raw vectors need their number: add ?length=L to the path"
-                )
-            prompt: SoftPrompt | TextPrompt = wire.soft_prompt(
-                content, dtype, length=length, insertion=insertion
+        is_raw = _kind(request, _JSON, wire.BINARY) == wire.BINARY
+        if is_raw and length is None:
+            raise RefusalError(
+                "bad_request", "raw vectors need their number: add ?length=L to the path"
             )
-        elif len(content) < _LARGE:
-            prompt = model.read_prompt(content)
-        else:
-            reading = model.aside.do(key.name, lambda _: model.read_prompt(content))
-            prompt = await waited(request, reading)
+
+        def read() -> SoftPrompt | TextPrompt:
+            if length is None or not is_raw:
+                return model.read_prompt(content)
+            return wire.soft_prompt(content, dtype, length=length, insertion=insertion)
+
+        large = len(content) > _LARGE
+        prompt = (
+            await waited(request, model.aside.do(key.name, lambda _: read())) if large else read()
+        )
         return await score(visit, request, model.score_prompt(key, batch, prompt))
 
     app.include_router(signed)

@@ -241,7 +241,7 @@ def test_a_wrong_key_is_told_in_a_sentence(folder: Path, site: Site, run: Run) -
     [
         ({"dimensions": 5}, [], 1, "413: dimensions: 6, and this service takes 5"),
         ({"prompt_length": 1}, [], 1, "413: vectors of the prompt: 2, and this service takes 1"),
-        ({"candidates": 1}, [], 1, "413: candidates: 2, and this service takes 1"),
+        ({"candidates": 1}, [], 2, "scores 1 label words a request and these are 2"),
         ({}, ["--insertion", "add"], 2, "insertion 'add'"),
         ({}, ["--template", "{text}" + " word" * 600 + " {prompt} {label}"], 2, "row 1"),
     ],

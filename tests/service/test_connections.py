@@ -99,13 +99,15 @@ def test_who_does_not_read_answers_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_new_connection_takes_the_place_of_the_one_idle_longest(tmp_path: Path) -> None:
-    with running(folder=tmp_path, connections=4) as site:
-        with many(site.url, 3 * (4 + SPARE)) as silent:
-            assert site.visitor(None).get("/health").status_code == 200
-            assert ended(silent[0]) and ended(silent[2 * (4 + SPARE)])
-            last = silent[-1]
-            last.sendall(HEAD + b"\r\n")
-            assert b" 200 " in last.recv(1000)
+    with (
+        running(folder=tmp_path, connections=4) as site,
+        many(site.url, 3 * (4 + SPARE)) as silent,
+    ):
+        assert site.visitor(None).get("/health").status_code == 200
+        assert ended(silent[0]) and ended(silent[2 * (4 + SPARE)])
+        last = silent[-1]
+        last.sendall(HEAD + b"\r\n")
+        assert b" 200 " in last.recv(1000)
     full = [event for event in site.logged() if event["event"] == "connections_full"]
     assert 1 <= len(full) < 20
 
