@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, TypeVar, cast
 
@@ -12,17 +10,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from lmaas_tune.backend import ScoreReply
 from lmaas_tune.errors import InputError, TransientError
 from lmaas_tune.prompts import Insertion, SoftPrompt, TextPrompt
 from lmaas_tune.service import wire
-from lmaas_tune.service.aside import DroppedError
 from lmaas_tune.service.gate import Visit, internal
 from lmaas_tune.service.keys import Key
 from lmaas_tune.service.metrics import CONTENT_TYPE, Metrics
 from lmaas_tune.service.model import Model
 from lmaas_tune.service.refusal import STATUS, RefusalError
 from lmaas_tune.service.scheduler import Job, Scheduler
+from lmaas_tune.service.waiting import scored, waited
 
 T = TypeVar("T")
 
@@ -108,8 +105,8 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
     async def describe(visit: Visiting) -> wire.ModelAnswer:
         return model.describe(_key(visit))
 
-    async def waited(request: Request, work: Coroutine[Any, Any, T]) -> T:
-        return await _waited(work, request, model.bounds.wait_seconds)
+    async def within(request: Request, work: Coroutine[Any, Any, T]) -> T:
+        return await waited(work, request, model.bounds.wait_seconds)
 
     @signed.post(
         "/v1/batches",
@@ -121,7 +118,7 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
         _kind(request, _JSON)
         key, content = _key(visit), await request.body()
         work = model.aside.do(key.name, lambda _: model.add_batch(key, content))
-        return await waited(request, work)
+        return await within(request, work)
 
     @signed.post(
         "/v1/subspaces",
@@ -133,10 +130,10 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
         _kind(request, _JSON)
         key, content = _key(visit), await request.body()
         read = model.aside.do(key.name, lambda _: model.read_subspace(content))
-        subspace, start = await waited(request, read)
+        subspace, start = await within(request, read)
         if start is None:
             drawing = model.draws.do(key.name, lambda check: model.drawn.draw(subspace, check))
-            start = await waited(request, drawing)
+            start = await within(request, drawing)
         return model.add_subspace(key, subspace, start)
 
     @signed.post(
@@ -151,11 +148,11 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
         _kind(request, _JSON)
         key, content = _key(visit), await request.body()
         work = model.aside.do(key.name, lambda _: model.inspect(key, batch, content))
-        return await waited(request, work)
+        return await within(request, work)
 
     async def score(visit: Visit, request: Request, job: Job) -> Response:
         visit.reserve(job.tokens)
-        reply = await waited(request, _reply(scheduler, job))
+        reply = await within(request, scored(scheduler, job))
         visit.usage = reply.usage
         content = wire.logprob_bytes(reply.logprobs)
         headers = {
@@ -210,50 +207,14 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
                 return model.read_prompt(content)
             return wire.soft_prompt(content, dtype, length=length, insertion=insertion)
 
-        large = len(content) > _LARGE
-        prompt = (
-            await waited(request, model.aside.do(key.name, lambda _: read())) if large else read()
-        )
+        if len(content) > _LARGE:
+            prompt = await within(request, model.aside.do(key.name, lambda _: read()))
+        else:
+            prompt = read()
         return await score(visit, request, model.score_prompt(key, batch, prompt))
 
     app.include_router(signed)
     return app
-
-
-async def _waited(work: Coroutine[Any, Any, T], request: Request, seconds: float) -> T:
-    """What work gives, which is cancelled when its client leaves, or has waited too long."""
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # after the body only its end can come
-    either: set[asyncio.Future[Any]] = {doing, gone}
-    try:
-        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return await doing
-        doing.cancel()
-        with contextlib.suppress(asyncio.CancelledError, DroppedError):
-            return await doing
-        if gone.done():
-            raise RefusalError("client_gone", "the client went away")
-        raise RefusalError(
-            "overloaded",
-            f"this waited {seconds} s for its turn: send it again later, or fewer at once",
-            retry_after=seconds / 4,
-        )
-    finally:
-        gone.cancel()
-        doing.cancel()
-
-
-async def _reply(scheduler: Scheduler, job: Job) -> ScoreReply:
-    """The answer to a job; one that is cancelled before its turn is not computed."""
-    scheduler.submit(job)
-    answer = asyncio.wrap_future(job.reply)
-    try:
-        return await asyncio.shield(answer)
-    except asyncio.CancelledError:
-        if scheduler.withdraw(job):
-            raise
-        return await answer
 
 
 def _key(visit: Visit) -> Key:

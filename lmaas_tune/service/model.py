@@ -5,53 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter
 
 from lmaas_tune.backend import Backend, Inspection, Inspects, ScoreRequest, Usage
-from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.service import wire
 from lmaas_tune.service.aside import Aside
+from lmaas_tune.service.batches import OBJECT, Registered, check_slots, most_tokens
 from lmaas_tune.service.bounds import Bounds
 from lmaas_tune.service.keys import Key
 from lmaas_tune.service.refusal import RefusalError, too_large
 from lmaas_tune.service.scheduler import Job
 from lmaas_tune.service.shelf import Shelf
 from lmaas_tune.service.subspaces import DrawnSubspaces
-from lmaas_tune.task import Batch, Slot
 
 T = TypeVar("T")
-
-_OBJECT = 1024  # bytes of a batch or subspace beside its rows, words and vectors, about
-_MARKS = 4  # tokens that a model may add to a row, at most
-
-
-@dataclass(frozen=True)
-class Registered:
-    """Rows and the label words to score in them.
-
-    Attributes:
-        batch: The rows.
-        candidates: The words.
-        tokens: What the model reads of them without a prompt, at most.
-    """
-
-    batch: Batch
-    candidates: tuple[str, ...]
-    tokens: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory."""
-        rows = self.batch.rows
-        parts = [part for row in rows for part in row if isinstance(part, str)]
-        things = (rows, *rows, *parts, self.candidates, *self.candidates)
-        apart = {id(thing): thing for thing in things}  # equal short texts are one
-        return _OBJECT + sum(map(sys.getsizeof, apart.values()))
 
 
 class Model:
@@ -130,9 +101,9 @@ class Model:
         batch, candidates = body.batch(), tuple(body.candidates)
         _check(len(batch), self._rows, "rows")
         _check(len(candidates), self.bounds.candidates, "candidates")
-        _check_slots(batch)
+        check_slots(batch)
         found = self._inspect(ScoreRequest(self._no_prompt(), batch, candidates))
-        tokens = found.usage.tokens or _most_tokens(batch, candidates)
+        tokens = found.usage.tokens or most_tokens(batch, candidates)
         registered = Registered(batch, candidates, tokens)
         _check(registered.size, self.bounds.batch_bytes, "batch_bytes")
         name = wire.short_id(batch.digest, json.dumps(candidates))
@@ -156,7 +127,7 @@ class Model:
     def add_subspace(self, key: Key, subspace: Subspace, start: SoftPrompt) -> wire.SubspaceAnswer:
         """Keep the description of a subspace with this p0 for a key."""
         own = subspace.start.vectors.nbytes if isinstance(subspace.start, SoftPrompt) else 0
-        size = _OBJECT + own + sys.getsizeof(subspace.words)
+        size = OBJECT + own + sys.getsizeof(subspace.words)
         name = wire.short_id(subspace.digest)
         self._subspaces[key.name].put(name, subspace, size)
         return wire.SubspaceAnswer(id=name, length=start.length, width=start.width)
@@ -284,22 +255,6 @@ def _job(key: Key, registered: Registered, length: int, prepare: Callable[[], Sc
 def _check(value: int, bound: int, name: str) -> None:
     if value > bound:
         raise too_large(name.replace("_", " "), value, bound, name)
-
-
-def _most_tokens(batch: Batch, candidates: Iterable[str]) -> int:
-    """No tokenizer makes more tokens of a text than it has bytes."""
-    texts = (part for row in batch.rows for part in row if isinstance(part, str))
-    words = sum(len(word.encode()) for word in candidates)
-    return sum(len(text.encode()) for text in texts) + len(batch) * (words + _MARKS)
-
-
-def _check_slots(batch: Batch) -> None:
-    for number, row in enumerate(batch.rows, start=1):
-        if row.count(Slot.LABEL) != 1 or row.count(Slot.PROMPT) > 1:
-            raise InputError(
-                f"row {number} has {row.count(Slot.LABEL)} label slots and "
-                f"{row.count(Slot.PROMPT)} prompt slots: it takes one label, and one prompt at most"
-            )
 
 
 def _unknown_subspace() -> RefusalError:
