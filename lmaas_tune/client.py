@@ -26,8 +26,9 @@ from lmaas_tune.backend import (
 )
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError
 from lmaas_tune.middleware.cache import ScoreCache, score_key
+from lmaas_tune.middleware.deadline import Deadline
 from lmaas_tune.middleware.meter import Meter, Spent, paying
-from lmaas_tune.middleware.pace import DEFAULT_PACE, Pace, Throttle
+from lmaas_tune.middleware.pace import DEFAULT_PACE, Pace, Stopped, Throttle
 from lmaas_tune.middleware.retry import DEFAULT_RETRY, Retry
 from lmaas_tune.prompts import FloatArray
 
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 _ROUNDING = 1e-6  # a log-probability may come out this far above 0
 _JITTER = random.Random()
+_GRACE = 10.0  # seconds that calls under way have to come to their end after an interrupt
+_QUIET = 10.0  # seconds between two sentences about calls that are tried again
 
 
 class Ledger(Protocol):
@@ -72,7 +75,20 @@ class _Run:
     meters: Sequence[Meter]
     ledger: Ledger | None
     expected: Usage  # of one request
+    deadline: Deadline
     stopped: threading.Event
+
+    def admit(self, seconds: float) -> None:
+        """See that a wait ends before the run does.
+
+        Raises:
+            BudgetExceededError: It does not.
+            Stopped: The run has ended already.
+        """
+        if self.stopped.is_set():
+            raise Stopped
+        for meter in self.meters:
+            meter.admit(Spent(seconds=seconds))
 
     def book(self, part: Spent) -> None:
         for meter in self.meters:
@@ -123,6 +139,7 @@ class Client:
         self._retry, self._price = retry, price
         self._threads, self._throttle = pace.threads, Throttle(pace, clock=clock)
         self._sleep, self._clock, self._chance = sleep, clock, chance
+        self._quiet_until, self._lock = -math.inf, threading.Lock()
         self.priced(Usage(requests=1, sequences=1, tokens=1))  # a bad price shows before any call
 
     @property
@@ -174,7 +191,8 @@ class Client:
         if not requests:
             return []
         meters = [self.meter] if meter is None else [self.meter, meter]
-        run = _Run(meters, ledger, expected or Usage(), threading.Event())
+        deadline = Deadline(min(meter.seconds_left for meter in meters))
+        run = _Run(meters, ledger, expected or Usage(), deadline, threading.Event())
         cut = [self._cut(request) for request in requests]
         parts = {part.key: part for own in cut for part in own}
         scores, usages = self._written_down(parts, ledger, meter)
@@ -285,9 +303,10 @@ class Client:
                 self._throttle.wake()
                 waiting = sum(call.running() for call in calls)
                 if isinstance(error, KeyboardInterrupt) and waiting:
+                    run.deadline.shorten(_GRACE)
                     warnings.warn(
-                        f"calls under way are waited for, and kept: {waiting}; interrupt again to "
-                        "leave them",
+                        f"{waiting} calls under way have {_GRACE:g} s to come to their end, and "
+                        "are kept; interrupt again to leave them",
                         stacklevel=2,
                     )
                 raise
@@ -296,29 +315,23 @@ class Client:
     def _ask(self, parts: Sequence[_Part], run: _Run) -> dict[bytes, ScoreReply]:
         """One call: attempts until one succeeds, each of them admitted and booked."""
         requests = [part.request for part in parts]
-        share = sum(part.share for part in parts)
-        planned = Spent(
-            sequences=sum(len(request.batch) for request in requests),
-            tokens=math.ceil(run.expected.tokens * share),
-            money=run.expected.money * share,
-        )
+        planned = self._planned(parts, run.expected)
         spent, queued = Spent(), 0.0
 
         def attempt() -> list[ScoreReply]:
             nonlocal spent, queued
             again = spent.requests > 0
             ahead = self._throttle.ahead(planned.tokens)
-            for meter in run.meters:
-                meter.admit(Spent(seconds=ahead))  # no use in waiting past the end of the run
+            run.admit(ahead)
             asked = self._clock()
             turn = self._throttle.turn(planned.tokens, stopped=run.stopped.is_set)
-            with turn as took, paying(run.meters, planned) as bill:
+            with turn as took, paying(run.meters, planned) as bill, run.deadline.applied():
                 queued += self._clock() - asked
                 try:
                     replies = [self._settled(reply) for reply in self._call(requests)]
                     bill.spent = Spent.of(sum((reply.usage for reply in replies), Usage()))
                 except BaseException as error:
-                    bill.spent = self._taken_by(error)
+                    bill.spent = self._taken_by(error, planned)
                     raise
                 finally:
                     bill.spent += Spent(retries=int(again))
@@ -327,15 +340,20 @@ class Client:
             return replies
 
         def wait(seconds: float) -> None:
-            for meter in run.meters:
-                meter.admit(Spent(seconds=seconds))  # no use in waiting past the end of the run
             (self._sleep or run.stopped.wait)(seconds)
 
         def trying() -> float:
             return self._clock() - queued  # a turn that comes late is no failure
 
         try:
-            replies = self._retry.run(attempt, sleep=wait, clock=trying, chance=self._chance)
+            replies = self._retry.run(
+                attempt,
+                admit=run.admit,
+                tell=self._tell,
+                sleep=wait,
+                clock=trying,
+                chance=self._chance,
+            )
             replies = self._checked(replies, requests)
         except BaseException:
             if run.ledger is not None and spent.requests:
@@ -371,12 +389,37 @@ class Client:
                 f"backend {self.identity!r} failed with {type(error).__name__}: {error}"
             ) from error
 
-    def _taken_by(self, error: BaseException) -> Spent:
-        """What a failed attempt took, as far as anybody told."""
-        if isinstance(error, LMaaSError) and error.usage is not None:
-            return Spent.of(self.priced(error.usage))
-        # an input error is raised before anything is sent
-        return Spent(requests=0 if isinstance(error, InputError) else 1)
+    def _planned(self, parts: Sequence[_Part], expected: Usage) -> Spent:
+        """What a call is thought to take; reserved before each attempt."""
+        share = sum(part.share for part in parts)
+        return Spent(
+            sequences=sum(len(part.request.batch) for part in parts),
+            tokens=math.ceil(expected.tokens * share),
+            money=expected.money * share,
+        )
+
+    def _taken_by(self, error: BaseException, planned: Spent) -> Spent:
+        """What a failed attempt took: as told, and what was reserved where that is unknown."""
+        if not isinstance(error, LMaaSError) or error.usage is None:
+            # an input error is raised before anything is sent
+            return Spent(requests=0 if isinstance(error, InputError) else 1)
+        least = planned if error.usage_unknown else Spent()
+        usage = replace(
+            error.usage,
+            # of a row that is sent several times, some may have been answered
+            sequences=max(min(error.usage.sequences, planned.sequences), least.sequences),
+            tokens=max(error.usage.tokens, least.tokens),
+        )
+        spent = Spent.of(self.priced(usage))
+        return replace(spent, money=max(spent.money, least.money))
+
+    def _tell(self, sentence: str) -> None:
+        """Say that a call is tried again, but not of each of many that fail together."""
+        with self._lock:
+            if (now := self._clock()) < self._quiet_until:
+                return
+            self._quiet_until = now + _QUIET
+        warnings.warn(sentence, stacklevel=2)
 
     def _settled(self, reply: ScoreReply) -> ScoreReply:
         """The reply with its price."""

@@ -31,11 +31,14 @@ class LMaaSError(Exception):
     """Root of this package's errors.
 
     Attributes:
-        usage: What was taken all the same, where the provider's side told it: a reply that was
-            paid, and is of no use. None where nobody told.
+        usage: What was taken all the same, as far as the provider's side told it: a reply that was
+            paid, and is of no use. None where nothing was.
+        usage_unknown: Whether more may have been taken than `usage` says, because the reply, or
+            what it says of its cost, is missing: then what was reserved for the call is booked.
     """
 
     usage: Usage | None = None
+    usage_unknown: bool = False
 
 
 class InputError(LMaaSError, ValueError):

@@ -20,12 +20,14 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies, select_proxy
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.concealed import shown
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
+from lmaas_tune.middleware import deadline
 from lmaas_tune.middleware.retry import Retry
+from lmaas_tune_adapters.timed import TimedAdapter
 
 CONNECTIONS = 64
 """Most that are kept open to one endpoint; more workers than this wait for each other."""
@@ -42,7 +44,8 @@ _REMEDIES = {
     413: "the request is too large for this server: shorten the prompt or the texts",
 }
 _MAX_REPLY = 64 * 2**20  # bytes; nothing we ask for is near it
-_CHUNK = 64 * 1024  # bytes at once, up or down
+_BLOCK = 16 * 1024  # bytes sent at once: one record of TLS, which has a timeout of its own
+_CHUNK = 64 * 1024  # bytes read at once
 _CONNECT = 10.0  # seconds
 
 
@@ -166,9 +169,10 @@ class Answer:
             return json.loads(self.content, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             shown = quoted(self.content.decode("utf-8", "replace"), self.key, most=60)
-            raise TransientError(
-                f"{self.url} answered what is not JSON ({error}): {shown!r}"
-            ) from error
+            with paid(self.usage):
+                raise TransientError(
+                    f"{self.url} answered what is not JSON ({error}): {shown!r}"
+                ) from error
 
 
 class Endpoint:
@@ -177,8 +181,8 @@ class Endpoint:
     Args:
         url: Up to where the paths begin.
         key: Signs each request; None signs none.
-        timeout: Seconds of silence after which a request has failed, and seconds after which an
-            answer that still comes in pieces has.
+        timeout: Seconds from the connection until the answer is whole. A deadline that applies
+            (`lmaas_tune.middleware.deadline`) may come before.
 
     Raises:
         InputError: No http(s) URL, or one that holds a password or a query.
@@ -230,22 +234,26 @@ class Endpoint:
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> Answer:
         url, outer = self.url + path, sys.exc_info()[1]
+        seconds = max(1e-3, min(self._timeout, deadline.left()))
         if self._process != os.getpid():  # a fork: its parent reads from the same connections
             self._inherited, self._session = self._session, _session(self._key)  # never closed here
             self._process = os.getpid()
         try:
-            with self._session.request(
-                method,
-                url,
-                data=_Blocks(body) if body else body,
-                headers=headers,
-                timeout=(min(_CONNECT, self._timeout), self._timeout),
-                allow_redirects=False,
-                stream=True,
-            ) as response:
+            with (
+                deadline.Deadline(seconds).applied(),
+                self._session.request(
+                    method,
+                    url,
+                    data=_Blocks(body) if body else body,
+                    headers=headers,
+                    timeout=(min(_CONNECT, seconds), seconds),
+                    allow_redirects=False,
+                    stream=True,
+                ) as response,
+            ):
                 content = self._read(url, response.raw)
         except (OSError, urllib3.exceptions.HTTPError) as error:
-            raise self._unanswered(url, error, outer) from self._tellable(error)
+            raise self._unanswered(url, error, outer, seconds) from self._tellable(error)
         if not 200 <= response.status_code < 300:
             raise self._refusal(url, response, content)
         usage = Usage(
@@ -258,28 +266,25 @@ class Endpoint:
 
     def _read(self, url: str, raw: urllib3.BaseHTTPResponse) -> bytes:
         """The body, as it comes: `requests` itself would wait for whole blocks of it."""
-        deadline = time.monotonic() + self._timeout
         content = bytearray()
         while piece := raw.read1(_CHUNK, decode_content=True):
             content += piece
-            if time.monotonic() > deadline:
-                raise requests.ReadTimeout
             if len(content) > _MAX_REPLY:
-                raise PermanentError(
-                    f"{url} answers with more than {_MAX_REPLY >> 20} MB: check the URL"
+                raise _perhaps_paid(
+                    PermanentError(
+                        f"{url} answers with more than {_MAX_REPLY >> 20} MB: check the URL"
+                    )
                 )
         return bytes(content)
 
-    def _unanswered(self, url: str, error: Exception, outer: BaseException | None) -> Exception:
+    def _unanswered(
+        self, url: str, error: Exception, outer: BaseException | None, seconds: float
+    ) -> Exception:
         cause = _innermost(error, outer)
         said = quoted(str(cause), self._key, most=200) or type(cause).__name__
         if isinstance(error, requests.ConnectTimeout) or "handshake operation timed" in said:
             return TransientError(
                 f"{url} cannot be reached: no connection in time", overloaded=True
-            )
-        if isinstance(error, requests.Timeout | urllib3.exceptions.ReadTimeoutError):
-            return TransientError(
-                f"{url} did not answer within {self._timeout:g} s", overloaded=True
             )
         if isinstance(error, requests.exceptions.InvalidURL):
             return InputError(f"{url} is no URL that can be asked: {said}")
@@ -287,10 +292,20 @@ class Endpoint:
             return PermanentError(
                 f"{url}: no safe connection ({said}); check the URL and its certificate"
             )
+        if isinstance(error, requests.exceptions.ProxyError):
+            return TransientError(
+                f"the proxy {_proxy(url)} gives no connection to {url}: {said}; check HTTP_PROXY, "
+                "HTTPS_PROXY and NO_PROXY in the environment"
+            )
+        if isinstance(cause, TimeoutError) or isinstance(error, requests.Timeout):
+            late = TransientError(f"{url} did not answer within {seconds:.4g} s", overloaded=True)
+            return _perhaps_paid(late)
         if isinstance(error, urllib3.exceptions.HTTPError):
-            return TransientError(f"{url} broke off its answer: {said}")
+            return _perhaps_paid(TransientError(f"{url} broke off its answer: {said}"))
         if isinstance(error, requests.RequestException):
-            return TransientError(f"{url} cannot be reached: {said}")
+            failure = TransientError(f"{url} cannot be reached: {said}")
+            unsent = isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
+            return failure if unsent else _perhaps_paid(failure)
         return PermanentError(f"{url} cannot be asked: {said}")  # a bundle of certificates is gone
 
     def _tellable(self, error: Exception) -> Exception | None:
@@ -321,19 +336,31 @@ class Endpoint:
         )
 
 
+def _perhaps_paid(error: LMaaSError) -> LMaaSError:
+    """The error of a request that was sent, and perhaps answered."""
+    error.usage, error.usage_unknown = Usage(requests=1), True
+    return error
+
+
+def _proxy(url: str) -> str:
+    """Through which a URL is asked, without its password."""
+    parts = urlsplit(select_proxy(url, get_environ_proxies(url)) or "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else parts.path
+
+
 def _session(key: Key | None) -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.auth = key or _unsigned
     session.headers.update({"User-Agent": "lmaas-tune", "Accept": "*/*"})
-    adapter = HTTPAdapter(pool_maxsize=CONNECTIONS, pool_block=True)
+    adapter = TimedAdapter(pool_maxsize=CONNECTIONS, pool_block=True)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
 
 
 class _Blocks:
-    """A body sent in blocks, each with a timeout of its own: bytes would have one for all."""
+    """A body sent in blocks, each of which looks at the deadline."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -342,7 +369,7 @@ class _Blocks:
         return len(self._body)
 
     def __iter__(self) -> Iterator[bytes]:
-        return (self._body[start : start + _CHUNK] for start in range(0, len(self), _CHUNK))
+        return (self._body[start : start + _BLOCK] for start in range(0, len(self), _BLOCK))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -456,11 +483,11 @@ def _header_bytes(headers: Iterable[tuple[str, str | bytes]]) -> int:
 
 @contextmanager
 def paid(usage: Usage) -> Iterator[None]:
-    """What fails inside has been paid already, and says so."""
+    """What fails inside has been paid already, and says so; without tokens, not how much."""
     try:
         yield
     except LMaaSError as error:
-        error.usage = usage
+        error.usage, error.usage_unknown = usage, not usage.tokens
         raise
 
 

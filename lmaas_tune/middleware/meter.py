@@ -287,6 +287,12 @@ class Meter:
         booked, elapsed = self._booked, max(0.0, self._clock() - self._start)
         return replace(booked, seconds=booked.seconds + elapsed)
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the budget's seconds are over; infinity where it limits none."""
+        limit = self.budget.seconds
+        return math.inf if limit is None else limit - self.spent.seconds
+
     def book(self, part: Spent) -> None:
         """Add `part`. Its seconds come on top of the clock's, so leave them 0 for new work."""
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -56,6 +57,8 @@ class Retry:
         self,
         attempt: Callable[[], T],
         *,
+        admit: Callable[[float], None] = lambda _: None,
+        tell: Callable[[str], None] = lambda sentence: warnings.warn(sentence, stacklevel=2),
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _JITTER.random,
@@ -64,6 +67,9 @@ class Retry:
 
         Args:
             attempt: Makes one attempt.
+            admit: Raises where there is no time for a wait of so many seconds.
+            tell: Takes one sentence for the user when the first attempt failed: else a dead server
+                would look like a slow one until the last.
             sleep: Waits for so many seconds.
             clock: Gives seconds that only rise.
             chance: Gives numbers from 0 to 1 for the jitter.
@@ -87,8 +93,17 @@ class Retry:
             late = elapsed() + state.upcoming_sleep > self.total
             return late or state.attempt_number >= self.attempts
 
+        def before_sleep(state: RetryCallState) -> None:
+            admit(state.upcoming_sleep)
+            if state.attempt_number == 1 and state.outcome:
+                tell(
+                    f"attempt 1 of {self.attempts} failed: {state.outcome.exception()}; trying "
+                    f"again in {state.upcoming_sleep:.2g} s"
+                )
+
         retrying = Retrying(
             sleep=sleep,
+            before_sleep=before_sleep,
             retry=retry_if_exception_type(TransientError),
             wait=wait,
             stop=stop,

@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +22,22 @@ from types import TracebackType
 from urllib.parse import urlsplit
 
 import numpy as np
+
+TRICKLES = {
+    "100 Continue without end": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a status line without end": (b"HTTP/1.1 2", b"0"),
+    "a header without end": (b"HTTP/1.1 200 OK\r\nA: ", b"x"),
+    "headers without end": (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+    "a chunk extension without end": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+        b"a",
+    ),
+    "trailers without end": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"A: b\r\n",
+    ),
+}
+"""Answers that are never whole: how they begin, and what comes again and again."""
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 _LONGEST_STALL = 60.0  # seconds; a client gives up long before
@@ -104,7 +121,7 @@ class FaultyProxy:
         self.routes: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.share = share
-        self._kinds, self._seed = kinds or KINDS, seed
+        self.kinds, self._seed = kinds or KINDS, seed
         self._labels = labels
         self._asked: Counter[str] = Counter()
         self._last: dict[str, tuple[str, Reply]] = {}
@@ -137,7 +154,7 @@ class FaultyProxy:
         """How many requests there were, and what became of them."""
         asked, spoilt = sum(self._asked.values()), sum(self.met.values())
         lines = [f"{asked} requests, {spoilt} of them spoilt"]
-        return "\n".join([*lines, *(f"{self.met[kind]:6}  {kind}" for kind in self._kinds)])
+        return "\n".join([*lines, *(f"{self.met[kind]:6}  {kind}" for kind in self.kinds)])
 
     def draw(self, request: Request) -> str | None:
         """The fault that is due, if one is."""
@@ -145,7 +162,7 @@ class FaultyProxy:
             before = self._asked[request.name]
             self._asked[request.name] += 1
         chance = random.Random(f"{self._seed}|{request.name}|{before}")
-        return chance.choice(self._kinds) if chance.random() < self.share else None
+        return chance.choice(self.kinds) if chance.random() < self.share else None
 
     def count(self, counter: Counter[str], name: str) -> None:
         """One more; counters are no safe place for threads to meet."""
@@ -298,6 +315,18 @@ def _stall(handler: _Handler, request: Request) -> bool:
     return True
 
 
+def _trickle(first: bytes, then: bytes) -> _Fault:
+    def fault(handler: _Handler, request: Request) -> bool:
+        handler.wfile.write(first)
+        end = time.monotonic() + _LONGEST_STALL
+        while time.monotonic() < end and not select.select([handler.connection], [], [], 0.05)[0]:
+            handler.wfile.write(then)
+        handler.close_connection = True
+        return True
+
+    return fault
+
+
 def _spoil(change: Callable[[FaultyProxy, Reply], Reply]) -> _Fault:
     def fault(handler: _Handler, request: Request) -> bool:
         reply = handler.ask(request)
@@ -357,6 +386,7 @@ _FAULTS: dict[str, _Fault] = {
     "NaN put in": _spoil(_nan),
     "sent twice": _twice,
     "another's answer": _of_another,
+    **{name: _trickle(*pieces) for name, pieces in TRICKLES.items()},
 }
 
 KINDS = tuple(_FAULTS)

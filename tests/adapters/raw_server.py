@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -23,11 +24,13 @@ class Say:
     Attributes:
         data: Sent as it is.
         then: What follows: the next request; the end of the connection, in order or by a reset;
-            silence until the client hangs up; or one byte more every now and then until it does.
+            silence until the client hangs up; or `drop` every now and then until it does.
+        drop: Sent again and again where the reply trickles.
     """
 
     data: bytes
     then: Literal["keep", "close", "reset", "silence", "trickle"] = "keep"
+    drop: bytes = b"."
 
 
 def reply(
@@ -45,6 +48,7 @@ class RawServer:
     Args:
         answer: Given the bytes of a request; or one thing to say to all.
         unhurried: Seconds from one piece of a body that is read to the next.
+        tls: Encrypts what passes; None does not.
 
     Attributes:
         url: Where it listens.
@@ -53,12 +57,19 @@ class RawServer:
         most: How many were busy with a request at the same time, at most.
     """
 
-    def __init__(self, answer: Callable[[bytes], Say] | Say | bytes, *, unhurried: float = 0.0):
+    def __init__(
+        self,
+        answer: Callable[[bytes], Say] | Say | bytes,
+        *,
+        unhurried: float = 0.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         says = Say(answer) if isinstance(answer, bytes) else answer
         self._answer = says if callable(says) else lambda _: says
-        self._unhurried = unhurried
+        self._unhurried, self._tls = unhurried, tls
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -97,6 +108,10 @@ class RawServer:
                 connection, _ = self._listener.accept()
             except OSError:  # closed: the end
                 return
+            if self._tls is not None:  # its thread shakes hands
+                connection = self._tls.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
             self.connections += 1
             with self._lock:
                 self._open.add(connection)
@@ -150,7 +165,7 @@ class RawServer:
             for _ in range(_DROPS if say.then == "trickle" else 0):
                 if select.select([connection], [], [], 0.02)[0]:  # the client hung up
                     break
-                connection.sendall(b".")
+                connection.sendall(say.drop)
             return say.then == "keep"
         finally:
             with self._lock:

@@ -31,7 +31,7 @@ from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import PointPrompt, Subspace
 from lmaas_tune.task import Batch, Slot
 
-from .faulty_proxy import KINDS, FaultyProxy, Request
+from .faulty_proxy import KINDS, TRICKLES, FaultyProxy, Request
 from .waiting import wait_for
 
 TRAIN = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(4)]
@@ -115,7 +115,8 @@ def test_a_spoilt_answer_is_the_right_one_or_none(kind: str, site: Site, key_fil
     ]
     truth = [reply.logprobs for reply in LMaaSBackend(site.url, api_key_file=key_file).score(asked)]
     with FaultyProxy(site.url, share=0.0, kinds=(kind,)) as proxy:
-        timeout = 1.0 if kind == "stalled" else 10.0
+        is_late = kind == "stalled" or kind in TRICKLES
+        timeout = 1.0 if is_late else 10.0
         remote = LMaaSBackend(proxy.url, api_key_file=key_file, timeout=timeout)
         remote.score(asked)
         proxy.share = 1.0
@@ -126,7 +127,7 @@ def test_a_spoilt_answer_is_the_right_one_or_none(kind: str, site: Site, key_fil
             with pytest.raises(TransientError) as caught:
                 remote.score([request])
             assert caught.value.retry_after == WAITS.get(kind)
-            assert caught.value.overloaded == (kind in WAITS or kind == "stalled")
+            assert caught.value.overloaded == (kind in WAITS or is_late)
     assert proxy.met == {kind: 2}
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, Usage
-from lmaas_tune.errors import InputError, PermanentError, TransientError
+from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
 from lmaas_tune.prompts import FloatArray, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune_adapters.http import Answer, Endpoint, RefusedError, paid
@@ -113,11 +113,11 @@ class Service:
             [{"slot": part.value} if isinstance(part, Slot) else part for part in row]
             for row in batch.rows
         ]
-        return _registered(self._ask("/v1/batches", {"rows": rows, "candidates": candidates}))
+        return self._register("/v1/batches", {"rows": rows, "candidates": candidates})
 
     def add_subspace(self, subspace: Subspace) -> Registered:
         """Register what p0 and A are drawn from."""
-        return _registered(self._ask("/v1/subspaces", subspace.to_json()))
+        return self._register("/v1/subspaces", subspace.to_json())
 
     def score_point(
         self, batch: str, subspace: str, point: FloatArray, *, shape: Shape
@@ -148,6 +148,13 @@ class Service:
         except (KeyError, TypeError) as error:
             raise _damaged(answer, "lacks what it is to tell") from error
 
+    def _register(self, path: str, content: Content) -> Registered:
+        try:
+            return _registered(self._ask(path, content))
+        except LMaaSError as error:
+            error.usage_unknown = False  # it is free
+            raise
+
     def _ask(self, path: str, content: Content = None) -> Answer:
         name = secrets.token_hex(4)
         headers = {"Request-Id": name}
@@ -172,7 +179,8 @@ class Service:
                 ) from error
             raise
         if answer.headers.get("request-id") != name:
-            raise _damaged(answer, "is not the one to this request")
+            with paid(answer.usage):
+                raise _damaged(answer, "is not the one to this request")
         return answer
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
@@ -147,12 +148,12 @@ class OpenAIBackend:
     def _score(self, asked: Sequence[Question], candidates: Sequence[str]) -> ScoreReply:
         words, most = _words(candidates), self._scorer.rows
         scores: list[FloatArray] = [np.zeros((0, len(words)))]
-        usage = Usage(sequences=len(asked))
+        usage = Usage()
         for start in range(0, len(asked), most):
             part, taken = self._scorer.score(asked[start : start + most], words)
             scores.append(part)
             usage += taken
-        return ScoreReply(np.concatenate(scores), usage)
+        return ScoreReply(np.concatenate(scores), replace(usage, sequences=len(asked)))
 
 
 def _open_ways(endpoint: str, scores: str, system: str | None) -> list[tuple[str, str]]:

@@ -89,7 +89,7 @@ class Server:
                 ) from error
             raise
         choices, tokens = read(answer, count=prompts, logprobs="logprobs" in body)
-        return choices, answer.usage + Usage(tokens=tokens)
+        return choices, answer.usage + Usage(sequences=prompts, tokens=tokens)
 
 
 class Channel(Protocol):

@@ -74,9 +74,9 @@ def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], i
         TransientError: It is no such reply.
     """
     reply = answer.json()
-    _check_error(reply, answer)
     tokens = tokens_read(reply)
-    with paid(answer.usage + Usage(tokens=tokens or 0)):
+    with paid(answer.usage + Usage(sequences=count, tokens=tokens or 0)):
+        _check_error(reply, answer)
         if tokens is None:
             raise TransientError(f"{answer.url} does not tell its usage in numbers")
         return _choices(reply, answer, count=count, logprobs=logprobs), tokens

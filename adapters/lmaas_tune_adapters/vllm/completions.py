@@ -115,7 +115,8 @@ class Completions:
         body = b"".join([*pieces, end])
         answer = self.endpoint.post(PATH, body=body, headers={"Content-Type": "application/json"})
         content = answer.json()
-        usage = answer.usage + Usage(tokens=tokens_read(content) or 0)
+        read = tokens_read(content) or 0
+        usage = answer.usage + Usage(sequences=len(prompts), tokens=read)
         with paid(usage):
             return self._read(content, answer, len(prompts) + bool(beside), token_ids), usage
 
