@@ -305,8 +305,8 @@ class Client:
                 if isinstance(error, KeyboardInterrupt) and waiting:
                     run.deadline.shorten(_GRACE)
                     warnings.warn(
-                        f"{waiting} calls under way have {_GRACE:g} s to come to their end, and "
-                        "are kept; interrupt again to leave them",
+                        f"calls under way are waited for, at most {_GRACE:g} s, and kept: "
+                        f"{waiting}; interrupt again to leave them",
                         stacklevel=2,
                     )
                 raise
@@ -329,7 +329,8 @@ class Client:
                 queued += self._clock() - asked
                 try:
                     replies = [self._settled(reply) for reply in self._call(requests)]
-                    bill.spent = Spent.of(sum((reply.usage for reply in replies), Usage()))
+                    usage = sum((reply.usage for reply in replies), Usage())
+                    bill.spent = self._booked(usage, planned, unknown=not usage.tokens)
                 except BaseException as error:
                     bill.spent = self._taken_by(error, planned)
                     raise
@@ -399,19 +400,23 @@ class Client:
         )
 
     def _taken_by(self, error: BaseException, planned: Spent) -> Spent:
-        """What a failed attempt took: as told, and what was reserved where that is unknown."""
+        """What a failed attempt took."""
         if not isinstance(error, LMaaSError) or error.usage is None:
             # an input error is raised before anything is sent
             return Spent(requests=0 if isinstance(error, InputError) else 1)
-        least = planned if error.usage_unknown else Spent()
-        usage = replace(
-            error.usage,
-            # of a row that is sent several times, some may have been answered
-            sequences=max(min(error.usage.sequences, planned.sequences), least.sequences),
-            tokens=max(error.usage.tokens, least.tokens),
-        )
+        # a row may be sent several times, and is paid once
+        rows = min(error.usage.sequences, planned.sequences)
+        usage = replace(error.usage, sequences=rows)
+        return self._booked(usage, planned, unknown=error.usage_unknown)
+
+    def _booked(self, usage: Usage, planned: Spent, *, unknown: bool) -> Spent:
+        """What is booked for a usage: where it is not known whole, at least what was reserved."""
+        if not unknown or not usage.requests:
+            return Spent.of(self.priced(usage))
+        rows = max(usage.sequences, planned.sequences)
+        usage = replace(usage, sequences=rows, tokens=max(usage.tokens, planned.tokens))
         spent = Spent.of(self.priced(usage))
-        return replace(spent, money=max(spent.money, least.money))
+        return replace(spent, money=max(spent.money, planned.money))
 
     def _tell(self, sentence: str) -> None:
         """Say that a call is tried again, but not of each of many that fail together."""

@@ -452,4 +452,7 @@ def test_an_interrupt_says_that_calls_under_way_are_waited_for() -> None:
         warnings.simplefilter("always")
         warnings.showwarning = show
         client(Interrupted(rows_per_call=4), pace=Pace(workers=2)).score([request(6)])
-    assert said == ["calls under way are waited for, and kept: 1; interrupt again to leave them"]
+    (sentence,) = said
+    assert sentence == (
+        "calls under way are waited for, at most 10 s, and kept: 1; interrupt again to leave them"
+    )

@@ -267,7 +267,7 @@ def test_ctrl_c_ends_a_run_whose_answers_trickle(
     spoil_after(turncoat, 100, then=lambda: os.kill(os.getpid(), signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with within(SOON), pytest.warns(UserWarning, match="come to their end"):
+        with within(SOON), pytest.warns(UserWarning, match="are waited for"):
             result = fit(turncoat, Budget(calls=10_000))
     finally:
         signal.signal(signal.SIGINT, before)
