@@ -27,6 +27,7 @@ from lmaas_tune.backend import (
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError
 from lmaas_tune.middleware.cache import ScoreCache, score_key
 from lmaas_tune.middleware.deadline import Deadline
+from lmaas_tune.middleware.estimate import Estimates
 from lmaas_tune.middleware.meter import Meter, Spent, paying
 from lmaas_tune.middleware.pace import DEFAULT_PACE, Pace, Stopped, Throttle
 from lmaas_tune.middleware.retry import DEFAULT_RETRY, Retry
@@ -139,6 +140,7 @@ class Client:
         self._retry, self._price = retry, price
         self._threads, self._throttle = pace.threads, Throttle(pace, clock=clock)
         self._sleep, self._clock, self._chance = sleep, clock, chance
+        self._estimates = Estimates()
         self._quiet_until, self._lock = -math.inf, threading.Lock()
         self.priced(Usage(requests=1, sequences=1, tokens=1))  # a bad price shows before any call
 
@@ -315,12 +317,11 @@ class Client:
     def _ask(self, parts: Sequence[_Part], run: _Run) -> dict[bytes, ScoreReply]:
         """One call: attempts until one succeeds, each of them admitted and booked."""
         requests = [part.request for part in parts]
-        planned = self._planned(parts, run.expected)
         spent, queued = Spent(), 0.0
 
         def attempt() -> list[ScoreReply]:
             nonlocal spent, queued
-            again = spent.requests > 0
+            again, planned = spent.requests > 0, self._planned(parts, run)
             ahead = self._throttle.ahead(planned.tokens)
             run.admit(ahead)
             asked = self._clock()
@@ -330,9 +331,9 @@ class Client:
                 try:
                     replies = [self._settled(reply) for reply in self._call(requests)]
                     usage = sum((reply.usage for reply in replies), Usage())
-                    bill.spent = self._booked(usage, planned, unknown=not usage.tokens)
+                    bill.spent = self._booked(usage, parts, run, unknown=not usage.tokens)
                 except BaseException as error:
-                    bill.spent = self._taken_by(error, planned)
+                    bill.spent = self._taken_by(error, parts, run)
                     raise
                 finally:
                     bill.spent += Spent(retries=int(again))
@@ -390,33 +391,47 @@ class Client:
                 f"backend {self.identity!r} failed with {type(error).__name__}: {error}"
             ) from error
 
-    def _planned(self, parts: Sequence[_Part], expected: Usage) -> Spent:
-        """What a call is thought to take; reserved before each attempt."""
-        share = sum(part.share for part in parts)
-        return Spent(
+    def _planned(self, parts: Sequence[_Part], run: _Run) -> Spent:
+        """What a call is thought to take: its share of a request, or more if its rows took more."""
+        usage = Usage(
+            requests=1,
             sequences=sum(len(part.request.batch) for part in parts),
-            tokens=math.ceil(expected.tokens * share),
-            money=expected.money * share,
+            tokens=sum(
+                max(
+                    math.ceil(run.expected.tokens * part.share),
+                    self._estimates.tokens(part.request),
+                )
+                for part in parts
+            ),
+        )
+        money = run.expected.money * sum(part.share for part in parts)
+        return Spent(
+            sequences=usage.sequences,
+            tokens=usage.tokens,
+            money=max(money, self.priced(usage).money),
         )
 
-    def _taken_by(self, error: BaseException, planned: Spent) -> Spent:
+    def _taken_by(self, error: BaseException, parts: Sequence[_Part], run: _Run) -> Spent:
         """What a failed attempt took."""
         if not isinstance(error, LMaaSError) or error.usage is None:
             # an input error is raised before anything is sent
             return Spent(requests=0 if isinstance(error, InputError) else 1)
         # a row may be sent several times, and is paid once
-        rows = min(error.usage.sequences, planned.sequences)
+        rows = min(error.usage.sequences, self._planned(parts, run).sequences)
         usage = replace(error.usage, sequences=rows)
-        return self._booked(usage, planned, unknown=error.usage_unknown)
+        return self._booked(usage, parts, run, unknown=error.usage_unknown)
 
-    def _booked(self, usage: Usage, planned: Spent, *, unknown: bool) -> Spent:
+    def _booked(self, usage: Usage, parts: Sequence[_Part], run: _Run, *, unknown: bool) -> Spent:
         """What is booked for a usage: where it is not known whole, at least what was reserved."""
-        if not unknown or not usage.requests:
-            return Spent.of(self.priced(usage))
-        rows = max(usage.sequences, planned.sequences)
-        usage = replace(usage, sequences=rows, tokens=max(usage.tokens, planned.tokens))
-        spent = Spent.of(self.priced(usage))
-        return replace(spent, money=max(spent.money, planned.money))
+        if unknown and usage.requests:
+            planned = self._planned(parts, run)
+            rows = max(usage.sequences, planned.sequences)
+            usage = replace(usage, sequences=rows, tokens=max(usage.tokens, planned.tokens))
+            spent = Spent.of(self.priced(usage))
+            return replace(spent, money=max(spent.money, planned.money))
+        if len(parts) == 1:
+            self._estimates.learn(parts[0].request, usage.tokens)
+        return Spent.of(self.priced(usage))
 
     def _tell(self, sentence: str) -> None:
         """Say that a call is tried again, but not of each of many that fail together."""

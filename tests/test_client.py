@@ -176,6 +176,58 @@ def test_attempts_that_all_fail_are_booked_too(tmp_path: Path) -> None:
     assert backend.seen == [1, 1, 1, 1]  # the failure was not cached
 
 
+def test_of_calls_that_fail_together_one_is_told() -> None:
+    now = [0.0]
+    backend = Scripted(*(TransientError(f"busy {n}") for n in range(3)))
+    client = Client(backend, sleep=lambda seconds: None, clock=lambda: now[0])
+    with pytest.warns(UserWarning) as told:
+        for moment, text in ((0.0, "one"), (1.0, "two"), (60.0, "three")):
+            now[0] = moment
+            backend.script.insert(1, lambda replies: replies)
+            client.score([request(text)])
+    assert [str(warning.message)[:36] for warning in told] == [
+        "attempt 1 of 10 failed: busy 0; tryi",
+        "attempt 1 of 10 failed: busy 2; tryi",
+    ]
+
+
+def failing(usage: Usage | None, *, unknown: bool) -> TransientError:
+    error = TransientError("of no use")
+    error.usage, error.usage_unknown = usage, unknown
+    return error
+
+
+def test_a_failure_is_booked_as_told_and_as_reserved_where_nothing_was_told() -> None:
+    told = Usage(requests=1, sequences=2 * ROWS, tokens=7)
+    cases = [
+        (failing(None, unknown=False), Spent(requests=1)),
+        (failing(told, unknown=False), Spent(requests=1, sequences=ROWS, tokens=7, money=7.0)),
+        (
+            failing(Usage(requests=1), unknown=True),
+            Spent(requests=1, sequences=ROWS, tokens=20, money=20.0),
+        ),
+        (failing(told, unknown=True), Spent(requests=1, sequences=ROWS, tokens=20, money=20.0)),
+    ]
+    for error, booked in cases:
+        client = Client(Scripted(error), price=Price(input=1e6), retry=Retry(attempts=1))
+        with pytest.raises(PermanentError):
+            client.score([request()], expected=Usage(tokens=20))
+        assert paid(client.spent) == booked
+
+
+def test_what_an_answer_took_before_is_reserved_for_the_next_on_its_rows() -> None:
+    client = Client(Scripted(with_usage(requests=1, sequences=ROWS, tokens=50)))
+    client.score([request("a")])
+    with pytest.raises(BudgetExceededError, match=r"tokens=49: 49 left, the next request needs 50"):
+        client.score([request("b")], meter=Meter(Budget(tokens=49)), expected=Usage(tokens=10))
+
+
+def test_an_answer_that_does_not_tell_its_tokens_is_booked_as_reserved() -> None:
+    client = Client(Scripted(with_usage(requests=1, sequences=ROWS)), price=Price(input=1e6))
+    client.score([request()], expected=Usage(tokens=20))
+    assert paid(client.spent) == Spent(requests=1, sequences=ROWS, tokens=20, money=20.0)
+
+
 def test_a_permanent_failure_is_not_tried_again() -> None:
     backend = Scripted(PermanentError("no such model"))
     client = Client(backend)

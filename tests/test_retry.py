@@ -177,3 +177,34 @@ def test_no_policy_makes_more_attempts_or_lasts_longer_than_it_says(
 def test_a_policy_that_cannot_work_is_refused_with_its_value(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"retry {next(iter(wrong))}="):
         Retry(**wrong)
+
+
+def test_the_first_failure_is_told_in_one_line_with_when_it_is_tried_again() -> None:
+    time, said = Time(), list[str]()
+    with pytest.raises(PermanentError):
+        Retry(attempts=5).run(
+            Flaky(*busy(9)), tell=said.append, sleep=time.sleep, chance=lambda: 0.0
+        )
+    assert said == ["attempt 1 of 5 failed: busy; trying again in 0.5 s"]
+
+
+def test_a_failure_is_a_warning_where_nobody_else_is_told() -> None:
+    with pytest.warns(UserWarning, match="attempt 1 of 2 failed: busy"):
+        Retry(attempts=2, first_wait=0.0).run(Flaky(*busy(1)))
+
+
+def test_a_wait_that_is_not_admitted_is_neither_told_nor_waited_for() -> None:
+    time, said = Time(), list[str]()
+
+    def refuse(seconds: float) -> None:
+        raise BudgetExceededError(f"no {seconds:g} s left")
+
+    with pytest.raises(BudgetExceededError, match=r"no 0\.5 s left"):
+        Retry().run(
+            Flaky(*busy(1)),
+            admit=refuse,
+            tell=said.append,
+            sleep=time.sleep,
+            chance=lambda: 0.0,
+        )
+    assert said == time.waits == []

@@ -98,7 +98,7 @@ class Retry:
             if state.attempt_number == 1 and state.outcome:
                 tell(
                     f"attempt 1 of {self.attempts} failed: {state.outcome.exception()}; trying "
-                    f"again in {state.upcoming_sleep:.2g} s"
+                    f"again in {state.upcoming_sleep:.3g} s"
                 )
 
         retrying = Retrying(

@@ -21,7 +21,11 @@ from lmaas_tune.testing.toy import ToyBackend
 from .faulty_proxy import FaultyProxy
 from .openai_server import OpenAIServer, speaker
 
-TRAIN = [(f"{word} thing {n}", word) for word in ("good", "bad") for n in range(8)]
+LONG, SHORT = " internationalisationalism", " a b c d e f g h i j k l m n o p"
+TRAIN = [
+    (word + SHORT * (n % 2) + LONG * (n % 3), word) for word in ("good", "bad") for n in range(8)
+]
+"""How long a text is says little about how many tokens it has."""
 PRICE = Price(input=1.0, output=200.0)
 RETRY = Retry(attempts=100, first_wait=0.001, longest_wait=0.01)
 UNUSABLE = ("truncated", "wrong body", "a label missing", "NaN put in", "reset in its middle")
@@ -123,7 +127,7 @@ def fit(backend: Backend, budget: Budget) -> TuneResult:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("limit", ["sequences=500", "tokens=4000", "money=0.1"])
+@pytest.mark.parametrize("limit", ["sequences=500", "tokens=8000", "money=0.1"])
 @pytest.mark.parametrize("made", [lmaas_provider, openai_provider, vllm_provider])
 def test_no_budget_is_passed_though_a_third_of_the_answers_cannot_be_used(
     made: Callable[[ExitStack, Path], Provider],
