@@ -300,12 +300,12 @@ class Endpoint:
         if isinstance(cause, TimeoutError) or isinstance(error, requests.Timeout):
             late = TransientError(f"{url} did not answer within {seconds:.4g} s", overloaded=True)
             return _perhaps_paid(late)
-        if isinstance(error, urllib3.exceptions.HTTPError):
+        if isinstance(
+            _raw(error), urllib3.exceptions.ProtocolError | urllib3.exceptions.DecodeError
+        ):
             return _perhaps_paid(TransientError(f"{url} broke off its answer: {said}"))
-        if isinstance(error, requests.RequestException):
-            failure = TransientError(f"{url} cannot be reached: {said}")
-            unsent = isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
-            return failure if unsent else _perhaps_paid(failure)
+        if isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError):
+            return TransientError(f"{url} cannot be reached: {said}")
         return PermanentError(f"{url} cannot be asked: {said}")  # a bundle of certificates is gone
 
     def _tellable(self, error: Exception) -> Exception | None:
@@ -334,6 +334,11 @@ class Endpoint:
         return RefusedError(
             f"{message}; {remedy}" if remedy else message, status=status, reason=reason, code=code
         )
+
+
+def _raw(error: Exception) -> object:
+    """What urllib3 raised; requests wraps it as long as no answer has begun."""
+    return error.args[0] if isinstance(error, requests.RequestException) and error.args else error
 
 
 def _perhaps_paid(error: LMaaSError) -> LMaaSError:

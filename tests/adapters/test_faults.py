@@ -170,7 +170,9 @@ def test_a_service_killed_and_started_again_gives_the_clean_runs_prompt(
         listening(stack.enter_context(command(*flags, str(urlsplit(url).port), log=log)))
         result = run.result(120)
     assert essence(result) == essence(clean)
-    assert result.spent.tokens == clean.spent.tokens
+    # calls that were under way when it came may have been paid, and are booked
+    most = 4 * clean.spent.tokens // clean.spent.requests
+    assert 0 <= result.spent.tokens - clean.spent.tokens <= most
     assert result.spent.retries >= 1
 
 
