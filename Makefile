@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
     tests/hf/test_packing.py tests/hf/test_speed_is_on.py
 
-.PHONY: demo test test-latest test-lowest lock test-browser test-plugin test-vllm check format examples benchmarks clean
+.PHONY: demo test test-latest test-lowest lock test-browser test-kills test-plugin test-vllm check format examples benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -49,6 +49,10 @@ test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready
 test-browser: $(VENV)/.dev
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core)
 	OMP_NUM_THREADS=1 CHROMIUM=$$(command -v chromium) $(BIN)/python -m pytest tests/compare/test_browser.py
+
+# by default `make test` kills the run a few times
+test-kills: $(VENV)/.dev
+	KILLS=200 $(BIN)/python -m pytest tests/adapters/test_kills.py
 
 # a stranger's distribution beside ours, both as wheels, in an environment with nothing else
 test-plugin:

@@ -165,6 +165,9 @@ class Backend(Protocol):
         character of a text prompt, and falls away before a soft one. Other whitespace (a line
         break) stays where it is.
 
+        A backend that waits for others does so at most `lmaas_tune.middleware.deadline.left()`
+        seconds. What it raises says by `usage` and `usage_unknown` what was paid all the same.
+
         Raises:
             TransientError: May pass; the client tries again.
             PermanentError: Will not pass.

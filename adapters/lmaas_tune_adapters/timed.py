@@ -44,6 +44,10 @@ class _Answer(http.client.HTTPResponse):
 class _Timed(http.client.HTTPConnection):
     response_class = _Answer
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """An error that is sent to another process may hold its connection."""
+        return str, (str(self),)
+
     def send(self, data: Any) -> None:
         """Send one block."""
         if self.sock is not None:  # else it is made first, with a timeout of its own

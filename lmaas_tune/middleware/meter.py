@@ -32,8 +32,8 @@ class Budget:
         sequences: Rows paid for, validation included.
         tokens: Tokens paid for. A backend that cannot tell beforehand what a call takes shows
             it with the first one, which alone can go past a limit on tokens or money.
-        seconds: Wall time of the run; a generation that takes longer than those before can go
-            past it.
+        seconds: Wall time of the run. Calls behind HTTP are given up when it is over; where the
+            model runs here, a generation that takes longer than those before can go past it.
         money: In the currency of the price.
         patience: Generations without a better prompt, of those that the selection looks at; the
             tuner watches it.
