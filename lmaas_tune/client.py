@@ -25,9 +25,9 @@ from lmaas_tune.backend import (
     Usage,
 )
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError
+from lmaas_tune.middleware.billing import Billing
 from lmaas_tune.middleware.cache import ScoreCache, score_key
 from lmaas_tune.middleware.deadline import Deadline
-from lmaas_tune.middleware.estimate import Estimates
 from lmaas_tune.middleware.meter import Meter, Spent, paying
 from lmaas_tune.middleware.pace import DEFAULT_PACE, Pace, Stopped, Throttle
 from lmaas_tune.middleware.retry import DEFAULT_RETRY, Retry
@@ -137,10 +137,9 @@ class Client:
         self.backend = backend
         self.meter = Meter(clock=clock)
         self._cache = ScoreCache(cache) if isinstance(cache, str | os.PathLike) else cache
-        self._retry, self._price = retry, price
+        self._retry, self._billing = retry, Billing(price)
         self._threads, self._throttle = pace.threads, Throttle(pace, clock=clock)
         self._sleep, self._clock, self._chance = sleep, clock, chance
-        self._estimates = Estimates()
         self._quiet_until, self._lock = -math.inf, threading.Lock()
         self.priced(Usage(requests=1, sequences=1, tokens=1))  # a bad price shows before any call
 
@@ -250,12 +249,7 @@ class Client:
         Raises:
             InputError: The price gives no finite number from 0 up.
         """
-        if usage.money or self._price is None:
-            return usage
-        money = self._price(usage)
-        if not 0 <= money < float("inf"):
-            raise InputError(f"the price gives {money!r} for {usage}: it takes 0 or more")
-        return replace(usage, money=money)
+        return self._billing.priced(usage)
 
     def _cut(self, request: ScoreRequest) -> list[_Part]:
         rows = self.capabilities.rows_per_call
@@ -317,13 +311,13 @@ class Client:
     def _ask(self, parts: Sequence[_Part], run: _Run) -> dict[bytes, ScoreReply]:
         """One call: attempts until one succeeds, each of them admitted and booked."""
         requests = [part.request for part in parts]
+        expected = _scaled(run.expected, sum(part.share for part in parts))
         spent, queued = Spent(), 0.0
 
         def attempt() -> list[ScoreReply]:
             nonlocal spent, queued
-            again, planned = spent.requests > 0, self._planned(parts, run)
-            ahead = self._throttle.ahead(planned.tokens)
-            run.admit(ahead)
+            again, planned = spent.requests > 0, self._billing.planned(requests, expected)
+            run.admit(self._throttle.ahead(planned.tokens))
             asked = self._clock()
             turn = self._throttle.turn(planned.tokens, stopped=run.stopped.is_set)
             with turn as took, paying(run.meters, planned) as bill, run.deadline.applied():
@@ -331,9 +325,9 @@ class Client:
                 try:
                     replies = [self._settled(reply) for reply in self._call(requests)]
                     usage = sum((reply.usage for reply in replies), Usage())
-                    bill.spent = self._booked(usage, parts, run, unknown=not usage.tokens)
+                    bill.spent = self._billing.answered(requests, expected, usage)
                 except BaseException as error:
-                    bill.spent = self._taken_by(error, parts, run)
+                    bill.spent = self._billing.failed(requests, expected, error)
                     raise
                 finally:
                     bill.spent += Spent(retries=int(again))
@@ -391,48 +385,6 @@ class Client:
                 f"backend {self.identity!r} failed with {type(error).__name__}: {error}"
             ) from error
 
-    def _planned(self, parts: Sequence[_Part], run: _Run) -> Spent:
-        """What a call is thought to take: its share of a request, or more if its rows took more."""
-        usage = Usage(
-            requests=1,
-            sequences=sum(len(part.request.batch) for part in parts),
-            tokens=sum(
-                max(
-                    math.ceil(run.expected.tokens * part.share),
-                    self._estimates.tokens(part.request),
-                )
-                for part in parts
-            ),
-        )
-        money = run.expected.money * sum(part.share for part in parts)
-        return Spent(
-            sequences=usage.sequences,
-            tokens=usage.tokens,
-            money=max(money, self.priced(usage).money),
-        )
-
-    def _taken_by(self, error: BaseException, parts: Sequence[_Part], run: _Run) -> Spent:
-        """What a failed attempt took."""
-        if not isinstance(error, LMaaSError) or error.usage is None:
-            # an input error is raised before anything is sent
-            return Spent(requests=0 if isinstance(error, InputError) else 1)
-        # a row may be sent several times, and is paid once
-        rows = min(error.usage.sequences, self._planned(parts, run).sequences)
-        usage = replace(error.usage, sequences=rows)
-        return self._booked(usage, parts, run, unknown=error.usage_unknown)
-
-    def _booked(self, usage: Usage, parts: Sequence[_Part], run: _Run, *, unknown: bool) -> Spent:
-        """What is booked for a usage: where it is not known whole, at least what was reserved."""
-        if unknown and usage.requests:
-            planned = self._planned(parts, run)
-            rows = max(usage.sequences, planned.sequences)
-            usage = replace(usage, sequences=rows, tokens=max(usage.tokens, planned.tokens))
-            spent = Spent.of(self.priced(usage))
-            return replace(spent, money=max(spent.money, planned.money))
-        if len(parts) == 1:
-            self._estimates.learn(parts[0].request, usage.tokens)
-        return Spent.of(self.priced(usage))
-
     def _tell(self, sentence: str) -> None:
         """Say that a call is tried again, but not of each of many that fail together."""
         with self._lock:
@@ -467,6 +419,10 @@ class Client:
                     f"backend {self.identity!r}, reply {number} of {len(requests)}: {error}"
                 ) from error
         return checked
+
+
+def _scaled(usage: Usage, share: float) -> Usage:
+    return replace(usage, tokens=math.ceil(usage.tokens * share), money=usage.money * share)
 
 
 def _logprobs(reply: ScoreReply, request: ScoreRequest) -> FloatArray:

@@ -29,7 +29,9 @@ from .waiting import wait_for
 KILLS = int(os.environ.get("KILLS", "5"))
 WORKERS, ROWS_PER_CALL = 4, 4
 TRAIN = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(6)]
-CALLS_A_LIFE = 20  # prompts that are scored between two kills, about
+CALLS_A_LIFE = 10  # prompts that are scored between two kills, about
+IMPORTED = ["cma", "lmaas_tune.service.run", "lmaas_tune_adapters.lmaas", "pytest"]
+"""What takes a process long to begin with."""
 
 
 def tune(url: str, out: str) -> None:
@@ -103,7 +105,7 @@ def test_a_run_killed_many_times_ends_as_a_whole_one_and_pays_only_what_was_unde
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["lmaas_tune", "lmaas_tune_adapters.lmaas"])
+    processes.set_forkserver_preload(IMPORTED)
     chance, kills = random.Random(7), 0
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ["--backend", "toy", "--bounds", f"rows={ROWS_PER_CALL}", "--json", "--port", "0"]
