@@ -300,11 +300,9 @@ class Endpoint:
         if isinstance(cause, TimeoutError) or isinstance(error, requests.Timeout):
             late = TransientError(f"{url} did not answer within {seconds:.4g} s", overloaded=True)
             return _perhaps_paid(late)
-        if isinstance(
-            _raw(error), urllib3.exceptions.ProtocolError | urllib3.exceptions.DecodeError
-        ):
+        if _broken_off(error):
             return _perhaps_paid(TransientError(f"{url} broke off its answer: {said}"))
-        if isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError):
+        if isinstance(error, requests.RequestException):
             return TransientError(f"{url} cannot be reached: {said}")
         return PermanentError(f"{url} cannot be asked: {said}")  # a bundle of certificates is gone
 
@@ -336,9 +334,11 @@ class Endpoint:
         )
 
 
-def _raw(error: Exception) -> object:
-    """What urllib3 raised; requests wraps it as long as no answer has begun."""
-    return error.args[0] if isinstance(error, requests.RequestException) and error.args else error
+def _broken_off(error: Exception) -> bool:
+    """Whether a request was sent before it failed; requests wraps what came before any answer."""
+    raw = error.args[0] if isinstance(error, requests.RequestException) and error.args else error
+    kinds = urllib3.exceptions.HTTPError if raw is error else urllib3.exceptions.ProtocolError
+    return isinstance(raw, kinds)
 
 
 def _perhaps_paid(error: LMaaSError) -> LMaaSError:

@@ -128,7 +128,7 @@ class FaultyProxy:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         handler = type("Handler", (_Handler,), {"proxy": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
@@ -188,6 +188,10 @@ class FaultyProxy:
         return replace(
             reply, body=body, headers={**reply.headers, "content-digest": f"sha-256=:{digest}:"}
         )
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # many clients come at once
 
 
 class _Handler(BaseHTTPRequestHandler):
