@@ -321,10 +321,13 @@ def _stall(handler: _Handler, request: Request) -> bool:
 
 def _trickle(first: bytes, then: bytes) -> _Fault:
     def fault(handler: _Handler, request: Request) -> bool:
-        handler.wfile.write(first)
         end = time.monotonic() + _LONGEST_STALL
-        while time.monotonic() < end and not select.select([handler.connection], [], [], 0.05)[0]:
-            handler.wfile.write(then)
+        with suppress(OSError):  # the client hung up
+            handler.wfile.write(first)
+            while time.monotonic() < end:
+                if select.select([handler.connection], [], [], 0.05)[0]:
+                    break
+                handler.wfile.write(then)
         handler.close_connection = True
         return True
 
