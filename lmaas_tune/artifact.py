@@ -23,6 +23,7 @@ from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.client import Client
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.errors import InputError, PermanentError, StorageError
+from lmaas_tune.exactness import warn_of_bounds
 from lmaas_tune.files import read_object, read_whole, reading, write_whole
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
 from lmaas_tune.plain import checked
@@ -237,13 +238,17 @@ def scores_together(
     """
     task = prompts[0].task
     parts: list[list[FloatArray]] = []
+    bounds = 0
     for first in range(0, len(examples), ROWS_A_REQUEST):
         batch = task.template.batch(examples[first : first + ROWS_A_REQUEST])
         requests = [
             ScoreRequest(tuned.prompt, batch, task.verbalizer.candidates) for tuned in prompts
         ]
-        parts.append([reply.logprobs for reply in client.score(requests)])
+        replies = client.score(requests)
+        parts.append([reply.logprobs for reply in replies])
+        bounds += sum(reply.bounds for reply in replies)
     whole = [np.concatenate(own) for own in zip(*parts, strict=True)]
+    warn_of_bounds(bounds / max(1, sum(scores.size for scores in whole)))
     for scores in whole:
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if len(bad):  # the highest of NaN would look like an answer

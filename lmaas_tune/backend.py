@@ -135,10 +135,13 @@ class ScoreReply:
             normalised over the model's whole vocabulary; <= 0 and finite, but NaN where the
             model itself overflowed on a prompt: the search then goes on without that one.
         usage: What this request took.
+        bounds: How many of the log-probabilities are not the model's own, but an upper bound or
+            a guess, because the provider did not tell the word's.
     """
 
     logprobs: FloatArray
     usage: Usage = field(default_factory=Usage)
+    bounds: int = 0
 
 
 class Backend(Protocol):

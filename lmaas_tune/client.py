@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import random
 import threading
@@ -45,14 +46,15 @@ class Ledger(Protocol):
     """Where a run writes down each answer when it arrives. Called from several threads."""
 
     def known(self, key: bytes) -> tuple[FloatArray, Spent] | None:
-        """(rows, candidates) log-probabilities that were written down, and what they took.
+        """Scores that were written down, as `keep` got them, and what they took.
 
         That is nothing for what the run has booked already.
         """
         ...
 
     def keep(self, key: bytes, logprobs: FloatArray, spent: Spent) -> None:
-        """Write an answer down."""
+        """Write an answer down: (rows, candidates) log-probabilities, and perhaps one row more
+        that counts the bounds among them."""
         ...
 
     def lose(self, spent: Spent) -> None:
@@ -201,14 +203,16 @@ class Client:
         missing = [part for key, part in parts.items() if key not in scores]
         paid = self._pay(missing, run)
         usages |= {key: reply.usage for key, reply in paid.items()}
-        scores |= {key: reply.logprobs for key, reply in paid.items()}
+        scores |= {key: _with_bounds(reply) for key, reply in paid.items()}
         replies, hits = [], 0
         for own in cut:
             taken = [usages.pop(part.key) for part in own if part.key in usages]
             hits += not taken
-            logprobs = np.concatenate([scores[part.key] for part in own])
+            split = [_split(scores[part.key], len(part.request.batch)) for part in own]
+            logprobs = np.concatenate([part for part, _ in split])
             logprobs.setflags(write=False)
-            replies.append(ScoreReply(logprobs, sum(taken, Usage())))
+            bounds = sum(count for _, count in split)
+            replies.append(ScoreReply(logprobs, sum(taken, Usage()), bounds))
         run.book(Spent(hits=hits))
         return replies
 
@@ -367,9 +371,9 @@ class Client:
     ) -> None:
         if self._cache is not None:
             answers = zip(parts, replies, strict=True)
-            self._cache.put_many({part.key: reply.logprobs for part, reply in answers})
+            self._cache.put_many({part.key: _with_bounds(reply) for part, reply in answers})
         if ledger is not None and self.capabilities.rows_per_call is not None:
-            ledger.keep(parts[0].key, replies[0].logprobs, spent)
+            ledger.keep(parts[0].key, _with_bounds(replies[0]), spent)
 
     def _call(self, requests: list[ScoreRequest]) -> list[ScoreReply]:
         return self._answered(lambda: list(self.backend.score(requests)))
@@ -432,6 +436,22 @@ def _logprobs(reply: ScoreReply, request: ScoreRequest) -> FloatArray:
         raise ValueError(f"scores of shape {logprobs.shape} for {shape} (rows, candidates)")
     if (logprobs > _ROUNDING).any():
         raise ValueError(f"a log-probability of {np.nanmax(logprobs):g}, which is above 0")
+    if not 0 <= operator.index(reply.bounds) <= logprobs.size:
+        raise ValueError(f"{reply.bounds} bounds among {logprobs.size} scores")
     logprobs = np.minimum(logprobs, 0.0)
     logprobs.setflags(write=False)
     return logprobs
+
+
+def _with_bounds(reply: ScoreReply) -> FloatArray:
+    """The log-probabilities as they are kept: where some are bounds, a last row counts them."""
+    if not reply.bounds:
+        return reply.logprobs
+    last = np.zeros((1, reply.logprobs.shape[1]))
+    last[0, 0] = reply.bounds
+    return np.concatenate([reply.logprobs, last])
+
+
+def _split(kept: FloatArray, rows: int) -> tuple[FloatArray, int]:
+    """The log-probabilities of so many rows, and how many are bounds; see `_with_bounds`."""
+    return kept[:rows], int(kept[rows:].sum())

@@ -46,12 +46,14 @@ class Probe:
         capabilities: The backend's, as plain values.
         seconds: How long the answer took.
         probabilities: What it gave the two words of the question.
+        bounds: How many of these two are only upper bounds.
     """
 
     identity: str
     capabilities: dict[str, Any]
     seconds: float
     probabilities: dict[str, float]
+    bounds: int = 0
 
 
 def system() -> dict[str, Any]:
@@ -95,6 +97,7 @@ def probe(backend: Backend) -> Probe:
         capabilities=capabilities,
         seconds=seconds,
         probabilities={w: float(np.exp(p)) for w, p in zip(words, reply.logprobs[0], strict=True)},
+        bounds=reply.bounds,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lmaas_tune.backend import Inspects, ScoreRequest, Spread, Usage
+from lmaas_tune.backend import Inspects, ScoreReply, ScoreRequest, Spread, Usage
 from lmaas_tune.calibration import Calibration
 from lmaas_tune.client import Client, Ledger
 from lmaas_tune.errors import InputError
@@ -28,16 +28,19 @@ class Evaluation:
         loss: The objective; NaN where the scores or the objective were not finite.
         accuracy: Share of rows whose highest score is the right label's.
         bias: (labels,) the calibration used.
+        bounds: Share of the scores that are bounds, see `lmaas_tune.backend.ScoreReply`.
     """
 
     loss: float
     accuracy: float
     bias: FloatArray
+    bounds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN as null."""
         loss = self.loss if math.isfinite(self.loss) else None
-        return {"loss": loss, "accuracy": self.accuracy, "bias": [float(b) for b in self.bias]}
+        content = {"loss": loss, "accuracy": self.accuracy, "bias": [float(b) for b in self.bias]}
+        return {**content, "bounds": self.bounds} if self.bounds else content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
@@ -52,6 +55,7 @@ class Evaluation:
             math.nan if loss is None else loss,
             checked(float, content.get("accuracy"), "accuracy"),
             np.array(bias, dtype=np.float64),
+            checked(float, content.get("bounds", 0.0), "bounds"),
         )
 
 
@@ -147,10 +151,12 @@ class Evaluator:
         no_bias = np.zeros(len(self._candidates))
         return [
             self._evaluate(
-                scores,
-                calibration(scores, self._targets) if np.isfinite(scores).all() else no_bias,
+                reply,
+                calibration(reply.logprobs, self._targets)
+                if np.isfinite(reply.logprobs).all()
+                else no_bias,
             )
-            for scores in self._scores(prompts, meter, ledger)
+            for reply in self._replies(prompts, meter, ledger)
         ]
 
     def evaluate(
@@ -161,8 +167,8 @@ class Evaluator:
         ledger: Ledger | None = None,
     ) -> list[Evaluation]:
         """Each prompt's worth, with the (labels,) bias that other rows gave it."""
-        scores = self._scores(prompts, meter, ledger)
-        return [self._evaluate(s, bias) for s, bias in zip(scores, biases, strict=True)]
+        replies = self._replies(prompts, meter, ledger)
+        return [self._evaluate(r, bias) for r, bias in zip(replies, biases, strict=True)]
 
     def measure(self, prompt: Prompt, meter: Meter) -> Spread:
         """How widely spread what enters the model's layers is, on these rows under a prompt."""
@@ -171,10 +177,10 @@ class Evaluator:
     def _request(self, prompt: Prompt) -> ScoreRequest:
         return ScoreRequest(prompt, self.batch, self._candidates)
 
-    def _scores(
+    def _replies(
         self, prompts: Sequence[Prompt], meter: Meter, ledger: Ledger | None
-    ) -> list[FloatArray]:
-        rest, found = list(prompts), []
+    ) -> list[ScoreReply]:
+        rest, found = list(prompts), list[ScoreReply]()
         while rest:
             alone = meter.budget.limits_usage and not self._shown
             asked, rest = (rest[:1], rest[1:]) if alone else (rest, [])
@@ -187,7 +193,7 @@ class Evaluator:
             for prompt, reply in zip(asked, replies, strict=True):
                 if not 0 < reply.usage.sequences < len(self.batch):  # the cache knew some rows
                     self.learn(reply.usage, self._request(prompt).characters, self.seconds)
-            found += [reply.logprobs for reply in replies]
+            found += replies
         return found
 
     @property
@@ -207,13 +213,14 @@ class Evaluator:
         tokens, money = math.ceil(known.usage.tokens * share), known.usage.money * share
         return replace(self.usage, tokens=tokens, money=money)
 
-    def _evaluate(self, scores: FloatArray, bias: FloatArray) -> Evaluation:
-        if not np.isfinite(scores).all():  # the highest of NaN would look like an answer
-            return Evaluation(math.nan, 0.0, bias)
-        calibrated = scores + bias
+    def _evaluate(self, reply: ScoreReply, bias: FloatArray) -> Evaluation:
+        bounds = reply.bounds / reply.logprobs.size
+        if not np.isfinite(reply.logprobs).all():  # the highest of NaN would look like an answer
+            return Evaluation(math.nan, 0.0, bias, bounds)
+        calibrated = reply.logprobs + bias
         loss = self._loss(calibrated)
         accuracy = 1.0 - error_rate(calibrated, self._targets)
-        return Evaluation(loss if math.isfinite(loss) else math.nan, accuracy, bias)
+        return Evaluation(loss if math.isfinite(loss) else math.nan, accuracy, bias, bounds)
 
     def _loss(self, scores: FloatArray) -> float:
         try:

@@ -88,6 +88,12 @@ class TuneResult:
         )
 
     @property
+    def bounds(self) -> float:
+        """Share of the run's scores that are bounds and not the model's own, the mean of its
+        steps; 0 where every score is exact."""
+        return sum(step.bounds for step in self.steps) / max(1, len(self.steps))
+
+    @property
     def history(self) -> pd.DataFrame:
         """One row a step, the columns of `lmaas_tune.callbacks.step_row`."""
         import pandas as pd  # comes with nevergrad; slow to import, so only when asked

@@ -17,6 +17,7 @@ from lmaas_tune.calibration import Calibration
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
 from lmaas_tune.evaluator import Evaluation, Evaluator
+from lmaas_tune.exactness import WARNED, refuse_bounds, warn_of_bounds
 from lmaas_tune.journal import Journal, Record
 from lmaas_tune.middleware.meter import Budget, Meter, Spent
 from lmaas_tune.optimizers.base import Ends, Optimizer
@@ -40,6 +41,7 @@ class Search:
         selection: Nominates, and judges.
         score_start: Whether the starts are scored first, and the best of them taken.
         budget: What ends the run.
+        allow_bounds: Whether it goes on where most scores are bounds.
         callbacks: Called after every step.
         clock: Gives seconds that only rise.
 
@@ -61,6 +63,7 @@ class Search:
         selection: Selection,
         score_start: bool,
         budget: Budget,
+        allow_bounds: bool = False,
         callbacks: Sequence[Callback] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,6 +71,7 @@ class Search:
         self._space, self._optimizer = space, optimizer
         self._calibration, self._selection = calibration, selection
         self._score_start, self._budget = score_start, budget
+        self._allow_bounds, self._warned = allow_bounds, False
         self._callbacks, self._clock = callbacks, clock
         self._journal = Journal(None, {})
         self.meter = Meter(budget, clock=clock)
@@ -209,6 +213,19 @@ class Search:
         self._lowest = float(np.nanmin([self._lowest, step.loss]))
         for callback in self._callbacks:
             callback.on_step(step)
+        self._see_bounds(step)
+
+    def _see_bounds(self, step: Step) -> None:
+        """Tell of scores that are bounds once, and end a run that begins with too many.
+
+        Raises:
+            PermanentError: It does, and that was not asked for.
+        """
+        if len(self.steps) == 1 and not self._allow_bounds:
+            refuse_bounds(step.bounds)
+        if step.bounds > WARNED and not self._warned:
+            self._warned = True
+            warn_of_bounds(step.bounds)
 
     def _trained(
         self, number: int, points: FloatArray, prompts: Sequence[Prompt]

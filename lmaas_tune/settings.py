@@ -82,6 +82,8 @@ class Settings:
         score_start: Whether p0 itself is scored first, at the price of one call; then a run
             never ends with something that its selection finds worse than its start.
         budget: What ends the run.
+        allow_bounds: Whether the run goes on where more than half of the first scores are upper
+            bounds, as those of an API that names a few likeliest tokens can be.
 
     Raises:
         InputError: A value that cannot be, named with its remedy.
@@ -104,6 +106,7 @@ class Settings:
     selection: str = "lowest-loss"
     score_start: bool = True
     budget: Budget = DEFAULT_BUDGET
+    allow_bounds: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):

@@ -61,3 +61,9 @@ class Step:
     def loss(self) -> float:
         """Lowest training loss of this generation."""
         return min((e.loss for e in self.evaluations if e.loss == e.loss), default=float("nan"))
+
+    @property
+    def bounds(self) -> float:
+        """Share of this generation's scores that are bounds, on all rows that were scored."""
+        scored = [*self.evaluations, *self.validated]
+        return sum(evaluation.bounds for evaluation in scored) / len(scored)

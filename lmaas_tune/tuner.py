@@ -41,6 +41,8 @@ from lmaas_tune.task import Example, Slot, Task, Template, Verbalizer
 from lmaas_tune.text import TextSpace, draw_demonstrations, stands_first, text_space
 from lmaas_tune.versions import versions
 
+_WHEN_IT_ENDS = ("budget", "allow_bounds")
+
 
 class Tuner:
     """Finds a better prompt for a model that only answers.
@@ -321,6 +323,7 @@ class Tuner:
             selection=LowestLoss() if validation is None else selection_named(settings.selection),
             score_start=settings.score_start,
             budget=settings.budget,
+            allow_bounds=settings.allow_bounds,
             callbacks=self._callbacks,
         )
 
@@ -366,8 +369,8 @@ class Tuner:
     ) -> Journal:
         header = {
             **provenance,
-            # a budget says when a run ends, not what it is: a resumed one may have more
-            "settings": {k: v for k, v in provenance["settings"].items() if k != "budget"},
+            # these say when a run ends, not what it is: a resumed one may go further
+            "settings": {k: v for k, v in provenance["settings"].items() if k not in _WHEN_IT_ENDS},
             "template": task.template.text,
             "label_words": dict(task.verbalizer.words),
             "rows": [evaluator.digest for evaluator in scored],

@@ -19,6 +19,7 @@ from lmaas_tune.cli.arguments import (
 )
 from lmaas_tune.doctor import Package, Probe, packages, probe, system
 from lmaas_tune.errors import InputError, LMaaSError
+from lmaas_tune.exactness import bounds_words
 from lmaas_tune.registry import OURS, backend_names
 from lmaas_tune.versions import versions
 
@@ -123,6 +124,12 @@ def _probed(answer: Probe) -> list[str]:
         f"can do       {'; '.join(facts)}",
         *(f"speedup      {_speedup(**speedup)}" for speedup in can["speedups"]),
         f"one answer   in {answer.seconds:.3f} s",
+        "scores       "
+        + (
+            "exact"
+            if not answer.bounds
+            else bounds_words(answer.bounds / len(answer.probabilities))
+        ),
     ]
 
 

@@ -37,6 +37,7 @@ _FIELDS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("calibration", str, "how the model's bias for label words is taken out: none, mean, fitted"),
     ("selection", str, "which prompt is kept: lowest-loss, or candidate@N (the paper's)"),
 )
+_PLAIN = ("prompt_init", "score_start", "allow_bounds", "optimizer")
 _METAVARS = {int: "N", float: "X", str: "NAME", _layers: "LAYERS"}
 
 
@@ -84,6 +85,12 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
         help="pay one call for the start itself, and never keep anything worse",
     )
     group.add_argument(
+        "--allow-bounds",
+        action="store_true",
+        default=None,
+        help="go on where more than half of the scores are only bounds",
+    )
+    group.add_argument(
         "--budget",
         metavar="NAME=N,...",
         help="what ends the run, one or more of calls, sequences, tokens, seconds, money, "
@@ -122,7 +129,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     base = preset(arguments.preset)
     given = {
         name: getattr(arguments, name)
-        for name in ("prompt_init", "score_start", "optimizer", *(name for name, _, _ in _FIELDS))
+        for name in (*_PLAIN, *(name for name, _, _ in _FIELDS))
         if getattr(arguments, name) is not None
     }
     if arguments.instructions is not None:

@@ -24,6 +24,7 @@ from lmaas_tune.cli.search import add_search, read_settings
 from lmaas_tune.cli.wording import best_words, comparison_table, sentence, spent_words
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import BackendError, InputError
+from lmaas_tune.exactness import bounds_words
 from lmaas_tune.middleware.meter import Spent
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.tuner import Tuner, default_template, default_verbalizer
@@ -132,11 +133,13 @@ def _callbacks(arguments: argparse.Namespace) -> list[Callback]:
 
 def _text(content: Mapping[str, Any], arguments: argparse.Namespace) -> str:
     lines = [f"Done. {sentence(content['stop_reason'])}", best_words(content["best"])]
+    if content["bounds"]:
+        lines.append(f"{bounds_words(content['bounds'])}.")
     if content["prompt_text"] is not None:
         lines += ["", content["prompt_text"]]
     if content["tuned"] is not None:
         lines += ["", comparison_table(content)]
-    if len(lines) > 2:
+    if content["prompt_text"] is not None or content["tuned"] is not None:
         lines.append("")
     lines.append(f"Spent: {spent_words(Spent.from_json(content['spent']))}.")
     if arguments.out is None:

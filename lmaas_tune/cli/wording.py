@@ -41,6 +41,7 @@ def result_json(result: TuneResult) -> dict[str, Any]:
             "train": None if best.train is None else best.train.to_json(),
             "validation": None if best.validation is None else best.validation.to_json(),
         },
+        "bounds": result.bounds,
         "prompt_digest": prompt.digest,
         "prompt_text": prompt.text if isinstance(prompt, TextPrompt) else None,
         "out": None if result.out is None else str(result.out.resolve()),

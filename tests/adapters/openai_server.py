@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -43,7 +43,7 @@ class Written:
     def entry(self, place: int, top: int) -> dict[str, Any]:
         """One token as the chat endpoint tells it."""
         row = self.logprobs[place]
-        best = torch.topk(row, min(top, len(row)))
+        best = torch.topk(row, min(int(top), len(row)))
         likeliest = [
             {"token": self.vocabulary[i], "logprob": v}
             for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -60,23 +60,41 @@ class TinyModel:
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self._vocabulary = [self._tokenizer.decode([i]) for i in range(len(self._tokenizer))]
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, int], Written] = {}
+        self._known: dict[tuple[Any, ...], Written] = {}
 
-    def __call__(self, text: str, write: int) -> Written:
+    def __call__(
+        self, text: str, write: int, bias: Mapping[str, float] | None = None, told: bool = False
+    ) -> Written:
+        """Write after a text, with a bias on tokens, by id or text, that is told or not."""
+        key = text, write, tuple((bias or {}).items()), told
         with self._lock:
-            if (text, write) not in self._known:
-                self._known[text, write] = self._written(text, write)
-            return self._known[text, write]
+            if key not in self._known:
+                self._known[key] = self._written(text, write, bias or {}, told)
+            return self._known[key]
 
-    def _written(self, text: str, write: int) -> Written:
+    def tokens(self, text: str) -> list[int]:
+        """Ids of a text's tokens, with no start token."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _raised(self, bias: Mapping[str, float]) -> dict[int, float]:
+        keys = {key: [int(key)] if key.isdecimal() else self.tokens(key) for key in bias}
+        return {i: bias[key] for key, ids in keys.items() for i in ids}
+
+    def _written(self, text: str, write: int, bias: Mapping[str, float], told: bool) -> Written:
+        raised = self._raised(bias)
         with torch.inference_mode():
             ids = self._tokenizer(text)["input_ids"]
             read = len(ids)
             while True:
                 logits = self._network(torch.tensor([ids])).logits[0]
+                chosen = logits.clone()
+                for token, more in raised.items():
+                    chosen[:, token] += more
                 if len(ids) == read + write:
                     break
-                ids = [*ids, int(logits[-1].argmax())]
+                ids = [*ids, int(chosen[-1].argmax())]
+        logits = chosen if told else logits
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         return Written(
             text=self._tokenizer.decode(ids[read:]),
@@ -112,6 +130,9 @@ class Poor:
         models: Names that it has.
         entries: Whether completions tell log-probabilities as chats do.
         longest: Most tokens that it reads.
+        bias: What it does with `logit_bias`: nothing; chooses by it; or counts it in too.
+        keys: Whether it takes texts as keys of a bias, as llama.cpp does.
+        tokenizer: Whether it has ``/tokenize``.
     """
 
     paths: tuple[str, ...] = ("/v1/completions", "/v1/chat/completions")
@@ -123,6 +144,9 @@ class Poor:
     models: tuple[str, ...] = ("tiny", "other")
     entries: bool = False
     longest: int = 250
+    bias: Literal["ignored", "chosen by", "told"] = "ignored"
+    keys: bool = False
+    tokenizer: bool = False
 
 
 class RefusalError(Exception):
@@ -153,7 +177,7 @@ class OpenAIServer:
 
     def __init__(
         self,
-        model: Callable[[str, int], Written],
+        model: Callable[..., Written],
         poor: Poor | None = None,
         change: Change | None = None,
     ) -> None:
@@ -181,6 +205,9 @@ class OpenAIServer:
             if not content:
                 return 200, {"data": [{"id": name} for name in self._poor.models]}
             body = json.loads(content)
+            if path == "/tokenize" and self._poor.tokenizer:
+                assert isinstance(self._model, TinyModel)
+                return 200, {"tokens": self._model.tokens(body["content"])}
             self.heard.append((path, body))
             reply: Any = self._reply(path, self._taken(path, body))
         except RefusalError as error:
@@ -213,7 +240,7 @@ class OpenAIServer:
         else:
             prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
         write = body.get("max_tokens", body.get("max_completion_tokens", 16))
-        written = [self._model(prompt, write) for prompt in prompts]
+        written = [self._written(prompt, write, body) for prompt in prompts]
         read = sum(each.read for each in written)
         if max(each.read for each in written) > self._poor.longest:
             raise RefusalError(
@@ -228,6 +255,14 @@ class OpenAIServer:
         ]
         usage = {"prompt_tokens": read, "completion_tokens": write * len(written)}
         return {"id": "1", "choices": choices[::-1], "usage": usage}  # in any order
+
+    def _written(self, prompt: str, write: int, body: dict[str, Any]) -> Written:
+        bias = body.get("logit_bias") or {}
+        if not bias or self._poor.bias == "ignored":
+            return self._model(prompt, write)
+        if not self._poor.keys and not all(map(str.isdecimal, bias)):
+            raise RefusalError(400, "Invalid key in 'logit_bias': it takes token ids")
+        return self._model(prompt, write, bias, self._poor.bias == "told")
 
     def _of_chat(self, written: Written, body: dict[str, Any]) -> dict[str, Any]:
         message = {"role": "assistant", "content": written.text}

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lmaas_tune_adapters.openai.words import RIGHT, among, bound, in_answer, shared_beginnings
+from lmaas_tune_adapters.openai.words import (
+    RIGHT,
+    among,
+    bound,
+    named_in,
+    shared_beginnings,
+    stated,
+    whole,
+)
+
+from lmaas_tune.prompts import FloatArray
 
 # --- what is not among the likeliest
 
@@ -95,6 +105,12 @@ def test_half_a_character_is_no_word() -> None:
     assert among(top, ["good"], spaced=None) == [None]
 
 
+def test_a_word_that_is_no_token_of_its_own_is_not_found_by_its_beginning() -> None:
+    assert whole(TOP, ["terrible", "great"], spaced=True) == [None, -1.0]
+    assert whole(TOP, ["great"], spaced=False) == [-3.0]
+    assert whole(TOP, ["GREAT"], spaced=None) == among(TOP, ["great"], spaced=None)
+
+
 def test_a_word_that_begins_another_is_noted() -> None:
     (note,) = shared_beginnings(["good", "bad", "goodness"])
     assert "'good'" in note
@@ -105,6 +121,10 @@ def test_a_word_that_begins_another_is_noted() -> None:
 # --- in an answer
 
 WORDS = ["good", "bad", "not bad"]
+
+
+def in_answer(answer: str, words: list[str]) -> FloatArray:
+    return stated(named_in(answer, words), len(words))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +140,7 @@ WORDS = ["good", "bad", "not bad"]
         ("badly made, but good", 0),
         ("It is not bad.", 2),
         ("It is bad (very bad).", 1),
+        ("<think>It could be bad, no</think>\n\ngood", 0),
     ],
 )
 def test_the_label_that_an_answer_begins_with_or_alone_has_in_it_is_named(
@@ -131,7 +152,16 @@ def test_the_label_that_an_answer_begins_with_or_alone_has_in_it_is_named(
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "I cannot say.", "either good or bad", "goodness", "abad", "is it bad? not bad"]
+    "answer",
+    [
+        "",
+        "I cannot say.",
+        "either good or bad",
+        "goodness",
+        "abad",
+        "is it bad? not bad",
+        "<think>bad",
+    ],
 )
 def test_an_answer_that_names_none_or_several_makes_all_equal(answer: str) -> None:
     assert np.exp(in_answer(answer, WORDS)) == pytest.approx(np.full(3, 1 / 3))

@@ -18,18 +18,26 @@ from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key, RefusedError
 from lmaas_tune_adapters.openai.channels import Chat, Completions, Manner, Server
+from lmaas_tune_adapters.openai.forced import Forced
+from lmaas_tune_adapters.openai.likeliest import Likeliest
+from lmaas_tune_adapters.openai.margins import Margins
 from lmaas_tune_adapters.openai.rows import Question, questions
-from lmaas_tune_adapters.openai.scorers import Echoed, Likeliest, Scorer, Spoken
+from lmaas_tune_adapters.openai.scorers import Echoed, Scorer, Spoken
+from lmaas_tune_adapters.openai.spelling import Spelling
 from lmaas_tune_adapters.openai.trial import Way, first_that_works
 
 OPENAI = "https://api.openai.com/v1"
 
 Channel: TypeAlias = Literal["auto", "completions", "chat"]
-Scores: TypeAlias = Literal["auto", "echo", "logprobs", "text"]
+Scores: TypeAlias = Literal["auto", "echo", "forced", "margins", "logprobs", "text"]
 
 _WAYS = (
     ("completions", "echo"),
+    ("completions", "forced"),
+    ("completions", "margins"),
     ("completions", "logprobs"),
+    ("chat", "forced"),
+    ("chat", "margins"),
     ("chat", "logprobs"),
     ("chat", "text"),
     ("completions", "text"),
@@ -38,7 +46,7 @@ _WAYS = (
 
 _OURS = frozenset(
     {"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "n"}
-    | {"seed", "stream", "echo", "logprobs", "top_logprobs"}
+    | {"seed", "stream", "echo", "logprobs", "top_logprobs", "logit_bias"}
 )
 """Fields of a request that are not the user's."""
 
@@ -47,8 +55,9 @@ class OpenAIBackend:
     """A model behind an OpenAI-compatible completions or chat endpoint, with text prompts.
 
     At the start it asks two short rows in each way that is open, the best first, until the
-    server goes one of them: label words' own tokens, echoed (exact); the likeliest first tokens;
-    the answer's text. `identity` says which it was.
+    server goes one of them: label words' own tokens, echoed (exact); the words forced by
+    `logit_bias` where they are not among the likeliest tokens (exact); raised together (exact
+    differences); the likeliest first tokens; the answer's text. `identity` says which it was.
 
     Args:
         model: As the server calls it.
@@ -57,9 +66,12 @@ class OpenAIBackend:
         api_key_file: A file that holds the key; else the environment's OPENAI_API_KEY, else none.
         endpoint: ``completions`` goes on with a row as it stands, ``chat`` answers it as a
             message, ``auto`` takes what works.
-        scores: ``echo``, ``logprobs`` or ``text``, in the order above, or ``auto``.
-        top_logprobs: How many likeliest tokens to ask for; None asks for 20, and fewer where
-            that is refused.
+        scores: ``echo``, ``forced``, ``margins``, ``logprobs`` or ``text``, in the order above,
+            or ``auto``.
+        top_logprobs: How many likeliest tokens to ask for; None asks for 20, fewer where that is
+            refused, and with ``logprobs`` more where a label word is missing.
+        token_ids: The ids of each label word's tokens, in the order of the word, for a server
+            that takes `logit_bias` and has no tokenizer to ask.
         answer_tokens: Most tokens of an answer whose text is read.
         system: Message before every row, of a chat.
         seed: Sent with every request, for servers that then answer alike.
@@ -81,6 +93,7 @@ class OpenAIBackend:
         endpoint: Channel = "auto",
         scores: Scores = "auto",
         top_logprobs: int | None = None,
+        token_ids: Mapping[str, Sequence[int]] | None = None,
         answer_tokens: int = 16,
         system: str | None = None,
         seed: int | None = None,
@@ -103,9 +116,12 @@ class OpenAIBackend:
             model=model,
             system=system,
             fields=extra if seed is None else {**extra, "seed": seed},
+            signed=key is not None,
         )
-        ways = [_way(*pair, server, answer_tokens) for pair in pairs]
-        manner = Manner() if top_logprobs is None else Manner(tops=(top_logprobs,))
+        root = Endpoint(server.endpoint.url.removesuffix("/v1"), key=key, timeout=timeout)
+        spelling = Spelling(root, model, _checked_ids(token_ids))
+        ways = [_way(*pair, server, answer_tokens, spelling) for pair in pairs]
+        manner = Manner() if top_logprobs is None else Manner(tops=(top_logprobs,), more=())
         self._shown = f"OpenAIBackend({model!r}, url={server.endpoint.url!r})"
         try:
             self._scorer = first_that_works(ways, manner, server, retry)
@@ -148,12 +164,13 @@ class OpenAIBackend:
     def _score(self, asked: Sequence[Question], candidates: Sequence[str]) -> ScoreReply:
         words, most = _words(candidates), self._scorer.rows
         scores: list[FloatArray] = [np.zeros((0, len(words)))]
-        usage = Usage()
+        usage, bounds = Usage(), 0
         for start in range(0, len(asked), most):
-            part, taken = self._scorer.score(asked[start : start + most], words)
-            scores.append(part)
-            usage += taken
-        return ScoreReply(np.concatenate(scores), replace(usage, sequences=len(asked)))
+            part = self._scorer.score(asked[start : start + most], words)
+            scores.append(part.logprobs)
+            usage, bounds = usage + part.usage, bounds + part.bounds
+        usage = replace(usage, sequences=len(asked))
+        return ScoreReply(np.concatenate(scores), usage, bounds)
 
 
 def _open_ways(endpoint: str, scores: str, system: str | None) -> list[tuple[str, str]]:
@@ -179,14 +196,18 @@ def _open_ways(endpoint: str, scores: str, system: str | None) -> list[tuple[str
     return pairs
 
 
-def _way(channel: str, scores: str, server: Server, answer_tokens: int) -> Way:
+def _way(channel: str, scores: str, server: Server, answer_tokens: int, spelling: Spelling) -> Way:
     def make(manner: Manner) -> Scorer:
         if scores == "echo":
             return Echoed(Completions(server, manner))
         asked = Chat(server, manner) if channel == "chat" else Completions(server, manner)
+        if scores in ("forced", "margins"):
+            return (Forced if scores == "forced" else Margins)(asked, spelling)
         return Likeliest(asked) if scores == "logprobs" else Spoken(asked, write=answer_tokens)
 
-    return Way(f"{channel} with {scores}", make)
+    given = spelling.given if scores in ("forced", "margins") else ()
+    name = f"{channel} with {scores}"
+    return Way(name, make, given) if given else Way(name, make)
 
 
 def _checked(extra_body: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -199,6 +220,15 @@ def _checked(extra_body: Mapping[str, Any] | None) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InputError(f"extra_body cannot be sent as JSON: {error}") from error
     return extra
+
+
+def _checked_ids(token_ids: Mapping[str, Sequence[int]] | None) -> dict[str, Sequence[int]]:
+    given = dict(token_ids or {})
+    for word, ids in given.items():
+        whole = isinstance(ids, list | tuple) and all(type(i) is int and i >= 0 for i in ids)
+        if not whole or not ids:
+            raise InputError(f"token_ids of {word!r}: {ids!r:.60} are no ids; give as [2294, 11]")
+    return {word.strip(): ids for word, ids in given.items()}
 
 
 def _with_path(url: str) -> str:

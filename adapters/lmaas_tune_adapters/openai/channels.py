@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, TypeAlias
 
 from lmaas_tune.backend import Usage
-from lmaas_tune.errors import InputError
+from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune_adapters.http import NOTHING, BusyError, Endpoint, RefusedError, joined
 from lmaas_tune_adapters.openai.replies import Choice, CountError, LackingError, read
 
 TOPS = (20, 5, 1)
 """How many of the likeliest tokens are asked for, as long as a server refuses."""
+
+MORE = (100, 1000, 5000)
+"""How many are asked for where label words are missing from the first of `TOPS`."""
+
+Bias: TypeAlias = Mapping[str, float]
 
 _TOO_LONG = re.compile(
     r"context.?(length|size|window)|too many tokens|prompt is too long|tokens? exceed"
@@ -28,12 +34,14 @@ class Manner:
 
     Attributes:
         tops: Numbers of likeliest tokens to try from here on, the first one now.
+        more: Numbers to raise it to where label words are missing.
         several: Whether one completions request holds several prompts.
         limit: Field that bounds what is written.
         greedy: Whether a temperature of 0 is asked for.
     """
 
     tops: tuple[int, ...] = TOPS
+    more: tuple[int, ...] = MORE
     several: bool = True
     limit: str = "max_tokens"
     greedy: bool = True
@@ -48,7 +56,7 @@ class Manner:
             if "temperature" in error.reason and self.greedy:
                 return replace(self, greedy=False)
             if "logprobs" in error.reason and len(self.tops) > 1:
-                return replace(self, tops=self.tops[1:])
+                return replace(self, tops=self.tops[1:], more=())
         elif not isinstance(error, CountError):
             return None
         return replace(self, several=False) if self.several else None
@@ -67,12 +75,14 @@ class Server:
         model: As the server calls it.
         system: Message before the text, of a chat.
         fields: Further fields of every body.
+        signed: Whether there is a key.
     """
 
     endpoint: Endpoint
     model: str
     system: str | None
     fields: Mapping[str, Any]
+    signed: bool = False
 
     def ask(
         self, path: str, body: Mapping[str, Any], *, prompts: int
@@ -104,15 +114,23 @@ class Channel(Protocol):
     manner: Manner
 
     def ask(
-        self, texts: Sequence[str], *, write: int = 1, logprobs: bool = False, echo: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        write: int = 1,
+        top: int | None = None,
+        echo: bool = False,
+        bias: Bias | None = None,
     ) -> tuple[list[Choice], Usage]:
         """What the model writes after each text.
 
         Args:
             texts: One or more.
             write: Most tokens to write.
-            logprobs: Ask for the likeliest tokens in each place.
+            top: How many of the likeliest tokens to ask for in each place; None asks for no
+                log-probabilities.
             echo: Give the text's own tokens too, before the written ones (completions only).
+            bias: What is added to tokens' logits before one is chosen, by token.
 
         Raises:
             InputError: A text is longer than the model reads.
@@ -131,14 +149,19 @@ class Completions:
         self._server, self.manner = server, manner
 
     def ask(
-        self, texts: Sequence[str], *, write: int = 1, logprobs: bool = False, echo: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        write: int = 1,
+        top: int | None = None,
+        echo: bool = False,
+        bias: Bias | None = None,
     ) -> tuple[list[Choice], Usage]:
         """See `Channel.ask`."""
         body = self.manner.fields(write)
-        if logprobs:
-            body |= {"logprobs": self.manner.tops[0]}
-        if echo:
-            body |= {"echo": True, "logprobs": 1}
+        body |= {"logprobs": top} if top is not None else {}
+        body |= {"echo": True} if echo else {}
+        body |= {"logit_bias": bias} if bias is not None else {}
         if not self.manner.several:
             return _joined(self._ask(body, [text]) for text in texts)
         return self._ask(body, texts)
@@ -165,12 +188,18 @@ class Chat:
         self._server, self.manner = server, replace(manner, several=False)
 
     def ask(
-        self, texts: Sequence[str], *, write: int = 1, logprobs: bool = False, echo: bool = False
+        self,
+        texts: Sequence[str],
+        *,
+        write: int = 1,
+        top: int | None = None,
+        echo: bool = False,
+        bias: Bias | None = None,
     ) -> tuple[list[Choice], Usage]:
         """See `Channel.ask`."""
         body = self.manner.fields(write)
-        if logprobs:
-            body |= {"logprobs": True, "top_logprobs": self.manner.tops[0]}
+        body |= {"logprobs": True, "top_logprobs": top} if top is not None else {}
+        body |= {"logit_bias": bias} if bias is not None else {}
         return _joined(
             self._server.ask("/chat/completions", {**body, "messages": said}, prompts=1)
             for said in map(self._messages, texts)
@@ -180,6 +209,52 @@ class Chat:
         system = self._server.system
         before = [] if system is None else [{"role": "system", "content": system}]
         return [*before, {"role": "user", "content": text}]
+
+
+class Asking:
+    """The requests of one answer, added up: an error that ends it tells what all of them took.
+
+    Args:
+        channel: Who is asked.
+
+    Attributes:
+        channel: As given.
+        usage: What was taken so far.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel, self.usage = channel, NOTHING
+        self._under_way = False
+
+    def __enter__(self) -> Asking:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, LMaaSError):
+            sent = self._under_way and not isinstance(error, InputError)
+            own = Usage(requests=int(sent)) if error.usage is None else error.usage
+            error.usage = self.usage + own
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        write: int = 1,
+        top: int | None = None,
+        echo: bool = False,
+        bias: Bias | None = None,
+    ) -> list[Choice]:
+        """See `Channel.ask`."""
+        self._under_way = True
+        choices, taken = self.channel.ask(texts, write=write, top=top, echo=echo, bias=bias)
+        self._under_way = False
+        self.usage += taken
+        return choices
 
 
 def _joined(

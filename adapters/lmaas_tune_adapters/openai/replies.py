@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,10 @@ FLOOR = -100.0
 _ENDED = ("stop", "content_filter")
 """Why nothing may have been written."""
 
-_FILLER = -9999.0  # stands for minus infinity: no likeliest token has that
+_THOUGHTS = ("<think", "[think]", "<|channel")
+"""How the thoughts of a model begin, where a server passes them on as its answer."""
+
+_FILLER = -9999.0  # stands for minus infinity, as null does: no likeliest token has that
 
 
 class LackingError(TransientError):
@@ -33,12 +38,14 @@ class Token:
 
     Attributes:
         text: As the server spells it.
+        content: Its bytes, of which some may be half a character.
         logprob: None for the first one read.
         top: The likeliest tokens in its place, itself included, each with its log-probability.
-        cut: Whether some of those were replaced by filler.
+        cut: Whether some of those have no probability, or had filler put in their place.
     """
 
     text: str
+    content: bytes
     logprob: float | None
     top: tuple[tuple[str, float], ...]
     cut: bool
@@ -50,12 +57,14 @@ class Choice:
 
     Attributes:
         text: In whole.
+        thinks: Whether it begins with thoughts, and not with the answer.
         tokens: Token by token, where log-probabilities were asked for; none where the model ended
             at once, or was kept from answering.
     """
 
     text: str
     tokens: tuple[Token, ...]
+    thinks: bool = False
 
 
 def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], int]:
@@ -73,13 +82,27 @@ def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], i
         CountError: Another number of choices.
         TransientError: It is no such reply.
     """
-    reply = answer.json()
+    reply = _parsed(answer)
     tokens = tokens_read(reply)
     with paid(answer.usage + Usage(sequences=count, tokens=tokens or 0)):
         _check_error(reply, answer)
         if tokens is None:
             raise TransientError(f"{answer.url} does not tell its usage in numbers")
         return _choices(reply, answer, count=count, logprobs=logprobs), tokens
+
+
+def _parsed(answer: Answer) -> Any:
+    """The body read as JSON, where minus infinity may stand as some servers write it."""
+    try:
+        return json.loads(answer.content, parse_constant=_lowest)
+    except (ValueError, RecursionError):
+        return answer.json()  # says what is wrong with it
+
+
+def _lowest(name: str) -> float:
+    if name != "-Infinity":
+        raise ValueError(f"{name} is no number of JSON")
+    return -math.inf
 
 
 def _check_error(reply: Any, answer: Answer) -> None:
@@ -100,7 +123,7 @@ def _check_error(reply: Any, answer: Answer) -> None:
 def _choices(reply: Any, answer: Answer, *, count: int, logprobs: bool) -> list[Choice]:
     try:
         found = _ordered(reply["choices"], count, answer.url)
-        return [Choice(_text(c), _tokens(c, answer.url) if logprobs else ()) for c in found]
+        return [_choice(c, answer.url, logprobs=logprobs) for c in found]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise TransientError(
             f"{answer.url} answered what is no reply of an OpenAI-compatible server "
@@ -114,8 +137,21 @@ def _ordered(choices: list[Mapping[str, Any]], count: int, url: str) -> list[Map
         raise CountError(f"{url} gave {len(choices)} choices for {count} prompts")
     if count == 1:
         return choices
-    places = {choice["index"]: choice for choice in choices}
+    places = {choice.get("index"): choice for choice in choices}
+    if set(places) != set(range(count)):
+        raise CountError(f"{url} does not tell which of {count} prompts each choice answers")
     return [places[index] for index in range(count)]
+
+
+def _choice(choice: Mapping[str, Any], url: str, *, logprobs: bool) -> Choice:
+    text, tokens = _text(choice), _tokens(choice, url) if logprobs else ()
+    first = tokens[0].text if tokens else text
+    thoughts = (choice.get("message") or {}).get("reasoning_content")
+    return Choice(text, tokens, bool(thoughts and not text) or _thinks(first) or _thinks(text))
+
+
+def _thinks(text: str) -> bool:
+    return text.lstrip().casefold().startswith(_THOUGHTS)
 
 
 def _text(choice: Mapping[str, Any]) -> str:
@@ -133,7 +169,9 @@ def _tokens(choice: Mapping[str, Any], url: str) -> tuple[Token, ...]:
     elif found.get("tokens") and found.get("token_logprobs"):
         tops = found.get("top_logprobs") or [None] * len(found["tokens"])
         entries = zip(found["tokens"], found["token_logprobs"], tops, strict=True)
-        tokens = [_token(text, logprob, (top or {}).items()) for text, logprob, top in entries]
+        tokens = [
+            _token(text, None, logprob, (top or {}).items()) for text, logprob, top in entries
+        ]
     else:
         raise LackingError(f"{url} answered without the log-probabilities that were asked for")
     return tuple(tokens)
@@ -141,19 +179,21 @@ def _tokens(choice: Mapping[str, Any], url: str) -> tuple[Token, ...]:
 
 def _of_chat(entry: Mapping[str, Any]) -> Token:
     tops = [(top["token"], top["logprob"]) for top in entry.get("top_logprobs") or ()]
-    return _token(entry["token"], entry["logprob"], tops)
+    return _token(entry["token"], entry.get("bytes"), entry["logprob"], tops)
 
 
-def _token(text: str, logprob: float | None, tops: Any) -> Token:
+def _token(text: str, content: Any, logprob: float | None, tops: Any) -> Token:
     if not isinstance(text, str):
         raise TypeError(f"{text!r} is no text of a token")
+    spelt = text.encode("utf-8", "replace") if content is None else bytes(content)
     if logprob is None:
-        return Token(text, None, (), cut=False)
-    own, told = _checked(logprob), {str(piece): _checked(value) for piece, value in tops}
+        return Token(text, spelt, None, (), cut=False)
+    told = {str(piece): _FILLER if value is None else _checked(value) for piece, value in tops}
     top = {piece: value for piece, value in told.items() if value > _FILLER}
-    top.setdefault(text, own)
+    top.setdefault(text, own := _checked(logprob))
     return Token(
         text,
+        spelt,
         max(FLOOR, own),
         tuple((piece, max(FLOOR, value)) for piece, value in top.items()),
         cut=min(told.values(), default=0.0) <= _FILLER,

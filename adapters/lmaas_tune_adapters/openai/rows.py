@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmaas_tune.backend import ScoreRequest
@@ -47,6 +48,13 @@ def questions(request: ScoreRequest) -> tuple[Question, ...]:
         except InputError as error:
             raise InputError(f"row {number} {error}") from None
     return tuple(asked)
+
+
+def alike(questions: Sequence[Question]) -> list[list[int]]:
+    """Places of the questions whose label words have the same tokens: behind a space, or not."""
+    places = range(len(questions))
+    groups = [[i for i in places if questions[i].spaced == spaced] for spaced in (True, False)]
+    return [group for group in groups if group]
 
 
 def _question(row: tuple[Part, ...], prompt: str) -> Question:

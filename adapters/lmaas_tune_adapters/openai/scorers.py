@@ -1,4 +1,4 @@
-"""Three ways to score label words: by their own tokens, the likeliest ones, or the answer."""
+"""Ways to score label words: by their own tokens, the likeliest ones, or the answer."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from lmaas_tune.backend import Usage
-from lmaas_tune.errors import InputError, TransientError
+from lmaas_tune.backend import ScoreReply, Usage
+from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray
-from lmaas_tune_adapters.http import paid
-from lmaas_tune_adapters.openai.channels import Channel, Completions
+from lmaas_tune_adapters.openai.channels import Asking, Channel, Completions
 from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token
 from lmaas_tune_adapters.openai.rows import Question
-from lmaas_tune_adapters.openai.words import among, bound, in_answer, shared_beginnings
+from lmaas_tune_adapters.openai.words import after_thought, named_in, stated
 
 Tokens: TypeAlias = tuple[Token, ...]
 
-_PROMPTS = 16  # a request; a server answers no faster for more
+PROMPTS = 16
+"""Rows of a request; a server answers no faster for more."""
+
+THINKS = (
+    "the model thinks before it answers: switch that off by "
+    """extra_body={"chat_template_kwargs": {"enable_thinking": false}} (vLLM, llama.cpp) or """
+    """extra_body={"reasoning_effort": "none"} (hosted APIs)"""
+)
 
 
 class Scorer(Protocol):
@@ -39,10 +45,8 @@ class Scorer(Protocol):
     @property
     def rows(self) -> int: ...
 
-    def score(
-        self, questions: Sequence[Question], words: Sequence[str]
-    ) -> tuple[FloatArray, Usage]:
-        """(rows, words) log-probabilities, and what they took.
+    def score(self, questions: Sequence[Question], words: Sequence[str]) -> ScoreReply:
+        """(rows, words) log-probabilities, what they took, and how many of them are bounds.
 
         Raises:
             BackendError: The server failed.
@@ -50,8 +54,8 @@ class Scorer(Protocol):
         """
         ...
 
-    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> Usage:
-        """Score once, to see whether the server gives what this way needs, and what it takes.
+    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> None:
+        """Score once, to see whether the server gives what this way needs.
 
         Raises:
             LackingError: It does not.
@@ -73,12 +77,10 @@ class Echoed:
     def __init__(self, channel: Completions) -> None:
         self.channel = channel
         self.settings = "scores=echo"
-        self.rows = _PROMPTS // 4 if channel.manner.several else 1
+        self.rows = PROMPTS // 4 if channel.manner.several else 1
         self._lengths: dict[tuple[bool, str], int] = {}
 
-    def score(
-        self, questions: Sequence[Question], words: Sequence[str]
-    ) -> tuple[FloatArray, Usage]:
+    def score(self, questions: Sequence[Question], words: Sequence[str]) -> ScoreReply:
         """See `Scorer.score`."""
         learn = any((q.spaced, word) not in self._lengths for q in questions for word in words)
         texts = [
@@ -86,11 +88,11 @@ class Echoed:
             for q in questions
             for text in [q.text] * learn + [q.answered(word) for word in words]
         ]
-        choices, usage = self.channel.ask(texts, echo=True)
         each = len(words) + learn
-        read = [_read(choice, text) for choice, text in zip(choices, texts, strict=True)]
-        rows = [read[start : start + each] for start in range(0, len(read), each)]
-        with paid(usage):
+        with Asking(self.channel) as asking:
+            choices = asking(texts, top=1, echo=True)
+            read = [_read(choice, text) for choice, text in zip(choices, texts, strict=True)]
+            rows = [read[start : start + each] for start in range(0, len(read), each)]
             if learn:
                 for question, choice, own in zip(questions, choices[::each], rows, strict=True):
                     if not choice.text.startswith(question.text):
@@ -98,15 +100,14 @@ class Echoed:
                     self._learn(question, words, own[0], own[1:])
                 rows = [filled for _, *filled in rows]
             scores = [self._row(q, words, row) for q, row in zip(questions, rows, strict=True)]
-        return np.array(scores).reshape(len(questions), len(words)), usage
+        return reply(scores, words, asking.usage)
 
-    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> Usage:
+    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> None:
         """See `Scorer.try_out`."""
         try:
-            _, usage = self.score(questions, words)
+            self.score(questions, words)
         except InputError as error:  # ours are common words, after a space
             raise LackingError("the tokens it gives are not those that it read") from error
-        return usage
 
     def notes(self, words: Sequence[str]) -> list[str]:
         """See `Scorer.notes`."""
@@ -141,67 +142,6 @@ class Echoed:
         ]
 
 
-class Likeliest:
-    """Finds the label words' first tokens among the likeliest that the server names.
-
-    A word that is not among them gets the most that it can have, see `words.bound`.
-    """
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.settings = f"scores=logprobs k={channel.manner.tops[0]}"
-        self.rows = _PROMPTS if channel.manner.several else 1
-
-    def score(
-        self, questions: Sequence[Question], words: Sequence[str]
-    ) -> tuple[FloatArray, Usage]:
-        """See `Scorer.score`."""
-        _, scores, usage = self._ask(questions, words)
-        return scores, usage
-
-    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> Usage:
-        """See `Scorer.try_out`."""
-        choices, _, usage = self._ask(questions, words)
-        if not any(choice.tokens for choice in choices):
-            raise LackingError("the model wrote nothing, and so has no likeliest tokens")
-        return usage
-
-    def notes(self, words: Sequence[str]) -> list[str]:
-        """See `Scorer.notes`."""
-        k = self.channel.manner.tops[0]
-        return [
-            f"label words are scored by their first token among the {k} likeliest; one that is "
-            "not among them gets the most that it can have",
-            *shared_beginnings(words),
-        ]
-
-    def _ask(
-        self, questions: Sequence[Question], words: Sequence[str]
-    ) -> tuple[Sequence[Choice], FloatArray, Usage]:
-        choices, usage = self.channel.ask([q.text for q in questions], logprobs=True)
-        with paid(usage):
-            scores = [
-                self._row(question, words, choice)
-                for question, choice in zip(questions, choices, strict=True)
-            ]
-        return choices, np.array(scores).reshape(len(questions), len(words)), usage
-
-    def _row(self, question: Question, words: Sequence[str], choice: Choice) -> list[float]:
-        if not choice.tokens:  # no answer says nothing for any label
-            return list(in_answer("", words))
-        token = choice.tokens[0]
-        if not token.top:
-            raise LackingError("the server names none of the likeliest tokens")
-        spaced = None if self.channel.name == "chat" else question.spaced
-        found = among(token.top, words, spaced=spaced)
-        if token.cut and None in found:
-            raise TransientError(
-                "the server left out some of the likeliest tokens that it was asked for: vLLM does "
-                "so while it answers others who ask for tokens by id"
-            )
-        return [bound(token.top) if score is None else score for score in found]
-
-
 class Spoken:
     """Takes the answer at its word: stated pseudo-probabilities, see `words.in_answer`.
 
@@ -213,25 +153,25 @@ class Spoken:
     def __init__(self, channel: Channel, *, write: int) -> None:
         self.channel, self._write = channel, write
         self.settings = f"scores=text write={write}"
-        self.rows = _PROMPTS if channel.manner.several else 1
+        self.rows = PROMPTS if channel.manner.several else 1
 
-    def score(
-        self, questions: Sequence[Question], words: Sequence[str]
-    ) -> tuple[FloatArray, Usage]:
+    def score(self, questions: Sequence[Question], words: Sequence[str]) -> ScoreReply:
         """See `Scorer.score`."""
         choices, usage = self.channel.ask([q.text for q in questions], write=self._write)
-        scores = [in_answer(choice.text, words) for choice in choices]
-        return np.array(scores).reshape(len(questions), len(words)), usage
+        named = [named_in(choice.text, words) for choice in choices]
+        scores = [stated(label, len(words)) for label in named]
+        return reply(scores, words, usage, bounds=len(words) * named.count(None))
 
-    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> Usage:
+    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> None:
         """See `Scorer.try_out`."""
-        choices, usage = self.channel.ask([q.text for q in questions], write=self._write)
+        choices, _ = self.channel.ask([q.text for q in questions], write=self._write)
+        if all(choice.thinks and not after_thought(choice.text) for choice in choices):
+            raise LackingError(f"{THINKS}; or raise answer_tokens, now {self._write}")
         if not any(choice.text.strip() for choice in choices):
             raise LackingError(
                 f"the model wrote nothing in {self._write} tokens: if it thinks before it "
                 "answers, switch that off by extra_body, or raise answer_tokens"
             )
-        return usage
 
     def notes(self, words: Sequence[str]) -> list[str]:
         """See `Scorer.notes`."""
@@ -239,6 +179,30 @@ class Spoken:
             "answers are taken at their word: the label that one names gets 0.9, the others share "
             f"0.1; up to {self._write} written tokens a row are paid, where a price counts one"
         ]
+
+
+def reply(
+    scores: Sequence[Sequence[float] | FloatArray],
+    words: Sequence[str],
+    usage: Usage,
+    *,
+    bounds: int = 0,
+) -> ScoreReply:
+    """A reply of one row of scores for each question."""
+    rows: FloatArray = np.array(scores, dtype=np.float64).reshape(len(scores), len(words))
+    return ScoreReply(rows, usage, bounds)
+
+
+def see_answers(choices: Sequence[Choice]) -> None:
+    """See that what a model writes first can be a label word.
+
+    Raises:
+        LackingError: It cannot.
+    """
+    if not any(choice.tokens for choice in choices):
+        raise LackingError("the model wrote nothing, and so has no likeliest tokens")
+    if any(choice.thinks for choice in choices):
+        raise LackingError(THINKS)
 
 
 def _read(choice: Choice, text: str) -> Tokens:

@@ -18,6 +18,8 @@ RIGHT = 0.9
 """Stated probability of the label that an answer names; the others share the rest."""
 
 _SPACES = " ▁Ġ"  # before a word, as servers and bare vocabularies spell it
+_THOUGHT_BEGINS = re.compile(r"\s*<think", re.IGNORECASE)
+_THOUGHT = re.compile(r"\A\s*<think\w*>.*?</think\w*>", re.IGNORECASE | re.DOTALL)
 _ROUNDING = 1e-6  # of the sum of the likeliest tokens, in 32 bits
 
 
@@ -28,6 +30,26 @@ def bound(top: Sequence[tuple[str, float]]) -> float:
     """
     rest = 1.0 - math.fsum(math.exp(logprob) for _, logprob in top)
     return min(min(logprob for _, logprob in top), math.log(max(rest, 0.0) + _ROUNDING))
+
+
+def unspaced(piece: str) -> str:
+    """A token without the space before it."""
+    return piece.lstrip(_SPACES)
+
+
+def spaced(piece: str) -> str:
+    """A token with the space before it, if any, as a text has it."""
+    return f" {piece[1:]}" if piece[:1] in _SPACES and piece else piece
+
+
+def whole(
+    top: Sequence[tuple[str, float]], words: Sequence[str], *, spaced: bool | None
+) -> list[float | None]:
+    """Log-probabilities of the label words that are one of the likeliest tokens, as `among`."""
+    pieces = _pieces(top, spaced)
+    fold = str.casefold if spaced is None else str
+    found = [[v for piece, v in pieces if fold(piece) == fold(word)] for word in words]
+    return [_added_up(same) if same else None for same in found]
 
 
 def among(
@@ -42,13 +64,18 @@ def among(
             where the model may write as it likes (an answer of a chat): spaces and capitals
             do not matter, and the ways to write one word add up.
     """
+    pieces = _pieces(top, spaced)
+    return [_likelihood(pieces, word, any_case=spaced is None) for word in words]
+
+
+def _pieces(top: Sequence[tuple[str, float]], spaced: bool | None) -> list[tuple[str, float]]:
+    """The tokens that can begin a word, without a space before them."""
     shows_spaces = any(piece[:1] in _SPACES for piece, _ in top if piece)
-    pieces = [
-        (piece.lstrip(_SPACES), logprob)
+    return [
+        (unspaced(piece), logprob)
         for piece, logprob in top
         if spaced is None or not shows_spaces or (piece[:1] in _SPACES) == spaced
     ]
-    return [_likelihood(pieces, word, any_case=spaced is None) for word in words]
 
 
 def _likelihood(pieces: Sequence[tuple[str, float]], word: str, *, any_case: bool) -> float | None:
@@ -57,25 +84,39 @@ def _likelihood(pieces: Sequence[tuple[str, float]], word: str, *, any_case: boo
     longest = max((length for length, _ in begun), default=0)
     if longest < min(2, len(word) / 2):  # one letter begins too many other words
         return None
-    same = [value for length, value in begun if length == longest]
+    return _added_up([value for length, value in begun if length == longest])
+
+
+def _added_up(same: Sequence[float]) -> float:
+    """The likelihood of one word written in several ways."""
     return min(0.0, float(np.logaddexp.reduce(same)))
 
 
-def in_answer(answer: str, words: Sequence[str]) -> FloatArray:
-    """(words,) stated log-probabilities: of the word that an answer begins with, else has in it.
+def after_thought(answer: str) -> str:
+    """What an answer says after its thoughts; nothing where it was cut before their end."""
+    return "" if re.match(_THOUGHT_BEGINS, rest := re.sub(_THOUGHT, "", answer)) else rest
 
-    None of them, or several in the midst of it, says nothing: all labels are equal.
+
+def named_in(answer: str, words: Sequence[str]) -> int | None:
+    """Which word an answer begins with, else has in it, its thoughts aside.
+
+    None where it has none of them, or several in the midst of it.
     """
-    text = answer.strip().lstrip("\"'`*«“([").casefold()
+    text = after_thought(answer).strip().lstrip("\"'`*«“([").casefold()
     longest_first = sorted(range(len(words)), key=lambda i: -len(words[i]))
     found = [i for i in longest_first if re.match(_whole(words[i]), text)][:1]
     for i in () if found else longest_first:
         text, times = re.subn(_whole(words[i]), "\n", text)  # "not bad" is no "bad"
         found += [i] * (times > 0)
-    if len(found) != 1:
-        return np.full(len(words), -math.log(len(words)))
-    others = (1.0 - RIGHT) / max(1, len(words) - 1)
-    return np.log([RIGHT if i == found[0] else others for i in range(len(words))])
+    return found[0] if len(found) == 1 else None
+
+
+def stated(label: int | None, labels: int) -> FloatArray:
+    """(labels,) stated log-probabilities where an answer names a label; all equal for None."""
+    if label is None:
+        return np.full(labels, -math.log(labels))
+    others = (1.0 - RIGHT) / max(1, labels - 1)
+    return np.log([RIGHT if i == label else others for i in range(labels)])
 
 
 def _whole(word: str) -> str:

@@ -1,0 +1,44 @@
+"""Scores that are only bounds: how many are too many, and how that is told."""
+
+from __future__ import annotations
+
+import warnings
+
+from lmaas_tune.errors import PermanentError
+
+WARNED = 0.05
+"""Share of bounds among the scores above which the user is warned."""
+
+REFUSED = 0.5
+"""Share above which a run ends, unless it was asked for."""
+
+
+def bounds_words(share: float) -> str:
+    """The share in words, as ``98% of the scores are bounds``."""
+    return f"{max(share, 0.01):.0%} of the scores are bounds"
+
+
+def warn_of_bounds(share: float) -> None:
+    """Warn of a share above `WARNED`."""
+    if share > WARNED:
+        warnings.warn(_sentence(share), stacklevel=3)
+
+
+def refuse_bounds(share: float) -> None:
+    """See that a run does not begin on scores that say next to nothing.
+
+    Raises:
+        PermanentError: The share is above `REFUSED`.
+    """
+    if share > REFUSED:
+        raise PermanentError(
+            f"{_sentence(share)}; to go on all the same, set allow_bounds=True (--allow-bounds)"
+        )
+
+
+def _sentence(share: float) -> str:
+    return (
+        f"{bounds_words(share)}, because the provider's answers do not name the label words "
+        "there: choose label words that the model says by itself, or a way of scoring that is "
+        "exact"
+    )
