@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
+LLAMACPP_VENV ?= .venv-llamacpp
 # constraints.txt names the version of every package that the tests passed with
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
@@ -10,7 +11,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
     tests/hf/test_packing.py tests/hf/test_speed_is_on.py
 
-.PHONY: demo test test-latest test-lowest lock test-browser test-kills test-plugin test-vllm check format examples benchmarks clean
+.PHONY: demo test test-latest test-lowest lock test-browser test-kills test-plugin test-vllm test-llamacpp check format examples benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -44,6 +45,10 @@ lock: $(VENV)/.user
 # against a real vLLM server, on the processor: its own environment, a tiny model, about 5 minutes
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready
 	OMP_NUM_THREADS=1 VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest tests/vllm
+
+# against llama.cpp's own server with the demo's model, and LiteLLM's proxy before it
+test-llamacpp: $(VENV)/.dev $(LLAMACPP_VENV)/.ready
+	OMP_NUM_THREADS=1 LLAMACPP_PYTHON=$(abspath $(LLAMACPP_VENV))/bin/python $(BIN)/python -m pytest tests/llamacpp
 
 # the report in a real browser, which `make test` leaves out where there is none
 test-browser: $(VENV)/.dev
@@ -99,5 +104,11 @@ $(VLLM_VENV)/.ready: tests/vllm/requirements.txt tests/vllm/overrides.txt constr
 	    --override tests/vllm/overrides.txt -r tests/vllm/requirements.txt
 	@touch $@
 
+$(LLAMACPP_VENV)/.ready: tests/llamacpp/requirements.txt
+	@echo "Setting up $(LLAMACPP_VENV) (0.9 GB, a minute or two) ..."
+	@$(PYTHON) -m venv $(LLAMACPP_VENV)
+	@$(LLAMACPP_VENV)/bin/python $(PIP_INSTALL) -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-latest $(VENV)-lowest $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-latest $(VENV)-lowest $(VLLM_VENV) $(LLAMACPP_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -76,10 +76,27 @@ def ready_model(
         BackendError: The file cannot be had, or is not the one that was asked for.
         StorageError: The cache cannot be written.
     """
-    stem = f"{source.name}-{source.sha256[:8]}"
-    folder, file = cache_folder() / stem, cache_folder() / f"{stem}.gguf"
+    folder = cache_folder() / _stem(source)
     if folder.exists():
         return folder
+    file = model_file(source, say=say)
+    say(f"Converting {source.name} (once) ...")
+    convert(file, folder)
+    return folder
+
+
+def model_file(source: Source, *, say: Callable[[str], None] = lambda line: None) -> Path:
+    """The .gguf file itself, in the cache; fetched the first time.
+
+    Args:
+        source: Which model.
+        say: Told before the download.
+
+    Raises:
+        BackendError: It cannot be had, or is not the one that was asked for.
+        StorageError: The cache cannot be written.
+    """
+    file = cache_folder() / f"{_stem(source)}.gguf"
     try:
         if not file.exists():
             say(f"Fetching {source.name} ({source.megabytes} MB, once) into {file.parent} ...")
@@ -93,9 +110,11 @@ def ready_model(
             f"{file.parent}: the model cannot be kept there ({error.strerror or error}); make "
             "room, or name another folder in LMAAS_TUNE_CACHE"
         ) from error
-    say(f"Converting {source.name} (once) ...")
-    convert(file, folder)
-    return folder
+    return file
+
+
+def _stem(source: Source) -> str:
+    return f"{source.name}-{source.sha256[:8]}"
 
 
 def _fetch(source: Source, file: Path) -> None:

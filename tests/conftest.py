@@ -15,5 +15,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what was left out for want of a server."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in skipped]
-    for reason in dict.fromkeys(reason for reason in reasons if "make test-vllm" in reason):
+    for reason in dict.fromkeys(reason for reason in reasons if "`make test-" in reason):
         terminalreporter.write_line(f"{reasons.count(reason)} tests skipped: {reason}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from lmaas_tune_adapters.http import Endpoint, RefusedError, ServerError
 from lmaas_tune_adapters.openai.rows import Question
 
-_LONGEST = 16  # tokens of a word, where nothing tells how many
+_LONGEST = 6  # tokens of a word, where nothing tells how many
 
 
 @dataclass(frozen=True)
