@@ -13,6 +13,8 @@ from lmaas_tune_adapters.openai.rows import Question
 from lmaas_tune_adapters.openai.scorers import PROMPTS, reply, see_answers
 from lmaas_tune_adapters.openai.words import among, bound, shared_beginnings, stated, whole
 
+_AGAIN = 4  # vLLM fills in while it answers others who ask for tokens by id
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -67,11 +69,8 @@ class Likeliest:
             rows = self._rows(asking, questions, words, self._k)
             while any(row.lacks for row in rows) and self._raise_k(asking, questions, words, rows):
                 pass
-            cut = [i for i, row in enumerate(rows) if row.lacks and row.token and row.token.cut]
-            if cut:  # vLLM fills in while it answers others who ask for tokens by id
-                again = self._rows(asking, [questions[i] for i in cut], words, self._k)
-                for i, row in zip(cut, again, strict=True):
-                    rows[i] = row
+            for _ in range(_AGAIN):
+                self._ask_again(asking, questions, words, rows)
         scores = [row.bounded() for row in rows]
         bounds = sum(count for _, count in scores)
         return reply([own for own, _ in scores], words, asking.usage, bounds=bounds)
@@ -93,6 +92,20 @@ class Likeliest:
             "likelihood of its first one, which can be far too high (15 was seen)",
             *shared_beginnings(words),
         ]
+
+    def _ask_again(
+        self,
+        asking: Asking,
+        questions: Sequence[Question],
+        words: Sequence[str],
+        rows: list[_Row],
+    ) -> None:
+        """Once more for tokens that had filler put in their place, where words are missing."""
+        cut = [i for i, row in enumerate(rows) if row.lacks and row.token and row.token.cut]
+        if cut:
+            again = self._rows(asking, [questions[i] for i in cut], words, self._k)
+            for i, row in zip(cut, again, strict=True):
+                rows[i] = row
 
     def _raise_k(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ FLOOR = -100.0
 
 _ENDED = ("stop", "content_filter")
 """Why nothing may have been written."""
+
+_NOTHING = 1e-3  # less is left by rounding
 
 _THOUGHTS = ("<think", "[think]", "<|channel")
 """How the thoughts of a model begin, where a server passes them on as its answer."""
@@ -41,7 +43,8 @@ class Token:
         content: Its bytes, of which some may be half a character.
         logprob: None for the first one read.
         top: The likeliest tokens in its place, itself included, each with its log-probability.
-        cut: Whether some of those have no probability, or had filler put in their place.
+        cut: Whether some of those had filler put in their place: they have no probability, though
+            the others leave some.
     """
 
     text: str
@@ -196,8 +199,13 @@ def _token(text: str, content: Any, logprob: float | None, tops: Any) -> Token:
         spelt,
         max(FLOOR, own),
         tuple((piece, max(FLOOR, value)) for piece, value in top.items()),
-        cut=min(told.values(), default=0.0) <= _FILLER,
+        cut=min(told.values(), default=0.0) <= _FILLER and _left(top.values()) > _NOTHING,
     )
+
+
+def _left(logprobs: Iterable[float]) -> float:
+    """What tokens leave of all probability."""
+    return 1.0 - math.fsum(map(math.exp, logprobs))
 
 
 def _checked(logprob: object) -> float:
