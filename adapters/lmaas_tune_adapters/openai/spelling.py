@@ -7,6 +7,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from lmaas_tune.errors import InputError
 from lmaas_tune_adapters.http import Endpoint, RefusedError, ServerError
 from lmaas_tune_adapters.openai.rows import Question
 
@@ -54,12 +55,15 @@ class Spelling:
 
         Raises:
             TransientError: The tokenizer did not answer.
+            InputError: Ids were given, and none of this word.
         """
         key = question.spaced and not in_chat, word
         if key not in self._known:
             text = f" {word}" if key[0] else word
             ids = self._ids("" if in_chat else question.text, word, text)
             keys = tuple(map(str, ids))
+            if self._given and not keys:
+                raise InputError(f"token_ids does not have {word!r}: give its ids too")
             count = len(ids) or min(_LONGEST, len(text.encode()))
             self._known[key] = Spelt(text, keys or (text,), count, keys)
         return self._known[key]
