@@ -375,6 +375,7 @@ def test_doctor_shows_versions_and_asks_a_backend(run: Run) -> None:
     assert content["probe"]["capabilities"]["soft_prompt_width"] == 16
     assert content["probe"]["identity"].startswith("toy")
     text = run("doctor", "--backend", "toy", "--backend-options", "width=8,seed=3").out
+    assert "bounds       none of 2 scores" in text
     assert "soft prompts of width 8" in text
     assert "seed=3" in text
 

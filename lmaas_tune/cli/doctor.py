@@ -124,14 +124,14 @@ def _probed(answer: Probe) -> list[str]:
         f"can do       {'; '.join(facts)}",
         *(f"speedup      {_speedup(**speedup)}" for speedup in can["speedups"]),
         f"one answer   in {answer.seconds:.3f} s",
-        "scores       "
-        + (
-            "exact"
-            if not answer.bounds
-            else bounds_words(answer.bounds / len(answer.probabilities))
-        ),
+        f"bounds       {_bounds(answer)}",
     ]
 
 
 def _speedup(*, name: str, reason: str, cost: str) -> str:
     return f"{name} is off ({reason}): {cost}" if reason else f"{name} is on"
+
+
+def _bounds(answer: Probe) -> str:
+    asked = len(answer.probabilities)
+    return bounds_words(answer.bounds / asked) if answer.bounds else f"none of {asked} scores"
