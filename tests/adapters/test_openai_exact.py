@@ -25,7 +25,7 @@ from lmaas_tune.middleware.retry import Retry  # noqa: E402
 
 from .json_server import json_server  # noqa: E402
 from .openai_server import Change, OpenAIServer, Poor, TinyModel  # noqa: E402
-from .test_openai import CHAT, NO_LOGPROBS, ROWS, Serve, backend, request  # noqa: E402
+from .test_openai import CHAT, NO_LOGPROBS, ROWS, Serve, _Suite, backend, request  # noqa: E402
 
 WORDS = ("good", "great", "wonderful", "technologically", "very bad")
 ONE_TOKEN = ("great", "the")  # each to the tiny model
@@ -61,6 +61,29 @@ def own(folder: Path) -> HFBackend:
 
 def ids_of(tiny: TinyModel, *words: str) -> dict[str, list[int]]:
     return {word: tiny.tokens(f" {word}") for word in words}
+
+
+class TestForced(_Suite):
+    @pytest.fixture
+    def server(self, serve: Serve) -> OpenAIServer:
+        return serve(**LLAMA_CPP, tokenizer=True)
+
+
+class TestMargins(_Suite):
+    deviations = {  # noqa: RUF012
+        "test_a_candidate_does_not_depend_on_the_others": "what words have together is lost"
+    }
+
+    @pytest.fixture
+    def backend(self, serve: Serve, tiny: TinyModel) -> OpenAIBackend:
+        server = serve(**BIASED, tokenizer=True)
+        return backend(server, scores="margins", token_ids=ids_of(tiny, *ONE_TOKEN))
+
+    @pytest.fixture
+    def differing(self, serve: Serve, tiny: TinyModel) -> list[OpenAIBackend]:
+        ids = ids_of(tiny, *ONE_TOKEN)
+        server = serve(**BIASED, tokenizer=True)
+        return [backend(server, scores="margins", token_ids=ids, seed=s) for s in (1, 2)]
 
 
 # --- forced

@@ -61,13 +61,6 @@ class TestLogprobs(_Suite):
     options = {"scores": "logprobs"}  # noqa: RUF012
 
 
-class TestChatForced(_Suite):
-    options = {"endpoint": "chat"}  # noqa: RUF012
-
-    def test_it_is_what_a_chat_is_asked_for_first(self, backend: OpenAIBackend) -> None:
-        assert "endpoint=chat scores=forced" in backend.identity
-
-
 class TestForced(_Suite):
     options = {"scores": "forced"}  # noqa: RUF012
 
