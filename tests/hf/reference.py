@@ -6,6 +6,7 @@ at its slots and tokenizes the pieces, which is right for the tokenizers of `mod
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,20 @@ from lmaas_tune.task import Part, Slot
 
 def logprobs(backend: Any, request: ScoreRequest) -> FloatArray:
     """(rows, candidates) by the plain way, with the backend's own weights."""
-    network, tokenizer = backend._model, backend._tokenizer
-    read = {"causal": _causal, "masked": _masked, "seq2seq": _seq2seq}[_family(network)]
+    return plain(backend._model, backend._tokenizer, backend.family, request)
+
+
+def plain(
+    network: Any, tokenizer: Any, family: str, request: ScoreRequest, *, direct: bool = False
+) -> FloatArray:
+    """(rows, candidates) by the plain way.
+
+    Args:
+        direct: Whether a sequence-to-sequence model answers from its decoder's start.
+    """
+    read: Any = {"causal": _causal, "masked": _masked, "seq2seq": _seq2seq}[family]
+    if family == "seq2seq":
+        read = partial(_seq2seq, direct=direct)
     with torch.inference_mode():
         return np.array(
             [
@@ -27,12 +40,6 @@ def logprobs(backend: Any, request: ScoreRequest) -> FloatArray:
                 for row in request.batch.rows
             ]
         )
-
-
-def _family(network: Any) -> str:
-    if network.config.is_encoder_decoder:
-        return "seq2seq"
-    return "masked" if type(network).__name__.endswith("ForMaskedLM") else "causal"
 
 
 def pieces(tokenizer: Any, row: tuple[Part, ...], prompt: Any) -> list[Any]:
@@ -105,10 +112,10 @@ def _sum(logits: Any, first: int, ids: list[int]) -> float:
 def _causal(network: Any, tokenizer: Any, row: Any, prompt: Any, word: str) -> float:
     start, _ = around(tokenizer)
     ids = word_ids(tokenizer, row, word)
-    parts = [start, *(p for p in pieces(tokenizer, row, prompt) if p is not Slot.LABEL)]
-    before = embed(network, parts, prompt)
-    whole = torch.cat([before, network.get_input_embeddings()(torch.tensor(ids))[None]], dim=1)
-    return _sum(network(inputs_embeds=whole).logits, before.shape[1] - 1, ids)
+    parts = [start, *(p for p in pieces(tokenizer, row, prompt) if p is not Slot.LABEL), ids[:-1]]
+    inputs = given(network, parts, prompt)
+    length = next(iter(inputs.values())).shape[1]
+    return _sum(network(**inputs).logits, length - len(ids), ids)
 
 
 def _masked(network: Any, tokenizer: Any, row: Any, prompt: Any, word: str) -> float:
@@ -119,28 +126,36 @@ def _masked(network: Any, tokenizer: Any, row: Any, prompt: Any, word: str) -> f
     parts = [masks if part is Slot.LABEL else part for part in parts]
     lengths = [len(prompt.vectors) if part is Slot.PROMPT else len(part) for part in parts]
     at = sum(lengths[: next(i for i, part in enumerate(parts) if part is masks)])
-    if not isinstance(prompt, SoftPrompt):
-        flat = [i for part in parts for i in part]
-        return _sum(network(input_ids=torch.tensor([flat])).logits, at, ids)
-    return _sum(network(inputs_embeds=embed(network, parts, prompt)).logits, at, ids)
+    return _sum(network(**given(network, parts, prompt)).logits, at, ids)
 
 
-def _seq2seq(network: Any, tokenizer: Any, row: Any, prompt: Any, word: str) -> float:
+def _seq2seq(
+    network: Any, tokenizer: Any, row: Any, prompt: Any, word: str, *, direct: bool
+) -> float:
     start, end = around(tokenizer)
     ids = word_ids(tokenizer, row, word)
-    table = network.get_input_embeddings()
     body = pieces(tokenizer, row, prompt)
-    first = [network.config.decoder_start_token_id]
-    if tokenizer.mask_token_id is None:
+    hole: list[int] = []
+    said: list[Any] = [[network.config.decoder_start_token_id]]
+    if not direct and tokenizer.mask_token_id is None:
         hole = [tokenizer.convert_tokens_to_ids("<extra_id_0>")]
-        said = table(torch.tensor(first + hole))[None]
-    else:
+        said.append(hole)
+    elif not direct:
         hole = [tokenizer.mask_token_id]
-        repeated = [first, start, *body[: body.index(Slot.LABEL)]]
-        said = embed(network, repeated, prompt, anchored_only=True)
+        said += [start, *body[: body.index(Slot.LABEL)]]
     parts = [start, *(hole if part is Slot.LABEL else part for part in body), end]
-    decoder = torch.cat([said, table(torch.tensor(ids))[None]], dim=1)
-    logits = network(
-        inputs_embeds=embed(network, parts, prompt), decoder_inputs_embeds=decoder
-    ).logits
-    return _sum(logits, said.shape[1] - 1, ids)
+    inputs = given(network, parts, prompt)
+    decoder = given(network, [*said, ids[:-1]], prompt, anchored_only=True)
+    length = next(iter(decoder.values())).shape[1]
+    logits = network(**inputs, **{f"decoder_{k}": v for k, v in decoder.items()}).logits
+    return _sum(logits, length - len(ids), ids)
+
+
+def given(
+    network: Any, parts: list[Any], prompt: Any, *, anchored_only: bool = False
+) -> dict[str, Any]:
+    """What a model is given: ids where there is nothing but ids, else embeddings."""
+    if isinstance(prompt, SoftPrompt):
+        embedded = embed(network, parts, prompt, anchored_only=anchored_only)
+        return {"inputs_embeds": embedded}
+    return {"input_ids": torch.tensor([[i for part in parts for i in part]])}

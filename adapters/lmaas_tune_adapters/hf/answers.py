@@ -74,10 +74,14 @@ def tree(words: Sequence[Word]) -> Reading:
     )
 
 
-def chains(words: Sequence[Word]) -> list[Reading]:
-    """One reading a chain of inner tokens; a word joins a chain that begins with its own."""
+def chains(words: Sequence[Word], *, apart: bool = False) -> list[Reading]:
+    """One reading a chain of inner tokens; a word joins a chain that begins with its own.
+
+    Args:
+        apart: No word joins a longer chain, as later tokens would change its score.
+    """
     inner = {word[:-1] for word in words}
-    longest = [a for a in inner if not any(a != b and b[: len(a)] == a for b in inner)]
+    longest = [a for a in inner if apart or not any(a != b and b[: len(a)] == a for b in inner)]
     home = {a: next(b for b in sorted(longest) if b[: len(a)] == a) for a in inner}
     return [
         Reading(

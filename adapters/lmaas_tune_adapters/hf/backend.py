@@ -27,6 +27,7 @@ from lmaas_tune_adapters.hf.peft import export_peft
 from lmaas_tune_adapters.hf.reader import Reader
 from lmaas_tune_adapters.hf.seq2seq import ANSWERS, Answer, Seq2SeqScorer
 from lmaas_tune_adapters.hf.stack import clipped_std, inputs_kept
+from lmaas_tune_adapters.hf.trials import tried
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 _MEASURED_BYTES = 1 << 28
@@ -83,7 +84,9 @@ class HFBackend:
         self.family: Family = loaded.family
         on_cpu = self._model.device.type == "cpu"
         per_pass = max_tokens_per_pass or (2048 if on_cpu else 16384)
-        self._scorer = _scorer(loaded, per_pass, max_kept_bytes, answer, speedups)
+        self._scorer = tried(
+            loaded, lambda model: _scorer(model, per_pass, max_kept_bytes, answer, speedups)
+        )
         self._embeddings = self._model.get_input_embeddings()
         self.vocabulary_size: int = self._embeddings.weight.shape[0]
         self.embedding_std: float = self._std()
@@ -102,6 +105,7 @@ class HFBackend:
             capabilities=self.capabilities,
             vocabulary_size=self.vocabulary_size,
             ends=loaded.family != "causal",
+            answers_apart=self._scorer.answers_apart,
             tokens=self._tokens,
             places=self._places,
         )
@@ -301,7 +305,7 @@ def _max_tokens(loaded: LoadedModel) -> int | None:
     """Places that the model has embeddings for, or was trained on."""
     config = loaded.model.config
     limit = next(filter(None, (getattr(config, name, None) for name in _LIMITS)), None)
-    if limit is None:
+    if limit is None or limit < 1:  # XLNet's -1: any number
         return None
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":  # a pass with one longer row turns all rows otherwise

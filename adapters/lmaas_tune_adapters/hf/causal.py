@@ -9,11 +9,13 @@ from functools import partial
 
 import torch
 
+from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.answers import Reading
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, fitting, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
+from lmaas_tune_adapters.hf.forward import sees_later
 from lmaas_tune_adapters.hf.lanes import Lanes
 from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.memory import States
@@ -83,6 +85,7 @@ class CausalScorer:
     """
 
     label_last = True
+    answers_apart = False
     hole: answers.Word = ()
     insertions: frozenset[Insertion] = frozenset({"concat", "add"})
 
@@ -97,6 +100,7 @@ class CausalScorer:
         self._max_tokens = max_tokens_per_pass
         self._store = HeadStore(max_kept_bytes)
         with torch.inference_mode():
+            _check_order(loaded)
             self._passes = CausalPasses(loaded.model, speedups=speedups)
         self.speedups = loaded.speedups + self._passes.abilities.speedups
         self._lanes = Lanes(self._passes, self._passes.twin, device=loaded.model.device)
@@ -207,6 +211,17 @@ class CausalScorer:
         if isinstance(firsts[0].key, tuple):
             return self._store.get(tuple(first.row.ids[: first.head] for first in firsts), compute)
         return compute()
+
+
+def _check_order(loaded: LoadedModel) -> None:
+    """Refuse a model that is saved as a causal one and sees what comes later."""
+    network = loaded.model
+    if sees_later(lambda x: network(inputs_embeds=x, use_cache=False).logits, network):
+        raise InputError(
+            f"the model {loaded.name!r} is saved as a causal language model, and its tokens see "
+            "later ones: choose another model; an encoder such as BERT needs is_decoder=true in "
+            "its config.json"
+        )
 
 
 def _sums(

@@ -58,6 +58,7 @@ class Scorer(Protocol):
     Attributes:
         insertions: The ways a soft prompt may enter.
         label_last: Whether the label must be the last thing in a row.
+        answers_apart: Whether a label word is an answer of its own, see `Encoder`.
         hole: What stands in the label's place where a label is read: a mask or sentinel, or
             nothing, where it is read at the end.
         layers: Of the stack that a deep prompt goes through; none where there is no plain one.
@@ -69,6 +70,9 @@ class Scorer(Protocol):
 
     @property
     def label_last(self) -> bool: ...
+
+    @property
+    def answers_apart(self) -> bool: ...
 
     @property
     def hole(self) -> Word: ...

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
@@ -19,7 +19,7 @@ PROMPT_MARK, LABEL_MARK = "\ufdd0", "\ufdd1"
 its tokens. Unicode keeps these two for such private use."""
 
 _GLUE = "\ufdd2"
-"""Stands behind a mark where the tokenizer would put a space before whatever follows one."""
+"""Stands behind a mark where the tokenizer would put a space before whatever follows it."""
 
 _BATCHES_KEPT = 8
 
@@ -58,10 +58,15 @@ class Encoder:
         label_last: Whether the model needs the label at the end of the row.
         ends: Whether the end tokens that the tokenizer adds are read (not by a causal model,
             which goes on with the label word).
+        answers_apart: Whether a label word is an answer of its own, which begins as a text does,
+            and does not go on with the row.
     """
 
-    def __init__(self, tokenizer: Any, *, label_last: bool, ends: bool) -> None:
+    def __init__(
+        self, tokenizer: Any, *, label_last: bool, ends: bool, answers_apart: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
+        self._answers_apart = answers_apart
         self._label_last = label_last
         self._ends = ends
         self._marking = copy.deepcopy(tokenizer)
@@ -93,10 +98,18 @@ class Encoder:
         if (word, spaced) not in self._words:
             _check_unicode(word, "a label word")
             _check_marks(word, "a label word")
-            text = LABEL_MARK + self._glue + (" " if spaced else "") + word
-            marked = self._marking(text, add_special_tokens=False, verbose=False)["input_ids"]
-            self._words[word, spaced] = tuple(marked[marked.index(self._label_id) + 1 :])
+            text = (" " if spaced else "") + word
+            self._words[word, spaced] = (
+                self.text(text) if self._answers_apart else self._behind_mark(text)
+            )
         return self._words[word, spaced]
+
+    def _behind_mark(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that another one goes before."""
+        marked: list[int] = self._marking(
+            LABEL_MARK + self._glue + text, add_special_tokens=False, verbose=False
+        )["input_ids"]
+        return tuple(marked[marked.index(self._label_id) + 1 :])
 
     def rows(self, batch: Batch, prompt: SoftPrompt | TextPrompt) -> tuple[EncodedRow, ...]:
         """All rows of a batch, `prompt` in its place.
@@ -175,7 +188,8 @@ class Encoder:
             # the space before a slot belongs to what fills it: only a text prompt spells it out
             keeps_space = part is Slot.PROMPT and fill not in ("", PROMPT_MARK)
             text = (text if keeps_space else text.removesuffix(" ")) + fill
-            text += self._glue if fill in (PROMPT_MARK, LABEL_MARK) else ""
+            # a label's place is a token, behind which a text begins as the tokenizer has it begin
+            text += self._glue if fill == PROMPT_MARK else ""
         return text, spaced
 
     def _row(self, marked: tuple[int, ...], spaced: bool) -> EncodedRow:
@@ -199,19 +213,56 @@ class Encoder:
 def _joins(tokenizer: Any) -> bool:
     """Let `_GLUE` undo the space that a tokenizer begins every stretch of a text with.
 
-    Tokenizers made of SentencePiece's old files (Llama 2, Phi-3, GGUF) take each stretch between
-    added tokens for a text of its own, and so what stands behind a mark. False for all others.
+    A stretch is what stands between added tokens, so also what stands behind a mark. Tokenizers
+    made of SentencePiece's files begin it with a space in the normalizer (Llama 2, Phi-3, GGUF) or
+    in the pre-tokenizer (T5, XLM-R, Llama with ``legacy``), byte-level ones with
+    ``add_prefix_space``. False for all others.
     """
-    normalizer: Any = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
-    steps = list(normalizer) if hasattr(normalizer, "__getitem__") else [normalizer]
+    if not tokenizer.is_fast:
+        return False
+    backend = tokenizer.backend_tokenizer
+    return _joins_in_normalizer(backend) or _joins_in_pre_tokenizer(backend)
+
+
+def _joins_in_normalizer(backend: Any) -> bool:
+    steps = _steps(backend.normalizer)
     for place, step in enumerate(steps, start=1):
         if isinstance(step, normalizers.Prepend):
             steps.insert(place, normalizers.Replace(step.prepend + _GLUE, ""))
-            break
-    else:
+            backend.normalizer = normalizers.Sequence(steps)
+            return True
+    return False
+
+
+def _joins_in_pre_tokenizer(backend: Any) -> bool:
+    steps = _steps(backend.pre_tokenizer)
+    for step in steps:
+        if isinstance(step, pre_tokenizers.Metaspace) and step.prepend_scheme == "always":
+            glued = pre_tokenizers.Split(step.replacement + _GLUE, "removed")
+            backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, glued])
+            return True
+    first = steps[0] if steps else None
+    if not (isinstance(first, pre_tokenizers.ByteLevel) and first.add_prefix_space):
         return False
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    # its pattern would join the glue to what follows: the normalizer puts the space there instead
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=first.use_regex)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([plain, *steps[1:]])
+    backend.normalizer = normalizers.Sequence(
+        [
+            *_steps(backend.normalizer),
+            normalizers.Prepend(" "),
+            normalizers.Replace(Regex(rf"\A (?=[\s{_GLUE}])"), ""),
+            normalizers.Replace(_GLUE, ""),
+        ]
+    )
     return True
+
+
+def _steps(part: Any) -> list[Any]:
+    """The steps of a tokenizer's part, which may be one or none."""
+    if part is None:
+        return []
+    return list(part) if hasattr(part, "__getitem__") else [part]
 
 
 def _with_soft(row: EncodedRow, prompt: SoftPrompt) -> EncodedRow:

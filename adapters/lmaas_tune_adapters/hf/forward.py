@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -96,6 +96,25 @@ def trial(network: Any) -> torch.Tensor:
     ids = torch.arange(1, 6, device=network.device)[None] * (len(table.weight) // 7)
     embeddings: torch.Tensor = table(ids)
     return embeddings
+
+
+def usual_ids(network: Any, shape: tuple[int, int], numbers: torch.Generator) -> torch.Tensor:
+    """Random token ids, no padding among them: some models give that no place."""
+    padding = getattr(network.config, "pad_token_id", None)
+    ids = torch.randint(len(network.get_input_embeddings().weight) - 1, shape, generator=numbers)
+    return ids if padding is None else ids + (ids >= padding)
+
+
+def sees_later(logits: Callable[[torch.Tensor], torch.Tensor], network: Any) -> bool:
+    """Whether tokens change what is said before them.
+
+    Args:
+        logits: Of embeddings, (1, length, H) to (1, length, vocabulary).
+        network: Whose embeddings are given.
+    """
+    ids = usual_ids(network, (1, 48), torch.Generator().manual_seed(0)).to(network.device)
+    whole = network.get_input_embeddings()(ids)
+    return not close(logits(whole)[:, :24], logits(whole[:, :24]))
 
 
 def token_ids(rows: Sequence[EncodedRow], device: torch.device) -> torch.Tensor:

@@ -20,7 +20,7 @@ from transformers.models.auto import modeling_auto
 
 from lmaas_tune.backend import Speedup
 from lmaas_tune.errors import InputError, MissingExtraError, did_you_mean
-from lmaas_tune_adapters.hf.forward import failure
+from lmaas_tune_adapters.hf.forward import failure, usual_ids
 from lmaas_tune_adapters.hf.speedups import OTHER_SCORES, SWITCHED_OFF, processor_kernels
 
 Family: TypeAlias = Literal["causal", "masked", "seq2seq"]
@@ -36,6 +36,11 @@ AUTO_CLASSES: dict[Family, Any] = {
     "causal": transformers.AutoModelForCausalLM,
     "masked": transformers.AutoModelForMaskedLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
+}
+_CLASSES: dict[Family, Any] = {  # of each type of model; the first is taken of those it is saved as
+    "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
 
 
@@ -154,14 +159,10 @@ def _same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 def _said(network: Any, *, vectors: bool = False) -> torch.Tensor | None:
     """Logits of some tokens, or of their embeddings; None where the model is asked otherwise."""
-    table = network.get_input_embeddings()
-    most, padding = len(table.weight), getattr(network.config, "pad_token_id", None)
-    ids = torch.randint(most - 1, (2, 24), generator=torch.Generator().manual_seed(0))
-    if padding is not None:
-        ids += ids >= padding  # some models give padding no place
-    ids = ids.to(network.device)
     try:
         with quiet(), torch.inference_mode():
+            table = network.get_input_embeddings()
+            ids = usual_ids(network, (2, 24), torch.Generator().manual_seed(0)).to(network.device)
             given, name = (table(ids), "inputs_embeds") if vectors else (ids, "input_ids")
             inputs = {name: given}
             if network.config.is_encoder_decoder:
@@ -261,17 +262,15 @@ def family_of(config: Any, model: str | Path) -> Family:
     Raises:
         InputError: None of them.
     """
-    kind, architecture = config.model_type, " ".join(config.architectures or ())
-    if kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        return "seq2seq"
-    causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if masked and not ("ForCausalLM" in architecture or "LMHeadModel" in architecture):
-        return "masked"
-    if causal:
-        return "causal"
+    classes = {family: names.get(config.model_type) for family, names in _CLASSES.items()}
+    known = [family for family, name in classes.items() if name]
+    named = [family for family in known if classes[family] in (config.architectures or ())]
+    if named == ["masked", "causal"]:  # XLM's one class is both, as its configuration says
+        return "causal" if config.causal else "masked"
+    if known:
+        return (named or known)[0]
     raise InputError(
-        f"the model {str(model)!r} is of type {kind!r}, which has no language-model head: choose "
+        f"the model {str(model)!r} is of type {config.model_type!r}, which has no language-model head: choose "
         "a causal, masked or sequence-to-sequence language model"
     )
 
@@ -303,6 +302,8 @@ def settings_hash(config: Any, tokenizer: Any) -> hashlib._Hash:
 def _checksums(weight: torch.Tensor) -> bytes:
     """Exact integer sums over the first axis: the same on every device, changed by every bit."""
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if not weight.numel():
+        return b""
     bits = weight.contiguous().reshape(len(weight) if weight.dim() else 1, -1)
     if bits.dtype == torch.bool:
         bits = bits.to(torch.int8)

@@ -51,6 +51,7 @@ class MaskedScorer:
     """
 
     label_last = False
+    answers_apart = False
 
     def __init__(
         self, loaded: LoadedModel, *, max_tokens_per_pass: int, speedups: bool = True

@@ -24,6 +24,7 @@ class Reader:
         capabilities: What the model takes.
         vocabulary_size: Token ids go from 0 to below this.
         ends: Whether the end tokens that the tokenizer adds are read, see `Encoder`.
+        answers_apart: Whether a label word begins as a text does, see `Encoder`.
         tokens: What the model reads of a row, in tokens.
         places: How long a row gets with its longest label word, as `Capabilities.max_tokens`
             counts.
@@ -38,9 +39,15 @@ class Reader:
         ends: bool,
         tokens: Count,
         places: Count,
+        answers_apart: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
-        self._encoder = Encoder(tokenizer, label_last=not capabilities.label_anywhere, ends=ends)
+        self._encoder = Encoder(
+            tokenizer,
+            label_last=not capabilities.label_anywhere,
+            ends=ends,
+            answers_apart=answers_apart,
+        )
         self._can, self._vocabulary_size = capabilities, vocabulary_size
         self._tokens, self._places = tokens, places
         self._lock = threading.Lock()

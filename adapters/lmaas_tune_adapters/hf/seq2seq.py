@@ -6,14 +6,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import answers
 from lmaas_tune_adapters.hf.cohort import Cohort, alike, slices
 from lmaas_tune_adapters.hf.encoding import EncodedRow
-from lmaas_tune_adapters.hf.forward import logits_at, placed, token_ids, trial
+from lmaas_tune_adapters.hf.forward import (
+    body_of,
+    logits_at,
+    placed,
+    sees_later,
+    token_ids,
+    trial,
+)
 from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.stack import deepened, plain_stack
 
@@ -57,8 +63,13 @@ class Seq2SeqScorer:
                 "use answer='direct' with the label last in the template"
             )
         self.answer: Answer = answer
-        self.label_last = answer == "direct"
-        start = self._model.config.decoder_start_token_id
+        self.label_last, self.answers_apart = answer == "direct", answer != "infill"
+        start = _decoder_start(self._model)
+        if start is None:
+            raise InputError(
+                f"the model {loaded.name!r} does not say which token its decoder starts with: set "
+                "decoder_start_token_id in its config.json"
+            )
         self._start: tuple[int, ...] = (start,)
         hole: tuple[Any, ...] = ()
         if answer == "sentinel":
@@ -68,7 +79,14 @@ class Seq2SeqScorer:
             hole = (tokenizer.mask_token_id,)
         self.hole: answers.Word = hole
         with torch.inference_mode():
-            self.layers = plain_stack(self._model.get_encoder(), trial(self._model))
+            embedded = trial(self._model)
+            memory = self._model.get_encoder()(inputs_embeds=embedded)
+            inputs = {"encoder_outputs": memory, "use_cache": False}
+            self._body = body_of(self._model, decoder_inputs_embeds=embedded, **inputs)
+            self._apart = sees_later(
+                lambda said: self._model(decoder_inputs_embeds=said, **inputs).logits, self._model
+            )
+            self.layers = plain_stack(self._model.get_encoder(), embedded)
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens encoder and decoder read before the label word."""
@@ -82,12 +100,12 @@ class Seq2SeqScorer:
     def scores(self, cohort: Cohort) -> torch.Tensor:
         """(requests, rows, words) summed log-probabilities."""
         out = cohort.scores()
-        readings = answers.chains(cohort.words)
+        readings = answers.chains(cohort.words, apart=self._apart)
         for requests, numbers, rows in self._passes(cohort):
             memory = self._encode(rows, requests, cohort)
             sums = torch.zeros(len(rows), out.shape[2], dtype=torch.float64)
             for reading in readings:
-                said = self._embed_said(rows, requests, cohort, reading.fill)
+                said = self.embed_said(rows, requests, cohort, reading.fill)
                 reading.add_up(self._decode(memory, said, reading.nodes, reading.fill), sums)
             out[requests, numbers] = sums
         return out
@@ -111,9 +129,8 @@ class Seq2SeqScorer:
         """What the decoder has said before the label word."""
         return self._start + (row.ids[: row.label] if self.answer == "infill" else ())
 
-    def _encode(
-        self, rows: Sequence[EncodedRow], requests: Sequence[int], cohort: Cohort
-    ) -> torch.Tensor:
+    def _encode(self, rows: Sequence[EncodedRow], requests: Sequence[int], cohort: Cohort) -> Any:
+        """What the encoder gives of the rows, as the model takes it."""
         holed = [row.with_label(self.hole) for row in rows]
         starts = [row.prompt for row in holed]
         embeddings = self._model.get_input_embeddings()(token_ids(holed, self._model.device))
@@ -122,16 +139,16 @@ class Seq2SeqScorer:
             embeddings = placed(embeddings, starts, vectors, cohort.insertion)
         length = embeddings.shape[1]
         with deepened(self.layers, cohort.above, requests, starts, length):
-            memory: torch.Tensor = self._model.get_encoder()(inputs_embeds=embeddings)[0]
-        return memory
+            return self._model.get_encoder()(inputs_embeds=embeddings)
 
-    def _embed_said(
+    def embed_said(
         self,
         rows: Sequence[EncodedRow],
         requests: Sequence[int],
         cohort: Cohort,
         fill: answers.Word,
     ) -> torch.Tensor:
+        """(n, length, H) of what the decoder has said of each row, with `fill` at its end."""
         ids = torch.tensor([self._said(row) + fill for row in rows], device=self._model.device)
         embeddings: torch.Tensor = self._model.get_input_embeddings()(ids)
         repeats_prompt = self.answer == "infill" and not rows[0].label_first
@@ -141,16 +158,25 @@ class Seq2SeqScorer:
         return embeddings
 
     def _decode(
-        self, memory: torch.Tensor, said: torch.Tensor, nodes: int, fill: answers.Word
+        self, memory: Any, said: torch.Tensor, nodes: int, fill: answers.Word
     ) -> torch.Tensor:
         """(n, nodes, vocabulary) from the last token before the label word on."""
         first = said.shape[1] - len(fill) - 1
         positions = torch.arange(first, first + nodes, device=said.device).expand(len(said), -1)
         return logits_at(
             self._model,
-            self._model.get_decoder(),
+            self._body,
             positions,
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
+            encoder_outputs=memory,
             decoder_inputs_embeds=said,
             use_cache=False,
         )
+
+
+def _decoder_start(network: Any) -> int | None:
+    """Token that the decoder starts with, by the model's configuration or its generation's."""
+    for config in (network.config, network.generation_config):
+        start: int | None = getattr(config, "decoder_start_token_id", None)
+        if start is not None:
+            return start
+    return None
