@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
     tests/hf/test_packing.py tests/hf/test_speed_is_on.py
 
-.PHONY: demo test test-latest test-lowest lock test-browser test-kills test-plugin test-vllm test-llamacpp check format examples benchmarks clean
+.PHONY: demo test test-latest test-lowest lock test-families test-browser test-kills test-plugin test-vllm test-llamacpp check format examples benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -41,6 +41,10 @@ lock: $(VENV)/.user
 	grep '^torch==' constraints.txt > $(VENV)/torch.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-header \
 	    --no-annotate --constraints $(VENV)/torch.txt --upgrade pyproject.toml -o constraints.txt
+
+# every architecture with a language-model head that transformers knows, tiny: about 10 minutes
+test-families: $(VENV)/.dev
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m families
 
 # against a real vLLM server, on the processor: its own environment, a tiny model, about 5 minutes
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready

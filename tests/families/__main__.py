@@ -14,11 +14,11 @@ from collections import Counter
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is there
 warnings.simplefilter("ignore")
 
-import torch
-import transformers
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
-from . import architectures
-from .sweep import try_architecture
+from . import architectures  # noqa: E402
+from .sweep import try_architecture  # noqa: E402
 
 
 def main(wanted: list[str]) -> int:

@@ -49,9 +49,9 @@ _BY_VALUE = {
     "max_source_positions max_target_positions original_max_position_embeddings",
     8: "head_dim d_kv d_head dim_head v_head_dim qk_rope_head_dim qk_nope_head_dim index_head_dim "
     "kv_channels linear_key_head_dim linear_value_head_dim linear_head_dim swa_head_dim "
-    "global_head_dim swa_v_head_dim mamba_d_state state_size ssm_state_size q_lora_rank kv_lora_rank "
-    "o_lora_rank query_pre_attn_scalar laurel_rank time_step_rank mamba_dt_rank local_radius d_rel "
-    "hidden_size_per_layer_input adapter_rank loop_gate_rank gated_norm_rank",
+    "global_head_dim swa_v_head_dim mamba_d_state state_size ssm_state_size q_lora_rank "
+    "kv_lora_rank o_lora_rank query_pre_attn_scalar laurel_rank time_step_rank mamba_dt_rank "
+    "local_radius d_rel hidden_size_per_layer_input adapter_rank loop_gate_rank gated_norm_rank",
     16: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size "
     "moe_shared_expert_intermediate_size shared_experts_intermediate_size mamba_d_head "
     "mamba_head_dim mamba_chunk_size chunk_size sliding_window attention_window_size block_size "

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hf import models, reference
 from lmaas_tune_adapters.hf import HFBackend
 
 from lmaas_tune.backend import ScoreRequest
@@ -16,7 +17,6 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Example, Template
 
-from ..hf import models, reference
 from . import architectures
 
 TEXTS = (

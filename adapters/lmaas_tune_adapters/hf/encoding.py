@@ -78,6 +78,8 @@ class Encoder:
             special_tokens=True,
         )
         self._glue = _GLUE if _joins(self._marking) else ""
+        # XLM-R's and others take a line break before a word for a space
+        self._breaks = self.text("a\nb") == self.text("a b")
         self._prompt_id, self._label_id = self._marking.convert_tokens_to_ids(
             [PROMPT_MARK, LABEL_MARK]
         )
@@ -184,7 +186,7 @@ class Encoder:
                 continue
             fill = LABEL_MARK if part is Slot.LABEL else filling
             if part is Slot.LABEL:
-                spaced = text.endswith(" ")
+                spaced = text[-1:].isspace() if self._breaks else text.endswith(" ")
             # the space before a slot belongs to what fills it: only a text prompt spells it out
             keeps_space = part is Slot.PROMPT and fill not in ("", PROMPT_MARK)
             text = (text if keeps_space else text.removesuffix(" ")) + fill

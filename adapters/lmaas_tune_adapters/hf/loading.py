@@ -262,16 +262,16 @@ def family_of(config: Any, model: str | Path) -> Family:
     Raises:
         InputError: None of them.
     """
-    classes = {family: names.get(config.model_type) for family, names in _CLASSES.items()}
-    known = [family for family, name in classes.items() if name]
-    named = [family for family in known if classes[family] in (config.architectures or ())]
+    kind, saved = config.model_type, config.architectures or ()
+    known: list[Family] = [family for family, names in _CLASSES.items() if kind in names]
+    named: list[Family] = [family for family in known if _CLASSES[family][kind] in saved]
     if named == ["masked", "causal"]:  # XLM's one class is both, as its configuration says
         return "causal" if config.causal else "masked"
     if known:
         return (named or known)[0]
     raise InputError(
-        f"the model {str(model)!r} is of type {config.model_type!r}, which has no language-model head: choose "
-        "a causal, masked or sequence-to-sequence language model"
+        f"the model {str(model)!r} is of type {kind!r}, which has no language-model "
+        "head: choose a causal, masked or sequence-to-sequence language model"
     )
 
 
