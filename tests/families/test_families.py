@@ -20,6 +20,7 @@ from . import architectures, sweep
 
 EXACT = [
     ("causal", "bloom"),
+    ("causal", "ctrl"),
     ("causal", "deepseek_v3"),
     ("causal", "falcon-alibi"),
     ("causal", "gemma3_text"),
