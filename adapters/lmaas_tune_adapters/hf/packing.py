@@ -46,14 +46,25 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out)."""
+        return self.then(x, "none")
+
+    def then(self, x: torch.Tensor, function: str) -> torch.Tensor:
+        """(..., in) to (..., out), and a function of each number."""
         image: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._weight, self._bias, "none", [], ""
+            x, self._weight, self._bias, function, [], ""
+        )
+        return image
+
+    def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """(..., in) to (..., out), multiplied by as many other numbers."""
+        image: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, other, self._weight, self._bias, "mul"
         )
         return image
 
 
 class GatedUnit(torch.nn.Module):
-    """The feed-forward of Llama and its kin, down(silu(gate(x)) * up(x)), in place.
+    """The feed-forward of Llama and its kin, down(silu(gate(x)) * up(x)), as three operations.
 
     Args:
         unit: Made of `PackedLinear`.
@@ -65,8 +76,8 @@ class GatedUnit(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., H) to (..., H)."""
-        gate = torch.nn.functional.silu(self.gate_proj(x), inplace=True)
-        image: torch.Tensor = self.down_proj(gate.mul_(self.up_proj(x)))
+        gate = self.gate_proj.then(x, "swish")
+        image: torch.Tensor = self.down_proj(self.up_proj.times(x, gate))
         return image
 
 
