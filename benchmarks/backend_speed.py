@@ -21,7 +21,6 @@ import platform
 import random
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -45,6 +44,8 @@ WORDS = (  # noqa: SIM905
     "the film is a slow dull gripping tender story that never quite finds its way and yet an "
     "honest cast with warm music some bright jokes but too much talk about love loss money"
 ).split()
+
+TOKENS = 512  # of a typical pass of the backend
 
 LENGTHS = [5, 7, 7, 9, 10, 11, 11, 12, 16, 17, 18, 18, 19, 20, 21, 22]
 LENGTHS += [23, 23, 23, 26, 26, 27, 28, 29, 29, 32, 38, 41, 47, 47, 53, 55]
@@ -186,38 +187,35 @@ def needed_tokens(model: Any, tok: Any, batch: Batch, length: int) -> int:
     return sum(texts) + length if rows[0][0] is Slot.PROMPT else len(rows) * length
 
 
-def seconds_of_products(model: Any, tokens: int, dtype: torch.dtype) -> float:
-    """Seconds that the products of so many tokens with the layers' weights take, alone.
+class Products:
+    """The products of tokens with the weights of a model's linear layers, and nothing else.
 
-    They are made with the processor's fastest kernel, 512 tokens at a time, on each thread of
-    torch beside the others; the vocabulary's head is left out.
+    They are made with the processor's fastest kernel, in the model's order, so that each weight
+    comes from memory; on each of torch's threads, beside the others. The vocabulary's head is
+    left out.
     """
-    head = model.get_output_embeddings()
-    shapes = Counter(
-        m.weight.shape for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head
-    )
-    threads = torch.get_num_threads()
 
-    def once(shape: torch.Size) -> float:
-        torch.set_num_threads(1)
-        x, weight = torch.randn(512, shape[1]).to(dtype), torch.randn(shape).to(dtype)
-        packed = PackedLinear(weight, None)
-        kernels = [lambda: packed(x), lambda: torch.nn.functional.linear(x, weight)]
-        best = math.inf
-        with torch.inference_mode():
-            for kernel in kernels * 10:
-                began = time.perf_counter()
-                for _ in range(8):
-                    kernel()
-                best = min(best, (time.perf_counter() - began) / 8)
-        return best
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        head = model.get_output_embeddings()
+        linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+        self._layers = [PackedLinear(m.weight.detach().to(dtype), None) for m in linear]
+        widths = {layer.width for layer in self._layers}
+        self._inputs = {width: torch.randn(TOKENS, width).to(dtype) for width in widths}
 
-    total = 0.0
-    for shape, count in shapes.items():
+    def seconds_a_token(self) -> float:
+        """Of all threads together, for as many tokens as a pass of the backend has."""
+        threads = torch.get_num_threads()
+        began = time.perf_counter()
         with ThreadPoolExecutor(threads) as pool:
-            total += count * max(pool.map(once, [shape] * threads)) / 512 / threads
-    torch.set_num_threads(threads)
-    return total * tokens
+            list(pool.map(self._through, range(threads)))
+        torch.set_num_threads(threads)
+        return (time.perf_counter() - began) / (TOKENS * threads)
+
+    def _through(self, _thread: int) -> None:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            for layer in self._layers:
+                layer(self._inputs[layer.width])
 
 
 def compare(
@@ -233,19 +231,19 @@ def compare(
     plain = plain_loop(backend, *loop, batch)
     backend.score(requests[:1])  # what a run keeps is there from its second call on
     ours, theirs, difference = Times(), Times(), 0.0
+    products, a_token = Products(loop[0], backend._model.dtype), math.inf
     asked: list[tuple[SoftPrompt, FloatArray]] = []
     with torch.inference_mode():
         for turn in range(args.turns):
             prompt = prompts[turn]
             expected = theirs.measure(1, lambda prompt=prompt: plain(prompt))
             replies = ours.measure(len(requests), lambda: backend.score(requests))
+            a_token = min(a_token, *(products.seconds_a_token() for _ in range(5)))
             difference = max(difference, float(np.abs(replies[turn].logprobs - expected).max()))
             asked.append((prompt, expected))
         exact = plain_loop(backend, copy.deepcopy(loop[0]).double(), loop[1], batch)
         rounding = max(float(np.abs(exact(prompt) - scores).max()) for prompt, scores in asked)
-    products = seconds_of_products(
-        loop[0], needed_tokens(*loop, batch, length), backend._model.dtype
-    )
+    needed = a_token * needed_tokens(*loop, batch, length)
     if args.dtype == "float32" and difference > max(1e-4, 3 * rounding):
         raise SystemExit(f"{template!r}: the scores differ by {difference:.1e}")
     return {
@@ -253,9 +251,9 @@ def compare(
         "prompt_tokens": length,
         "plain_s": min(theirs.wall),
         "ours_s": min(ours.wall),
-        "products_s": products,
+        "products_s": needed,
         "ratio": min(theirs.wall) / min(ours.wall),
-        "possible": min(theirs.wall) / products,
+        "possible": min(theirs.wall) / needed,
         "cpu_ratio": min(theirs.cpu) / min(ours.cpu),
         "difference": difference,
         "rounding": rounding,

@@ -32,6 +32,7 @@ def label_words(text: str) -> dict[str, str]:
         words: dict[str, str] = checked(Mapping[str, str], parse_json(text), "it")
     except InputError as error:
         raise InputError(
-            f'--labels {text!r:.80}: {error}; give an object, as {{"0": "terrible", "1": "great"}}'
+            f"--labels {text!r:.80} is {error}; "
+            'give an object, as {"0": "terrible", "1": "great"}'
         ) from error
     return words

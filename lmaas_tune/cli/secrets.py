@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 from lmaas_tune.concealed import KEY, looks_secret
 
@@ -33,7 +34,7 @@ def _pattern(secret: str) -> str:
 
 def _secrets(argv: Sequence[str]) -> list[str]:
     found: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip_longest(argv, argv[1:], fillvalue=""):
         flag, equals, value = word.partition("=")
         given = value if equals else following
         if _FLAG.match(flag) and (flag != "--api-key-file" or looks_secret(given)):

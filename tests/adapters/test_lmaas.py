@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -45,7 +46,7 @@ SUBSPACE = Subspace(
 
 
 def subspace(**changes: Any) -> Subspace:
-    return Subspace.from_json({**SUBSPACE.to_json(), **changes})
+    return replace(SUBSPACE, **changes)
 
 
 def point(seed: int = 0, of: Subspace = SUBSPACE) -> PointPrompt:

@@ -165,15 +165,15 @@ def sentence(printed: Printed) -> str:
         (["--backend", "lmaas", "--url", "http://u:p@127.0.0.1"], "holds more than a place"),
         (
             ["--backend", "lmaas", "--url", "http://127.0.0.1:1", "--model", "m"],
-            "the backend 'lmaas' takes no model: leave out --model m",
+            "the backend 'lmaas' takes no model: leave out --model",
         ),
         (
             ["--backend", "toy", "--url", "http://127.0.0.1:1"],
-            "the backend 'toy' takes no URL: leave out --url http://127.0.0.1:1",
+            "the backend 'toy' takes no URL: leave out --url",
         ),
         (
             ["--backend", "toy", "--api-key-file", "key"],
-            "the backend 'toy' takes no file with a key: leave out --api-key-file key",
+            "the backend 'toy' takes no file with a key: leave out --api-key-file",
         ),
         (
             ["--backend", "lmaas", "--url", "http://127.0.0.1:1", "--api-key-file", "gone"],

@@ -138,24 +138,10 @@ def _state(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
-def reading(model: HFBackend) -> Any:
-    """How the reference reads models of this family."""
-    return getattr(reference, "_" + reference._family(model._model))
-
-
 def by_hand(model: HFBackend, request: ScoreRequest) -> FloatArray:
     network = ByHand(model._model, request.prompt)
-    read = reading(model)
-    with torch.inference_mode():
-        return np.array(
-            [
-                [
-                    read(network, model._tokenizer, row, request.prompt.first, word)
-                    for word in request.candidates
-                ]
-                for row in request.batch.rows
-            ]
-        )
+    entering = replace(request, prompt=request.prompt.first)
+    return reference.plain(network, model._tokenizer, model.family, entering)
 
 
 @pytest.mark.parametrize("template", LABEL_ANYWHERE)
@@ -367,10 +353,10 @@ def test_measuring_tells_the_spread_of_all_that_enters_each_layer(
     entered: list[list[FloatArray]] = [[] for _ in range(LAYERS)]
     for row in request.batch.rows:
         network = ByHand(model._model, first)
-        with torch.inference_mode():
-            reading(model)(network, model._tokenizer, row, prompt, "a")
-        label = len(reference.word_ids(model._tokenizer, row, "a"))
-        behind = -label if name == "llama" else None  # the label word itself is not measured
+        alone = ScoreRequest(prompt, Batch((row,)), ("a",))
+        reference.plain(network, model._tokenizer, model.family, alone)
+        inner = len(reference.word_ids(model._tokenizer, row, "a")) - 1
+        behind = -inner or None if name == "llama" else None  # a label word is not measured
         for states, state in zip(entered, network.entered, strict=True):
             states.append(state[:behind].ravel())
     for std, states in zip(spread.stds, entered[1:], strict=True):

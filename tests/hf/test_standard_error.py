@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from .models import MODELS
-
 ROWS = [
     ("a gripping film", "good"),
     ("dull and awful", "bad"),
@@ -37,7 +35,7 @@ def lines_of(folder: Path, *argv: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", "bert", "t5"])
 def test_no_library_speaks_while_a_prompt_is_searched_and_used(
     name: str, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -47,10 +45,10 @@ def test_no_library_speaks_while_a_prompt_is_searched_and_used(
     start = ["--prompt-init", "it was", "--out", "run"]
     said = lines_of(tmp_path, "tune", *model, "--train", "rows.jsonl", *SEARCH, *start)
     assert [line for line in said if not line.startswith("note: ")] == []
-    assert lines_of(tmp_path, "doctor", *model) == []
-    if name in ("llama", "bert", "t5"):
-        use = [*model, "--prompt", "run"]
-        assert lines_of(tmp_path, "predict", *use, "--text", "a film") == []
+    use = [*model, "--prompt", "run"]
+    assert lines_of(tmp_path, "predict", *use, "--text", "a film") == []
+    if name == "llama":
+        assert lines_of(tmp_path, "doctor", *model) == []
         assert lines_of(tmp_path, "evaluate", *use, "--test", "rows.jsonl") == []
 
 
