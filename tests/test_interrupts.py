@@ -82,7 +82,8 @@ def stubborn(self, requests):
     while True:
         try:
             print("waiting", file=sys.stderr, flush=True)
-            threading.Event().wait()
+            while True:  # a signal just before a wait does not end it
+                threading.Event().wait(0.05)
         except KeyboardInterrupt:
             pass
 
