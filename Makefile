@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 test-latest:
 	rm -rf $(VENV)-latest
 	$(PYTHON) -m venv $(VENV)-latest
-	$(VENV)-latest/bin/python $(PIP_INSTALL) --upgrade -e '.[hf]' pytest pytest-xdist
+	$(VENV)-latest/bin/python $(PIP_INSTALL) --upgrade -e '.[hf]' hypothesis pytest pytest-xdist
 	OMP_NUM_THREADS=1 $(VENV)-latest/bin/python -m pytest -n 2 $(LIBRARY_TESTS)
 
 test-lowest:
@@ -32,7 +32,7 @@ test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python $(PIP_INSTALL) uv
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
-	    -e '.[hf]' 'pytest>=8.3' 'pytest-xdist>=3.6'
+	    -e '.[hf]' 'hypothesis>=6.100' 'pytest>=8.3' 'pytest-xdist>=3.6'
 	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n 2 $(LIBRARY_TESTS)
 
 # the newest releases into constraints.txt; torch stays where it is until somebody moves it
