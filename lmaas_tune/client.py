@@ -9,8 +9,9 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -38,6 +39,7 @@ T = TypeVar("T")
 
 _ROUNDING = 1e-6  # a log-probability may come out this far above 0
 _JITTER = random.Random()
+_WAIT = 0.5  # seconds between two looks for a signal
 _GRACE = 10.0  # seconds that calls under way have to come to their end after an interrupt
 _QUIET = 10.0  # seconds between two sentences about calls that are tried again
 
@@ -295,7 +297,7 @@ class Client:
         with ThreadPoolExecutor(min(len(parts), self._threads)) as pool:
             calls = [pool.submit(self._ask, [part], run) for part in parts]
             try:
-                for call in as_completed(calls):
+                for call in _finished(calls):
                     paid |= call.result()
             except BaseException as error:  # those under way come to their end, and are kept
                 run.stopped.set()
@@ -441,6 +443,14 @@ def _logprobs(reply: ScoreReply, request: ScoreRequest) -> FloatArray:
     logprobs = np.minimum(logprobs, 0.0)
     logprobs.setflags(write=False)
     return logprobs
+
+
+def _finished(calls: Sequence[Future[T]]) -> Iterator[Future[T]]:
+    """Calls as they finish. A signal just before a wait does not end it, so waits are short."""
+    left = set(calls)
+    while left:
+        done, left = wait_for(left, timeout=_WAIT, return_when=FIRST_COMPLETED)
+        yield from done
 
 
 def _with_bounds(reply: ScoreReply) -> FloatArray:

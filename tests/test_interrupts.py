@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,8 +95,11 @@ ToyBackend.score = stubborn
 def said(child: subprocess.Popen[str], words: str) -> str:
     """The next line of standard error with these words."""
     assert child.stderr is not None
+    limit = threading.Timer(60, child.kill)  # its output ends then
+    limit.start()
     for line in child.stderr:
         if words in line:
+            limit.cancel()
             return line
     pytest.fail(f"the command ended without saying {words!r}")
 
