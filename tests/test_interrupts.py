@@ -60,7 +60,7 @@ def test_an_interrupt_amid_our_imports_prints_one_line(
 ) -> None:
     code = AT_IMPORT.format(module=module, number=int(number))
     child = started(code, *TUNE, "--backend", "toy")
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     assert (child.returncode, out, err) == (130, "", "interrupted\n")
 
 
@@ -116,7 +116,7 @@ def test_a_third_interrupt_ends_what_takes_none(stubborn: subprocess.Popen[str])
     for _ in range(3):
         said(stubborn, "waiting")
         stubborn.send_signal(signal.SIGINT)
-    _, err = stubborn.communicate(timeout=60)
+    _, err = stubborn.communicate(timeout=120)
     assert (stubborn.returncode, err) == (130, "interrupted\n")
 
 
@@ -145,7 +145,7 @@ def test_a_second_interrupt_leaves_the_calls_under_way(folder: Path) -> None:
     child.send_signal(signal.SIGINT)
     said(child, "interrupt again to leave them")
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 130
     assert "Traceback" not in err
     assert "Interrupted after" in out
@@ -159,7 +159,7 @@ atexit.register(os.kill, os.getpid(), signal.SIGINT)
 
 def test_an_interrupt_after_the_last_line_prints_no_traceback(folder: Path) -> None:
     child = started(AT_THE_END, "optimizers")
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     assert (child.returncode, err) == (130, "interrupted\n")
     assert "cma" in out
 
@@ -168,7 +168,7 @@ def test_a_process_that_ignores_interrupts_goes_on_to(folder: Path) -> None:
     """As what a shell starts in the background does."""
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     child = started(code + AT_IMPORT.format(module="numpy", number=int(signal.SIGINT)), "backends")
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     assert (child.returncode, err) == (0, "")
     assert "toy" in out
 
