@@ -150,7 +150,8 @@ class Forced:
             if not choice.tokens:
                 return None
             token = choice.tokens[0]
-            if spelt.text.startswith(_text([*done, token])):
+            # one without text of its own, as half a character, would be forced for ever
+            if spaced(token.text) and spelt.text.startswith(_text([*done, token])):
                 return token
             bias[token.text] = -RAISED
         return None
