@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -40,6 +40,7 @@ T = TypeVar("T")
 _ROUNDING = 1e-6  # a log-probability may come out this far above 0
 _JITTER = random.Random()
 _WAIT = 0.5  # seconds between two looks for a signal
+_LOOK = 0.02  # seconds between two looks whether the last calls have ended
 _GRACE = 10.0  # seconds that calls under way have to come to their end after an interrupt
 _QUIET = 10.0  # seconds between two sentences about calls that are tried again
 
@@ -82,6 +83,7 @@ class _Run:
     expected: Usage  # of one request
     deadline: Deadline
     stopped: threading.Event
+    under_way: set[bytes] = field(default_factory=set)  # keys of the calls that a thread makes
 
     def admit(self, seconds: float) -> None:
         """See that a wait ends before the run does.
@@ -295,24 +297,33 @@ class Client:
             return self._ask(parts, run)
         paid: dict[bytes, ScoreReply] = {}
         with ThreadPoolExecutor(min(len(parts), self._threads)) as pool:
-            calls = [pool.submit(self._ask, [part], run) for part in parts]
             try:
+                calls = [pool.submit(self._ask_one, part, run) for part in parts]
                 for call in _finished(calls):
                     paid |= call.result()
             except BaseException as error:  # those under way come to their end, and are kept
                 run.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._throttle.wake()
-                waiting = sum(call.running() for call in calls)
-                if isinstance(error, KeyboardInterrupt) and waiting:
+                if isinstance(error, KeyboardInterrupt) and (waiting := len(run.under_way)):
                     run.deadline.shorten(_GRACE)
                     warnings.warn(
                         f"calls under way are waited for, at most {_GRACE:g} s, and kept: "
                         f"{waiting}; interrupt again to leave them",
                         stacklevel=2,
                     )
+                while run.under_way:
+                    time.sleep(_LOOK)
                 raise
         return paid
+
+    def _ask_one(self, part: _Part, run: _Run) -> dict[bytes, ScoreReply]:
+        """One call of several that are made at once."""
+        run.under_way.add(part.key)
+        try:
+            return self._ask([part], run)
+        finally:
+            run.under_way.discard(part.key)
 
     def _ask(self, parts: Sequence[_Part], run: _Run) -> dict[bytes, ScoreReply]:
         """One call: attempts until one succeeds, each of them admitted and booked."""

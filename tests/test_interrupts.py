@@ -151,6 +151,30 @@ def test_a_second_interrupt_leaves_the_calls_under_way(folder: Path) -> None:
     assert "Interrupted after" in out
 
 
+AMID_THE_START_OF_A_THREAD = """
+import os, signal
+start = threading.Thread.start
+
+def interrupted(self):
+    threading.Thread.start = start
+    start(self)
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(1)
+
+threading.Thread.start = interrupted
+"""
+
+
+def test_an_interrupt_while_calls_are_sent_says_what_is_waited_for(folder: Path) -> None:
+    code = CALLS_THAT_STAND_STILL + AMID_THE_START_OF_A_THREAD
+    child = started(code, *TUNE, "--backend", "toy", "--out", "run")
+    assert "kept: 1;" in said(child, "interrupt again to leave them")
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "Interrupted after" in out
+
+
 AT_THE_END = """
 import atexit, os, signal
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
