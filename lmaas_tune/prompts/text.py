@@ -1,4 +1,4 @@
-"""Text prompts as points of R^d: an instruction, words behind it, examples in an order."""
+"""Text prompts: an instruction, words behind it and examples in an order, as points of R^d."""
 
 from __future__ import annotations
 
@@ -6,86 +6,95 @@ import hashlib
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from lmaas_tune.capabilities import FloatArray, Model
 from lmaas_tune.data import labels_of
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.phrases import WORDS, telling_words
-from lmaas_tune.prompts import FloatArray, Prompt, TextPrompt
+from lmaas_tune.plain import checked
+from lmaas_tune.prompts.base import Prompt, Setup
+from lmaas_tune.prompts.phrases import (
+    DIRECTIONS,
+    LEAD_INS,
+    STARTING_WORDS,
+    WORDS,
+    check_words,
+    telling_words,
+)
 from lmaas_tune.task import Example, Slot, Task, Template, check_text
+from lmaas_tune.validate import checked_by, validate, whole
 
 SOURCES = ("built-in", "train")
-"""Where words come from if they are not given, see `TextSettings.words`."""
+"""Where words come from if they are not given, see `Text.words`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextSettings:
-    """What a text prompt is made of beside its instruction.
+@dataclass(frozen=True)
+class TextPrompt:
+    """Words that stand where the template says ``{prompt}``."""
 
-    Attributes:
-        words: What may stand behind the instruction: a list, or ``built-in`` (words that serve
-            any task), or ``train`` (the words of the training rows by which the labels differ
-            most). A word takes one dimension a slot, so that some tens of them search best.
-        slots: At most so many words stand there.
-        demonstrations: So many training rows stand in the prompt with their answers, as many of
-            each label as of another, in an order that is searched. They are not scored, as the
-            model would read the answers; the other training rows are.
+    text: str
 
-    Raises:
-        InputError: A value that cannot be, named with its remedy.
-    """
+    kind: ClassVar[str] = "text"
+    has_arrays: ClassVar[bool] = False
 
-    words: str | tuple[str, ...] = "built-in"
-    slots: int = 3
-    demonstrations: int = 0
+    def __str__(self) -> str:
+        return "a text prompt"
 
-    def __post_init__(self) -> None:
-        for name in ("slots", "demonstrations"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise InputError(f"{name}={value!r}: it takes a whole number")
-            if value < 0:
-                raise InputError(f"{name}={value}: it must be 0 or more")
-        if isinstance(self.words, str):
-            if self.words not in SOURCES:
-                raise InputError(
-                    f"words={self.words!r}: {did_you_mean(self.words, SOURCES)}; or give a list"
-                )
-            return
-        if not self.words or not all(isinstance(w, str) and w.strip() for w in self.words):
-            raise InputError(
-                f"words={self.words!r:.60}: give words that are not empty, or slots=0 for none"
-            )
-        words = dict.fromkeys(check_text(word, "words").strip() for word in self.words)
-        object.__setattr__(self, "words", tuple(words))
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the text; part of every cache key."""
+        return hashlib.sha256(b"text|" + self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        words = self.words if isinstance(self.words, str) else list(self.words)
-        return {**asdict(self), "words": words}
+    @property
+    def characters(self) -> int:
+        """Its length."""
+        return len(self.text)
 
-    def list_words(self, examples: Sequence[Example]) -> tuple[str, ...]:
-        """The words themselves.
+    def unfit(self, model: Model) -> str | None:
+        """Why the model cannot take this prompt; None where it can."""
+        if model.capabilities.text_prompts:
+            return None
+        return f"the prompt is a text, and {model.identity} takes soft prompts only"
 
-        Args:
-            examples: The training rows.
+    def for_model(self, model: Model) -> TextPrompt:
+        """This prompt: it has no other form."""
+        return self
+
+    def to_files(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
+        """The fields of ``prompt.json``; there are no arrays."""
+        return {"text": self.text}, {}
+
+    @classmethod
+    def from_files(cls, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> TextPrompt:
+        """Read what `to_files` gave.
 
         Raises:
-            InputError: The training rows have none.
+            InputError: It did not give this.
         """
-        if self.words == "built-in":
-            return WORDS
-        if self.words != "train":
-            return tuple(self.words)
-        if found := telling_words(examples, len(WORDS)):
-            return found
-        raise InputError("words='train': the training rows have no words; give a list of them")
+        return cls(checked(str, content.get("text", ""), "text"))
+
+
+def _word_list(name: str, words: Any) -> str | tuple[str, ...]:
+    """A source of words, or the words, each once.
+
+    Raises:
+        InputError: They are neither.
+    """
+    if isinstance(words, str):
+        if words not in SOURCES:
+            raise InputError(f"{name}={words!r}: {did_you_mean(words, SOURCES)}; or give a list")
+        return words
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+        raise InputError(
+            f"{name}={words!r:.60}: give words that are not empty, or slots=0 for none"
+        )
+    return tuple(dict.fromkeys(check_text(word, name).strip() for word in words))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +139,8 @@ class TextSpace:
                 "search: give several instructions, word slots, or demonstrations"
             )
 
+    blocks: ClassVar[int] = 1
+
     @property
     def dim(self) -> int:
         """d, the number of keys; what leaves no choice has none."""
@@ -166,7 +177,7 @@ class TextSpace:
         others = self.instructions[:index] + self.instructions[index + 1 :]
         return replace(self, instructions=(first, *others), starting=1)
 
-    def prompts(self, points: FloatArray) -> list[Prompt]:
+    def prompts(self, points: FloatArray) -> list[TextPrompt]:
         """The prompts of the (n, dim) points."""
         return [self._decoded(point) for point in points]
 
@@ -200,39 +211,6 @@ def _chosen(keys: FloatArray) -> int:
     # the median of the largest of the other keys
     leaning[0] += NormalDist().inv_cdf(0.5 ** (1 / (len(keys) - 1)))
     return int(leaning.argmax())
-
-
-def text_space(
-    settings: TextSettings,
-    task: Task,
-    *,
-    instructions: Sequence[str],
-    starting: int,
-    train: Sequence[Example],
-    shown: Sequence[Example],
-) -> TextSpace:
-    """The space of the prompts of a task.
-
-    Args:
-        settings: What the prompts are made of.
-        task: Says how a demonstration reads.
-        instructions: What may begin a prompt.
-        starting: So many of them, from the first, are scored as starts.
-        train: The training rows, which may give the words.
-        shown: The rows to demonstrate.
-
-    Raises:
-        InputError: There is nothing to choose, no words where they are to come from, or the
-            template has no room for demonstrations.
-    """
-    return TextSpace(
-        instructions=tuple(instructions),
-        starting=starting,
-        words=settings.list_words(train) if settings.slots else (),
-        slots=settings.slots,
-        demonstrations=tuple(demonstration(task, row) for row in shown),
-        apart=_apart(task.template) if shown else "",
-    )
 
 
 def draw_demonstrations(
@@ -295,4 +273,107 @@ def _apart(template: Template) -> str:
     raise InputError(
         f"demonstrations stand before the text, and the template {template.text!r} does not begin "
         "with {prompt} and a line break, as '{prompt}\\n\\nText: {text}\\nAnswer: {label}' does"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Settings of a search over text prompts: an instruction, words behind it, training rows.
+
+    Attributes:
+        prompt_init: Instructions that the search starts from. Each of several is scored on the
+            training rows at the price of one call. The search may take any of them later; where
+            none are given, further built-in ones too.
+        words: What may stand behind the instruction: a list, or ``built-in`` (words that serve
+            any task), or ``train`` (the words of the training rows by which the labels differ
+            most). A word takes one dimension a slot, so that some tens of them search best.
+        slots: The most words that stand there.
+        demonstrations: How many training rows stand in the prompt with their answers, as many of
+            each label as of another, in an order that is searched. They are not scored, as the
+            model would read the answers; the other training rows are.
+
+    Raises:
+        InputError: A value is out of range; the message names it and the remedy.
+    """
+
+    prompt_init: str | tuple[str, ...] = checked_by(check_words, default=STARTING_WORDS)
+    words: str | tuple[str, ...] = checked_by(_word_list, default="built-in")
+    slots: int = whole(least=0, default=3)
+    demonstrations: int = whole(least=0, default=0)
+
+    kind: ClassVar[str] = "text"
+    starts_from: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def starting_words(self) -> tuple[str, ...]:
+        """`prompt_init` as a tuple."""
+        return tuple(self.prompt_init)
+
+    def check(self, model: Model, start: Prompt | None) -> None:
+        """Check that the model takes text prompts, and that the start is one.
+
+        Raises:
+            InputError: It does not.
+        """
+        if not model.capabilities.text_prompts:
+            raise InputError(
+                f"{model.identity} takes soft prompts only: leave out what asks for a text prompt"
+            )
+        if start is not None and start.kind not in self.starts_from:
+            raise InputError(no_soft_start(model))
+
+    def space(self, setup: Setup) -> TextSpace:
+        """See `lmaas_tune.prompts.base.PromptKind.space`."""
+        instructions, starting = self._instructions(setup)
+        return TextSpace(
+            instructions=instructions,
+            starting=starting,
+            words=self.list_words([*setup.train, *setup.shown]) if self.slots else (),
+            slots=self.slots,
+            demonstrations=tuple(demonstration(setup.task, row) for row in setup.shown),
+            apart=_apart(setup.task.template) if setup.shown else "",
+        )
+
+    def list_words(self, examples: Sequence[Example]) -> tuple[str, ...]:
+        """The words themselves.
+
+        Args:
+            examples: The training rows.
+
+        Raises:
+            InputError: The training rows have none.
+        """
+        if self.words == "built-in":
+            return WORDS
+        if self.words != "train":
+            return tuple(self.words)
+        if found := telling_words(examples, len(WORDS)):
+            return found
+        raise InputError("words='train': the training rows have no words; give a list of them")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        words = self.words if isinstance(self.words, str) else list(self.words)
+        text = {"words": words, "slots": self.slots, "demonstrations": self.demonstrations}
+        return {"prompt": "text", "prompt_init": list(self.starting_words), "text": text}
+
+    def _instructions(self, setup: Setup) -> tuple[tuple[str, ...], int]:
+        """What a prompt may begin with, and how many of these are starts."""
+        if setup.start is not None and setup.start.text is not None:
+            return (setup.start.text,), 1
+        own = tuple(words.strip() for words in self.starting_words)
+        if own != STARTING_WORDS:
+            return own, len(own)
+        built_in = DIRECTIONS if stands_first(setup.task.template) else LEAD_INS
+        return built_in, len(STARTING_WORDS)
+
+
+def no_soft_start(model: Model) -> str:
+    """Why a search over text cannot start from vectors."""
+    return (
+        f"{model.identity} is asked for text prompts, and the start is a soft one: start from "
+        "words, or from a text"
     )

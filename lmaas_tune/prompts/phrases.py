@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from lmaas_tune.data import labels_of
+from lmaas_tune.errors import InputError
 from lmaas_tune.task import Example
 
 STARTING_WORDS = ("This is", "The topic is", "The sentiment is", "The answer is", "It was")
@@ -79,3 +81,17 @@ def telling_words(examples: Sequence[Example], count: int) -> tuple[str, ...]:
 
 def _words_of(example: Example) -> set[str]:
     return {word.lower() for text in example.fields.values() for word in _WORD.findall(text)}
+
+
+def check_words(name: str, words: Any) -> tuple[str, ...]:
+    """Starting words, one or several, as a tuple.
+
+    Raises:
+        InputError: They are no words.
+    """
+    several = (words,) if isinstance(words, str) else words
+    if not isinstance(several, Sequence) or not all(isinstance(text, str) for text in several):
+        raise InputError(f"{name}={words!r:.60}: give words to start from, or several such")
+    if not several or not all(text.strip() for text in several):
+        raise InputError(f"{name} is empty: give words to start from, or start='zero'")
+    return tuple(several)
