@@ -19,7 +19,7 @@ import random
 import sys
 from pathlib import Path
 
-from lmaas_tune.reproduction import PAPER_TASKS
+from lmaas_tune.lab.paper import PAPER_TASKS
 
 data, work = (Path(path).absolute() for path in sys.argv[1:])
 tasks = {}

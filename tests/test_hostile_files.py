@@ -323,18 +323,18 @@ def test_a_journal_line_nested_too_deeply_is_told(
 @given(data=st.data())
 @fuzzed
 def test_any_damage_to_a_run_of_a_comparison_is_told(tmp_path: Path, data: Any) -> None:
-    from compare import made
+    from lab import made
 
-    from lmaas_tune.comparison.standings import Standings
+    from lmaas_tune.lab.comparison_result import ComparisonResult
 
     content = [record.to_json() for record in made.table({"cma": [0.5, 0.4], "random": [0.6, 0.5]})]
     number = data.draw(st.integers(0, 3))
     content[number] = data.draw(damaged(json.loads(json.dumps(content[number]))))
 
     def read() -> None:
-        standings = Standings.of(tmp_path)
-        standings.to_json()
-        standings.report(tmp_path / "report.html")
+        result = ComparisonResult.of(tmp_path)
+        result.to_json()
+        result.report(tmp_path / "report.html")
 
     for n, record in enumerate(content):
         (tmp_path / str(n)).mkdir(exist_ok=True)
@@ -361,9 +361,9 @@ def answered_late(work: Callable[[], object]) -> None:
 @given(data=st.data())
 @fuzzed
 def test_any_damage_to_a_cell_of_the_table_is_told(tmp_path: Path, data: Any) -> None:
-    from lmaas_tune.reproduction.deviations import deviations
-    from lmaas_tune.reproduction.record import Record, check_together, kept_below
-    from lmaas_tune.reproduction.table import table_json, table_text
+    from lmaas_tune.lab.paper.deviations import deviations
+    from lmaas_tune.lab.paper.record import Record, check_together, kept_below
+    from lmaas_tune.lab.paper.table import table_json, table_text
 
     conditions = {
         "model": "m",
@@ -424,7 +424,7 @@ def test_json_that_is_nested_too_deeply_is_told(tmp_path: Path, work: Any) -> No
 def test_a_file_of_tasks_that_is_nested_too_deeply_is_told(
     tmp_path: Path, name: str, text: str
 ) -> None:
-    from lmaas_tune.comparison.tasks import read_tasks
+    from lmaas_tune.lab.tasks import read_tasks
 
     (tmp_path / name).write_text(text)
     assert "nested too deeply" in str(answered(lambda: read_tasks(tmp_path / name)))
@@ -439,7 +439,7 @@ def test_a_limit_of_five_thousand_digits_is_told(tmp_path: Path) -> None:
 
 
 def test_a_report_that_somebody_wrote_over_is_made_again(tmp_path: Path) -> None:
-    from lmaas_tune.cli.report import _kept
+    from lmaas_tune.cli.tune_report import _kept
 
     for text in (DEEP, "[]", '{"spent": 3}', '{"spent": [1]}', '{"spent": {"calls": NaN}}'):
         (tmp_path / "report.json").write_text(text)

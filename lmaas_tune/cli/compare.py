@@ -23,16 +23,16 @@ from lmaas_tune.cli.arguments import (
     parse_seeds,
 )
 from lmaas_tune.cli.layout import add_layout, label_words
-from lmaas_tune.cli.report import note
 from lmaas_tune.cli.search import add_settings, read_settings
+from lmaas_tune.cli.tune_report import note
 from lmaas_tune.cli.wording import count, number
-from lmaas_tune.comparison.contender import Contender
-from lmaas_tune.comparison.early import EarlyStop
-from lmaas_tune.comparison.tasks import NamedTask, read_tasks
 from lmaas_tune.errors import InputError, MissingExtraError
+from lmaas_tune.lab.early_stopping import EarlyStop
+from lmaas_tune.lab.optimizer_spec import OptimizerSpec
+from lmaas_tune.lab.tasks import NamedTask, read_tasks
 
 if TYPE_CHECKING:
-    from lmaas_tune.comparison.standings import Standings
+    from lmaas_tune.lab.comparison_result import ComparisonResult
 
 _TASK = ("train", "validation", "test", "template", "labels", "shots")
 """Flags of the one task, which a file of tasks has no use for."""
@@ -103,13 +103,13 @@ def _add_comparison(command: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Compare, or go on with it."""
-    from lmaas_tune.comparison import compare
+    from lmaas_tune.lab.optimizers import compare
 
     rule = None if arguments.stop_early is None else EarlyStop(after=arguments.stop_early)
     backend = partial(open_client, client_flags(arguments))
     try:
         with _cluster(arguments.dask):
-            standings = compare(
+            result = compare(
                 backend,
                 _tasks(arguments),
                 optimizers=_contenders(arguments.optimizers),
@@ -123,38 +123,38 @@ def run(arguments: argparse.Namespace) -> Outcome:
     except KeyboardInterrupt:
         note(f"what is done is kept in {arguments.out}: the same command goes on")
         raise
-    content = {**standings.to_json(), "out": arguments.out}
-    code = FAILED if standings.failed else 0
+    content = {**result.to_json(), "out": arguments.out}
+    code = FAILED if result.failed else 0
     report = command_line("report", arguments.out, "-o", "report.html")
-    text = f"{standings_text(standings)}\nCurves, tests and times: {report}"
-    return Outcome(content, text, failures(standings), code)
+    text = f"{result_text(result)}\nCurves, tests and times: {report}"
+    return Outcome(content, text, failures(result), code)
 
 
-def standings_text(standings: Standings) -> str:
+def result_text(result: ComparisonResult) -> str:
     """The ranking, and whether it is more than chance."""
-    width = max(len(line["optimizer"]) for line in standings.ranking)
+    width = max(len(line["optimizer"]) for line in result.ranking)
     lines = [
-        f"On {standings.judged_on} rows, loss {standings.loss_name}:",
+        f"On {result.judged_on} rows, loss {result.loss_name}:",
         f"  {'':{width}}  mean rank   loss  accuracy",
     ]
     lines += [
         f"  {line['optimizer']:{width}}  {number(line['mean_rank']):>9}  "
         f"{number(line['loss_mean']):>5}  {_percent(line['accuracy_mean']):>8}"
-        for line in standings.ranking
+        for line in result.ranking
     ]
-    lines.append(_test(standings.tests, len(standings.ranking)))
-    if left_out := standings.tests["blocks_left_out"]:
+    lines.append(_test(result.tests, len(result.ranking)))
+    if left_out := result.tests["blocks_left_out"]:
         lines.append(f"{count('block', left_out)} left out, for want of an optimizer's loss.")
-    if stopped := len(standings.stopped_early):
+    if stopped := len(result.stopped_early):
         lines.append(f"{count('run', stopped)} stopped early.")
     return "\n".join(lines)
 
 
-def failures(standings: Standings) -> str:
+def failures(result: ComparisonResult) -> str:
     """The runs that failed, a line each."""
     return "\n".join(
         f"failed: {record.optimizer} on {record.task} with seed {record.seed}: {record.reason}"
-        for record in standings.failed
+        for record in result.failed
     )
 
 
@@ -188,7 +188,7 @@ def _tasks(arguments: argparse.Namespace) -> tuple[NamedTask, ...]:
     return (NamedTask(name="task", label_field=arguments.label_field, **content),)
 
 
-def _contenders(text: str) -> list[Contender]:
+def _contenders(text: str) -> list[OptimizerSpec]:
     """Read ``"cma(population=20),random"``."""
     found = []
     for part in re.findall(r"(?:[^,(]|\([^)]*\)?)+", text):
@@ -199,7 +199,7 @@ def _contenders(text: str) -> list[Contender]:
                 '20),random"'
             )
         name, options = match.groups()
-        found.append(Contender(optimizer=name.strip(), options=parse_options(options or "")))
+        found.append(OptimizerSpec(optimizer=name.strip(), options=parse_options(options or "")))
     return found
 
 

@@ -12,9 +12,9 @@ from lmaas_tune.cli.arguments import (
 )
 from lmaas_tune.cli.reproduce import add_plan, data_of, open_model, read_plan
 from lmaas_tune.cli.wording import count
-from lmaas_tune.reproduction.pretrain import pretrain
-from lmaas_tune.reproduction.rows import DataSource
-from lmaas_tune.reproduction.tasks import PAPER_TASKS, paper_task
+from lmaas_tune.lab.paper.pretrain import pretrain
+from lmaas_tune.lab.paper.rows import DataSource
+from lmaas_tune.lab.paper.tasks import PAPER_TASKS, paper_task
 
 
 def add_to(commands: Commands) -> None:

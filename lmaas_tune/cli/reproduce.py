@@ -17,12 +17,11 @@ from lmaas_tune.cli.arguments import (
     parse_options,
     parse_seeds,
 )
-from lmaas_tune.cli.report import note
+from lmaas_tune.cli.tune_report import note
 from lmaas_tune.cli.wording import count
 from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError
-from lmaas_tune.middleware.meter import Budget
-from lmaas_tune.reproduction import (
+from lmaas_tune.lab.paper import (
     METHODS,
     PAPER_TASKS,
     DataSource,
@@ -33,8 +32,9 @@ from lmaas_tune.reproduction import (
     reproduce,
     table_text,
 )
-from lmaas_tune.reproduction.methods import family_of, method
-from lmaas_tune.reproduction.tasks import LAYOUTS, paper_task
+from lmaas_tune.lab.paper.methods import family_of, method
+from lmaas_tune.lab.paper.tasks import LAYOUTS, paper_task
+from lmaas_tune.middleware.meter import Budget
 
 _ROWS = tuple(name for name in METHODS if not METHODS[name].pretrained)
 

@@ -1,0 +1,80 @@
+"""Ending runs early that have fallen behind: only where asked, and recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from lmaas_tune.callbacks import Callback
+from lmaas_tune.errors import InputError
+from lmaas_tune.lab.record import Curve
+from lmaas_tune.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStop:
+    """The median rule (Golovin et al., 2017, Google Vizier, section 3.2.2).
+
+    A run ends where its lowest training loss so far is above the median of what the finished
+    runs on the same task and seed had reached by as many calls. That is a guess, and not a proof
+    that the run could not have won; the results show which runs ended so.
+
+    Attributes:
+        after: Share of the calls in the budget from which on runs are judged, above 0 and below 1.
+        rivals: How many runs have to be finished before anyone is judged by them.
+
+    Raises:
+        InputError: A value is out of its range.
+    """
+
+    after: float = 0.5
+    rivals: int = 3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.after, bool) or not isinstance(self.after, int | float):
+            raise InputError(f"after={self.after!r}: it takes a number")
+        if not 0 < self.after < 1:
+            raise InputError(f"after={self.after}: a share of the calls, above 0 and below 1")
+        if isinstance(self.rivals, bool) or not isinstance(self.rivals, int) or self.rivals < 1:
+            raise InputError(f"rivals={self.rivals!r}: a whole number from 1 on")
+
+
+class FallenBehindError(Exception):
+    """Ends a run from within; its message is the reason."""
+
+
+class Judge(Callback):
+    """Watches a run, and ends it by the median rule.
+
+    Args:
+        rule: The rule.
+        calls: Of the budget.
+        rivals: Gives the curves of the runs that are finished by now.
+    """
+
+    def __init__(self, rule: EarlyStop, calls: int, rivals: Callable[[], Sequence[Curve]]) -> None:
+        self._rule, self._calls, self._rivals = rule, calls, rivals
+        self._lowest = math.inf
+
+    def on_step(self, step: Step) -> None:
+        """Compare with the others.
+
+        Raises:
+            FallenBehindError: This run has fallen behind.
+        """
+        if step.loss == step.loss:
+            self._lowest = min(self._lowest, step.loss)
+        if step.spent.calls < self._rule.after * self._calls:
+            return
+        if step.spent.calls + len(step.points) > self._calls:  # it has had its budget
+            return
+        theirs = [curve.lowest_after(step.spent.calls) for curve in self._rivals()]
+        if len(theirs) < self._rule.rivals or self._lowest <= median(theirs):
+            return
+        raise FallenBehindError(
+            f"after {step.spent.calls} calls its lowest training loss was "
+            f"{self._lowest:.4g}, above the median {median(theirs):.4g} of {len(theirs)} finished "
+            "runs of this task and seed"
+        )

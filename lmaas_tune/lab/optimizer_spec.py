@@ -1,0 +1,60 @@
+"""Who takes part: an optimizer with its options, under a name of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lmaas_tune.errors import InputError
+from lmaas_tune.optimizers.base import OptimizerFactory
+from lmaas_tune.settings import plain_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """An optimizer that takes part in a comparison.
+
+    Attributes:
+        optimizer: A name (``lmaas-tune optimizers`` lists them), or a class or function that
+            builds one.
+        options: The options of a named optimizer; none takes those that the settings give it.
+        label: What it is called in the results; by default its name and options, as
+            ``cma(population=20)``.
+
+    Raises:
+        InputError: A class or function comes with options.
+    """
+
+    optimizer: str | OptimizerFactory
+    options: Mapping[str, object] = field(default_factory=dict)
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", plain_options(self.options))
+        name = self.optimizer
+        if not isinstance(name, str):
+            if self.options:
+                raise InputError(
+                    f"options {dict(self.options)} are for an optimizer given by name: set them "
+                    "in the function that builds this one"
+                )
+            name = str(getattr(name, "__name__", type(name).__name__))
+        if not self.label:
+            told = ",".join(f"{option}={value}" for option, value in self.options.items())
+            object.__setattr__(self, "label", f"{name}({told})" if told else name)
+
+
+def specs(given: Sequence[str | OptimizerSpec]) -> tuple[OptimizerSpec, ...]:
+    """Names as specs.
+
+    Raises:
+        InputError: There is none, or two have one label.
+    """
+    if isinstance(given, str) or not given:
+        raise InputError(f"optimizers={given!r}: give a list of them, as ['cma', 'random']")
+    found = tuple(c if isinstance(c, OptimizerSpec) else OptimizerSpec(optimizer=c) for c in given)
+    labels = [spec.label for spec in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"the optimizer {label!r} is named twice: name each once")
+    return found
