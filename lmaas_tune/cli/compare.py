@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from lmaas_tune.lab.tasks import NamedTask, read_tasks
 
 if TYPE_CHECKING:
     from lmaas_tune.lab.comparison_result import ComparisonResult
+    from lmaas_tune.lab.statistics import Significance
 
 _TASK = ("train", "validation", "test", "template", "labels", "shots")
 """Flags of the one task, which a file of tasks has no use for."""
@@ -132,19 +133,21 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def result_text(result: ComparisonResult) -> str:
     """The ranking, and whether it is more than chance."""
-    width = max(len(line["optimizer"]) for line in result.ranking)
+    width = max(len(line.optimizer) for line in result.ranking)
     lines = [
         f"On {result.judged_on} rows, loss {result.loss_name}:",
         f"  {'':{width}}  mean rank   loss  accuracy",
     ]
     lines += [
-        f"  {line['optimizer']:{width}}  {number(line['mean_rank']):>9}  "
-        f"{number(line['loss_mean']):>5}  {_percent(line['accuracy_mean']):>8}"
+        f"  {line.optimizer:{width}}  {number(line.mean_rank):>9}  "
+        f"{number(line.loss_mean):>5}  {_percent(line.accuracy_mean):>8}"
         for line in result.ranking
     ]
     lines.append(_test(result.tests, len(result.ranking)))
-    if left_out := result.tests["blocks_left_out"]:
-        lines.append(f"{count('block', left_out)} left out, for want of an optimizer's loss.")
+    if left_out := result.tests.blocks_left_out:
+        lines.append(
+            f"{count('block', left_out)} left out, because an optimizer has no loss there."
+        )
     if stopped := len(result.stopped_early):
         lines.append(f"{count('run', stopped)} stopped early.")
     return "\n".join(lines)
@@ -153,18 +156,19 @@ def result_text(result: ComparisonResult) -> str:
 def failures(result: ComparisonResult) -> str:
     """The runs that failed, a line each."""
     return "\n".join(
-        f"failed: {record.optimizer} on {record.task} with seed {record.seed}: {record.reason}"
+        f"failed: {record.method} on {record.task} with seed {record.seed}: {record.reason}"
         for record in result.failed
     )
 
 
-def _test(tests: Mapping[str, Any], optimizers: int) -> str:
+def _test(tests: Significance, optimizers: int) -> str:
     """Whether they differ: two by Wilcoxon's test, more by Friedman's."""
-    blocks, two = count("block", tests["blocks"]), optimizers <= 2
-    name, test = ("Wilcoxon", tests["pairs"]) if two else ("Friedman", tests["friedman"])
-    if test["untested"] is not None:
-        return f"Not tested: {test['untested']}."
-    p = test["of"][0]["p"] if two else test["p"]
+    two = optimizers <= 2
+    test = tests.pairs if two else tests.friedman
+    if test.untested is not None:
+        return f"Not tested: {test.untested}."
+    p = tests.pairs.of[0].p if two else tests.friedman.p or 0.0
+    name, blocks = "Wilcoxon" if two else "Friedman", count("block", tests.blocks)
     return f"{name}'s test over {blocks}: p = {p:.2g}."
 
 

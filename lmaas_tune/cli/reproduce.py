@@ -196,7 +196,7 @@ def _outcome(table: Table, out: str) -> Outcome:
 
 def _say(record: Record) -> None:
     if record.value is not None:
-        took = count("second", round(record.seconds))
+        took = count("second", round(record.wall_seconds))
         note(f"{record.name}: {100 * record.value:.1f} in {took}")
 
 

@@ -1,26 +1,27 @@
-"""What a comparison came to: its runs, and what they say together."""
+"""The result of a comparison: its runs, and the statistics over them."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab import statistics
+from lmaas_tune.lab.comparison import COMPARISON
 from lmaas_tune.lab.record import Record
-from lmaas_tune.lab.store import read_folders
+from lmaas_tune.lab.store import Store, read_stores
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def check_target(target: float | None) -> None:
-    """See that a loss can come to it.
+    """Check that a loss can reach the target.
 
     Raises:
         InputError: It is not finite.
@@ -31,15 +32,15 @@ def check_target(target: float | None) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ComparisonResult:
-    """What a comparison came to.
+    """The result of a comparison.
 
     Attributes:
         records: Its runs, failed ones included.
-        target: Training loss for `calls_to_target`; None takes, for each task, the one that half
+        target: Training loss for `calls_to_target`; None takes, for each task, the loss that half
             of its runs reached.
 
     Raises:
-        InputError: Not one run succeeded.
+        InputError: No run succeeded.
     """
 
     records: Sequence[Record] = field(repr=False)
@@ -54,24 +55,24 @@ class ComparisonResult:
             )
 
     @classmethod
-    def of(cls, *folders: str | os.PathLike[str], target: float | None = None) -> ComparisonResult:
-        """Of all runs in some results folders.
+    def of(cls, *stores: str | os.PathLike[str], target: float | None = None) -> ComparisonResult:
+        """The result of all runs in some folders or files of records.
 
         Raises:
             InputError: There are none, they are of comparisons that differ, or all failed.
             StorageError: A file is damaged.
         """
-        return cls(read_folders(folders), target)
+        return cls(read_stores([Store(Path(place), COMPARISON) for place in stores]), target)
 
     @cached_property
-    def judged_on(self) -> statistics.Rows:
-        """The rows of the final losses: ``test`` where all tasks have such, else ``validation``
+    def judged_on(self) -> statistics.Part:
+        """The rows of the final losses: ``test`` if all tasks have test rows, else ``validation``
         or ``train``."""
         return statistics.judged_on(self.records)
 
     @property
     def loss_name(self) -> str:
-        """What the final losses are: on test rows the cross-entropy, else what was minimised."""
+        """The loss on these rows: the cross-entropy on test rows, else the search's objective."""
         if self.judged_on == "test":
             return "cross-entropy"
         return str(self.records[0].conditions.get("objective", "loss")).replace("_", " ")
@@ -82,33 +83,34 @@ class ComparisonResult:
         return statistics.frame(self.records, self.judged_on)
 
     @cached_property
-    def ranking(self) -> list[dict[str, Any]]:
-        """One line an optimizer, best first, see `lmaas_tune.lab.statistics.ranking`."""
+    def ranking(self) -> Sequence[statistics.Ranked]:
+        """One entry an optimizer, best first."""
         return statistics.ranking(self.frame)
 
     @cached_property
-    def by_task(self) -> list[dict[str, Any]]:
-        """Mean, standard deviation and median of final loss and accuracy, a line for each task
-        and optimizer."""
+    def by_task(self) -> Sequence[statistics.OnTask]:
+        """One entry for each task and optimizer."""
         return statistics.by_task(self.frame)
 
     @cached_property
-    def tests(self) -> dict[str, Any]:
-        """Friedman's and Wilcoxon's tests, or why there is none, see
-        `lmaas_tune.lab.statistics.significance`."""
+    def tests(self) -> statistics.Significance:
+        """Friedman's and Wilcoxon's tests, or the reasons why they were not made."""
         return statistics.significance(self.frame)
 
     @cached_property
-    def calls_to_target(self) -> list[dict[str, Any]]:
-        """See `lmaas_tune.lab.statistics.calls_to_target`."""
-        return statistics.calls_to_target(self.records, self._targets)
+    def calls_to_target(self) -> Sequence[statistics.ToTarget]:
+        """One entry for each task and optimizer."""
+        targets = statistics.common_target(self.records)
+        if self.target is not None:
+            targets = dict.fromkeys(targets, self.target)
+        return statistics.calls_to_target(self.records, targets)
 
     @cached_property
-    def times(self) -> list[dict[str, Any]]:
-        """See `lmaas_tune.lab.statistics.times`."""
+    def times(self) -> Sequence[statistics.Times]:
+        """One entry an optimizer, the fastest first."""
         return statistics.times(self.frame)
 
-    def curves(self, what: str = "lowest_loss") -> list[dict[str, Any]]:
+    def curves(self, what: str = "lowest_loss") -> Sequence[statistics.Band]:
         """Loss against calls, with bands.
 
         Args:
@@ -119,12 +121,12 @@ class ComparisonResult:
 
     @property
     def failed(self) -> list[Record]:
-        """Runs that did not come to an end."""
+        """The runs that failed."""
         return [record for record in self.records if not record.done]
 
     @property
     def stopped_early(self) -> list[Record]:
-        """Runs that were ended because they had fallen behind."""
+        """The runs that the rule for early stopping ended."""
         return [record for record in self.records if record.status == "stopped early"]
 
     def report(self, path: str | os.PathLike[str]) -> Path:
@@ -140,24 +142,18 @@ class ComparisonResult:
 
     def to_json(self) -> dict[str, Any]:
         """All but the curves, as plain values."""
+        names = ("ranking", "by_task", "calls_to_target", "times")
         return {
             "judged_on": self.judged_on,
-            "ranking": self.ranking,
-            "by_task": self.by_task,
-            "tests": self.tests,
-            "calls_to_target": self.calls_to_target,
-            "times": self.times,
+            "tests": asdict(self.tests),
+            **{name: [asdict(line) for line in getattr(self, name)] for name in names},
             "runs": [_run_json(record) for record in self.records],
         }
 
-    @property
-    def _targets(self) -> Mapping[str, float]:
-        if self.target is None:
-            return statistics.common_target(self.records)
-        return {record.task: self.target for record in self.records}
+
+_RUN = ("task", "optimizer", "seed", "status", "reason", "final", "spent", "notes")
 
 
 def _run_json(record: Record) -> dict[str, Any]:
-    names = ("task", "optimizer", "seed", "status", "reason", "final", "spent")
-    seconds = ("optimizer_seconds", "wall_seconds")
-    return {name: getattr(record, name) for name in (*names, *seconds, "notes")}
+    content = {**asdict(record), "optimizer": record.method}
+    return {name: content[name] for name in (*_RUN, "optimizer_seconds", "wall_seconds")}

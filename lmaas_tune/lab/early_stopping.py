@@ -9,7 +9,7 @@ from statistics import median
 
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.errors import InputError
-from lmaas_tune.lab.record import Curve
+from lmaas_tune.lab.record import Record
 from lmaas_tune.step import Step
 
 
@@ -51,10 +51,10 @@ class Judge(Callback):
     Args:
         rule: The rule.
         calls: Of the budget.
-        rivals: Gives the curves of the runs that are finished by now.
+        rivals: Gives the runs of the task and seed that are finished by now.
     """
 
-    def __init__(self, rule: EarlyStop, calls: int, rivals: Callable[[], Sequence[Curve]]) -> None:
+    def __init__(self, rule: EarlyStop, calls: int, rivals: Callable[[], Sequence[Record]]) -> None:
         self._rule, self._calls, self._rivals = rule, calls, rivals
         self._lowest = math.inf
 
@@ -70,7 +70,7 @@ class Judge(Callback):
             return
         if step.spent.calls + len(step.points) > self._calls:  # it has had its budget
             return
-        theirs = [curve.lowest_after(step.spent.calls) for curve in self._rivals()]
+        theirs = [run.curve.lowest_after(step.spent.calls) for run in self._rivals()]
         if len(theirs) < self._rule.rivals or self._lowest <= median(theirs):
             return
         raise FallenBehindError(

@@ -1,11 +1,12 @@
-"""Reports as one HTML file that needs no network: tables, curves, and what draws them."""
+"""Reports as one HTML file that needs no network: tables, curves, and plotly to draw them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,41 +16,65 @@ from lmaas_tune.lab.extra import need
 from lmaas_tune.versions import versions
 
 NONE = "-"
-"""Stands where there is no number."""
+"""Stands for a number that does not exist."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        head: Its head.
+        value: Attribute of a line, or several separated by spaces, or a function of a line.
+        show: From the value (a tuple of several) to the cell; columns with text as it is have
+            none, and all others are aligned as numbers.
+    """
+
+    head: str
+    value: str | Callable[[Any], Any]
+    show: Callable[[Any], str] = str
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the column is aligned as numbers."""
+        return self.show is not str
+
+    def cell(self, line: Any) -> str:
+        """The text of a cell."""
+        value = attrgetter(*self.value.split()) if isinstance(self.value, str) else self.value
+        return self.show(value(line))
+
+
+@dataclass(frozen=True)
 class Table:
     """A table.
 
     Attributes:
-        caption: What it shows.
-        columns: Their heads; the first column names its row.
-        rows: Cells as text.
-        numbers: Columns that are aligned as numbers.
+        caption: Its caption.
+        lines: The values that its rows show.
+        columns: The first one names its row.
         note: A sentence below it.
-        folded: Whether the reader opens it first.
+        folded: Whether it is closed until the reader opens it.
     """
 
     caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: frozenset[int] = frozenset()
+    lines: Sequence[Any]
+    columns: Sequence[Column]
     note: str = ""
     folded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """What a figure shows under one name, which a button takes away.
+    """One curve, or one row of dots; a button hides it in all figures.
 
     Attributes:
         name: In the legend.
         x: Positions.
-        y: Heights; none in a figure of dots, where the name is the height.
+        y: Heights; empty in a figure of dots, where the name is the height.
         low: Lower edge of a band around y.
         high: Its upper edge.
-        text: What is said of each dot.
+        text: Label of each dot.
         dots: Whether the points are not joined by a line.
         stepped: Whether a value holds until the next one.
     """
@@ -70,11 +95,11 @@ class Figure:
 
     Attributes:
         anchor: Its id in the page.
-        caption: What it shows.
+        caption: Its caption.
         kind: ``lines`` or ``dots``.
         x: Title of the axis.
         y: Title of the axis; a figure of dots has none.
-        series: What it shows.
+        series: Its content.
         target: A height to be marked.
     """
 
@@ -89,14 +114,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        title: Its head.
-        text: Paragraphs.
-        figures: Come after the text.
-        tables: Come after the figures.
-    """
+    """A part of the page: paragraphs, then figures, then tables."""
 
     title: str
     text: Sequence[str] = ()
@@ -109,29 +127,14 @@ class Section:
         return self.title.lower().replace(" ", "-")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """A report.
-
-    Attributes:
-        title: Of the page.
-        summary: Paragraphs that stand first.
-        sections: What follows.
-    """
-
-    title: str
-    summary: Sequence[str]
-    sections: Sequence[Section] = field(default_factory=list)
-
-
-def write_page(page: Page, path: Path) -> Path:
-    """Write a report; it replaces what is there whole or not at all.
+def write_page(title: str, summary: Sequence[str], sections: Sequence[Section], path: Path) -> Path:
+    """Write a report; it replaces an existing file whole or not at all.
 
     Raises:
         MissingExtraError: jinja2 or plotly is not installed.
         StorageError: The file cannot be written.
     """
-    html = render(page)
+    html = _render(title, summary, sections)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, html.encode())
@@ -140,12 +143,7 @@ def write_page(page: Page, path: Path) -> Path:
     return path
 
 
-def render(page: Page) -> str:
-    """The page as HTML, with all that it needs.
-
-    Raises:
-        MissingExtraError: jinja2 or plotly is not installed.
-    """
+def _render(title: str, summary: Sequence[str], sections: Sequence[Section]) -> str:
     need("a report", "jinja2", "plotly")
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -155,26 +153,29 @@ def render(page: Page) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-
-    def file(name: str) -> Markup:
-        return Markup(loader.get_source(environment, name)[0])
-
-    figures = [figure for section in page.sections for figure in section.figures]
+    figures = [asdict(figure) for section in sections for figure in section.figures]
+    # no text in the JSON may end the script element
+    script_json = json.dumps(figures, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return environment.get_template("report.html").render(
-        page=page,
-        style=file("style.css"),
-        script=file("curves.js"),
-        figures=Markup(_script_json([_figure_json(figure) for figure in figures])),
+        title=title,
+        summary=summary,
+        sections=sections,
+        style=Markup(loader.get_source(environment, "style.css")[0]),
+        script=Markup(loader.get_source(environment, "curves.js")[0]),
+        figures=Markup(script_json),
         plotly=Markup(get_plotlyjs()) if figures else None,
         version=versions()["lmaas-tune"],
     )
 
 
+def whole(value: object) -> str:
+    """A whole number, or text that stands for one."""
+    return str(value)
+
+
 def number(value: float | None) -> str:
     """Four digits, or a dash for none."""
-    if value is None or not math.isfinite(value):
-        return NONE
-    return f"{value:.4g}"
+    return NONE if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
 def loss(value: float | None) -> str:
@@ -187,32 +188,25 @@ def percent(value: float | None) -> str:
     return NONE if value is None or not math.isfinite(value) else f"{value:.1%}"
 
 
-def spread(mean: str, std: str) -> str:
-    """A mean with its standard deviation, where there is one."""
-    return mean if std == NONE else f"{mean} ± {std}"
+def spread(show: Callable[[float | None], str]) -> Callable[[tuple[Any, Any]], str]:
+    """A mean with its standard deviation, if there is one."""
 
+    def both(values: tuple[Any, Any]) -> str:
+        mean, std = map(show, values)
+        return mean if std == NONE else f"{mean} ± {std}"
 
-def shown(value: Any) -> str:
-    """A setting as text."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return both
 
 
 def key_values(caption: str, pairs: Mapping[str, Any], *, folded: bool = False) -> Table:
     """A table of names and values."""
-    return Table(
-        caption=caption,
-        columns=("Name", "Value"),
-        rows=[(name.replace("_", " "), shown(value)) for name, value in pairs.items()],
-        folded=folded,
-    )
 
+    def name(pair: tuple[str, Any]) -> str:
+        return pair[0].replace("_", " ")
 
-def _figure_json(figure: Figure) -> dict[str, Any]:
-    return {**vars(figure), "series": [vars(series) for series in figure.series]}
+    def value(pair: tuple[str, Any]) -> str:
+        own = pair[1]
+        return own if isinstance(own, str) else json.dumps(own, ensure_ascii=False, default=str)
 
-
-def _script_json(content: Any) -> str:
-    """JSON that no text in it can end the script element of."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    columns = [Column("Name", name), Column("Value", value)]
+    return Table(caption, list(pairs.items()), columns, folded=folded)

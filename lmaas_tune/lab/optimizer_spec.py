@@ -1,4 +1,4 @@
-"""Who takes part: an optimizer with its options, under a name of its own."""
+"""An optimizer of a comparison, with its options and its label."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lmaas_tune.settings import plain_options
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
-    """An optimizer that takes part in a comparison.
+    """An optimizer in a comparison.
 
     Attributes:
         optimizer: A name (``lmaas-tune optimizers`` lists them), or a class or function that
             builds one.
-        options: The options of a named optimizer; none takes those that the settings give it.
-        label: What it is called in the results; by default its name and options, as
+        options: Of a named optimizer; empty for those that the settings give it.
+        label: Its name in the results; by default its name and options, as
             ``cma(population=20)``.
 
     Raises:
@@ -44,15 +44,15 @@ class OptimizerSpec:
             object.__setattr__(self, "label", f"{name}({told})" if told else name)
 
 
-def specs(given: Sequence[str | OptimizerSpec]) -> tuple[OptimizerSpec, ...]:
-    """Names as specs.
+def optimizer_specs(given: Sequence[str | OptimizerSpec]) -> tuple[OptimizerSpec, ...]:
+    """Names and specs as specs.
 
     Raises:
         InputError: There is none, or two have one label.
     """
     if isinstance(given, str) or not given:
         raise InputError(f"optimizers={given!r}: give a list of them, as ['cma', 'random']")
-    found = tuple(c if isinstance(c, OptimizerSpec) else OptimizerSpec(optimizer=c) for c in given)
+    found = tuple(o if isinstance(o, OptimizerSpec) else OptimizerSpec(optimizer=o) for o in given)
     labels = [spec.label for spec in found]
     for label in labels:
         if labels.count(label) > 1:

@@ -1,64 +1,73 @@
-"""Making many runs: through joblib, on one machine or on a cluster."""
+"""Execution of many runs: one after the other, or through joblib in processes or on a cluster."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias
 
-import joblib
 from tqdm import tqdm
 
 from lmaas_tune.errors import PermanentError
 from lmaas_tune.journal import FILE_NAME as JOURNAL
-from lmaas_tune.lab.plan import Cell
+from lmaas_tune.lab.plan import Run
 from lmaas_tune.lab.record import Record
-from lmaas_tune.lab.search_run import execute, forget_backend
-from lmaas_tune.lab.store import forget, keep, kept, run_folder
+from lmaas_tune.lab.store import Store
 from lmaas_tune.plain import parse_object
+
+Bar: TypeAlias = "tqdm[Any]"
 
 _CLUSTER_DEATHS = (
     ("distributed.scheduler", "KilledWorker"),
     ("ray.exceptions", "RayError"),
 )
-"""What a cluster raises for a dead worker; it is imported already if one is in use."""
+"""What a cluster raises for a dead worker; its module is imported already if it is in use."""
 
 
-def run_all(cells: Sequence[Cell], out: Path, *, identity: str | None, jobs: int | None) -> None:
-    """Make the runs that are not done yet, and write each down when it ends.
-
-    A worker that dies (killed, out of memory) takes none but the runs that were under way with
-    it: each of these is taken up again from its journal, by itself, and one that kills its worker
-    there too is recorded as failed.
+def run_serially(runs: Sequence[Run], store: Store, say: Callable[[Record], None]) -> None:
+    """Make the runs that are not done, in this process, and store each when it ends.
 
     Args:
-        cells: The runs.
-        out: The results folder.
-        identity: Of the backend that the folder's other runs were made with; None if there
-            are none.
-        jobs: Processes; None takes what `joblib.parallel_config` says, else this process alone.
+        runs: The runs.
+        store: Where their records go.
+        say: Called with each record.
 
     Raises:
-        InputError: The backend cannot be built, or is another than that of the folder.
-        PermanentError: Workers die again and again before they begin.
-        StorageError: The folder cannot be written.
+        StorageError: The store cannot be written.
     """
-    left = [cell for cell in cells if not _done(cell, out)]
-    for cell in left:
-        forget(out, cell.key)  # it failed, and is tried again
+    for run in _undone(runs, store):
+        say(execute(run, store))
+
+
+def run_in_workers(runs: Sequence[Run], store: Store, jobs: int | None) -> None:
+    """Make the runs that are not done through joblib, and store each when it ends.
+
+    If a worker dies (killed, out of memory), only the runs that were under way are affected: each
+    is resumed from its journal, alone, and is recorded as failed if its worker dies again.
+
+    Args:
+        runs: The runs.
+        store: Where their records go.
+        jobs: Number of processes; None takes that of `joblib.parallel_config`, else 1.
+
+    Raises:
+        InputError: The backend cannot be built, or is not that of the store's runs.
+        PermanentError: Workers die again and again before they begin.
+        StorageError: The store cannot be written.
+    """
+    left = _undone(runs, store)
     in_vain = False
-    with tqdm(total=len(cells), initial=len(cells) - len(left), unit="run", disable=None) as bar:
+    with tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", disable=None) as bar:
         while left:
             try:
-                _run(left, out, identity, jobs, bar)
+                _run_parallel(left, store, jobs, bar)
                 return
             except _deaths() as error:
-                undone = [cell for cell in left if kept(out, cell.key) is None]
-                suspects = [cell for cell in undone if _backend_of_journal(cell, out) is not None]
+                undone = [run for run in left if store.get(run.key) is None]
+                suspects = [run for run in undone if _backend_of_journal(run, store) is not None]
                 before, in_vain = in_vain, not suspects and len(undone) == len(left)
                 if before and in_vain:
                     raise PermanentError(
@@ -66,77 +75,78 @@ def run_all(cells: Sequence[Cell], out: Path, *, identity: str | None, jobs: int
                         f"({_first_sentence(error)}): perhaps the memory does not hold the model; "
                         "take fewer jobs"
                     ) from error
-                left = undone
-                _tell_death(error, suspects)
+                _warn_of_death(error, suspects)
             for suspect in suspects:
-                _run_alone(suspect, out, identity, bar)
-            left = [cell for cell in left if cell not in suspects]
+                _run_alone(suspect, store, bar)
+            left = [run for run in undone if run not in suspects]
 
 
-def _tell_death(error: BaseException, suspects: Sequence[Cell]) -> None:
-    runs = ", ".join("/".join(map(str, cell.key)) for cell in suspects)
+def execute(run: Run, store: Store) -> Record:
+    """Make a run and store its record; called in a worker."""
+    record = run.make(store)
+    store.put(record)
+    return record
+
+
+def _undone(runs: Sequence[Run], store: Store) -> list[Run]:
+    """The runs without a record; failed ones lose theirs."""
+    records = [store.get(run.key) for run in runs]
+    undone = [run for run, own in zip(runs, records, strict=True) if own is None or not own.done]
+    for run in undone:
+        store.delete(run.key)
+    return undone
+
+
+def _run_parallel(runs: Sequence[Run], store: Store, jobs: int | None, bar: Bar) -> None:
+    import joblib
+
+    class Parallel(joblib.Parallel):  # type: ignore[misc]
+        """joblib's, with our progress bar instead of its lines."""
+
+        def print_progress(self) -> None:
+            """Move the bar; away from a terminal, print a line for each run."""
+            done = before + self.n_completed_tasks
+            if bar.disable and done > bar.n:
+                print(f"{done} of {bar.total} runs", file=sys.stderr, flush=True)
+            bar.n = done
+            bar.refresh()
+
+    before = bar.n
+    tasks = (joblib.delayed(execute)(run, store) for run in runs)
+    records: list[Record] = Parallel(n_jobs=jobs, batch_size=1)(tasks)
+    for record in records:  # of a worker that does not share our disk
+        if store.get(record.key) is None:
+            store.put(record)
+
+
+def _run_alone(run: Run, store: Store, bar: Bar) -> None:
+    try:
+        _run_parallel([run], store, 2, bar)  # joblib runs a single job in this very process
+    except _deaths() as error:
+        reason = (
+            "its worker died twice, the second time with no other run beside it "
+            f"({_first_sentence(error)}): perhaps it ran out of memory"
+        )
+        store.put(replace(run.record(_backend_of_journal(run, store) or ""), reason=reason))
+
+
+def _warn_of_death(error: BaseException, suspects: Sequence[Run]) -> None:
+    runs = ", ".join("/".join(map(str, run.key)) for run in suspects)
     again = f"taken up again, each by itself: {runs}" if runs else "no run was under way"
     warnings.warn(f"a worker died ({_first_sentence(error)}); {again}", stacklevel=4)
 
 
-def _run(
-    cells: Sequence[Cell], out: Path, identity: str | None, jobs: int | None, bar: tqdm[Any]
-) -> None:
-    parallel = _Watched(bar, n_jobs=jobs, batch_size=1)
-    runs = (joblib.delayed(execute)(cell, out, identity) for cell in cells)
+def _backend_of_journal(run: Run, store: Store) -> str | None:
+    """Identity of the backend that a run was begun with; None if it was not begun."""
     try:
-        records = cast(list[Record], parallel(runs))
-    finally:
-        forget_backend()
-    for record in records:  # from a worker that does not share our disk
-        if kept(out, record.key) is None:
-            keep(out, record)
-
-
-def _run_alone(cell: Cell, out: Path, identity: str | None, bar: tqdm[Any]) -> None:
-    try:
-        _run([cell], out, identity, 2, bar)  # joblib takes one job as this very process
-    except _deaths() as error:
-        record = replace(
-            cell.record(_backend_of_journal(cell, out) or ""),
-            reason="its worker died twice, the second time with no other run beside it "
-            f"({_first_sentence(error)}): perhaps it ran out of memory",
-        )
-        keep(out, record)
-
-
-class _Watched(joblib.Parallel):  # type: ignore[misc]
-    """joblib's, with a bar of ours in place of its lines."""
-
-    def __init__(self, bar: tqdm[Any], **settings: Any) -> None:
-        super().__init__(**settings)
-        self._bar, self._before = bar, bar.n
-
-    def print_progress(self) -> None:
-        """Move the bar; away from a terminal, a line for each run."""
-        done = self._before + self.n_completed_tasks
-        if self._bar.disable and done > self._bar.n:
-            print(f"{done} of {self._bar.total} runs", file=sys.stderr, flush=True)
-        self._bar.n = done
-        self._bar.refresh()
-
-
-def _done(cell: Cell, out: Path) -> bool:
-    record = kept(out, cell.key)
-    return record is not None and record.done
-
-
-def _backend_of_journal(cell: Cell, out: Path) -> str | None:
-    """The identity of the backend that a run was begun with; None if it was not."""
-    try:
-        with (run_folder(out, cell.key) / JOURNAL).open(encoding="utf-8") as file:
+        with (store.folder(run.key) / JOURNAL).open(encoding="utf-8") as file:
             return str(parse_object(file.readline()).get("backend"))
     except (OSError, ValueError):
         return None
 
 
 def _deaths() -> tuple[type[BaseException], ...]:
-    """What says that a worker died."""
+    """The exceptions that mean a dead worker."""
     found = [BrokenExecutor]
     for module, name in _CLUSTER_DEATHS:
         if module in sys.modules:

@@ -1,4 +1,4 @@
-"""What one run came to, as its file keeps it."""
+"""The result of one run of an experiment, and the line of JSON that stores it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any, Literal, TypeAlias
 
 from lmaas_tune.artifact import Score
 from lmaas_tune.callbacks import step_row
-from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.evaluator import Evaluation
 from lmaas_tune.middleware.meter import Spent
 from lmaas_tune.plain import checked
 from lmaas_tune.step import Step
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 are the files ``run.json`` and ``cell.json``, which are read still."""
 
 Status: TypeAlias = Literal["finished", "stopped early", "failed"]
 
 Key: TypeAlias = tuple[str, str, int]
-"""Task, optimizer and seed: what a run is called."""
+"""Task, method and seed, which identify a run within an experiment."""
 
 Number: TypeAlias = float | None
-"""None where there was none, or it was not finite."""
+"""None stands for a missing value and for one that is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,69 +79,112 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """What one run came to.
+class FinalScore:
+    """Loss and accuracy of the final prompt on some rows.
 
     Attributes:
-        task: Its name.
-        optimizer: The spec's label.
-        seed: Of the run.
-        status: How it ended.
-        reason: Why it ended, or failed, as a sentence.
-        identity: The backend's.
-        conditions: What has to be the same in all runs that are compared.
-        template: With `label_words`, how the task was put to the model.
+        loss: Mean loss.
+        accuracy: Share of rows with the right label.
+    """
+
+    loss: Number = None
+    accuracy: Number = None
+
+    @classmethod
+    def of(cls, score: Score | Evaluation | None) -> FinalScore | None:
+        """Of a score of the core; a loss that is not finite is left out."""
+        return None if score is None else cls(loss=_finite(score.loss), accuracy=score.accuracy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSet:
+    """One part of a split: training, validation or test rows.
+
+    Attributes:
+        rows: Their number.
+        digest: Of their fields and labels.
+    """
+
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The result of one run.
+
+    Attributes:
+        task: Name of the task.
+        method: Label of the optimizer, or name of the row in the paper's table.
+        seed: Seed of the run.
+        status: How the run ended.
+        reason: Why it ended or failed, as a sentence.
+        identity: Identity of the backend.
+        conditions: The other settings that runs must share to be compared, as plain values.
+        template: The task's template.
         label_words: The word for each label.
-        rows: Numbers and digests of the rows, see `lmaas_tune.lab.tasks.Split`.
-        settings: All of the run's, with the optimizer and its options.
-        versions: What was installed.
-        final: Loss and accuracy of the final prompt on the rows of `train`, `validation` and
-            `test`; None where there were no such rows, or it was not scored on them.
-        spent: By the search, see `lmaas_tune.Spent`.
-        optimizer_seconds: In ask and tell.
-        wall_seconds: All in all, with the test; of the last attempt, where there were several.
-        curve: How it went.
-        notes: What it said to the user.
-        prompt_text: The final prompt, where it is a text.
+        rows: The rows of ``train``, ``validation`` and ``test``; None for a missing part.
+        settings: Settings of the method, as plain values.
+        versions: Installed packages.
+        final: Scores of the final prompt by part.
+        value: The metric of the paper's table on test rows, 0 to 1; None in a comparison.
+        parameters: Number of tuned parameters, where it is known.
+        spent: By the search, see `lmaas_tune.Spent`; empty for a method without a search.
+        optimizer_seconds: Time in ask and tell.
+        wall_seconds: Time of the last attempt, the test included.
+        curve: Losses by calls.
+        notes: Warnings for the user.
+        prompt_text: The final prompt, if it is a text.
+        details: Other plain values that the method reports.
     """
 
     task: str
-    optimizer: str
+    method: str
     seed: int
-    status: Status
-    reason: str
+    status: Status = "failed"
+    reason: str = "not made yet"
     identity: str
     conditions: Mapping[str, Any]
     template: str
     label_words: Mapping[str, str]
-    rows: Mapping[str, Any]
+    rows: Mapping[str, RowSet | None]
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-    final: Mapping[str, Mapping[str, Number] | None] = field(default_factory=dict)
+    final: Mapping[str, FinalScore | None] = field(default_factory=dict)
+    value: Number = None
+    parameters: int | None = None
     spent: Mapping[str, float] = field(default_factory=dict)
     optimizer_seconds: float = 0.0
     wall_seconds: float = 0.0
     curve: Curve = field(default_factory=Curve)
     notes: Sequence[str] = ()
     prompt_text: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
-        """What the run is called."""
-        return self.task, self.optimizer, self.seed
+        """Identifies the run within its experiment."""
+        return self.task, self.method, self.seed
+
+    @property
+    def name(self) -> str:
+        """The run in a sentence."""
+        return f"{self.task}, {self.method}, seed {self.seed}"
 
     @property
     def done(self) -> bool:
-        """Whether it ended as it should, and need not be taken up again."""
+        """Whether the run succeeded, and need not be made again."""
         return self.status != "failed"
 
-    def loss(self, rows: str) -> float:
-        """Of the final prompt on the rows of that name; NaN where there is none."""
-        return self._final(rows, "loss")
+    def loss(self, part: str) -> float:
+        """Final loss on a part of the rows; NaN if there is none."""
+        score = self.final.get(part)
+        return math.nan if score is None or score.loss is None else score.loss
 
-    def accuracy(self, rows: str) -> float:
-        """Of the final prompt on the rows of that name; NaN where there is none."""
-        return self._final(rows, "accuracy")
+    def accuracy(self, part: str) -> float:
+        """Final accuracy on a part of the rows; NaN if there is none."""
+        score = self.final.get(part)
+        return math.nan if score is None or score.accuracy is None else score.accuracy
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -148,65 +192,24 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Record:
-        """Read what `to_json` gave; unknown keys are left alone.
+        """Read the output of `to_json`; unknown keys are ignored.
 
         Raises:
-            StorageError: It is of a later format.
-            InputError: It is something else.
+            InputError: A value is missing or has another type.
         """
-        version = checked(int, content.get("format"), "format")
-        if version > FORMAT:
-            raise StorageError(
-                f"format {version} of a run, and this version reads up to {FORMAT}: "
-                "install a later lmaas-tune"
-            )
         record: Record = checked(cls, content, "the run")
-        for name, kind in _INNER.items():
-            checked(kind, getattr(record, name), name)
         if len({len(entries) for entries in vars(record.curve).values()}) > 1:
-            raise InputError("the lists of the curve are not of one length: one entry a step")
-        if record.done and "calls" not in record.spent:
+            raise InputError("the lists of the curve differ in length: one entry a step")
+        if record.spent and "calls" not in record.spent:
             raise InputError("spent.calls is missing in the run")
         Spent.from_json(record.spent)
         return record
 
-    def _final(self, rows: str, what: str) -> float:
-        value = (self.final.get(rows) or {}).get(what)
-        return math.nan if value is None else float(value)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Conditions:
-    """What of a run's conditions a report reads."""
-
-    budget: str
-    objective: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """What of a run's settings a report reads."""
-
-    optimizer: str
-    optimizer_options: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """Of one part of a split."""
-
-    rows: int
-    digest: str
-
-
-_INNER = {"conditions": _Conditions, "settings": _Settings, "rows": Mapping[str, _Rows | None]}
-
-
-def final_json(score: Score | Evaluation | None) -> dict[str, Any] | None:
-    """Loss and accuracy as plain values."""
-    if score is None:
-        return None
-    return {"loss": _finite(score.loss), "accuracy": score.accuracy}
+def failure(error: Exception) -> str:
+    """The reason of a failed run, in one line: our own errors explain themselves."""
+    text = str(error) if isinstance(error, LMaaSError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
 
 
 def _finite(value: float | None) -> Number:

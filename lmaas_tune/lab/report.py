@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.html import (
     NONE,
+    Column,
     Figure,
-    Page,
     Section,
     Series,
     Table,
@@ -19,9 +20,11 @@ from lmaas_tune.lab.html import (
     number,
     percent,
     spread,
+    whole,
     write_page,
 )
 from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.statistics import Band, Friedman, Significance
 
 _SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 _ROWS = {
@@ -29,6 +32,7 @@ _ROWS = {
     "validation": "validation rows, which also chose the prompt",
     "train": "training rows, which the search itself saw",
 }
+_TASK, _OPTIMIZER = Column("Task", "task"), Column("Optimizer", "optimizer")
 
 
 def write_comparison(result: ComparisonResult, path: Path) -> Path:
@@ -41,149 +45,112 @@ def write_comparison(result: ComparisonResult, path: Path) -> Path:
         _tests(result),
         _times(result),
         _runs(result),
-        _conditions(result),
+        _conditions(result.records),
     ]
-    return write_page(
-        Page(title="Comparison of optimizers", summary=_summary(result), sections=sections), path
-    )
+    return write_page("Comparison of optimizers", _summary(result), sections, path)
 
 
 def _summary(result: ComparisonResult) -> list[str]:
     records = result.records
-    names = [dict.fromkeys(getattr(r, what) for r in records) for what in ("optimizer", "task")]
-    seeds = dict.fromkeys(record.seed for record in records)
+    optimizers, tasks, seeds = (
+        _count(what, len({record.key[place] for record in records}))
+        for what, place in (("optimizer", 1), ("task", 0), ("seed", 2))
+    )
     failed, stopped = len(result.failed), len(result.stopped_early)
-    first = records[0]
     return [
-        f"{_count('optimizer', len(names[0]))} on {_count('task', len(names[1]))} with "
-        f"{_count('seed', len(seeds))}: {_count('run', len(records))}, of which {failed or 'none'} "
-        f"failed and {stopped or 'none'} {'was' if stopped == 1 else 'were'} stopped early. Each "
-        f"had the budget {first.conditions['budget']}.",
-        f"The model: {first.identity}.",
+        f"{optimizers} on {tasks} with {seeds}: {_count('run', len(records))}, of which "
+        f"{failed or 'none'} failed and {stopped or 'none'} {'was' if stopped == 1 else 'were'} "
+        f"stopped early. Each had the budget {records[0].conditions['budget']}.",
+        f"The model: {records[0].identity}.",
         _verdict(result),
     ]
 
 
 def _verdict(result: ComparisonResult) -> str:
     best, tests = result.ranking[0], result.tests
-    if best["mean_rank"] is None:
+    if best.mean_rank is None:
         return "No block has a loss of every optimizer, so they cannot be ranked."
-    rank = _rank(best["mean_rank"])
-    first = [line["optimizer"] for line in result.ranking if _rank(line["mean_rank"]) == rank]
+    rank, blocks = _rank(best.mean_rank), _count("block", tests.blocks)
+    first = [line.optimizer for line in result.ranking if _rank(line.mean_rank) == rank]
+    of = f"{rank} of {len(result.ranking)}, over {blocks}. "
     if len(first) > 1:
-        return (
-            f"{', '.join(first)} share the lowest mean rank: {rank} of {len(result.ranking)}, "
-            f"over {_count('block', tests['blocks'])}."
-        )
-    said = (
-        f"The lowest mean rank is that of {best['optimizer']}: {rank} of "
-        f"{len(result.ranking)}, over {_count('block', tests['blocks'])}. "
-    )
-    worse = [
-        pair["second"] if pair["first"] == best["optimizer"] else pair["first"]
-        for pair in tests["pairs"]["of"]
-        if pair["differ"] and best["optimizer"] in (pair["first"], pair["second"])
-    ]
+        return f"{', '.join(first)} share the lowest mean rank: {of}".rstrip()
+    text = f"The lowest mean rank is that of {best.optimizer}: {of}"
+    differing = [{pair.first, pair.second} for pair in tests.pairs.of if pair.differ]
+    worse = [other for pair in differing for other in pair - {first[0]} if first[0] in pair]
     if worse:
-        return said + f"The tests tell it apart from {', '.join(worse)}, and from no other."
-    if tests["pairs"]["untested"] is not None:
-        return said + f"Whether that is more than chance was not tested: {_untested(tests)}."
-    return said + "The tests tell it apart from none of the others."
+        return text + f"The tests tell it apart from {', '.join(worse)}, and from no other."
+    if tests.pairs.untested is not None:
+        return text + f"Whether that is more than chance was not tested: {tests.pairs.untested}."
+    return text + "The tests tell it apart from none of the others."
 
 
 def _rank(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 
 
-def _untested(tests: dict[str, Any]) -> str:
-    return str(tests["pairs"]["untested"])
-
-
 def _ranking(result: ComparisonResult) -> Section:
-    rows = [
-        (
-            line["optimizer"],
-            _rank(line["mean_rank"]),
-            spread(loss(line["loss_mean"]), loss(line["loss_std"])),
-            loss(line["loss_median"]),
-            spread(percent(line["accuracy_mean"]), percent(line["accuracy_std"])),
-            number(line["calls_mean"]),
-            _outcomes(line),
-        )
-        for line in result.ranking
-    ]
     table = Table(
-        caption="Best first, by mean rank",
-        columns=("Optimizer", "Mean rank", "Loss", "Median loss", "Accuracy", "Calls", "Runs"),
-        rows=rows,
-        numbers=frozenset(range(1, 7)),
+        "Best first, by mean rank",
+        result.ranking,
+        [
+            _OPTIMIZER,
+            Column("Mean rank", "mean_rank", _rank),
+            Column("Loss", "loss_mean loss_std", spread(loss)),
+            Column("Median loss", "loss_median", loss),
+            Column("Accuracy", "accuracy_mean accuracy_std", spread(percent)),
+            Column("Calls", "calls_mean", number),
+            Column("Runs", "runs failed stopped_early", _outcomes),
+        ],
         note="Means over tasks of the means over seeds; ± is the standard deviation over the seeds "
         "of a task, pooled over tasks. An optimizer asks for whole generations, so it may leave a "
         "rest of the budget. Ranks are taken within a block, which is one task with one seed.",
     )
-    return Section(
-        title="Ranking",
-        text=[
-            f"Final loss ({result.loss_name}) and accuracy are those on the {_rows(result)}, "
-            "in the blocks that all optimizers have."
-        ],
-        tables=[table],
+    text = (
+        f"Final loss ({result.loss_name}) and accuracy are those on the {_ROWS[result.judged_on]}, "
+        "in the blocks that all optimizers have."
     )
+    return Section(title="Ranking", text=[text], tables=[table])
 
 
-def _rows(result: ComparisonResult) -> str:
-    return _ROWS[result.judged_on]
-
-
-def _outcomes(line: dict[str, Any]) -> str:
-    said = [str(line["runs"])]
-    said += [f"{line['failed']} failed"] if line["failed"] else []
-    said += [f"{line['stopped_early']} stopped early"] if line["stopped_early"] else []
-    return ", ".join(said)
+def _outcomes(counts: tuple[int, int, int]) -> str:
+    runs, failed, stopped = counts
+    parts = [
+        str(runs),
+        f"{failed} failed" * bool(failed),
+        f"{stopped} stopped early" * (stopped > 0),
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _curves(result: ComparisonResult) -> Section:
-    targets = {line["task"]: line["target"] for line in result.calls_to_target}
     searched = _ranked(result, result.curves("lowest_loss"))
-    figures = [
-        *_figures(searched, "search", "{}: lowest training loss so far", targets),
-        *_figures(
-            _ranked(result, _validated(result)),
-            "kept",
-            "{}: validation loss of the prompt kept",
-            {},
-        ),
-    ]
+    validated = {r.task for r in result.records if r.rows.get("validation") is not None}
+    chosen = [line for line in result.curves("kept_loss") if line.task in validated]
+    targets = {line.task: line.target for line in result.calls_to_target}
+    text = (
+        "A line is the median over seeds, its band goes from the first to the third quartile. "
+        "A run that has ended keeps its last loss. The dotted line is the target of the table "
+        "below. The buttons take a series away, in all figures."
+    )
+    lowest, kept = "{}: lowest training loss so far", "{}: validation loss of the prompt kept"
+    figures = _figures(searched, "search", lowest, targets)
+    figures += _figures(_ranked(result, chosen), "kept", kept, {})
     return Section(
-        title="Loss against calls",
-        text=[
-            "A line is the median over seeds, its band goes from the first to the third quartile. "
-            "A run that has ended keeps its last loss. The dotted line is the target of the table "
-            "below. The buttons take a series away, in all figures.",
-        ],
-        figures=figures,
-        tables=[_progress(searched)],
+        title="Loss against calls", text=[text], figures=figures, tables=[_progress(searched)]
     )
 
 
-def _ranked(result: ComparisonResult, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _ranked(result: ComparisonResult, lines: Sequence[Band]) -> list[Band]:
     """Task by task, the best optimizer first."""
-    tasks = list(dict.fromkeys(line["task"] for line in lines))
-    order = [line["optimizer"] for line in result.ranking]
-    return sorted(
-        lines, key=lambda line: (tasks.index(line["task"]), order.index(line["optimizer"]))
-    )
-
-
-def _validated(result: ComparisonResult) -> list[dict[str, Any]]:
-    tasks = {r.task for r in result.records if r.rows.get("validation") is not None}
-    return [line for line in result.curves("kept_loss") if line["task"] in tasks]
+    tasks = list(dict.fromkeys(line.task for line in lines))
+    order = [line.optimizer for line in result.ranking]
+    return sorted(lines, key=lambda line: (tasks.index(line.task), order.index(line.optimizer)))
 
 
 def _figures(
-    lines: Sequence[dict[str, Any]], anchor: str, caption: str, targets: dict[str, float]
+    lines: Sequence[Band], anchor: str, caption: str, targets: Mapping[str, float]
 ) -> list[Figure]:
-    tasks = list(dict.fromkeys(line["task"] for line in lines))
     return [
         Figure(
             anchor=f"{anchor}-{index}",
@@ -191,298 +158,230 @@ def _figures(
             x="calls (one prompt on all training rows)",
             y="loss",
             target=targets.get(task),
-            series=[
-                Series(
-                    name=line["optimizer"],
-                    x=line["calls"],
-                    y=line["median"],
-                    low=line["low"] if line["runs"] > 1 else None,
-                    high=line["high"] if line["runs"] > 1 else None,
-                    stepped=True,
-                )
-                for line in lines
-                if line["task"] == task
-            ],
+            series=[_series(line) for line in lines if line.task == task],
         )
-        for index, task in enumerate(tasks)
+        for index, task in enumerate(dict.fromkeys(line.task for line in lines))
     ]
 
 
-def _progress(lines: Sequence[dict[str, Any]]) -> Table:
-    rows = []
-    for line in lines:
-        last = line["calls"][-1] if line["calls"] else 0
-        rows.append(
-            (
-                line["task"],
-                line["optimizer"],
-                *(loss(_median_after(line, share * last)) for share in _SHARES),
-            )
-        )
+def _series(line: Band) -> Series:
+    series = Series(name=line.optimizer, x=line.calls, y=line.median, stepped=True)
+    return series if line.runs == 1 else replace(series, low=line.low, high=line.high)
+
+
+def _progress(lines: Sequence[Band]) -> Table:
+    shares = [Column(f"{share:.0%}", _median_after(share), loss) for share in _SHARES]
     return Table(
-        caption="In numbers: median of the lowest training loss after a share of the calls",
-        columns=("Task", "Optimizer", *(f"{share:.0%}" for share in _SHARES)),
-        rows=rows,
-        numbers=frozenset(range(2, 2 + len(_SHARES))),
+        "In numbers: median of the lowest training loss after a share of the calls",
+        lines,
+        [_TASK, _OPTIMIZER, *shares],
         folded=True,
     )
 
 
-def _median_after(line: dict[str, Any], calls: float) -> float | None:
-    known = [m for at, m in zip(line["calls"], line["median"], strict=True) if at <= calls]
-    return known[-1] if known else None
+def _median_after(share: float) -> Any:
+    def median(line: Band) -> float | None:
+        last = line.calls[-1] if line.calls else 0
+        at = zip(line.calls, line.median, strict=True)
+        return ([None] + [value for calls, value in at if calls <= share * last])[-1]
+
+    return median
 
 
 def _final(result: ComparisonResult) -> Section:
-    frame, tasks = result.frame, list(dict.fromkeys(r.task for r in result.records))
-    finite = frame[frame["loss"].notna()]
-    figures = [
-        Figure(
-            anchor=f"final-{index}",
-            kind="dots",
-            caption=f"{task}: final loss, a dot a run",
-            x=f"loss on {result.judged_on} rows",
-            series=[
-                Series(
-                    name=line["optimizer"],
-                    x=own["loss"].tolist(),
-                    text=[f"seed {seed}" for seed in own["seed"]],
-                )
-                for line in result.ranking
-                if len(
-                    own := finite[
-                        (finite["task"] == task) & (finite["optimizer"] == line["optimizer"])
-                    ]
-                )
-            ],
-        )
-        for index, task in enumerate(tasks)
-    ]
-    rows = [
-        (
-            line["task"],
-            line["optimizer"],
-            str(line["runs"]),
-            spread(loss(line["loss_mean"]), loss(line["loss_std"])),
-            loss(line["loss_median"]),
-            spread(percent(line["accuracy_mean"]), percent(line["accuracy_std"])),
-            percent(line["accuracy_median"]),
-        )
-        for line in result.by_task
-    ]
     table = Table(
-        caption="Each task by itself; ± is the standard deviation over seeds",
-        columns=("Task", "Optimizer", "Runs", "Loss", "Median", "Accuracy", "Median"),
-        rows=rows,
-        numbers=frozenset(range(2, 7)),
+        "Each task by itself; ± is the standard deviation over seeds",
+        result.by_task,
+        [
+            _TASK,
+            _OPTIMIZER,
+            Column("Runs", "runs", whole),
+            Column("Loss", "loss_mean loss_std", spread(loss)),
+            Column("Median", "loss_median", loss),
+            Column("Accuracy", "accuracy_mean accuracy_std", spread(percent)),
+            Column("Median", "accuracy_median", percent),
+        ],
     )
+    tasks = dict.fromkeys(record.task for record in result.records)
+    figures = [_dots(result, f"final-{index}", task) for index, task in enumerate(tasks)]
     return Section(title="Final loss and accuracy", figures=figures, tables=[table])
 
 
+def _dots(result: ComparisonResult, anchor: str, task: str) -> Figure:
+    """The final losses on one task, a dot a run."""
+    frame = result.frame
+    frame = frame[frame["loss"].notna() & (frame["task"] == task)]
+    series = []
+    for line in result.ranking:
+        own = frame[frame["optimizer"] == line.optimizer]
+        text = [f"seed {seed}" for seed in own["seed"]]
+        series.append(Series(name=line.optimizer, x=own["loss"].tolist(), text=text))
+    return Figure(
+        anchor=anchor,
+        kind="dots",
+        caption=f"{task}: final loss, a dot a run",
+        x=f"loss on {result.judged_on} rows",
+        series=[own for own in series if own.x],
+    )
+
+
 def _target(result: ComparisonResult) -> Section:
-    rows = [
-        (
-            line["task"],
-            line["optimizer"],
-            loss(line["target"]),
-            f"{line['reached']} of {line['runs']}",
-            "not within the budget"
-            if line["calls_median"] is None
-            else number(line["calls_median"]),
-            number(line["calls_a_success"]),
-        )
-        for line in result.calls_to_target
-    ]
-    whence = (
+    origin = (
         "the lowest training loss that half of all runs of the task reached"
         if result.target is None
         else "the one that was asked for"
     )
     table = Table(
-        caption="Calls until the training loss came to the target",
-        columns=(
-            "Task",
-            "Optimizer",
-            "Target",
-            "Runs that reached it",
-            "Median calls",
-            "Calls a success",
-        ),
-        rows=rows,
-        numbers=frozenset(range(2, 6)),
+        "Calls until the training loss came to the target",
+        result.calls_to_target,
+        [
+            _TASK,
+            _OPTIMIZER,
+            Column("Target", "target", loss),
+            Column("Runs that reached it", "reached runs", lambda of: f"{of[0]} of {of[1]}"),
+            Column(
+                "Median calls",
+                "calls_median",
+                lambda calls: "not within the budget" if calls is None else number(calls),
+            ),
+            Column("Calls a success", "calls_a_success", number),
+        ],
         note="A run that ended before the target is censored: it counts in the median as later "
         "than all that reached it, and its calls are added to those of a success (the expected "
         "running time).",
     )
-    return Section(title="Calls to a target", text=[f"The target is {whence}."], tables=[table])
+    return Section(title="Calls to a target", text=[f"The target is {origin}."], tables=[table])
 
 
 def _tests(result: ComparisonResult) -> Section:
     tests = result.tests
-    friedman, pairs = tests["friedman"], tests["pairs"]
-    text = [
-        f"Tested over {_count('block', tests['blocks'])} of one task with one seed each, where all "
-        "had the same rows, subspace and budget. Blocks of one task have much in common: what "
-        "is told apart here is told apart on these tasks."
-    ]
-    if tests["blocks_left_out"]:
-        left_out = _count("block", tests["blocks_left_out"])
-        text.append(f"Left out, for want of an optimizer's loss: {left_out}.")
-    if tests["optimizers_left_out"]:
-        text.append(f"Without one loss: {', '.join(tests['optimizers_left_out'])}.")
+    text = _what_was_tested(tests)
     if result.stopped_early:
         text.append(
             "Runs that were stopped early count with the loss they had, which is in favour of "
             "those that were not."
         )
-    if friedman["untested"] is None:
-        text.append(
-            f"Do they differ at all? Friedman's test: {_p(friedman['p'])} (statistic "
-            f"{number(friedman['statistic'])}; p by permuting the blocks)."
-        )
-    else:
-        text.append(f"Do they differ at all? Not tested: {friedman['untested']}.")
-    if tests["tasks"] > 1:
-        text.append(f"Do they by the means of the tasks? {_over_tasks(tests)}.")
-    if pairs["untested"] is not None:
-        text.append(f"Which ones differ? Not tested: {pairs['untested']}.")
+    friedman = _friedman(tests.friedman, "", " (statistic {}; p by permuting the blocks)")
+    text.append(f"Do they differ at all? {friedman}.")
+    if tests.tasks > 1:
+        tell = ", which tells more of other tasks, though the seeds of all are the same"
+        over = _friedman(tests.friedman_over_tasks, f" over {tests.tasks} tasks", tell)
+        text.append(f"Do they by the means of the tasks? {over}.")
+    if tests.pairs.untested is not None:
+        text.append(f"Which ones differ? Not tested: {tests.pairs.untested}.")
         return Section(title="Tests", text=text)
-    rows = [
-        (
-            pair["first"],
-            pair["second"],
-            f"{pair['first_better']} of {tests['blocks']}",
-            loss(pair["median_difference"]),
-            number(pair["p"]),
-            number(pair["p_holm"]),
-            "yes" if pair["differ"] else "no",
-        )
-        for pair in pairs["of"]
+    return Section(title="Tests", text=text, tables=[_pairs(tests)])
+
+
+def _what_was_tested(tests: Significance) -> list[str]:
+    text = [
+        f"Tested over {_count('block', tests.blocks)} of one task with one seed each, where all "
+        "had the same rows, subspace and budget. Blocks of one task have much in common: what "
+        "is told apart here is told apart on these tasks."
     ]
-    table = Table(
-        caption="Which ones differ? Wilcoxon's signed-rank test, p adjusted by Holm's method",
-        columns=(
-            "First",
-            "Second",
-            "First is better",
-            "Median difference",
-            "p",
-            "p, adjusted",
-            f"Differ at {tests['alpha']}",
-        ),
-        rows=rows,
-        numbers=frozenset(range(2, 6)),
+    if tests.blocks_left_out:
+        left_out = _count("block", tests.blocks_left_out)
+        text.append(f"Left out, because an optimizer has no loss there: {left_out}.")
+    if tests.optimizers_left_out:
+        text.append(f"Without one loss: {', '.join(tests.optimizers_left_out)}.")
+    return text
+
+
+def _friedman(test: Friedman, over: str, more: str) -> str:
+    if test.untested is not None or test.p is None:
+        return f"Not tested: {test.untested}"
+    p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
+    return f"Friedman's test{over}: {p}{more.format(number(test.statistic))}"
+
+
+def _pairs(tests: Significance) -> Table:
+    return Table(
+        "Which ones differ? Wilcoxon's signed-rank test, p adjusted by Holm's method",
+        tests.pairs.of,
+        [
+            Column("First", "first"),
+            Column("Second", "second"),
+            Column("First is better", "first_better", lambda n: f"{n} of {tests.blocks}"),
+            Column("Median difference", "median_difference", loss),
+            Column("p", "p", number),
+            Column("p, adjusted", "p_holm", number),
+            Column(f"Differ at {tests.alpha}", lambda pair: "yes" if pair.differ else "no"),
+        ],
         note="A negative difference is in favour of the first.",
     )
-    return Section(title="Tests", text=text, tables=[table])
-
-
-def _over_tasks(tests: dict[str, Any]) -> str:
-    over = tests["friedman_over_tasks"]
-    if over["untested"] is not None:
-        return f"Not tested: {over['untested']}"
-    return (
-        f"Friedman's test over {tests['tasks']} tasks: {_p(over['p'])}, which tells more of other "
-        "tasks, though the seeds of all are the same"
-    )
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def _times(result: ComparisonResult) -> Section:
-    rows = [
-        (
-            line["optimizer"],
-            number(line["seconds_per_100_calls"]),
-            number(line["seconds_a_run"]),
-            percent(line["share_of_search"]),
-            number(line["wall_seconds_a_run"]),
-        )
-        for line in result.times
-    ]
     table = Table(
-        caption="Seconds of the optimizer itself (ask and tell), and of a whole run",
-        columns=("Optimizer", "Per 100 calls", "A run", "Share of the search", "Whole run"),
-        rows=rows,
-        numbers=frozenset(range(1, 5)),
+        "Seconds of the optimizer itself (ask and tell), and of a whole run",
+        result.times,
+        [
+            _OPTIMIZER,
+            Column("Per 100 calls", "seconds_per_100_calls", number),
+            Column("A run", "seconds_a_run", number),
+            Column("Share of the search", "share_of_search", percent),
+            Column("Whole run", "wall_seconds_a_run", number),
+        ],
         note="Wall time, on machines that may have had other work.",
     )
     return Section(title="Time", tables=[table])
 
 
 def _runs(result: ComparisonResult) -> Section:
-    on = result.judged_on
-    rows = [
-        (
-            record.task,
-            record.optimizer,
-            str(record.seed),
-            loss(record.loss(on)),
-            percent(record.accuracy(on)),
-            number(record.spent.get("calls")),
-            f"{record.status}: {record.reason}",
-        )
-        for record in result.records
+    part = result.judged_on
+    columns = [
+        _TASK,
+        Column("Optimizer", "method"),
+        Column("Seed", "seed", whole),
+        Column("Loss", lambda record: record.loss(part), loss),
+        Column("Accuracy", lambda record: record.accuracy(part), percent),
+        Column("Calls", lambda record: record.spent.get("calls"), number),
+        Column("How it ended", lambda record: f"{record.status}: {record.reason}"),
     ]
-    columns = ("Task", "Optimizer", "Seed", "Loss", "Accuracy", "Calls", "How it ended")
-    numbers = frozenset(range(2, 6))
     tables = [
-        Table(caption=caption, columns=columns, rows=own, numbers=numbers, folded=folded)
-        for caption, own, folded in (
-            ("Runs that failed, which count nowhere", _of(result.failed, rows), False),
-            ("Runs that were stopped early", _of(result.stopped_early, rows), False),
-            ("All runs", rows, True),
-        )
-        if own
+        Table("Runs that failed, which count nowhere", result.failed, columns),
+        Table("Runs that were stopped early", result.stopped_early, columns),
+        Table("All runs", result.records, columns, folded=True),
     ]
-    text = [
-        f"To the user: {note}"
-        for note in dict.fromkeys(note for record in result.records for note in record.notes)
-    ]
-    return Section(title="Runs", text=text, tables=tables)
+    notes = dict.fromkeys(note for record in result.records for note in record.notes)
+    text = [f"To the user: {note}" for note in notes]
+    return Section(title="Runs", text=text, tables=[table for table in tables if table.lines])
 
 
-def _of(records: Sequence[Record], rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    keys = {(record.task, record.optimizer, str(record.seed)) for record in records}
-    return [row for row in rows if row[:3] in keys]
-
-
-def _conditions(result: ComparisonResult) -> Section:
-    records = result.records
-    tasks = list({record.task: record for record in records}.values())
-    table = Table(
-        caption="The tasks",
-        columns=("Task", "Template", "Label words", "Rows"),
-        rows=[
-            (
-                record.task,
-                record.template,
-                ", ".join(f"{label}: {word}" for label, word in record.label_words.items()),
-                ", ".join(f"{p['rows']} {part}" for part, p in record.rows.items() if p),
-            )
-            for record in tasks
+def _conditions(records: Sequence[Record]) -> Section:
+    tasks = Table(
+        "The tasks",
+        list({record.task: record for record in records}.values()),
+        [
+            _TASK,
+            Column("Template", "template"),
+            Column("Label words", _words),
+            Column("Rows", _rows),
         ],
     )
-    options = {
-        record.optimizer: record.settings.get("optimizer_options") or "defaults"
-        for record in records
-    }
-    seen: dict[str, list[str]] = {}
+    options = {r.method: r.settings.get("optimizer_options") or "defaults" for r in records}
+    versions: dict[str, dict[str, None]] = {}
     for record in records:
         for package, version in record.versions.items():
-            if version not in seen.setdefault(package, []):
-                seen[package].append(version)
+            versions.setdefault(package, {})[version] = None
+    installed = {package: ", ".join(own) for package, own in versions.items()}
     return Section(
         title="Settings and versions",
         tables=[
-            table,
+            tasks,
             key_values("Options of the optimizers", options),
             key_values("Settings of all runs", records[0].conditions, folded=True),
-            key_values("Versions", {name: ", ".join(of) for name, of in seen.items()}, folded=True),
+            key_values("Versions", installed, folded=True),
         ],
     )
+
+
+def _words(record: Record) -> str:
+    return ", ".join(f"{label}: {word}" for label, word in record.label_words.items())
+
+
+def _rows(record: Record) -> str:
+    return ", ".join(f"{own.rows} {part}" for part, own in record.rows.items() if own)
 
 
 def _count(word: str, n: int) -> str:

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lmaas_tune.lab.html import (
+    Column,
     Figure,
-    Page,
     Section,
     Series,
     Table,
     key_values,
     loss,
     percent,
+    whole,
     write_page,
 )
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.result import Comparison, TuneResult
 
-_CURVES = (
-    ("train_loss", "training, best of the generation"),
-    ("train_loss_mean", "training, mean"),
-    ("validation_loss", "validation"),
-    ("best_loss", "kept"),
-)
+_CURVES = {
+    "train_loss": "training, best of the generation",
+    "train_loss_mean": "training, mean",
+    "validation_loss": "validation",
+    "best_loss": "kept",
+}
+_PROMPTS = {
+    "baseline": "starting prompt, as the model is",
+    "start": "starting prompt, calibrated",
+    "tuned": "tuned prompt",
+}
 
 
 def write_run(result: TuneResult, comparison: Comparison | None, path: Path) -> Path:
     """Write the report of a run, see `TuneResult.report`."""
-    best = result.best
+    best, prompt = result.best, result.prompt.prompt
     where = "the start" if best.generation == 0 else f"generation {best.generation}"
-    prompt, provenance = result.prompt.prompt, result.prompt.provenance
     summary = [
         f"{result.client.identity}, seed {result.seed}, optimizer "
-        f"{provenance['settings']['optimizer']}.",
+        f"{result.prompt.provenance['settings']['optimizer']}.",
         f"The run ended: {result.stop_reason}.",
         f"The best prompt is that of {where}.",
     ]
@@ -43,36 +47,27 @@ def write_run(result: TuneResult, comparison: Comparison | None, path: Path) -> 
     sections = [
         *([] if comparison is None else [_before_and_after(comparison)]),
         Section(title="Loss against calls", figures=_figures(result), tables=[_steps(result)]),
-        _settings(result, provenance),
+        _settings(result),
     ]
-    return write_page(
-        Page(title="A run of prompt tuning", summary=summary, sections=sections), path
-    )
+    return write_page("A run of prompt tuning", summary, sections, path)
 
 
 def _before_and_after(comparison: Comparison) -> Section:
-    names = {
-        "baseline": "starting prompt, as the model is",
-        "start": "starting prompt, calibrated",
-        "tuned": "tuned prompt",
-    }
-    rows = [
-        (names[name], percent(score.accuracy), loss(score.loss))
-        for name, score in vars(comparison).items()
-    ]
     table = Table(
-        caption=f"On {comparison.tuned.rows} test rows",
-        columns=("Prompt", "Accuracy", "Loss"),
-        rows=rows,
-        numbers=frozenset({1, 2}),
+        f"On {comparison.tuned.rows} test rows",
+        [(name, getattr(comparison, key)) for key, name in _PROMPTS.items()],
+        [
+            Column("Prompt", lambda line: line[0]),
+            Column("Accuracy", lambda line: line[1].accuracy, percent),
+            Column("Loss", lambda line: line[1].loss, loss),
+        ],
     )
     return Section(title="Before and after", tables=[table])
 
 
 def _figures(result: TuneResult) -> list[Figure]:
-    history = result.history
-    series = []
-    for column, name in _CURVES:
+    history, series = result.history, []
+    for column, name in _CURVES.items():
         known = history[history[column].notna()]
         if len(known):
             series.append(
@@ -84,36 +79,32 @@ def _figures(result: TuneResult) -> list[Figure]:
                     stepped=column == "best_loss",
                 )
             )
-    if not series:
-        return []
-    return [
-        Figure(
-            anchor="history",
-            caption="Each generation's losses, and that of the prompt that was kept",
-            x="calls (one prompt on all training rows)",
-            y="loss",
-            series=series,
-        )
-    ]
+    figure = Figure(
+        anchor="history",
+        caption="Each generation's losses, and that of the prompt that was kept",
+        x="calls (one prompt on all training rows)",
+        y="loss",
+        series=series,
+    )
+    return [figure] if series else []
 
 
 def _steps(result: TuneResult) -> Table:
-    columns = [column for column, _ in _CURVES]
-    rows = [
-        (str(row["generation"]), str(row["calls"]), *(loss(row[column]) for column in columns))
-        for row in result.history.to_dict(orient="records")
-    ]
     return Table(
-        caption="The same in numbers",
-        columns=("Generation", "Calls", *(name for _, name in _CURVES)),
-        rows=rows,
-        numbers=frozenset(range(len(columns) + 2)),
+        "The same in numbers",
+        list(result.history.itertuples()),
+        [
+            Column("Generation", "generation", whole),
+            Column("Calls", "calls", whole),
+            *(Column(name, column, loss) for column, name in _CURVES.items()),
+        ],
         folded=True,
     )
 
 
-def _settings(result: TuneResult, provenance: Any) -> Section:
+def _settings(result: TuneResult) -> Section:
     task, spent = result.prompt.task, result.spent.to_json()
+    provenance = result.prompt.provenance
     words = ", ".join(f"{label}: {word}" for label, word in task.verbalizer.words.items())
     return Section(
         title="Settings and versions",

@@ -1,167 +1,218 @@
-"""The results folder: one folder a run, whose ``run.json`` is there whole or not at all.
+"""Storage of an experiment's runs as lines of JSON.
 
-Under ``TASK/OPTIMIZER/seed-N`` lie the run's journal, its prompt and, once it has ended,
-``run.json``. Nothing else is kept, so that two folders become one by copying.
+While an experiment runs, each run has a folder ``TASK/METHOD/seed-N`` with its journal, its prompt
+and, after its end, its record: ``run.jsonl``, a file of one line that is written whole or not at
+all. So processes on a shared disk need no lock. Stores are merged by copying folders together, or
+by concatenating their lines into one file, which is a store to read from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from lmaas_tune.errors import InputError, StorageError
-from lmaas_tune.files import read_object, reading
-from lmaas_tune.lab.record import Curve, Key, Record
+from lmaas_tune.files import read_whole, reading, write_whole
+from lmaas_tune.lab.record import FORMAT, Key, Record
+from lmaas_tune.plain import checked, parse_object
 
-FILE_NAME = "run.json"
+FILE_NAME = "run.jsonl"
 
-_Scope: TypeAlias = tuple[object, ...]
-"""What has to be the same within all runs (), a task (its name), a block (with the seed), or all
-runs of a spec (None and its label)."""
+Fact: TypeAlias = tuple[tuple[object, ...], str, object]
+"""A scope, a name and a value: all runs of the scope must have the same value."""
 
-
-def run_folder(out: Path, key: Key) -> Path:
-    """Where a run is kept."""
-    task, optimizer, seed = key
-    return out / _file_name(task) / _file_name(optimizer) / f"seed-{seed}"
+Found: TypeAlias = tuple[str, Record]
+"""A record, and its file and line."""
 
 
-def keep(out: Path, record: Record) -> None:
-    """Write a run down.
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of experiment.
+
+    Attributes:
+        name: In messages, as ``comparison``.
+        conditions: A dataclass with those of `Record.conditions` that are read again.
+        settings: The same for `Record.settings`.
+        facts: Values that runs must share.
+        old_name: Name of the files that format 1 had.
+        from_old: Converts the content of such a file.
+    """
+
+    name: str
+    conditions: type[Any]
+    settings: type[Any]
+    facts: Callable[[Record], Iterable[Fact]]
+    old_name: str
+    from_old: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The runs of one experiment.
+
+    Attributes:
+        place: A folder, or one file of records that is only read.
+        kind: The kind of experiment.
+    """
+
+    place: Path
+    kind: Kind
+
+    def folder(self, key: Key) -> Path:
+        """The folder of a run."""
+        task, method, seed = key
+        return self.place / _file_name(task) / _file_name(method) / f"seed-{seed}"
+
+    def get(self, key: Key) -> Record | None:
+        """The record of a run; None if it has none.
+
+        Raises:
+            StorageError: It is damaged, or of a later format.
+        """
+        found = self._in_folder(self.folder(key))
+        return found[-1][1] if found else None
+
+    def put(self, record: Record) -> None:
+        """Store the record of a run.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        path = self.folder(record.key) / FILE_NAME
+        content = {"experiment": self.kind.name, **record.to_json()}
+        line = json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, line.encode())
+        except OSError as error:
+            raise StorageError(f"{path}: the run cannot be written ({error})") from error
+
+    def delete(self, key: Key) -> None:
+        """Delete the record of a run, if it has one; its journal stays.
+
+        Raises:
+            StorageError: It cannot be deleted.
+        """
+        for name in (FILE_NAME, self.kind.old_name):
+            path = self.folder(key) / name
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(f"{path}: the run cannot be written ({error})") from error
+
+    def found(self) -> list[Found]:
+        """All records, in the order of their files.
+
+        Raises:
+            StorageError: One is damaged, or of a later format.
+        """
+        if self.place.is_file():
+            return self._in_file(self.place)
+        paths = [*self.place.rglob(FILE_NAME), *self.place.rglob(self.kind.old_name)]
+        folders = sorted({path.parent for path in paths})
+        return [found for folder in folders for found in self._in_folder(folder)]
+
+    def finished_rivals(self, key: Key) -> list[Record]:
+        """Finished runs of other methods with the same task and seed."""
+        own = self.folder(key)
+        folders = own.parent.parent.glob(f"*/{own.name}")
+        found = [record for folder in folders for _, record in self._in_folder(folder)]
+        return [one for one in found if one.status == "finished" and one.method != key[1]]
+
+    def check_alike(self, planned: Iterable[Record]) -> list[Found]:
+        """Check that the stored runs and those that are planned belong to one experiment.
+
+        Returns:
+            The stored runs.
+
+        Raises:
+            InputError: Two differ in what they must share.
+        """
+        found = self.found()
+        check_alike(self.kind, [*found, *((str(self.folder(r.key)), r) for r in planned)])
+        return found
+
+    def _in_folder(self, folder: Path) -> list[Found]:
+        new, old = folder / FILE_NAME, folder / self.kind.old_name
+        return self._in_file(new if new.exists() else old) if new.exists() or old.exists() else []
+
+    def _in_file(self, path: Path) -> list[Found]:
+        with reading(path, "the file of runs"):
+            data = read_whole(path)
+        if path.name == self.kind.old_name:
+            return [self._read(path, data, str(path))]
+        lines = enumerate(data.splitlines(), start=1)
+        return [self._read(path, line, f"{path}, line {n}") for n, line in lines if line.strip()]
+
+    def _read(self, path: Path, line: bytes, place: str) -> Found:
+        remedy = f"delete it from {path.name}, and the same command makes the run again"
+        with reading(place, "the run", remedy):
+            content = parse_object(line)
+            version = checked(int, content.get("format"), "format")
+            if version > FORMAT:
+                raise StorageError(
+                    f"format {version} of a run, and this version reads up to {FORMAT}: "
+                    "install a later lmaas-tune"
+                )
+            if version == 1:
+                content = {**self.kind.from_old(content), "experiment": self.kind.name}
+            if content.get("experiment") != self.kind.name:
+                raise StorageError(
+                    f"the run belongs to a {content.get('experiment')!r:.40}, "
+                    f"and here a {self.kind.name} is read"
+                )
+            record = Record.from_json(content)
+            checked(self.kind.conditions, record.conditions, "conditions")
+            checked(self.kind.settings, record.settings, "settings")
+        return place, record
+
+
+def read_stores(stores: Sequence[Store]) -> list[Record]:
+    """All runs of some stores of one kind, each once: a run that succeeded replaces a failed one.
 
     Raises:
-        StorageError: It cannot be written.
+        InputError: A store is empty, or they are of different experiments.
+        StorageError: A record is damaged.
     """
-    path = run_folder(out, record.key) / FILE_NAME
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(record.to_json(), file, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StorageError(f"{path}: the run cannot be written ({error})") from error
+    found: list[Found] = []
+    for store in stores:
+        own = store.found()
+        if not own:
+            raise InputError(f"{store.place}: no runs of a {store.kind.name} are there")
+        check_alike(store.kind, own)
+        found += own
+    check_alike(stores[0].kind, found)
+    records: dict[Key, Record] = {}
+    for _, record in found:
+        if record.key not in records or not records[record.key].done:
+            records[record.key] = record
+    return list(records.values())
 
 
-def kept(out: Path, key: Key) -> Record | None:
-    """The record of a run; None while it has none."""
-    path = run_folder(out, key) / FILE_NAME
-    return read(path) if path.exists() else None
-
-
-def forget(out: Path, key: Key) -> None:
-    """Drop the record of a run, where there is one; its journal stays.
+def check_alike(kind: Kind, found: Iterable[Found]) -> None:
+    """Check that runs belong to one experiment.
 
     Raises:
-        StorageError: It cannot be dropped.
+        InputError: Two differ in a fact; it names both, and both values.
     """
-    path = run_folder(out, key) / FILE_NAME
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path}: the run cannot be written ({error})") from error
-
-
-def rivals(folder: Path) -> list[Curve]:
-    """How the finished runs of other optimizers went on the task and seed of a run's folder."""
-    paths = folder.parent.parent.glob(f"*/{folder.name}/{FILE_NAME}")
-    others = [read(path) for path in paths if path.parent != folder]
-    return [record.curve for record in others if record.status == "finished"]
-
-
-def read_all(folder: Path) -> list[tuple[Path, Record]]:
-    """All runs below a folder, each with its file."""
-    return [(path, read(path)) for path in sorted(folder.rglob(FILE_NAME))]
-
-
-def read_folders(folders: Sequence[str | os.PathLike[str]]) -> list[Record]:
-    """All runs below some folders, each once.
-
-    Raises:
-        InputError: There is none, or they are of comparisons that differ.
-        StorageError: A file is damaged.
-    """
-    found: dict[Key, Record] = {}
-    seen: list[tuple[Path, Record]] = []
-    for folder in map(Path, folders):
-        runs = read_all(folder)
-        if not runs:
-            raise InputError(f"{folder}: no runs of a comparison are there")
-        seen += runs
-    check_comparable(seen)
-    for _, record in seen:
-        if record.key not in found or not found[record.key].done:
-            found[record.key] = record
-    return list(found.values())
-
-
-def check_comparable(seen: Iterable[tuple[Path, Record]]) -> None:
-    """See that runs differ in nothing but task, optimizer and seed.
-
-    Raises:
-        InputError: Two do; it says where and in what.
-    """
-    firsts: dict[_Scope, tuple[Path, Record]] = {}
-    for path, record in seen:
-        key = record.task, record.seed
-        for scope in ((), key[:1], key, (None, record.optimizer)):
-            first_path, first = firsts.setdefault(scope, (path, record))
-            for name, was, is_ in _differences(first, record, scope):
+    firsts: dict[tuple[object, ...], tuple[str, object]] = {}
+    for place, record in found:
+        for scope, name, value in kind.facts(record):
+            first, was = firsts.setdefault((scope, name), (place, value))
+            if was != value:
                 raise InputError(
-                    f"{first_path} and {path} are not of one comparison: {name} is {was!r:.80} "
-                    f"there and {is_!r:.80} here; report them apart, or write to another folder"
+                    f"{first} and {place} are not of one {kind.name}: {name} is {was!r:.80} "
+                    f"there and {value!r:.80} here; report them apart, or write to another folder"
                 )
 
 
-def _differences(
-    first: Record, other: Record, scope: _Scope
-) -> Iterable[tuple[str, object, object]]:
-    """What should be the same and is not: its name, and the two values."""
-    if not scope:
-        same: dict[str, tuple[Any, Any]] = {"the backend": (first.identity, other.identity)}
-        for name in sorted({*first.conditions, *other.conditions}):
-            same[name] = first.conditions.get(name), other.conditions.get(name)
-    elif scope[0] is None:
-        same = {
-            f"the {name} of {other.optimizer!r}": (first.settings[name], other.settings[name])
-            for name in ("optimizer", "optimizer_options")
-        }
-    elif len(scope) == 1:
-        same = {
-            f"the template of {other.task!r}": (first.template, other.template),
-            f"the label words of {other.task!r}": (first.label_words, other.label_words),
-        }
-    else:
-        what = f"of {other.task!r} with seed {other.seed}"
-        same = {
-            f"the {part} rows {what}": (first.rows.get(part), other.rows.get(part))
-            for part in ("train", "validation", "test")
-        }
-    return [(name, *values) for name, values in same.items() if values[0] != values[1]]
-
-
-def read(path: Path) -> Record:
-    """The record in a file.
-
-    Raises:
-        StorageError: It is damaged, or of a later format.
-    """
-    remedy = "delete the file, and the same comparison makes it again from the journal beside it"
-    with reading(path, "the run", remedy):
-        return Record.from_json(read_object(path))
-
-
 def _file_name(name: str) -> str:
-    """The name where it can name a file, else what of it can, and a digest."""
+    """The name itself if it can name a file, else its legal characters and a digest."""
     clean = re.sub(r"[^\w.=-]+", "-", name, flags=re.ASCII).strip(".-")[:60]
     if clean == name:
         return name

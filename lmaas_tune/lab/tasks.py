@@ -14,6 +14,7 @@ from typing import Any
 from lmaas_tune.data import Rows, few_shot_split, read_examples
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.lab.extra import need
+from lmaas_tune.lab.record import RowSet
 from lmaas_tune.plain import parse_json
 from lmaas_tune.task import Example
 
@@ -35,10 +36,11 @@ class Split:
     validation: Sequence[Example] | None
     test: Sequence[Example] | None
 
-    def to_json(self) -> dict[str, Any]:
-        """How many rows each part has, and a digest of them; null for a part that is not there."""
+    @property
+    def row_sets(self) -> dict[str, RowSet | None]:
+        """Number and digest of the rows of each part; None for a part that is missing."""
         return {
-            name: None if rows is None else {"rows": len(rows), "digest": _digest(rows)}
+            name: None if rows is None else RowSet(rows=len(rows), digest=_digest(rows))
             for name, rows in vars(self).items()
         }
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from lmaas_tune.lab.comparison_result import ComparisonResult
-from lmaas_tune.lab.optimizers import Curve, Record
+from lmaas_tune.lab.record import Curve, FinalScore, Record, RowSet
 
 PLAIN = Record(
     task="films",
-    optimizer="cma",
+    method="cma",
     seed=1,
     status="finished",
     reason="budget calls=40: 0 left",
@@ -20,9 +20,9 @@ PLAIN = Record(
     template="{text} {prompt} {label}",
     label_words={"good": "good", "bad": "bad"},
     rows={
-        "train": {"rows": 8, "digest": "a"},
-        "validation": {"rows": 6, "digest": "b"},
-        "test": {"rows": 12, "digest": "c"},
+        "train": RowSet(rows=8, digest="a"),
+        "validation": RowSet(rows=6, digest="b"),
+        "test": RowSet(rows=12, digest="c"),
     },
     settings={"optimizer": "cma", "optimizer_options": {}},
     versions={"python": "3.11.7", "lmaas-tune": "0.1.0"},
@@ -40,7 +40,7 @@ def run(
     **more: Any,
 ) -> Record:
     """A run with this final loss, and this curve of the lowest training loss."""
-    score = None if loss is None else {"loss": loss, "accuracy": 1 - loss}
+    score = None if loss is None else FinalScore(loss=loss, accuracy=1 - loss)
     curve = Curve(
         calls=calls,
         generation_loss=losses,
@@ -57,7 +57,7 @@ def run(
         "curve": curve,
         **more,
     }
-    return replace(PLAIN, task=task, optimizer=optimizer, seed=seed, **given)
+    return replace(PLAIN, task=task, method=optimizer, seed=seed, **given)
 
 
 def table(losses: Mapping[str, Iterable[float]], task: str = "films") -> list[Record]:

@@ -49,7 +49,7 @@ def test_the_command_line_sends_runs_to_a_cluster(
         ["compare", "--optimizers", "random", "--seeds", "1,2", "--dask", scheduler, *where, *small]
     )
     assert code == 0
-    assert len(list((tmp_path / "out").rglob("run.json"))) == 2
+    assert len(list((tmp_path / "out").rglob("run.jsonl"))) == 2
 
 
 def test_a_scheduler_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:

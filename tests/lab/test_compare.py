@@ -55,7 +55,7 @@ def essence(result: ComparisonResult) -> list[Any]:
 def test_every_optimizer_meets_every_task_and_seed_at_one_budget(tmp_path: Path) -> None:
     other = NamedTask(name="more films", train=rows(6, 2), test=rows(10))
     result = compare_films(tmp_path, "random", "cma", tasks=[FILMS, other])
-    assert Counter((r.task, r.optimizer, r.seed) for r in result.records) == Counter(
+    assert Counter((r.task, r.method, r.seed) for r in result.records) == Counter(
         (task, optimizer, seed)
         for task in ("films", "more films")
         for optimizer in ("random", "cma")
@@ -96,8 +96,8 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
 def test_shots_draw_other_rows_for_each_seed(tmp_path: Path) -> None:
     pool = NamedTask(name="pool", train=rows(40), test=rows(12), shots=3)
     records = compare_films(tmp_path, "random", tasks=pool).records
-    assert [record.rows["train"]["rows"] for record in records] == [6, 6]
-    assert records[0].rows["train"]["digest"] != records[1].rows["train"]["digest"]
+    assert [record.rows["train"].rows for record in records] == [6, 6]
+    assert records[0].rows["train"].digest != records[1].rows["train"].digest
     assert records[0].rows["test"] == records[1].rows["test"]
 
 
@@ -109,7 +109,7 @@ def test_a_seed_in_a_path_chooses_the_rows(tmp_path: Path) -> None:
         (tmp_path / f"train-{seed}.jsonl").write_text(text)
     task = NamedTask(name="films", train=tmp_path / "train-{seed}.jsonl")
     records = compare_films(tmp_path / "out", "random", tasks=task).records
-    assert [record.rows["train"]["rows"] for record in records] == [8, 10]
+    assert [record.rows["train"].rows for record in records] == [8, 10]
 
 
 # -- time ---------------------------------------------------------------------------------------
@@ -221,12 +221,12 @@ def test_a_contender_with_other_options_under_the_same_name_is_refused(tmp_path:
 
 def test_a_run_begun_under_a_larger_budget_is_not_taken_for_one_of_this(tmp_path: Path) -> None:
     compare_films(tmp_path, "cma", "random", seeds=[1], budget="calls=61")
-    for file in tmp_path.rglob("run.json"):
+    for file in tmp_path.rglob("run.jsonl"):
         file.unlink()
     shutil.rmtree(tmp_path / "films" / "random")
     result = compare_films(tmp_path, "cma", "random", seeds=[1], budget="calls=41")
     (failed,) = result.failed
-    assert failed.optimizer == "cma"
+    assert failed.method == "cma"
     assert "calls, and the budget is 41: delete" in failed.reason
 
 
@@ -261,14 +261,14 @@ def test_folders_of_two_comparisons_are_not_reported_as_one(tmp_path: Path) -> N
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     compare_films(tmp_path, "random", seeds=[1])
-    file = tmp_path / "films" / "random" / "seed-1" / "run.json"
+    file = tmp_path / "films" / "random" / "seed-1" / "run.jsonl"
     file.write_text(file.read_text()[:100])
-    with pytest.raises(StorageError, match=r"seed-1/run\.json: the run is damaged"):
+    with pytest.raises(StorageError, match=r"seed-1/run\.jsonl, line 1: the run is damaged"):
         ComparisonResult.of(tmp_path)
     file.unlink()
     compare_films(tmp_path, "random", seeds=[1])  # from the journal
-    file.write_text(file.read_text().replace('"format": 1', '"format": 9', 1))
-    with pytest.raises(StorageError, match="format 9 of a run, and this version reads up to 1"):
+    file.write_text(file.read_text().replace('"format": 2', '"format": 9', 1))
+    with pytest.raises(StorageError, match="format 9 of a run, and this version reads up to 2"):
         ComparisonResult.of(tmp_path)
 
 
@@ -281,12 +281,12 @@ def test_a_failed_run_is_recorded_with_its_sentence_and_counts_nowhere(tmp_path:
     assert [record.key for record in failed] == [("films", "broken", 1), ("films", "broken", 2)]
     assert failed[0].reason == "ZeroDivisionError: no more ideas"
     assert len(failed[0].curve.calls) == 2  # what it did before is there
-    assert [(line["optimizer"], line["failed"]) for line in result.ranking] == [
+    assert [(line.optimizer, line.failed) for line in result.ranking] == [
         ("random", 0),
         ("broken", 2),
     ]
-    assert result.ranking[1]["mean_rank"] is None
-    assert result.tests["optimizers_left_out"] == ["broken"]
+    assert result.ranking[1].mean_rank is None
+    assert result.tests.optimizers_left_out == ["broken"]
 
 
 def test_a_failed_run_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ def test_nothing_but_failures_is_an_error(tmp_path: Path) -> None:
 def test_a_budget_too_small_for_one_optimizer_stops_only_that_one(tmp_path: Path) -> None:
     large = OptimizerSpec(optimizer="cma", options={"population": 60})
     result = compare_films(tmp_path, "random", large)
-    assert {record.optimizer for record in result.failed} == {"cma(population=60)"}
+    assert {record.method for record in result.failed} == {"cma(population=60)"}
     assert "Raise the budget" in result.failed[0].reason
 
 
@@ -362,7 +362,7 @@ def test_a_killed_worker_costs_nothing_but_its_unfinished_generation(tmp_path: P
 def test_a_run_that_always_kills_its_worker_fails_by_itself(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="a worker died"):
         result = compare_films(tmp_path, "random", "cma", deadly, seeds=[1], jobs=2)
-    assert [record.optimizer for record in result.failed] == ["deadly"]
+    assert [record.method for record in result.failed] == ["deadly"]
     assert "its worker died twice" in result.failed[0].reason
     assert result.failed[0].identity == result.records[0].identity
     assert ComparisonResult.of(tmp_path).ranking == result.ranking
@@ -404,13 +404,13 @@ def test_runs_end_early_only_where_asked_and_it_is_recorded(tmp_path: Path) -> N
     assert not through.stopped_early
     result = compare_films(tmp_path / "early", *optimizers, **no_start, early_stop=rule)
     assert not result.failed
-    assert {record.optimizer for record in result.stopped_early} == {"hopeless"}
+    assert {record.method for record in result.stopped_early} == {"hopeless"}
     record = result.stopped_early[0]
     assert record.spent["calls"] == 40
     assert record.reason.startswith("after 40 calls its lowest training loss was")
     assert record.done and record.loss("test") > 0
     assert record.conditions["early_stop"] == {"after": 0.5, "rivals": 3}
-    assert result.ranking[-1]["stopped_early"] == 2
+    assert result.ranking[-1].stopped_early == 2
     no_start["budget"] = "calls=59"  # behind at 40 calls too, but then it has had its budget
     result = compare_films(tmp_path / "end", *optimizers, **no_start, early_stop=rule)
     assert not result.stopped_early

@@ -85,7 +85,7 @@ def test_what_failed_or_ended_early_is_shown(tmp_path: Path) -> None:
     assert "Runs that failed, which count nowhere" in page.words
     assert any(row[-1] == "failed: the server <is> gone" for row in page.rows)
     assert any(row[-1] == "stopped early: after 101 calls it was behind" for row in page.rows)
-    assert "Left out, for want of an optimizer's loss: 1 block." in page.words
+    assert "Left out, because an optimizer has no loss there: 1 block." in page.words
     assert "which is in favour of those that were not" in " ".join(page.words.split())
 
 

@@ -28,16 +28,17 @@ from typing import Any
 
 from lmaas_tune.backend import Backend
 from lmaas_tune.client import Client
-from lmaas_tune.errors import InputError
+from lmaas_tune.lab.paper.cell import TABLE
 from lmaas_tune.lab.paper.deviations import deviations
 from lmaas_tune.lab.paper.methods import METHODS, family_of
 from lmaas_tune.lab.paper.plan import Plan
 from lmaas_tune.lab.paper.published import PUBLISHED
-from lmaas_tune.lab.paper.record import Record, check_together, kept_below
 from lmaas_tune.lab.paper.rows import DataSource
 from lmaas_tune.lab.paper.run import Reproduction
 from lmaas_tune.lab.paper.table import table_json, table_text
 from lmaas_tune.lab.paper.tasks import LAYOUTS, PAPER_TASKS
+from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.store import Store, read_stores
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Table:
     @property
     def failed(self) -> list[Record]:
         """Runs that have no value."""
-        return [record for record in self.records if record.failed]
+        return [record for record in self.records if not record.done]
 
 
 def reproduce(
@@ -101,27 +102,26 @@ def reproduce(
         source=source,
         plan=plan or Plan.for_family(family_of(client)),
         pretrained={task: Path(folder) for task, folder in (pretrained or {}).items()},
-        out=Path(out),
+        store=Store(Path(out), TABLE),
         say=say,
     )
     return _table(reproduction.run())
 
 
 def read_table(out: str | os.PathLike[str]) -> Table:
-    """The table of all runs in a folder, which may be of several calls of `reproduce`.
+    """The table of all stored runs, which may be those of several calls of `reproduce`.
+
+    Args:
+        out: Their folder, or a file of records.
 
     Raises:
         InputError: There is none, or they are of tables that differ.
         StorageError: A run is damaged.
     """
-    records = kept_below(Path(out))
-    if not records:
-        raise InputError(f"{out}: no run of a table is there")
-    return _table(records)
+    return _table(read_stores([Store(Path(out), TABLE)]))
 
 
 def _table(records: Sequence[Record]) -> Table:
-    check_together(records)
     return Table(table_json(records), records, deviations(records))
 
 
@@ -130,6 +130,7 @@ __all__ = [
     "METHODS",
     "PAPER_TASKS",
     "PUBLISHED",
+    "TABLE",
     "DataSource",
     "Plan",
     "Record",

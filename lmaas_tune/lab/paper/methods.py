@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -56,11 +56,17 @@ class Outcome:
     Attributes:
         scores: (test rows, labels) log-probabilities; the highest is the answer.
         parameters: How many numbers were tuned.
-        details: Plain values worth keeping: what was spent, how it ended.
+        reason: Why a search ended.
+        spent: By a search.
+        notes: For the reader of the table.
+        details: Other plain values.
     """
 
     scores: FloatArray
     parameters: int
+    reason: str = ""
+    spent: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -107,12 +113,9 @@ def _baseline(name: str, title: str, *, tunes_prompt: bool = False, **more: bool
         )
         loss = fitted.validation_loss
         known = loss is not None and math.isfinite(loss)
-        details = {
-            "steps": fitted.steps,
-            "validation_loss": loss if known else None,
-            "notes": list(fitted.notes),
-        }
-        return Outcome(fitted.scores(trial.rows.test), fitted.parameters, details)
+        details = {"steps": fitted.steps, "validation_loss": loss if known else None}
+        scores = fitted.scores(trial.rows.test)
+        return Outcome(scores, fitted.parameters, notes=fitted.notes, details=details)
 
     own = asdict(BASELINES[name].settings())
     return Method(title=title, make=make, settings=lambda plan, task, wording: own, **more)
@@ -195,12 +198,16 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
     parameters = settings.intrinsic_dim * _searched_layers(prompt, settings)
     parameters += len(prompt.bias) * calibrates
     details = {
-        "spent": result.spent.to_json(),
-        "stop_reason": result.stop_reason,
         "validation_loss": None if result.best.validation is None else result.best.validation.loss,
         "settings": prompt.provenance["settings"],
     }
-    return Outcome(prompt.scores(trial.client, trial.rows.test), parameters, details)
+    return Outcome(
+        prompt.scores(trial.client, trial.rows.test),
+        parameters,
+        reason=result.stop_reason,
+        spent=result.spent.to_json(),
+        details=details,
+    )
 
 
 def _searched_layers(tuned: TunedPrompt, settings: Settings) -> int:

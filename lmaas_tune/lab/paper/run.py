@@ -1,4 +1,4 @@
-"""All runs of a table, one after the other; what is done already is not done again."""
+"""The runs of the paper's table: every method on every task with every seed, on the same rows."""
 
 from __future__ import annotations
 
@@ -14,36 +14,76 @@ import numpy as np
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Inspects, ScoreRequest
 from lmaas_tune.client import Client
-from lmaas_tune.errors import InputError, LMaaSError, PermanentError, StorageError
+from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.lab.paper.methods import Trial, family_of, gradient_start, method
 from lmaas_tune.lab.paper.plan import Plan
-from lmaas_tune.lab.paper.record import (
-    FILE_NAME,
-    Record,
-    check_same,
-    check_together,
-    keep,
-    kept,
-    kept_below,
-    metric_of,
-    run_folder,
-)
 from lmaas_tune.lab.paper.rows import DataSource, FewShot
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording, paper_task
-from lmaas_tune.objectives import cross_entropy, error_rate
-from lmaas_tune.prompts import SoftPrompt, TextPrompt
+from lmaas_tune.lab.plan import check_listed
+from lmaas_tune.lab.pool import run_serially
+from lmaas_tune.lab.record import FinalScore, Key, Record, RowSet, failure
+from lmaas_tune.lab.store import Store
+from lmaas_tune.objectives import Targets, cross_entropy, error_rate, negative_f1
+from lmaas_tune.prompts import FloatArray, SoftPrompt, TextPrompt
 from lmaas_tune.task import Example
 from lmaas_tune.versions import versions
 
 
 @dataclass(frozen=True, eq=False)
-class _Cell:
-    """A run that is to be made, as far as it is known before; its record says what it is."""
+class TableRun:
+    """A run that is to be made; see `lmaas_tune.lab.plan.Run`.
 
-    task: PaperTask
-    wording: Wording
-    rows: FewShot
-    record: Record
+    Attributes:
+        planned: Its record before it is made.
+        trial: What its method needs, but for the folder.
+    """
+
+    planned: Record
+    trial: Trial
+
+    @property
+    def key(self) -> Key:
+        """Identifies the run within the table."""
+        return self.planned.key
+
+    def record(self, identity: str) -> Record:
+        """See `lmaas_tune.lab.plan.Run`."""
+        return replace(self.planned, identity=identity)
+
+    def make(self, store: Store) -> Record:
+        """See `lmaas_tune.lab.plan.Run`."""
+        began = time.perf_counter()
+        try:
+            record = self._made(replace(self.trial, folder=store.folder(self.key)))
+        except StorageError:
+            raise
+        except Exception as error:  # also those of libraries, as when memory is full
+            record = replace(self.planned, reason=failure(error))
+        return replace(record, wall_seconds=time.perf_counter() - began)
+
+    def _made(self, trial: Trial) -> Record:
+        outcome = method(self.planned.method).make(trial)
+        if not np.isfinite(outcome.scores).all():
+            raise PermanentError("not all scores of the test rows are finite")
+        targets = trial.wording.task.verbalizer.targets(trial.rows.test)
+        accuracy = 1 - error_rate(outcome.scores, targets)
+        loss = cross_entropy(outcome.scores, targets)
+        return replace(
+            self.planned,
+            status="finished",
+            reason=outcome.reason,
+            value=_metric(trial.task.metric, outcome.scores, targets),
+            final={"test": FinalScore(loss=loss, accuracy=accuracy)},
+            parameters=outcome.parameters,
+            spent=outcome.spent,
+            notes=outcome.notes,
+            details=outcome.details,
+        )
+
+
+def _metric(name: str, scores: FloatArray, targets: Targets) -> float:
+    """The metric that the paper reports, of (rows, labels) scores."""
+    return -negative_f1(scores, targets) if name == "f1" else 1 - error_rate(scores, targets)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,14 +92,17 @@ class Reproduction:
 
     Attributes:
         client: Around the local model, a backend ``hf``.
-        tasks: Columns, by name.
-        methods: Rows, by name.
+        tasks: Names of the columns.
+        methods: Names of the rows.
         seeds: Each gives one run of each cell.
-        source: Of the rows.
-        plan: How the rows are made.
-        pretrained: By task, the folder of the prompt that two of the rows start from.
-        out: Where the runs are kept.
-        say: Told of each run when it ends.
+        source: Of the labelled rows.
+        plan: Settings of the methods.
+        pretrained: By task, the folder of the prompt that two of the methods start from.
+        store: Of the runs.
+        say: Called with the record of each run when it ends.
+
+    Raises:
+        InputError: A name is unknown, repeated or cannot be combined with the others.
     """
 
     client: Client
@@ -69,133 +112,122 @@ class Reproduction:
     source: DataSource
     plan: Plan
     pretrained: Mapping[str, Path] = field(default_factory=dict)
-    out: Path
+    store: Store
     say: Callable[[Record], None] = lambda record: None
 
     def __post_init__(self) -> None:
-        for what, names in (
-            ("tasks", self.tasks),
-            ("methods", self.methods),
-            ("seeds", self.seeds),
-        ):
-            if not names or len(set(names)) < len(names):
-                raise InputError(f"{what}={list(names)}: give some, each once")
-        for name in self.methods:
-            method(name)
-        for task in self.tasks:
-            paper_task(task).wording(self.plan.layout, family_of(self.client))
-        if next(self._names(), None) is None:
+        for what in ("tasks", "methods", "seeds"):
+            check_listed(what, getattr(self, what))
+        methods = {name: method(name) for name in self.methods}
+        for task in map(paper_task, self.tasks):
+            task.wording(self.plan.layout, family_of(self.client))
+            for name in self.methods:
+                if methods[name].pretrained and task.is_pair and task.name not in self.pretrained:
+                    raise InputError(
+                        f"method {name!r} on {task.name!r} starts from a pre-trained prompt: make "
+                        "one with `lmaas-tune pretrain`, and give its folder with --pretrained"
+                    )
+        if not list(self._cells()):
             raise InputError(
                 f"nothing to do for {', '.join(self.methods)} on {', '.join(self.tasks)}: a row "
                 "with a pre-trained prompt is made for tasks with two sentences"
             )
-        for name in self._starting_methods:
-            for task in filter(lambda task: paper_task(task).is_pair, self.tasks):
-                if task not in self.pretrained:
-                    raise InputError(
-                        f"method {name!r} on {task!r} starts from a pre-trained prompt: make one "
-                        "with `lmaas-tune pretrain`, and give its folder with --pretrained"
-                    )
-
-    @property
-    def _starting_methods(self) -> list[str]:
-        return [name for name in self.methods if method(name).pretrained]
 
     def run(self) -> list[Record]:
-        """Make what is not made yet.
+        """Make the runs that are not done.
 
         Raises:
-            InputError: A kept run was made otherwise, or rows cannot be read.
-            StorageError: The folder cannot be read or written.
+            InputError: A stored run was made otherwise, or rows cannot be read.
+            StorageError: The store cannot be read or written.
         """
-        cells = self._cells()
-        check_together([*kept_below(self.out), *(cell.record for cell in cells)])
-        return [self._run(cell) for cell in cells]
+        runs = self._runs()
+        self.store.check_alike(run.planned for run in runs)
+        run_serially(runs, self.store, self.say)
+        return [record for run in runs if (record := self.store.get(run.key)) is not None]
 
-    def _cells(self) -> list[_Cell]:
-        """Every run, with all that can be wrong about it seen before any is made."""
-        rows: dict[tuple[str, int], FewShot] = {}
-        cells = []
-        for task, name, seed in self._names():
-            wording = task.wording(self.plan.layout, family_of(self.client))
-            if (task.name, seed) not in rows:
-                rows[task.name, seed] = self._rows(task, wording, seed)
-            own = rows[task.name, seed]
-            conditions = self._conditions(task, name, wording, own)
-            folder = run_folder(self.out, task.name, name, seed)
-            if (done := kept(folder)) is not None:
-                check_same(folder / FILE_NAME, done, conditions)
-            made = Record(
-                task=task.name, method=name, seed=seed, conditions=conditions, versions=versions()
-            )
-            cells.append(_Cell(task, wording, own, made))
-        return cells
-
-    def _names(self) -> Iterator[tuple[PaperTask, str, int]]:
-        """One task after the other, so that texts which a model has read are still at hand."""
+    def _cells(self) -> Iterator[tuple[PaperTask, str, Sequence[int]]]:
+        """Task, method and seeds of each cell. Neighbours share a task, so that texts which the
+        model has read are still cached."""
         for task in map(paper_task, self.tasks):
             for name in self.methods:
-                row = method(name)
-                if row.pretrained and not task.is_pair:
-                    continue
-                for seed in self.seeds if row.varies else [self._only_seed(task.name, name)]:
-                    yield task, name, seed
+                if task.is_pair or not method(name).pretrained:
+                    yield task, name, self.seeds
 
-    def _only_seed(self, task: str, name: str) -> int:
-        """Of a row that no seed changes: the one that it was made with, if it was."""
-        folders = sorted((self.out / task / name).glob(f"seed-*/{FILE_NAME}"))
-        return int(folders[0].parent.name.removeprefix("seed-")) if folders else self.seeds[0]
+    def _runs(self) -> list[TableRun]:
+        """All runs; errors in their rows and prompts are found before the first is made."""
+        stored = [record for _, record in self.store.found()]
+        rows: dict[tuple[str, int], FewShot] = {}
+        runs = []
+        for task, name, seeds in self._cells():
+            wording = task.wording(self.plan.layout, family_of(self.client))
+            if not method(name).varies:  # one run, of any seed, serves all
+                made = [r.seed for r in stored if (r.task, r.method) == (task.name, name)]
+                seeds = [*made, *seeds][:1]
+            for seed in seeds:
+                if (task.name, seed) not in rows:
+                    rows[task.name, seed] = self._rows(task, wording, seed)
+                runs.append(self._run(task, name, seed, wording, rows[task.name, seed]))
+        return runs
 
-    def _run(self, cell: _Cell) -> Record:
-        task, record = cell.task, cell.record
-        folder = run_folder(self.out, task.name, record.method, record.seed)
-        done = kept(folder)
-        if done is not None and not done.failed:
-            return done
-        began = time.perf_counter()
-        try:
-            trial = Trial(
-                client=self.client,
-                task=task,
-                wording=cell.wording,
-                rows=cell.rows,
-                seed=record.seed,
-                plan=self.plan,
-                pretrained=(
-                    self._pretrained(task.name) if method(record.method).pretrained else None
-                ),
-                folder=folder,
-            )
-            record = self._made(record, trial)
-        except StorageError:
-            raise
-        except LMaaSError as error:  # the other cells go on
-            record = replace(record, reason=" ".join(str(error).split()))
-        except Exception as error:  # so they do where a library fails, as when memory is full
-            record = replace(record, reason=" ".join(f"{type(error).__name__}: {error}".split()))
-        record = replace(record, seconds=time.perf_counter() - began)
-        keep(self.out, record)
-        self.say(record)
-        return record
-
-    def _made(self, record: Record, trial: Trial) -> Record:
-        outcome = method(record.method).make(trial)
-        if not np.isfinite(outcome.scores).all():
-            raise PermanentError("not all scores of the test rows are finite")
-        targets = trial.wording.task.verbalizer.targets(trial.rows.test)
-        return replace(
-            record,
-            value=metric_of(trial.task.metric, outcome.scores, targets),
-            accuracy=1 - error_rate(outcome.scores, targets),
-            loss=cross_entropy(outcome.scores, targets),
-            parameters=outcome.parameters,
-            details=outcome.details,
+    def _run(
+        self, task: PaperTask, name: str, seed: int, wording: Wording, rows: FewShot
+    ) -> TableRun:
+        saved = TunedPrompt.load(self.pretrained[task.name]) if method(name).pretrained else None
+        start = None if saved is None else saved.prompt
+        if start is not None and not isinstance(start, SoftPrompt):
+            where = self.pretrained[task.name]
+            raise InputError(f"{where}: {start}, and a row starts from a soft one")
+        record = Record(
+            task=task.name,
+            method=name,
+            seed=seed,
+            identity=self.client.identity,
+            conditions=_plain(self._conditions(task, name, wording, rows, saved)),
+            template=wording.template,
+            label_words=dict(wording.task.verbalizer.words),
+            rows={
+                part: RowSet(rows=len(own), digest=wording.task.digest(own))
+                for part, own in rows.parts.items()
+            },
+            settings=_plain(method(name).settings(self.plan, task, wording)),
+            versions=versions(),
         )
+        trial = Trial(
+            client=self.client,
+            task=task,
+            wording=wording,
+            rows=rows,
+            seed=seed,
+            plan=self.plan,
+            pretrained=start,
+            folder=self.store.place,
+        )
+        return TableRun(record, trial)
+
+    def _conditions(
+        self,
+        task: PaperTask,
+        name: str,
+        wording: Wording,
+        rows: FewShot,
+        saved: TunedPrompt | None,
+    ) -> dict[str, Any]:
+        conditions = {
+            **self.plan.to_json(),
+            **({} if method(name).searches else {"budget": None}),
+            "words": wording.words,
+            "shots": self.source.shots_of(task),
+            "left_out": dict(rows.left_out),
+        }
+        if saved is not None:
+            conditions["pretrained"] = saved.prompt.digest
+            conditions["source_task"] = saved.provenance.get("source_task")
+        return conditions
 
     def _rows(self, task: PaperTask, wording: Wording, seed: int) -> FewShot:
-        """Those that the model can read under the prompt that a search starts from.
+        """The rows that the model can read under the starting prompt of a search.
 
-        The reference, too, leaves out rows that are longer than its model reads.
+        The reference code, too, leaves out rows that are longer than its model reads.
         """
         settings = self.plan.bbt(task, wording)
         start = gradient_start(self.client, settings, wording, seed) or TextPrompt(wording.words)
@@ -208,34 +240,8 @@ class Reproduction:
 
         return self.source.few_shot(task, seed).readable(check)
 
-    def _pretrained(self, task: str) -> SoftPrompt:
-        prompt = self._saved(task).prompt
-        if not isinstance(prompt, SoftPrompt):
-            raise InputError(f"{self.pretrained[task]}: {prompt}, and a row starts from a soft one")
-        return prompt
 
-    def _saved(self, task: str) -> TunedPrompt:
-        return TunedPrompt.load(self.pretrained[task])
-
-    def _conditions(
-        self, task: PaperTask, name: str, wording: Wording, rows: FewShot
-    ) -> dict[str, Any]:
-        """As a file gives them back."""
-        conditions = {
-            "model": self.client.identity,
-            **self.plan.to_json(),
-            **({} if method(name).searches else {"budget": None}),
-            "template": wording.template,
-            "label_words": list(wording.label_words),
-            "words": wording.words,
-            "shots": self.source.shots_of(task),
-            "test_rows": len(rows.test),
-            "left_out": dict(rows.left_out),
-            "rows": {part: wording.task.digest(own) for part, own in rows.parts.items()},
-            "settings": method(name).settings(self.plan, task, wording),
-        }
-        if method(name).pretrained:
-            conditions["pretrained"] = self._pretrained(task.name).digest
-            conditions["source_task"] = self._saved(task.name).provenance.get("source_task")
-        plain: dict[str, Any] = json.loads(json.dumps(conditions))
-        return plain
+def _plain(content: Any) -> dict[str, Any]:
+    """A mapping as a file gives it back."""
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain

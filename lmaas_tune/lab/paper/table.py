@@ -8,8 +8,8 @@ from typing import Any
 
 from lmaas_tune.lab.paper.methods import METHODS
 from lmaas_tune.lab.paper.published import PUBLISHED, TASKS
-from lmaas_tune.lab.paper.record import Record
 from lmaas_tune.lab.paper.tasks import PAPER_TASKS, paper_task
+from lmaas_tune.lab.record import Record
 
 _SHORT = {"sst2": "SST-2", "yelpp": "Yelp P.", "agnews": "AG's News", "dbpedia": "DBPedia"}
 
@@ -36,7 +36,7 @@ def _cell(task: str, name: str, records: Sequence[Record]) -> dict[str, Any]:
         "n": len(values),
         "metric": paper_task(task).metric,
         "parameters": records[0].parameters,
-        "seconds": mean(record.seconds for record in records),
+        "seconds": mean(record.wall_seconds for record in records),
         "paper": None
         if published is None
         else {"mean": _share(published[0]), "std": _share(published[1])},

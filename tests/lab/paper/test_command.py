@@ -82,7 +82,7 @@ def test_the_same_command_makes_nothing_twice_and_goes_on(
     reproduce: Callable[..., Any], tmp_path: Path
 ) -> None:
     first = reproduce("llama", "sst2", "manual,bbt", "--seeds", "1")
-    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("cell.json")}
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("run.jsonl")}
     assert len(files) == 2
     second = reproduce("llama", "sst2", "manual,bbt")
     assert {path: path.read_bytes() for path in files} == files
@@ -95,7 +95,7 @@ def test_a_run_that_was_made_otherwise_is_not_mixed_in(
 ) -> None:
     reproduce("llama", "sst2", "bbt", "--seeds", "1")
     error = reproduce("llama", "sst2", "bbt", "--seeds", "1", "--budget", "calls=60", code=2)
-    assert "made with budget 'calls=45', and 'calls=60' is asked for" in error["error"]
+    assert "the budget of 'bbt' on 'sst2' is 'calls=45' there and 'calls=60' here" in error["error"]
 
 
 def test_a_row_that_no_seed_changes_is_made_once_whatever_is_asked(
@@ -107,7 +107,7 @@ def test_a_row_that_no_seed_changes_is_made_once_whatever_is_asked(
     )
     assert more["table"]["sst2"]["manual"] == first["table"]["sst2"]["manual"]
     assert more["table"]["sst2"]["manual-calibrated"]["n"] == 2
-    files = sorted((tmp_path / "out").rglob("manual/*/cell.json"))
+    files = sorted((tmp_path / "out").rglob("manual/*/run.jsonl"))
     assert [file.parent.name for file in files] == ["seed-2"]
 
 
@@ -115,7 +115,7 @@ def test_a_search_begun_under_a_larger_budget_is_no_run_of_this(
     reproduce: Callable[..., Any], tmp_path: Path
 ) -> None:
     reproduce("llama", "sst2", "bbt", "--seeds", "1", "--budget", "calls=60")
-    (file,) = (tmp_path / "out").rglob("cell.json")
+    (file,) = (tmp_path / "out").rglob("run.jsonl")
     file.unlink()  # as if it was cut short before its end
     (failed,) = reproduce("llama", "sst2", "bbt", "--seeds", "1", code=1)["failed"]
     assert "calls, and the budget is 45: delete" in failed["reason"]
@@ -174,10 +174,10 @@ def test_rows_that_the_model_cannot_read_are_left_out_for_all_methods_and_counte
         file.write(json.dumps(long) + "\n")
     content = reproduce("llama", "sst2", "manual,bbt", "--seeds", "1")
     assert content["failed"] == []
-    files = list((tmp_path / "out").rglob("cell.json"))
-    for conditions in (json.loads(file.read_text())["conditions"] for file in files):
-        assert conditions["test_rows"] == 20
-        assert conditions["left_out"] == {"train": 0, "validation": 0, "test": 1}
+    files = list((tmp_path / "out").rglob("run.jsonl"))
+    for record in (json.loads(file.read_text()) for file in files):
+        assert record["rows"]["test"]["rows"] == 20
+        assert record["conditions"]["left_out"] == {"train": 0, "validation": 0, "test": 1}
     assert any("cannot read in one piece" in s and "sst2 1" in s for s in content["deviations"])
 
 
@@ -198,9 +198,9 @@ def test_other_rows_under_the_same_names_are_not_mixed_in(
     file = data / "sst2" / "test.jsonl"
     file.write_text(file.read_text().replace("gripping", "boring"), encoding="utf-8")
     error = reproduce("llama", "sst2", "manual", "--seeds", "1", code=2)
-    assert "this run was made with rows" in error["error"]
+    assert "are not of one table: the set of test rows of 'sst2' is" in error["error"]
     error = reproduce("llama", "sst2", "bbt", "--seeds", "1", code=2)
-    assert "are not of one table: they were made with other test rows" in error["error"]
+    assert "are not of one table: the set of test rows of 'sst2' is" in error["error"]
 
 
 def test_methods_made_otherwise_are_not_averaged(
@@ -209,12 +209,13 @@ def test_methods_made_otherwise_are_not_averaged(
     other = str(tmp_path / "other")
     reproduce("llama", "sst2", "bbt", "--seeds", "1")
     error = reproduce("llama", "sst2", "bbt", "--seeds", "2", "--budget", "calls=30", code=2)
-    assert "sst2, bbt, seed 1 and sst2, bbt, seed 2 are not of one table" in error["error"]
+    assert "seed-1/run.jsonl, line 1 and " in error["error"]
+    assert "sst2/bbt/seed-2 are not of one table: the budget of 'bbt'" in error["error"]
     reproduce("llama", "sst2", "bbt", "--seeds", "2", "--budget", "calls=30", "--out", other)
     shutil.copytree(tmp_path / "other", tmp_path / "out", dirs_exist_ok=True)
     capsys.readouterr()
     assert main(["reproduce", "--table", "--out", str(tmp_path / "out")]) == 2
-    assert "made with other settings" in capsys.readouterr().err
+    assert "the budget of 'bbt' on 'sst2' is" in capsys.readouterr().err
 
 
 def test_a_table_without_a_row_is_refused(reproduce: Callable[..., Any]) -> None:

@@ -1,0 +1,142 @@
+"""The paper's table as a kind of experiment: facts that its runs share, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.store import Fact, Kind
+from lmaas_tune.plain import checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LeftOut:
+    """Number of rows that the model cannot read."""
+
+    train: int = 0
+    validation: int = 0
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """How a run was set up, beside the settings of its method.
+
+    Attributes:
+        layout: Where prompt and text stand.
+        preset: Settings of the black-box rows.
+        shots: Rows a class for training.
+        left_out: Rows that the model cannot read.
+        budget: Of each search; None for the preset's.
+        words: Stand at ``{prompt}``.
+        pretrained: Digest of the prompt that the method starts from.
+        source_task: The task of that prompt.
+    """
+
+    layout: str
+    preset: str
+    shots: int
+    left_out: _LeftOut
+    budget: str | None = None
+    words: str = ""
+    pretrained: str | None = None
+    source_task: str | None = None
+
+
+def conditions_of(record: Record) -> Conditions:
+    """The conditions of a run, with their types."""
+    found: Conditions = checked(Conditions, record.conditions, "conditions")
+    return found
+
+
+def _facts(record: Record) -> Iterator[Fact]:
+    """One model; for a task the same test rows and shots; for a task and seed the same rows; for a
+    task and method the same conditions and settings."""
+    task, method, seed = record.key
+    conditions = dict(record.conditions)
+    yield (), "the model", record.identity
+    yield (task,), f"the set of test rows of {task!r}", record.rows.get("test")
+    yield (task,), f"the number of rows a class of {task!r}", conditions["shots"]
+    of_seed = f"of {task!r} with seed {seed}"
+    for part in ("train", "validation"):
+        yield (task, seed), f"the set of {part} rows {of_seed}", record.rows.get(part)
+    yield (task, seed), f"the number of rows left out {of_seed}", conditions.pop("left_out")
+    of_method = f"of {method!r} on {task!r}"
+    same = {**conditions, "template": record.template, "label words": record.label_words}
+    for name in sorted(same):
+        yield (task, method), f"the {name} {of_method}", same[name]
+    yield (task, method), f"the settings {of_method}", record.settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OldConditions:
+    """The conditions of format 1."""
+
+    model: str
+    layout: str
+    preset: str
+    budget: str | None = None
+    template: str = ""
+    label_words: Sequence[str] = ()
+    words: str = ""
+    shots: int
+    test_rows: int
+    left_out: _LeftOut
+    rows: Mapping[str, str]
+    settings: Mapping[str, Any]
+    pretrained: str | None = None
+    source_task: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OldDetails:
+    """What a method reported in format 1."""
+
+    spent: Mapping[str, float] = field(default_factory=dict)
+    stop_reason: str = ""
+    notes: Sequence[str] = ()
+
+
+_TAKEN = ("spent", "stop_reason", "notes")
+_MOVED = ("model", "template", "label_words", "test_rows", "rows", "settings")
+
+
+def _from_old(content: dict[str, Any]) -> dict[str, Any]:
+    """Convert a file ``cell.json``."""
+    conditions = content.get("conditions", {})
+    old: _OldConditions = checked(_OldConditions, conditions, "conditions")
+    details: _OldDetails = checked(_OldDetails, content.get("details", {}), "details")
+    words = old.label_words
+    drawn = old.shots * len(words)
+    counts = {part: drawn - getattr(old.left_out, part) for part in ("train", "validation")}
+    counts["test"] = old.test_rows
+    failed = content.get("value") is None
+    score = {"loss": content.get("loss"), "accuracy": content.get("accuracy")}
+    return {
+        **content,
+        "conditions": {k: v for k, v in conditions.items() if k not in _MOVED},
+        "status": "failed" if failed else "finished",
+        "reason": content.get("reason") or details.stop_reason,
+        "identity": old.model,
+        "template": old.template,
+        "label_words": {str(number): word for number, word in enumerate(words)},
+        "rows": {part: {"rows": counts.get(part, 0), "digest": d} for part, d in old.rows.items()},
+        "settings": old.settings,
+        "final": {} if failed else {"test": score},
+        "spent": details.spent,
+        "wall_seconds": content.get("seconds", 0.0),
+        "notes": details.notes,
+        "details": {k: v for k, v in content.get("details", {}).items() if k not in _TAKEN},
+    }
+
+
+TABLE = Kind(
+    name="table",
+    conditions=Conditions,
+    settings=Mapping[str, Any],
+    facts=_facts,
+    old_name="cell.json",
+    from_old=_from_old,
+)
