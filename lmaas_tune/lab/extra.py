@@ -1,4 +1,4 @@
-"""What the extra ``compare`` installs, asked for before anything is paid."""
+"""A check that the packages of an extra are installed, made before anything is paid."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from importlib.util import find_spec
 from lmaas_tune.errors import MissingExtraError
 
 
-def need(feature: str, *packages: str) -> None:
-    """See that packages are installed; none of them is imported.
+def need(feature: str, *packages: str, extra: str = "compare") -> None:
+    """Check that packages are installed; none of them is imported.
 
     Args:
-        feature: What needs them, in the words of an error.
-        packages: Names to import; their distributions are called alike.
+        feature: What needs them, for the error's message.
+        packages: Names to import; their distributions have the same names.
+        extra: The extra that installs them.
 
     Raises:
         MissingExtraError: One is not.
     """
     for package in packages:
         if find_spec(package) is None:
-            raise MissingExtraError(feature, package=package, extra="compare")
+            raise MissingExtraError(feature, package=package, extra=extra)

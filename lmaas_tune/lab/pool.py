@@ -113,7 +113,7 @@ def _run_parallel(runs: Sequence[Run], store: Store, jobs: int | None, bar: Bar)
 
     before = bar.n
     tasks = (joblib.delayed(execute)(run, store) for run in runs)
-    records: list[Record] = Parallel(n_jobs=jobs, batch_size=1)(tasks)
+    records: Any = Parallel(n_jobs=jobs, batch_size=1)(tasks)  # type: ignore[arg-type, unused-ignore]  # pyright: ignore
     for record in records:  # of a worker that does not share our disk
         if store.get(record.key) is None:
             store.put(record)

@@ -160,7 +160,7 @@ class Store:
                     "install a later lmaas-tune"
                 )
             if version == 1:
-                content = {**self.kind.from_old(content), "experiment": self.kind.name}
+                content = self._from_old(content)
             if content.get("experiment") != self.kind.name:
                 raise StorageError(
                     f"the run belongs to a {content.get('experiment')!r:.40}, "
@@ -170,6 +170,12 @@ class Store:
             checked(self.kind.conditions, record.conditions, "conditions")
             checked(self.kind.settings, record.settings, "settings")
         return place, record
+
+    def _from_old(self, content: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {**self.kind.from_old(content), "experiment": self.kind.name}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"not as format 1: {type(error).__name__} {error}") from error
 
 
 def read_stores(stores: Sequence[Store]) -> list[Record]:

@@ -15,14 +15,14 @@ Black-box tuning needs none of this, and imports none of it. Needs the extra ``r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lmaas_tune.errors import InputError, MissingExtraError, named
+from lmaas_tune.errors import InputError, named
 from lmaas_tune.lab.baselines.fitted import FittedBaseline, Job
 from lmaas_tune.lab.baselines.settings import (
     BaselineSettings,
@@ -34,6 +34,7 @@ from lmaas_tune.lab.baselines.settings import (
     PromptTuningSettings,
     check_kind,
 )
+from lmaas_tune.lab.extra import need
 from lmaas_tune.prompts import SoftPrompt
 from lmaas_tune.task import Example, Task
 
@@ -41,15 +42,15 @@ if TYPE_CHECKING:
     from lmaas_tune_adapters.hf import HFBackend
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Baseline:
     """A row of the table.
 
     Attributes:
-        title: As the paper calls it.
-        settings: The settings it takes.
+        title: Its title in the paper.
+        settings: Type of its settings.
         where: Module and function that fit it; imported when it is fitted.
-        takes_start: Whether it can go on from a soft prompt.
+        takes_start: Whether it can start from a soft prompt.
     """
 
     title: str
@@ -59,42 +60,24 @@ class Baseline:
 
     @property
     def fit(self) -> Callable[[Job, Any], FittedBaseline]:
-        """Fits it."""
+        """The function that fits it."""
         module, _, function = self.where.partition(":")
-        fit: Callable[[Job, Any], FittedBaseline] = getattr(import_module(module), function)
+        found = import_module(f"lmaas_tune.lab.baselines.{module}")
+        fit: Callable[[Job, Any], FittedBaseline] = getattr(found, function)
         return fit
 
 
-_HERE = "lmaas_tune.lab.baselines"
-
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
-        "manual": Baseline(
-            title="Manual Prompt", settings=ManualSettings, where=f"{_HERE}.manual:fit"
-        ),
-        "icl": Baseline(
-            title="In-Context Learning",
-            settings=InContextSettings,
-            where=f"{_HERE}.in_context:fit",
-        ),
-        "feature-mlp": Baseline(
-            title="Feature-MLP", settings=FeatureSettings, where=f"{_HERE}.features:fit_mlp"
-        ),
-        "feature-bilstm": Baseline(
-            title="Feature-BiLSTM", settings=FeatureSettings, where=f"{_HERE}.features:fit_bilstm"
-        ),
+        "manual": Baseline("Manual Prompt", ManualSettings, "in_context:fit_manual"),
+        "icl": Baseline("In-Context Learning", InContextSettings, "in_context:fit"),
+        "feature-mlp": Baseline("Feature-MLP", FeatureSettings, "features:fit_mlp"),
+        "feature-bilstm": Baseline("Feature-BiLSTM", FeatureSettings, "features:fit_bilstm"),
         "prompt-tuning": Baseline(
-            title="Prompt Tuning",
-            settings=PromptTuningSettings,
-            where=f"{_HERE}.prompt_tuning:fit",
-            takes_start=True,
+            "Prompt Tuning", PromptTuningSettings, "prompt_tuning:fit", takes_start=True
         ),
-        "p-tuning-v2": Baseline(
-            title="P-Tuning v2", settings=PrefixTuningSettings, where=f"{_HERE}.prefix_tuning:fit"
-        ),
-        "model-tuning": Baseline(
-            title="Model Tuning", settings=ModelTuningSettings, where=f"{_HERE}.model_tuning:fit"
-        ),
+        "p-tuning-v2": Baseline("P-Tuning v2", PrefixTuningSettings, "prefix_tuning:fit"),
+        "model-tuning": Baseline("Model Tuning", ModelTuningSettings, "model_tuning:fit"),
     }
 )
 """The rows by name."""
@@ -139,7 +122,8 @@ def fit_baseline(
         raise InputError(f"{name} starts from no soft prompt: leave start out")
     if not train:
         raise InputError(f"{name} has no training rows")
-    _need_extra()
+    need("a baseline", "torch", "transformers", "peft", extra="reproduce")
+    began = time.perf_counter()
     job = Job(
         backend=_local(backend),
         task=task,
@@ -149,13 +133,8 @@ def fit_baseline(
         words=words,
         start=start,
     )
-    return baseline.fit(job, settings)
-
-
-def _need_extra() -> None:
-    for package in ("torch", "transformers", "peft"):
-        if find_spec(package) is None:
-            raise MissingExtraError("a baseline", package=package, extra="reproduce")
+    fitted = baseline.fit(job, settings)
+    return replace(fitted, name=name, seconds=time.perf_counter() - began)
 
 
 def _local(backend: object) -> HFBackend:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -31,7 +30,7 @@ def fit_mlp(job: Job, settings: FeatureSettings) -> FittedBaseline:
 
     With w for the layers' width, (H + 1) w + (w + 1) w + (w + 1) labels parameters.
     """
-    return _fit("feature-mlp", job, settings, MLP, lambda row: row.tokens[[row.label]])
+    return _fit(job, settings, MLP, lambda row: row.tokens[[row.label]])
 
 
 def fit_bilstm(job: Job, settings: FeatureSettings) -> FittedBaseline:
@@ -39,7 +38,7 @@ def fit_bilstm(job: Job, settings: FeatureSettings) -> FittedBaseline:
 
     With w for the layers' width, 8 w (H + w + 2) + 8 w (3 w + 2) + (2 w + 1) labels parameters.
     """
-    return _fit("feature-bilstm", job, settings, BiLSTM, lambda row: row.tokens)
+    return _fit(job, settings, BiLSTM, lambda row: row.tokens)
 
 
 class MLP(torch.nn.Module):
@@ -82,13 +81,11 @@ class BiLSTM(torch.nn.Module):
 
 
 def _fit(
-    name: str,
     job: Job,
     settings: FeatureSettings,
     make: MakeHead,
     choose: Callable[[HiddenRow], torch.Tensor],
 ) -> FittedBaseline:
-    began = time.perf_counter()
     box = job.backend.open_box()
     prompt = TextPrompt(job.words)
 
@@ -113,10 +110,8 @@ def _fit(
         return torch.cat(parts).double().numpy()
 
     return FittedBaseline(
-        name=name,
         parameters=sum(weight.numel() for weight in parameters),
         steps=trained.steps,
-        seconds=time.perf_counter() - began,
         validation_loss=trained.validation_loss,
         score=score,
     )

@@ -1,4 +1,4 @@
-"""What goes into a row of the table, and what comes out."""
+"""The input of a baseline, and the fitted baseline."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class FittedBaseline:
     """A row that can answer.
 
     Attributes:
-        name: Of the row, as in `BASELINES`.
+        name: Of the row, as in `BASELINES`; `fit_baseline` sets it.
         parameters: Numbers that were tuned.
         steps: Steps of Adam.
-        seconds: Wall time of fitting.
+        seconds: Wall time of fitting; `fit_baseline` sets it.
         validation_loss: Cross-entropy over the label words of the epoch that was kept; None
             without validation rows.
         prompt: The text or soft prompt that answers, where it is one alone.
@@ -72,10 +72,10 @@ class FittedBaseline:
         score: What answers.
     """
 
-    name: str
+    name: str = ""
     parameters: int = 0
     steps: int = 0
-    seconds: float
+    seconds: float = 0.0
     validation_loss: float | None
     prompt: Prompt | None = None
     notes: tuple[str, ...] = ()

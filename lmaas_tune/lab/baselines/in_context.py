@@ -1,8 +1,7 @@
-"""In-Context Learning: training rows with their answers stand before the row."""
+"""Manual Prompt and In-Context Learning: text before or in the row, and no training."""
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +11,19 @@ import numpy as np
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.baselines.fitted import FittedBaseline, Job
-from lmaas_tune.lab.baselines.settings import InContextSettings
+from lmaas_tune.lab.baselines.settings import InContextSettings, ManualSettings
 from lmaas_tune.prompts import FloatArray, TextPrompt
 from lmaas_tune.task import Example, Slot, Task, Template
 from lmaas_tune.text import demonstration, in_turns
 
 _APART = "\n\n"
+
+
+def fit_manual(job: Job, _settings: ManualSettings) -> FittedBaseline:
+    """The template and its words as they are; there are no parameters."""
+    prompt = TextPrompt(job.words)
+    score = partial(job.ask, prompt)
+    return FittedBaseline(validation_loss=job.validation_loss(score), prompt=prompt, score=score)
 
 
 def fit(job: Job, settings: InContextSettings) -> FittedBaseline:
@@ -26,14 +32,11 @@ def fit(job: Job, settings: InContextSettings) -> FittedBaseline:
     Demonstrations are drawn by the seed, labels in turn, and a row has as many of them before it,
     from the first, as the model can read with it.
     """
-    began = time.perf_counter()
     shown = _Shown(job, settings)
     count = len(shown.texts)
     fits = min(map(shown.fitting, [*job.train, *job.validation]), default=count)
     return FittedBaseline(
-        name="icl",
         validation_loss=job.validation_loss(shown.score),
-        seconds=time.perf_counter() - began,
         notes=(f"{fits} of {len(job.train)} training rows stand before each row",),
         score=shown.score,
     )

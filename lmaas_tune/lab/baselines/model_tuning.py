@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ def fit(job: Job, settings: ModelTuningSettings) -> FittedBaseline:
 
     It has the parameters of the model without its language-model head, and of the new head.
     """
-    began = time.perf_counter()
     box = job.backend.open_box()
     with seeded(job.seed):
         classifier = _Classifier(box, len(job.task.verbalizer.labels))
@@ -45,10 +43,8 @@ def fit(job: Job, settings: ModelTuningSettings) -> FittedBaseline:
         return torch.cat(parts).double().cpu().numpy()
 
     return FittedBaseline(
-        name="model-tuning",
         parameters=sum(weight.numel() for weight in classifier.parameters),
         steps=trained.steps,
-        seconds=time.perf_counter() - began,
         validation_loss=trained.validation_loss,
         score=score,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -37,7 +36,6 @@ def fit(job: Job, settings: PrefixTuningSettings) -> FittedBaseline:
     It has L x layers x 2 x (attention heads of keys x their width) parameters: of the decoder, if
     there is an encoder too.
     """
-    began = time.perf_counter()
     box = job.backend.open_box()
     prompt = TextPrompt(job.words)
     with seeded(job.seed):
@@ -56,10 +54,8 @@ def fit(job: Job, settings: PrefixTuningSettings) -> FittedBaseline:
             return read(examples)(range(len(examples))).numpy()
 
     return FittedBaseline(
-        name="p-tuning-v2",
         parameters=sum(weight.numel() for weight in parameters),
         steps=trained.steps,
-        seconds=time.perf_counter() - began,
         validation_loss=trained.validation_loss,
         score=score,
     )

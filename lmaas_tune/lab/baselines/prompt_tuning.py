@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -71,7 +70,6 @@ def _scorer(
 
 def fit(job: Job, settings: PromptTuningSettings) -> FittedBaseline:
     """Tune a soft prompt; it has L x H parameters."""
-    began = time.perf_counter()
     start = job.start or starting_prompt(job, settings.length)
     if settings.length not in (None, start.length):
         raise InputError(
@@ -88,10 +86,8 @@ def fit(job: Job, settings: PromptTuningSettings) -> FittedBaseline:
         trained = train_on(job, settings, [vectors], read)
     prompt = SoftPrompt(vectors.detach().cpu().numpy(), start.insertion, start.anchor)
     return FittedBaseline(
-        name="prompt-tuning",
         parameters=vectors.numel(),
         steps=trained.steps,
-        seconds=time.perf_counter() - began,
         validation_loss=trained.validation_loss,
         prompt=prompt,
         score=partial(job.ask, prompt),

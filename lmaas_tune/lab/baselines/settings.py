@@ -1,63 +1,72 @@
-"""How each row is fitted, checked at construction."""
+"""Settings of the baselines; each field declares its range, which is checked at construction."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from lmaas_tune.errors import InputError
 
 
-@dataclass(frozen=True, kw_only=True)
-class ManualSettings:
-    """Nothing to set: the words are the caller's."""
+def _whole(default: Any, low: int = 1) -> Any:
+    """A field with a whole number of at least `low`, or None if that is its default."""
+    return field(default=default, metadata={"kind": int, "low": low})
+
+
+def _number(default: Any, below: float = math.inf) -> Any:
+    """A field with a finite number from 0 on."""
+    return field(default=default, metadata={"kind": float, "low": 0.0, "below": below})
 
 
 @dataclass(frozen=True, kw_only=True)
-class InContextSettings:
-    """What stands before a row.
-
-    Attributes:
-        demonstrations: At most so many training rows.
-        max_tokens: A row with its demonstrations is no longer than this; None for as long as
-            the model reads. Each row pays for all of them in memory and time.
+class BaselineSettings:
+    """Settings of any baseline.
 
     Raises:
-        InputError: A value that cannot be.
+        InputError: A value is out of its range.
     """
 
-    demonstrations: int = 32
-    max_tokens: int | None = None
-
     def __post_init__(self) -> None:
-        _whole(self, "demonstrations", at_least=0)
-        if self.max_tokens is not None:
-            _whole(self, "max_tokens", at_least=1)
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if not (value is None and own.default is None):
+                _check(own.name, value, **own.metadata)
+
+
+class ManualSettings(BaselineSettings):
+    """Manual Prompt, which has none: the words are the caller's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientSettings:
-    """What all rows with a gradient share: Adam, and the epoch that validation likes best.
+class InContextSettings(BaselineSettings):
+    """In-Context Learning.
 
     Attributes:
-        learning_rate: Adam's; it stays as it is.
-        epochs: At most so many passes over the training rows.
+        demonstrations: Maximum number of training rows before a row.
+        max_tokens: Maximum length of a row with its demonstrations; None for that of the model.
+            Each row pays for all of them in memory and time.
+    """
+
+    demonstrations: int = _whole(32, low=0)
+    max_tokens: int | None = _whole(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSettings(BaselineSettings):
+    """Settings of all methods with a gradient: Adam, and the epoch of the lowest validation loss.
+
+    Attributes:
+        learning_rate: Of Adam; it is constant.
+        epochs: Maximum number of passes over the training rows.
         batch_size: Rows a step.
-        patience: Ends after so many epochs without a lower validation loss.
-
-    Raises:
-        InputError: A value that cannot be.
+        patience: Number of epochs without a lower validation loss after which training ends.
     """
 
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    patience: int
-
-    def __post_init__(self) -> None:
-        _number(self, "learning_rate", at_least=0.0)
-        for name in ("epochs", "batch_size", "patience"):
-            _whole(self, name, at_least=1)
+    learning_rate: float = _number(1e-2)
+    epochs: int = _whole(60)
+    batch_size: int = _whole(8)
+    patience: int = _whole(20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +75,10 @@ class PromptTuningSettings(GradientSettings):
 
     Attributes:
         length: L, in tokens: the words are repeated or cut to it, and without words tokens of the
-            vocabulary are drawn. None takes as many as the words have.
+            vocabulary are drawn. None takes the number of tokens of the words.
     """
 
-    learning_rate: float = 1e-2
-    epochs: int = 60
-    batch_size: int = 8
-    patience: int = 20
-    length: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.length is not None:
-            _whole(self, "length", at_least=1)
+    length: int | None = _whole(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,69 +86,44 @@ class PrefixTuningSettings(GradientSettings):
     """P-Tuning v2 (Liu et al., 2022).
 
     Attributes:
-        length: L, keys and values of every layer that stand before the row.
+        length: L, the number of keys and values before the row in every layer.
     """
 
-    learning_rate: float = 1e-2
-    epochs: int = 15
-    batch_size: int = 8
-    patience: int = 6
-    length: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _whole(self, "length", at_least=1)
+    epochs: int = _whole(15)
+    patience: int = _whole(6)
+    length: int = _whole(8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTuningSettings(GradientSettings):
     """Model Tuning: all weights and a classification head."""
 
-    learning_rate: float = 5e-5  # the highest of the three that Devlin et al. (2019) advise
-    epochs: int = 10
-    batch_size: int = 8
-    patience: int = 6
+    learning_rate: float = _number(5e-5)  # the highest of the three of Devlin et al. (2019)
+    epochs: int = _whole(10)
+    patience: int = _whole(6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSettings(GradientSettings):
-    """A small network on what the frozen model makes of a row.
+    """A small network on the states of the frozen model.
 
     Attributes:
         width: Of its hidden layers.
-        dropout: Between its layers, while it is fitted.
+        dropout: Between its layers, in training.
     """
 
-    learning_rate: float = 1e-3
-    epochs: int = 100
-    batch_size: int = 16
-    patience: int = 20
-    width: int = 128
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _whole(self, "width", at_least=1)
-        _number(self, "dropout", at_least=0.0)
-        if self.dropout >= 1:
-            raise InputError(f"dropout={self.dropout}: it must be below 1")
-
-
-BaselineSettings = (
-    ManualSettings
-    | InContextSettings
-    | PromptTuningSettings
-    | PrefixTuningSettings
-    | ModelTuningSettings
-    | FeatureSettings
-)
+    learning_rate: float = _number(1e-3)
+    epochs: int = _whole(100)
+    batch_size: int = _whole(16)
+    width: int = _whole(128)
+    dropout: float = _number(0.1, below=1.0)
 
 
 def check_kind(name: str, given: object, expected: type) -> None:
-    """Refuse the settings of another row.
+    """Check that settings are those of the row.
 
     Raises:
-        InputError: They are.
+        InputError: They are of another row.
     """
     if type(given) is not expected:
         known = ", ".join(f.name for f in fields(expected)) or "nothing"
@@ -157,17 +132,13 @@ def check_kind(name: str, given: object, expected: type) -> None:
         )
 
 
-def _whole(settings: object, name: str, *, at_least: int) -> None:
-    value = getattr(settings, name)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{name}={value!r}: it takes a whole number")
-    if value < at_least:
-        raise InputError(f"{name}={value}: it must be {at_least} or more")
-
-
-def _number(settings: object, name: str, *, at_least: float) -> None:
-    value = getattr(settings, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{name}={value!r}: it takes a finite number")
-    if value < at_least:
-        raise InputError(f"{name}={value}: it must be {at_least} or more")
+def _check(name: str, value: Any, *, kind: type, low: float, below: float = math.inf) -> None:
+    number = isinstance(value, int if kind is int else (int, float))
+    if isinstance(value, bool) or not number or not math.isfinite(value):
+        raise InputError(
+            f"{name}={value!r}: it takes a {'whole' if kind is int else 'finite'} number"
+        )
+    if value < low:
+        raise InputError(f"{name}={value}: it must be {low} or more")
+    if value >= below:
+        raise InputError(f"{name}={value}: it must be below {below:g}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lmaas_tune.lab.record import Record
@@ -70,65 +70,33 @@ def _facts(record: Record) -> Iterator[Fact]:
     yield (task, method), f"the settings {of_method}", record.settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class _OldConditions:
-    """The conditions of format 1."""
-
-    model: str
-    layout: str
-    preset: str
-    budget: str | None = None
-    template: str = ""
-    label_words: Sequence[str] = ()
-    words: str = ""
-    shots: int
-    test_rows: int
-    left_out: _LeftOut
-    rows: Mapping[str, str]
-    settings: Mapping[str, Any]
-    pretrained: str | None = None
-    source_task: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OldDetails:
-    """What a method reported in format 1."""
-
-    spent: Mapping[str, float] = field(default_factory=dict)
-    stop_reason: str = ""
-    notes: Sequence[str] = ()
-
-
-_TAKEN = ("spent", "stop_reason", "notes")
-_MOVED = ("model", "template", "label_words", "test_rows", "rows", "settings")
-
-
 def _from_old(content: dict[str, Any]) -> dict[str, Any]:
-    """Convert a file ``cell.json``."""
-    conditions = content.get("conditions", {})
-    old: _OldConditions = checked(_OldConditions, conditions, "conditions")
-    details: _OldDetails = checked(_OldDetails, content.get("details", {}), "details")
-    words = old.label_words
-    drawn = old.shots * len(words)
-    counts = {part: drawn - getattr(old.left_out, part) for part in ("train", "validation")}
-    counts["test"] = old.test_rows
-    failed = content.get("value") is None
+    """Convert the content of a file ``cell.json``."""
+    conditions, details = dict(content["conditions"]), dict(content.get("details", {}))
+    words, left_out = conditions.pop("label_words", ()), conditions["left_out"]
+    drawn = conditions["shots"] * len(words)
+    counts = {part: drawn - left_out.get(part, 0) for part in ("train", "validation")}
+    counts["test"] = conditions.pop("test_rows")
     score = {"loss": content.get("loss"), "accuracy": content.get("accuracy")}
+    failed = content.get("value") is None
     return {
         **content,
-        "conditions": {k: v for k, v in conditions.items() if k not in _MOVED},
         "status": "failed" if failed else "finished",
-        "reason": content.get("reason") or details.stop_reason,
-        "identity": old.model,
-        "template": old.template,
+        "reason": content.get("reason") or details.pop("stop_reason", ""),
+        "identity": conditions.pop("model"),
+        "template": conditions.pop("template", ""),
         "label_words": {str(number): word for number, word in enumerate(words)},
-        "rows": {part: {"rows": counts.get(part, 0), "digest": d} for part, d in old.rows.items()},
-        "settings": old.settings,
+        "rows": {
+            part: {"rows": counts[part], "digest": digest}
+            for part, digest in conditions.pop("rows").items()
+        },
+        "settings": conditions.pop("settings"),
+        "conditions": conditions,
         "final": {} if failed else {"test": score},
-        "spent": details.spent,
+        "spent": details.pop("spent", {}),
         "wall_seconds": content.get("seconds", 0.0),
-        "notes": details.notes,
-        "details": {k: v for k, v in content.get("details", {}).items() if k not in _TAKEN},
+        "notes": details.pop("notes", ()),
+        "details": details,
     }
 
 
