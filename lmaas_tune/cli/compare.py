@@ -133,17 +133,20 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def result_text(result: ComparisonResult) -> str:
     """The ranking, and whether it is more than chance."""
-    width = max(len(line.optimizer) for line in result.ranking)
+    from lmaas_tune.lab.statistics import plain
+
+    ranking = plain(result.ranking)
+    width = max(len(line["optimizer"]) for line in ranking)
     lines = [
         f"On {result.judged_on} rows, loss {result.loss_name}:",
         f"  {'':{width}}  mean rank   loss  accuracy",
     ]
     lines += [
-        f"  {line.optimizer:{width}}  {number(line.mean_rank):>9}  "
-        f"{number(line.loss_mean):>5}  {_percent(line.accuracy_mean):>8}"
-        for line in result.ranking
+        f"  {line['optimizer']:{width}}  {number(line['mean_rank']):>9}  "
+        f"{number(line['loss_mean']):>5}  {_percent(line['accuracy_mean']):>8}"
+        for line in ranking
     ]
-    lines.append(_test(result.tests, len(result.ranking)))
+    lines.append(_test(result.tests, len(ranking)))
     if left_out := result.tests.blocks_left_out:
         lines.append(
             f"{count('block', left_out)} left out, because an optimizer has no loss there."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from lmaas_tune.cli.arguments import (
     FAILED,
@@ -25,8 +25,8 @@ from lmaas_tune.lab.paper import (
     METHODS,
     PAPER_TASKS,
     DataSource,
-    Plan,
     Record,
+    Setup,
     Table,
     read_table,
     reproduce,
@@ -44,7 +44,7 @@ def add_to(commands: Commands) -> None:
     command = add_command(commands, "reproduce", "Make the paper's table of results on a model")
     add_model(command)
     _add_table(command)
-    group = add_plan(command)
+    group = add_setup(command)
     group.add_argument(
         "--shots",
         default="16",
@@ -94,7 +94,7 @@ def _add_table(command: Parser) -> None:
     )
 
 
-def add_plan(command: Parser) -> argparse._ArgumentGroup:
+def add_setup(command: Parser) -> argparse._ArgumentGroup:
     """The flags that say which rows are read, and how they are put to the model."""
     group = command.add_argument_group("the rows and how they are put")
     group.add_argument(
@@ -116,9 +116,9 @@ def add_plan(command: Parser) -> argparse._ArgumentGroup:
     return group
 
 
-def read_plan(arguments: argparse.Namespace, client: Client) -> Plan:
-    """What the flags of `add_plan` say of the searches."""
-    return Plan.for_family(family_of(client), preset=arguments.preset, layout=arguments.layout)
+def read_setup(arguments: argparse.Namespace, client: Client) -> Setup:
+    """What the flags of `add_setup` say of the searches."""
+    return Setup.for_family(family_of(client), preset=arguments.preset, layout=arguments.layout)
 
 
 def open_model(arguments: argparse.Namespace) -> Client:
@@ -171,7 +171,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
             seeds=seeds,
             source=source,
             out=arguments.out,
-            plan=replace(read_plan(arguments, client), budget=budget),
+            setup=replace(read_setup(arguments, client), budget=budget),
             pretrained=_pretrained(arguments.pretrained),
             say=_say,
         )
@@ -183,7 +183,10 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def _outcome(table: Table, out: str) -> Outcome:
     content = {
-        "table": table.cells,
+        "table": {
+            task: {name: asdict(cell) for name, cell in row.items()}
+            for task, row in table.cells.items()
+        },
         "deviations": table.deviations,
         "failed": [record.to_json() for record in table.failed],
         "out": out,

@@ -83,13 +83,13 @@ class ComparisonResult:
         return statistics.frame(self.records, self.judged_on)
 
     @cached_property
-    def ranking(self) -> Sequence[statistics.Ranked]:
-        """One entry an optimizer, best first."""
+    def ranking(self) -> pd.DataFrame:
+        """One line an optimizer, best first, see `lmaas_tune.lab.statistics.ranking`."""
         return statistics.ranking(self.frame)
 
     @cached_property
-    def by_task(self) -> Sequence[statistics.OnTask]:
-        """One entry for each task and optimizer."""
+    def by_task(self) -> pd.DataFrame:
+        """One line for each task and optimizer, see `lmaas_tune.lab.statistics.by_task`."""
         return statistics.by_task(self.frame)
 
     @cached_property
@@ -98,16 +98,16 @@ class ComparisonResult:
         return statistics.significance(self.frame)
 
     @cached_property
-    def calls_to_target(self) -> Sequence[statistics.ToTarget]:
-        """One entry for each task and optimizer."""
+    def calls_to_target(self) -> pd.DataFrame:
+        """One line for each task and optimizer, see `lmaas_tune.lab.statistics.calls_to_target`."""
         targets = statistics.common_target(self.records)
         if self.target is not None:
             targets = dict.fromkeys(targets, self.target)
         return statistics.calls_to_target(self.records, targets)
 
     @cached_property
-    def times(self) -> Sequence[statistics.Times]:
-        """One entry an optimizer, the fastest first."""
+    def times(self) -> pd.DataFrame:
+        """One line an optimizer, the fastest first, see `lmaas_tune.lab.statistics.times`."""
         return statistics.times(self.frame)
 
     def curves(self, what: str = "lowest_loss") -> Sequence[statistics.Band]:
@@ -146,7 +146,7 @@ class ComparisonResult:
         return {
             "judged_on": self.judged_on,
             "tests": asdict(self.tests),
-            **{name: [asdict(line) for line in getattr(self, name)] for name in names},
+            **{name: statistics.plain(getattr(self, name)) for name in names},
             "runs": [_run_json(record) for record in self.records],
         }
 

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lmaas_tune.errors import StorageError
 from lmaas_tune.files import write_whole
 from lmaas_tune.lab.extra import need
 from lmaas_tune.versions import versions
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NONE = "-"
 """Stands for a number that does not exist."""
@@ -166,6 +169,11 @@ def _render(title: str, summary: Sequence[str], sections: Sequence[Section]) -> 
         plotly=Markup(get_plotlyjs()) if figures else None,
         version=versions()["lmaas-tune"],
     )
+
+
+def lines_of(frame: pd.DataFrame) -> list[Any]:
+    """The lines of a frame, with its columns as attributes."""
+    return list(frame.itertuples(index=False))
 
 
 def whole(value: object) -> str:

@@ -16,6 +16,7 @@ from lmaas_tune.lab.html import (
     Series,
     Table,
     key_values,
+    lines_of,
     loss,
     number,
     percent,
@@ -67,12 +68,13 @@ def _summary(result: ComparisonResult) -> list[str]:
 
 
 def _verdict(result: ComparisonResult) -> str:
-    best, tests = result.ranking[0], result.tests
-    if best.mean_rank is None:
+    lines, tests = lines_of(result.ranking), result.tests
+    best = lines[0]
+    if best.mean_rank != best.mean_rank:
         return "No block has a loss of every optimizer, so they cannot be ranked."
     rank, blocks = _rank(best.mean_rank), _count("block", tests.blocks)
-    first = [line.optimizer for line in result.ranking if _rank(line.mean_rank) == rank]
-    of = f"{rank} of {len(result.ranking)}, over {blocks}. "
+    first = [line.optimizer for line in lines if _rank(line.mean_rank) == rank]
+    of = f"{rank} of {len(lines)}, over {blocks}. "
     if len(first) > 1:
         return f"{', '.join(first)} share the lowest mean rank: {of}".rstrip()
     text = f"The lowest mean rank is that of {best.optimizer}: {of}"
@@ -85,14 +87,14 @@ def _verdict(result: ComparisonResult) -> str:
     return text + "The tests tell it apart from none of the others."
 
 
-def _rank(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
+def _rank(value: float) -> str:
+    return NONE if value != value else f"{value:.2f}"
 
 
 def _ranking(result: ComparisonResult) -> Section:
     table = Table(
         "Best first, by mean rank",
-        result.ranking,
+        lines_of(result.ranking),
         [
             _OPTIMIZER,
             Column("Mean rank", "mean_rank", _rank),
@@ -127,7 +129,7 @@ def _curves(result: ComparisonResult) -> Section:
     searched = _ranked(result, result.curves("lowest_loss"))
     validated = {r.task for r in result.records if r.rows.get("validation") is not None}
     chosen = [line for line in result.curves("kept_loss") if line.task in validated]
-    targets = {line.task: line.target for line in result.calls_to_target}
+    targets = {line.task: line.target for line in lines_of(result.calls_to_target)}
     text = (
         "A line is the median over seeds, its band goes from the first to the third quartile. "
         "A run that has ended keeps its last loss. The dotted line is the target of the table "
@@ -144,7 +146,7 @@ def _curves(result: ComparisonResult) -> Section:
 def _ranked(result: ComparisonResult, lines: Sequence[Band]) -> list[Band]:
     """Task by task, the best optimizer first."""
     tasks = list(dict.fromkeys(line.task for line in lines))
-    order = [line.optimizer for line in result.ranking]
+    order = result.ranking["optimizer"].tolist()
     return sorted(lines, key=lambda line: (tasks.index(line.task), order.index(line.optimizer)))
 
 
@@ -191,7 +193,7 @@ def _median_after(share: float) -> Any:
 def _final(result: ComparisonResult) -> Section:
     table = Table(
         "Each task by itself; ± is the standard deviation over seeds",
-        result.by_task,
+        lines_of(result.by_task),
         [
             _TASK,
             _OPTIMIZER,
@@ -212,10 +214,10 @@ def _dots(result: ComparisonResult, anchor: str, task: str) -> Figure:
     frame = result.frame
     frame = frame[frame["loss"].notna() & (frame["task"] == task)]
     series = []
-    for line in result.ranking:
-        own = frame[frame["optimizer"] == line.optimizer]
+    for optimizer in result.ranking["optimizer"]:
+        own = frame[frame["optimizer"] == optimizer]
         text = [f"seed {seed}" for seed in own["seed"]]
-        series.append(Series(name=line.optimizer, x=own["loss"].tolist(), text=text))
+        series.append(Series(name=optimizer, x=own["loss"].tolist(), text=text))
     return Figure(
         anchor=anchor,
         kind="dots",
@@ -233,7 +235,7 @@ def _target(result: ComparisonResult) -> Section:
     )
     table = Table(
         "Calls until the training loss came to the target",
-        result.calls_to_target,
+        lines_of(result.calls_to_target),
         [
             _TASK,
             _OPTIMIZER,
@@ -242,7 +244,7 @@ def _target(result: ComparisonResult) -> Section:
             Column(
                 "Median calls",
                 "calls_median",
-                lambda calls: "not within the budget" if calls is None else number(calls),
+                lambda calls: "not within the budget" if calls != calls else number(calls),
             ),
             Column("Calls a success", "calls_a_success", number),
         ],
@@ -314,7 +316,7 @@ def _pairs(tests: Significance) -> Table:
 def _times(result: ComparisonResult) -> Section:
     table = Table(
         "Seconds of the optimizer itself (ask and tell), and of a whole run",
-        result.times,
+        lines_of(result.times),
         [
             _OPTIMIZER,
             Column("Per 100 calls", "seconds_per_100_calls", number),

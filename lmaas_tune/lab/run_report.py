@@ -11,6 +11,7 @@ from lmaas_tune.lab.html import (
     Series,
     Table,
     key_values,
+    lines_of,
     loss,
     percent,
     whole,
@@ -92,7 +93,7 @@ def _figures(result: TuneResult) -> list[Figure]:
 def _steps(result: TuneResult) -> Table:
     return Table(
         "The same in numbers",
-        list(result.history.itertuples()),
+        lines_of(result.history),
         [
             Column("Generation", "generation", whole),
             Column("Calls", "calls", whole),

@@ -39,49 +39,6 @@ _JUDGES: tuple[Part, ...] = ("test", "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """One optimizer in the ranking.
-
-    Ranks, losses and accuracies are those of the blocks that all optimizers have, so that none
-    gains by missing a hard task; without such a block, losses and accuracies are those of all.
-
-    Attributes:
-        mean_rank: Over blocks; 1 is the best.
-        loss_mean: Mean over tasks of the means over seeds; `accuracy_mean` likewise.
-        loss_std: Standard deviation over the seeds of a task, pooled over tasks.
-        loss_median: Mean over tasks of the medians over seeds.
-        calls_mean: Of the runs that succeeded.
-    """
-
-    optimizer: str
-    mean_rank: Number
-    loss_mean: Number
-    loss_std: Number
-    loss_median: Number
-    accuracy_mean: Number
-    accuracy_std: Number
-    calls_mean: Number
-    runs: int
-    stopped_early: int
-    failed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnTask:
-    """Final loss and accuracy of one optimizer on one task, over its seeds."""
-
-    task: str
-    optimizer: str
-    runs: int
-    loss_mean: Number
-    loss_std: Number
-    loss_median: Number
-    accuracy_mean: Number
-    accuracy_std: Number
-    accuracy_median: Number
-
-
-@dataclass(frozen=True, kw_only=True)
 class Friedman:
     """Friedman's test; `untested` is the reason if it was not made."""
 
@@ -139,26 +96,6 @@ class Significance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToTarget:
-    """Calls of one optimizer until its training loss reached the target of a task.
-
-    Attributes:
-        calls_median: Over all runs, where a run that never reached it counts as later than all
-            that did; None if these are half of them or more.
-        calls_a_success: All calls until then, divided by the number of runs that reached it (the
-            expected running time of COCO, Hansen et al., 2016).
-    """
-
-    task: str
-    optimizer: str
-    target: float
-    runs: int
-    reached: int
-    calls_median: Number
-    calls_a_success: Number
-
-
-@dataclass(frozen=True, kw_only=True)
 class Band:
     """Loss against calls of one optimizer on one task: median and quartiles over seeds."""
 
@@ -169,17 +106,6 @@ class Band:
     low: Sequence[float]
     median: Sequence[float]
     high: Sequence[float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Times:
-    """Seconds in ask and tell of one optimizer, and in whole runs."""
-
-    optimizer: str
-    seconds_per_100_calls: Number
-    share_of_search: Number
-    seconds_a_run: Number
-    wall_seconds_a_run: Number
 
 
 def judged_on(records: Sequence[Record]) -> Part:
@@ -220,54 +146,51 @@ def blocks(runs: pd.DataFrame) -> pd.DataFrame:
     return whole
 
 
-def ranking(runs: pd.DataFrame) -> list[Ranked]:
-    """One entry an optimizer, best first by mean rank, then by mean loss."""
+def ranking(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line an optimizer, best first by mean rank, then by mean loss.
+
+    Ranks, losses and accuracies are those of the blocks that all optimizers have, so that none
+    gains by missing a hard task; an optimizer without such a block has losses and accuracies of
+    all its runs.
+
+    Returns:
+        `mean_rank` over blocks; `loss_mean` and `accuracy_mean`, means over tasks of the means over
+        seeds; `loss_std` and `accuracy_std`, pooled over tasks; `loss_median`, the mean over tasks
+        of the medians; `calls_mean` of the runs that succeeded; `runs`, `stopped_early`, `failed`.
+    """
     table = blocks(runs)
-    ranks = table.rank(axis="columns").mean()
-    whole = runs.set_index(["task", "seed"]).index.isin(table.index)
-    lines = []
-    for optimizer, own in runs.groupby("optimizer", sort=False):
-        shared = own[whole[own.index]]
-        by_task = (shared if len(shared) else own).groupby("task")
-        loss, accuracy = by_task["loss"], by_task["accuracy"]
-        lines.append(
-            Ranked(
-                optimizer=str(optimizer),
-                mean_rank=_number(ranks.get(optimizer)),
-                loss_mean=_number(loss.mean().mean()),
-                loss_std=_number(np.sqrt(loss.var().mean())),
-                loss_median=_number(loss.median().mean()),
-                accuracy_mean=_number(accuracy.mean().mean()),
-                accuracy_std=_number(np.sqrt(accuracy.var().mean())),
-                calls_mean=_number(own["calls"].where(own["status"] != "failed").mean()),
-                runs=len(own),
-                stopped_early=int((own["status"] == "stopped early").sum()),
-                failed=int((own["status"] == "failed").sum()),
-            )
-        )
-    return sorted(lines, key=lambda line: (_last(line.mean_rank), _last(line.loss_mean)))
+    in_whole = runs.set_index(["task", "seed"]).index.isin(table.index)
+    shared = runs[in_whole | ~runs["optimizer"].isin(runs["optimizer"][in_whole])]
+    by_task = shared.groupby(["optimizer", "task"])[["loss", "accuracy"]]
+    mean, median = (own.groupby("optimizer").mean() for own in (by_task.mean(), by_task.median()))
+    std = np.sqrt(by_task.var().groupby("optimizer").mean())
+    own, status = runs.groupby("optimizer"), runs["status"]
+    found = pd.DataFrame(
+        {
+            "mean_rank": table.rank(axis="columns").mean(),
+            "loss_mean": mean["loss"],
+            "loss_std": std["loss"],
+            "loss_median": median["loss"],
+            "accuracy_mean": mean["accuracy"],
+            "accuracy_std": std["accuracy"],
+            "calls_mean": runs[status != "failed"].groupby("optimizer")["calls"].mean(),
+            "runs": own.size(),
+            "stopped_early": own["status"].agg(lambda status: (status == "stopped early").sum()),
+            "failed": own["status"].agg(lambda status: (status == "failed").sum()),
+        },
+        index=pd.Index(runs["optimizer"].unique(), name="optimizer"),
+    )
+    return _sorted(found.reset_index(), ["mean_rank", "loss_mean"])
 
 
-def by_task(runs: pd.DataFrame) -> list[OnTask]:
-    """One entry for each task and optimizer, a task's lowest mean loss first."""
-    lines = []
-    for (task, optimizer), own in runs.groupby(["task", "optimizer"], sort=False):
-        loss, accuracy = own["loss"], own["accuracy"]
-        lines.append(
-            OnTask(
-                task=str(task),
-                optimizer=str(optimizer),
-                runs=int(loss.count()),
-                loss_mean=_number(loss.mean()),
-                loss_std=_number(loss.std()),
-                loss_median=_number(loss.median()),
-                accuracy_mean=_number(accuracy.mean()),
-                accuracy_std=_number(accuracy.std()),
-                accuracy_median=_number(accuracy.median()),
-            )
-        )
-    tasks = list(dict.fromkeys(line.task for line in lines))
-    return sorted(lines, key=lambda line: (tasks.index(line.task), _last(line.loss_mean)))
+def by_task(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line for each task and optimizer, a task's lowest mean loss first: `runs` with a loss;
+    mean, std and median over seeds of `loss` and `accuracy`."""
+    grouped = runs.groupby(["task", "optimizer"], sort=False)
+    found = grouped[["loss", "accuracy"]].agg(["mean", "std", "median"])
+    found.columns = ["_".join(names) for names in found.columns]
+    found.insert(0, "runs", grouped["loss"].count())
+    return _by_task_and(["loss_mean"], found.reset_index())
 
 
 def significance(runs: pd.DataFrame) -> Significance:
@@ -364,34 +287,51 @@ def common_target(records: Sequence[Record]) -> dict[str, float]:
     return {task: float(np.median(losses)) for task, losses in lowest.items()}
 
 
-def calls_to_target(records: Sequence[Record], targets: Mapping[str, float]) -> list[ToTarget]:
-    """One entry for each task and optimizer, a task's soonest first."""
+def calls_to_target(records: Sequence[Record], targets: Mapping[str, float]) -> pd.DataFrame:
+    """How soon the training loss reached the target of its task.
+
+    Returns:
+        One line for each task and optimizer, a task's soonest first: `target`, `runs`, those that
+        `reached` it, `calls_median` over all runs, where one that never reached it counts as later
+        than all that did (NaN if these are half of them or more), and `calls_a_success`, all calls
+        until then divided by `reached` (the expected running time of COCO, Hansen et al., 2016).
+    """
     done = [record for record in records if record.done]
-    lines = []
-    for task, optimizer in dict.fromkeys((r.task, r.method) for r in done):
-        own = [r for r in done if (r.task, r.method) == (task, optimizer)]
-        lines.append(_to_target(own, targets[task]))
-    tasks = list(dict.fromkeys(record.task for record in done))
-    return sorted(lines, key=lambda line: (tasks.index(line.task), _soonest(line)))
-
-
-def _to_target(records: Sequence[Record], target: float) -> ToTarget:
-    reached = [record.curve.calls_to(target) for record in records]
-    spent = [
-        int(record.spent.get("calls", 0)) if calls is None else calls
-        for record, calls in zip(records, reached, strict=True)
-    ]
-    successes = sum(calls is not None for calls in reached)
-    median = np.median([math.inf if calls is None else calls for calls in reached])
-    return ToTarget(
-        task=records[0].task,
-        optimizer=records[0].method,
-        target=target,
-        runs=len(records),
-        reached=successes,
-        calls_median=_number(median),
-        calls_a_success=sum(spent) / successes if successes else None,
+    calls = [record.curve.calls_to(targets[record.task]) for record in done]
+    runs = pd.DataFrame(
+        {
+            "task": [record.task for record in done],
+            "optimizer": [record.method for record in done],
+            "target": [targets[record.task] for record in done],
+            "calls": [math.inf if own is None else own for own in calls],
+            "spent": [record.spent.get("calls", 0) for record in done],
+        }
     )
+    grouped = runs.groupby(["task", "optimizer"], sort=False)
+    found = grouped.agg(
+        target=("target", "first"), runs=("calls", "size"), calls_median=("calls", "median")
+    )
+    found.insert(2, "reached", grouped["calls"].agg(lambda own: np.isfinite(own).sum()))
+    runs["until"] = runs["calls"].where(np.isfinite(runs["calls"]), runs["spent"])
+    until = runs.groupby(["task", "optimizer"], sort=False)["until"].sum()
+    found["calls_a_success"] = until / found["reached"]
+    found["missed"] = 1 - found["reached"] / found["runs"]
+    found = _by_task_and(["calls_a_success", "missed"], found.reset_index())
+    finite: pd.DataFrame = found.drop(columns="missed").replace(math.inf, math.nan)
+    return finite
+
+
+def _by_task_and(columns: Sequence[str], lines: pd.DataFrame) -> pd.DataFrame:
+    """Lines sorted by columns within each task; the tasks in the order of their first lines."""
+    order = {task: place for place, task in enumerate(lines["task"].unique())}
+    lines = lines.assign(task_order=lines["task"].map(order))
+    found: pd.DataFrame = _sorted(lines, ["task_order", *columns]).drop(columns="task_order")
+    return found
+
+
+def _sorted(lines: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    found: pd.DataFrame = lines.sort_values(by, kind="stable", ignore_index=True)
+    return found
 
 
 def curves(records: Sequence[Record], what: str) -> list[Band]:
@@ -423,21 +363,26 @@ def curves(records: Sequence[Record], what: str) -> list[Band]:
     return lines
 
 
-def times(runs: pd.DataFrame) -> list[Times]:
-    """One entry an optimizer, the fastest first."""
-    lines = []
-    for optimizer, own in runs[runs["status"] != "failed"].groupby("optimizer", sort=False):
-        seconds, calls = own["optimizer_seconds"].sum(), own["calls"].sum()
-        lines.append(
-            Times(
-                optimizer=str(optimizer),
-                seconds_per_100_calls=_number(100 * seconds / calls) if calls else None,
-                share_of_search=_number(seconds / own["search_seconds"].sum()),
-                seconds_a_run=_number(own["optimizer_seconds"].mean()),
-                wall_seconds_a_run=_number(own["wall_seconds"].mean()),
-            )
-        )
-    return sorted(lines, key=lambda line: _last(line.seconds_per_100_calls))
+def times(runs: pd.DataFrame) -> pd.DataFrame:
+    """Seconds in ask and tell, and in whole runs; one line an optimizer, the fastest first."""
+    done = runs[runs["status"] != "failed"].groupby("optimizer", sort=False)
+    seconds = done["optimizer_seconds"].sum()
+    found = pd.DataFrame(
+        {
+            "seconds_per_100_calls": 100 * seconds / done["calls"].sum(),
+            "share_of_search": seconds / done["search_seconds"].sum(),
+            "seconds_a_run": done["optimizer_seconds"].mean(),
+            "wall_seconds_a_run": done["wall_seconds"].mean(),
+        }
+    )
+    finite = found.reset_index().replace(math.inf, math.nan)
+    return _sorted(finite, ["seconds_per_100_calls"])
+
+
+def plain(lines: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame as plain values, with None for NaN."""
+    records = lines.astype(object).where(lines.notna(), None).to_dict(orient="records")
+    return [{str(name): value for name, value in record.items()} for record in records]
 
 
 def _wilcoxon(a: FloatArray, b: FloatArray) -> float:
@@ -488,16 +433,3 @@ def _held(curve: dict[int, float], grid: Sequence[int]) -> FloatArray:
 def _lowest(record: Record) -> float:
     known = [loss for loss in record.curve.lowest_loss if loss is not None]
     return known[-1] if known else math.inf
-
-
-def _soonest(line: ToTarget) -> tuple[float, float]:
-    """Sorts by the calls a success, then by the share of runs that reached the target."""
-    return _last(line.calls_a_success), -line.reached / line.runs
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _last(value: float | None) -> float:
-    return math.inf if value is None else value

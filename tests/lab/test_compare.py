@@ -188,7 +188,7 @@ def test_two_folders_copied_together_are_one_comparison(tmp_path: Path) -> None:
         map(str, essence(whole))
     )
     shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
-    assert ComparisonResult.of(tmp_path / "a").ranking == whole.ranking
+    assert ComparisonResult.of(tmp_path / "a").ranking.equals(whole.ranking)
 
 
 @pytest.mark.parametrize(
@@ -281,11 +281,11 @@ def test_a_failed_run_is_recorded_with_its_sentence_and_counts_nowhere(tmp_path:
     assert [record.key for record in failed] == [("films", "broken", 1), ("films", "broken", 2)]
     assert failed[0].reason == "ZeroDivisionError: no more ideas"
     assert len(failed[0].curve.calls) == 2  # what it did before is there
-    assert [(line.optimizer, line.failed) for line in result.ranking] == [
+    assert [(line.optimizer, line.failed) for line in result.ranking.itertuples()] == [
         ("random", 0),
         ("broken", 2),
     ]
-    assert result.ranking[1].mean_rank is None
+    assert result.ranking.iloc[1].isna().mean_rank
     assert result.tests.optimizers_left_out == ["broken"]
 
 
@@ -365,7 +365,7 @@ def test_a_run_that_always_kills_its_worker_fails_by_itself(tmp_path: Path) -> N
     assert [record.method for record in result.failed] == ["deadly"]
     assert "its worker died twice" in result.failed[0].reason
     assert result.failed[0].identity == result.records[0].identity
-    assert ComparisonResult.of(tmp_path).ranking == result.ranking
+    assert ComparisonResult.of(tmp_path).ranking.equals(result.ranking)
 
 
 def test_a_worker_that_is_killed_before_it_begins_costs_nothing(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_runs_end_early_only_where_asked_and_it_is_recorded(tmp_path: Path) -> N
     assert record.reason.startswith("after 40 calls its lowest training loss was")
     assert record.done and record.loss("test") > 0
     assert record.conditions["early_stop"] == {"after": 0.5, "rivals": 3}
-    assert result.ranking[-1].stopped_early == 2
+    assert result.ranking.iloc[-1].stopped_early == 2
     no_start["budget"] = "calls=59"  # behind at 40 calls too, but then it has had its budget
     result = compare_films(tmp_path / "end", *optimizers, **no_start, early_stop=rule)
     assert not result.stopped_early

@@ -24,7 +24,8 @@ THREE = {"a": [0.1, 0.2, 0.3, 0.4], "b": [0.2, 0.3, 0.4, 0.6], "c": [0.3, 0.1, 0
 
 
 def ranks(records: Sequence[Record]) -> dict[str, float | None]:
-    return {line.optimizer: line.mean_rank for line in ComparisonResult(records).ranking}
+    ranking = ComparisonResult(records).ranking
+    return dict(zip(ranking["optimizer"], ranking["mean_rank"], strict=True))
 
 
 # -- ranking ------------------------------------------------------------------------------------
@@ -43,7 +44,7 @@ def test_what_the_machine_rounds_is_no_difference() -> None:
     result = ComparisonResult(
         table({"a": [0.5 + 2e-16] * 9, "b": [0.5] * 9, "c": [0.5 - 3e-9] * 9})
     )
-    assert {line.mean_rank for line in result.ranking} == {2}
+    assert {line.mean_rank for line in result.ranking.itertuples()} == {2}
     assert result.tests.friedman.p is None
     assert not any(pair.differ for pair in result.tests.pairs.of)
 
@@ -67,10 +68,10 @@ def test_a_hard_task_weighs_no_more_than_an_easy_one() -> None:
 
 def test_the_deviation_is_over_the_seeds_of_a_task() -> None:
     records = table({"a": [1.0, 3.0]}) + table({"a": [101.0, 103.0]}, task="other")
-    line = ComparisonResult(records).ranking[0]
+    line = ComparisonResult(records).ranking.iloc[0]
     assert line.loss_mean == 52
     assert line.loss_std == pytest.approx(math.sqrt(2))
-    assert ComparisonResult(table({"a": [1.0]})).ranking[0].loss_std is None
+    assert ComparisonResult(table({"a": [1.0]})).ranking.iloc[0].isna().loss_std
 
 
 def test_a_block_without_all_losses_is_left_out_and_counted() -> None:
@@ -81,13 +82,13 @@ def test_a_block_without_all_losses_is_left_out_and_counted() -> None:
     assert result.tests.blocks == 2
     assert result.tests.blocks_left_out == 2
     assert ranks(records) == {"a": 1.5, "b": 2.5, "c": 2.0}
-    assert result.ranking[0].failed == 1
+    assert result.ranking.iloc[0].failed == 1
 
 
 def test_an_optimizer_is_no_better_for_a_hard_task_that_it_lacks() -> None:
     records = table({"a": [0.1], "b": [0.2]})
     records += [run("a", 1, loss=1.0, task="hard")]
-    lines = {line.optimizer: line for line in ComparisonResult(records).ranking}
+    lines = {line.optimizer: line for line in ComparisonResult(records).ranking.itertuples()}
     assert (lines["a"].loss_mean, lines["b"].loss_mean) == (0.1, 0.2)
     assert (lines["a"].runs, lines["b"].runs) == (2, 1)
 
@@ -101,7 +102,7 @@ def test_losses_are_those_of_the_rows_that_all_tasks_have() -> None:
 
 
 def test_each_task_has_its_own_means_and_medians() -> None:
-    first = ComparisonResult(table({"a": [0.1, 0.2, 0.6]})).by_task[0]
+    first = ComparisonResult(table({"a": [0.1, 0.2, 0.6]})).by_task.iloc[0]
     assert first.loss_mean == pytest.approx(0.3)
     assert first.loss_median == pytest.approx(0.2)
     assert first.accuracy_median == pytest.approx(0.8)
@@ -233,12 +234,12 @@ def test_a_run_that_failed_has_no_part_in_a_curve() -> None:
 def test_a_run_that_never_reached_the_target_is_censored() -> None:
     reached = [run("a", seed, losses=[0.9, 0.4], calls=[10, 10 * seed]) for seed in (2, 3)]
     never = run("a", 4, losses=[0.9, 0.8], calls=[10, 100])
-    (line,) = ComparisonResult([*reached, never], target=0.5).calls_to_target
+    (line,) = ComparisonResult([*reached, never], target=0.5).calls_to_target.itertuples()
     assert (line.reached, line.runs) == (2, 3)
     assert line.calls_median == 30
     assert line.calls_a_success == (20 + 30 + 100) / 2
-    (line,) = ComparisonResult([reached[0], never], target=0.5).calls_to_target
-    assert line.calls_median is None
+    (line,) = ComparisonResult([reached[0], never], target=0.5).calls_to_target.itertuples()
+    assert math.isnan(line.calls_median)
 
 
 def test_the_soonest_at_the_target_comes_first_and_who_never_came_last() -> None:
@@ -247,21 +248,21 @@ def test_the_soonest_at_the_target_comes_first_and_who_never_came_last() -> None
         run("late", losses=[0.9, 0.4], calls=[10, 20]),
         run("soon", losses=[0.4, 0.4], calls=[10, 20]),
     ]
-    lines = ComparisonResult(records, target=0.5).calls_to_target
+    lines = ComparisonResult(records, target=0.5).calls_to_target.itertuples()
     assert [line.optimizer for line in lines] == ["soon", "late", "never"]
 
 
 def test_without_a_target_it_is_what_half_of_the_runs_reached() -> None:
     records = [run("a", seed, losses=[0.9, 0.1 * seed]) for seed in (1, 2, 3)]
     (line,) = ComparisonResult([replace(r, curve=replace(r.curve, calls=[1, 9])) for r in records])\
-        .calls_to_target  # fmt: skip
+        .calls_to_target.itertuples()  # fmt: skip
     assert line.target == pytest.approx(0.2)
     assert line.reached == 2
 
 
 def test_time_is_told_by_the_calls() -> None:
     slow = run("slow", optimizer_seconds=4.0, spent={"calls": 50, "seconds": 16.0})
-    fast, slower = ComparisonResult([slow, run("fast")]).times
+    fast, slower = ComparisonResult([slow, run("fast")]).times.itertuples()
     assert (fast.optimizer, slower.seconds_per_100_calls) == ("fast", 8)
     assert slower.share_of_search == 0.25
 

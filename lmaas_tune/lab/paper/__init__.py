@@ -15,7 +15,7 @@
     )
     print(table_text(table.cells))
 
-Needs the extra ``reproduce``; the rest of the package knows nothing of this part.
+Needs the extra ``reproduce``.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lmaas_tune.backend import Backend
 from lmaas_tune.client import Client
 from lmaas_tune.lab.paper.cell import TABLE
 from lmaas_tune.lab.paper.deviations import deviations
 from lmaas_tune.lab.paper.methods import METHODS, family_of
-from lmaas_tune.lab.paper.plan import Plan
 from lmaas_tune.lab.paper.published import PUBLISHED
 from lmaas_tune.lab.paper.rows import DataSource
 from lmaas_tune.lab.paper.run import Reproduction
-from lmaas_tune.lab.paper.table import table_json, table_text
+from lmaas_tune.lab.paper.setup import Setup
+from lmaas_tune.lab.paper.table import Cells, table_cells, table_text
 from lmaas_tune.lab.paper.tasks import LAYOUTS, PAPER_TASKS
 from lmaas_tune.lab.record import Record
 from lmaas_tune.lab.store import Store, read_stores
@@ -43,21 +42,21 @@ from lmaas_tune.lab.store import Store, read_stores
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What the runs came to.
+    """A finished table.
 
     Attributes:
-        cells: ``cells[task][method]``, see `lmaas_tune.lab.paper.table.table_json`.
+        cells: ``cells[task][method]``, see `lmaas_tune.lab.paper.table.Cell`.
         records: The runs.
-        deviations: In what they differ from the paper's, a sentence each.
+        deviations: Differences from the paper's runs, a sentence each.
     """
 
-    cells: Mapping[str, Mapping[str, Any]]
+    cells: Cells
     records: Sequence[Record]
     deviations: Sequence[str]
 
     @property
     def failed(self) -> list[Record]:
-        """Runs that have no value."""
+        """The runs that failed."""
         return [record for record in self.records if not record.done]
 
 
@@ -69,28 +68,28 @@ def reproduce(
     seeds: Sequence[int],
     source: DataSource,
     out: str | os.PathLike[str],
-    plan: Plan | None = None,
+    setup: Setup | None = None,
     pretrained: Mapping[str, str | os.PathLike[str]] | None = None,
     say: Callable[[Record], None] = lambda record: None,
 ) -> Table:
-    """Make every row on every task with every seed, on the same splits.
+    """Run every method on every task with every seed, on the same splits.
 
-    The same call goes on with what another one began: a run that is done is not done again, and a
-    search that was cut short goes on from its journal.
+    The same call resumes an earlier one: a run that is done is not repeated, and an interrupted
+    search is resumed from its journal.
 
     Args:
         backend: Of a local model, ``hf``.
-        tasks: Columns; `PAPER_TASKS` has them.
-        methods: Rows; `METHODS` has them.
+        tasks: Names in `PAPER_TASKS`, the columns.
+        methods: Names in `METHODS`, the rows.
         seeds: Each gives one run of each cell.
-        source: Of the rows.
-        out: The runs' folder.
-        plan: How the black-box rows are made; None takes what suits the model's family.
-        pretrained: By task, a saved prompt for the rows that start from one.
-        say: Told of each run when it ends.
+        source: Of the labelled rows.
+        out: The folder of the runs.
+        setup: Of the methods; None takes that of the model's family.
+        pretrained: By task, a saved prompt for the methods that start from one.
+        say: Called with the record of each run when it ends.
 
     Raises:
-        InputError: Something given cannot work, or the folder has runs that were made otherwise.
+        InputError: An argument is wrong, or the folder holds runs of another table.
         StorageError: The folder cannot be read or written.
     """
     client = backend if isinstance(backend, Client) else Client(backend)
@@ -100,7 +99,7 @@ def reproduce(
         methods=methods,
         seeds=seeds,
         source=source,
-        plan=plan or Plan.for_family(family_of(client)),
+        setup=setup or Setup.for_family(family_of(client)),
         pretrained={task: Path(folder) for task, folder in (pretrained or {}).items()},
         store=Store(Path(out), TABLE),
         say=say,
@@ -122,7 +121,7 @@ def read_table(out: str | os.PathLike[str]) -> Table:
 
 
 def _table(records: Sequence[Record]) -> Table:
-    return Table(table_json(records), records, deviations(records))
+    return Table(table_cells(records), records, deviations(records))
 
 
 __all__ = [
@@ -132,11 +131,11 @@ __all__ = [
     "PUBLISHED",
     "TABLE",
     "DataSource",
-    "Plan",
     "Record",
+    "Setup",
     "Table",
     "read_table",
     "reproduce",
-    "table_json",
+    "table_cells",
     "table_text",
 ]

@@ -1,4 +1,4 @@
-"""In what a table differs from the paper's, in sentences that stand below it."""
+"""Differences between a table and the paper's, in sentences below the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOTS = 16
 
 
 def deviations(records: Sequence[Record]) -> list[str]:
-    """Of these runs."""
+    """The differences of these runs, a sentence each."""
     return list(_deviations(records))
 
 
@@ -94,7 +94,7 @@ def _deviations(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _seeds(records: Sequence[Record]) -> str:
-    """Most seeds of a method on one task, and the methods that have fewer."""
+    """The largest number of seeds of a method on one task, and the methods with fewer."""
     counts = Counter(record.method for record in records if record.done)
     most = max(counts.values(), default=0)
     fewer = [

@@ -1,4 +1,4 @@
-"""The rows of the table: how each is made on the rows of one task and seed."""
+"""The methods in the paper's table, and how each is run on one task and seed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lmaas_tune.calibration import fitted_calibration
 from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError, named
 from lmaas_tune.lab.baselines import BASELINES, fit_baseline
-from lmaas_tune.lab.paper.plan import Plan
 from lmaas_tune.lab.paper.rows import FewShot
+from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording
 from lmaas_tune.prompts import DeepPrompt, FloatArray, SoftPrompt, TextPrompt
 from lmaas_tune.settings import Settings
@@ -26,17 +26,17 @@ from lmaas_tune.tuner import Tuner, fit_whole
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
-    """What a row is made of, for one task and seed.
+    """The input of a method, for one task and seed.
 
     Attributes:
         client: Around the local model.
-        task: One of the seven.
-        wording: How it is put to this model.
-        rows: The few shots, and the test rows.
-        seed: Of the rows and of all that is drawn.
-        plan: How the black-box rows are made.
-        pretrained: The prompt that two of the rows start from.
-        folder: Keeps a search, so that it can go on.
+        task: One of the seven tasks.
+        wording: Its template and words for this model.
+        rows: The few-shot rows and the test rows.
+        seed: Of the rows and of everything random.
+        setup: Settings of the black-box methods.
+        pretrained: The prompt that two of the methods start from.
+        folder: Of a search, which is resumed from it.
     """
 
     client: Client
@@ -44,18 +44,18 @@ class Trial:
     wording: Wording
     rows: FewShot
     seed: int
-    plan: Plan
+    setup: Setup
     pretrained: SoftPrompt | None
     folder: Path
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a row came to.
+    """The result of a method.
 
     Attributes:
         scores: (test rows, labels) log-probabilities; the highest is the answer.
-        parameters: How many numbers were tuned.
+        parameters: Number of tuned parameters.
         reason: Why a search ended.
         spent: By a search.
         notes: For the reader of the table.
@@ -71,7 +71,7 @@ class Outcome:
 
 
 Make: TypeAlias = Callable[[Trial], Outcome]
-Describe: TypeAlias = Callable[[Plan, PaperTask, Wording], Mapping[str, Any]]
+Describe: TypeAlias = Callable[[Setup, PaperTask, Wording], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,24 +79,24 @@ class Method:
     """A row of the table.
 
     Attributes:
-        title: As the paper calls it.
-        make: Makes it.
-        settings: What it is made with, as plain values: runs of other settings are of another row.
-        varies: Whether the seed changes anything; a row that it does not is made once.
+        title: Its title in the paper.
+        make: Runs it.
+        settings: Its settings as plain values, which all its runs on a task share.
+        varies: Whether the result depends on the seed; if not, it is run once.
         pretrained: Whether it starts from a pre-trained prompt.
-        searches: Whether it is a search over a black box.
+        searches: Whether it is a black-box search.
     """
 
     title: str
     make: Make
-    settings: Describe = lambda plan, task, wording: {}
+    settings: Describe = lambda setup, task, wording: {}
     varies: bool = True
     pretrained: bool = False
     searches: bool = False
 
 
 def _baseline(name: str, title: str, *, tunes_prompt: bool = False, **more: bool) -> Method:
-    """A row that is none of a search."""
+    """A method of `lmaas_tune.lab.baselines`."""
 
     def make(trial: Trial) -> Outcome:
         wording = trial.wording
@@ -118,20 +118,20 @@ def _baseline(name: str, title: str, *, tunes_prompt: bool = False, **more: bool
         return Outcome(scores, fitted.parameters, notes=fitted.notes, details=details)
 
     own = asdict(BASELINES[name].settings())
-    return Method(title=title, make=make, settings=lambda plan, task, wording: own, **more)
+    return Method(title=title, make=make, settings=lambda setup, task, wording: own, **more)
 
 
 def _search(
     title: str,
-    settings: Callable[[Plan, PaperTask, Wording], Settings],
+    settings: Callable[[Setup, PaperTask, Wording], Settings],
     *,
     pretrained: bool = False,
 ) -> Method:
-    """A row that is a search over a black box."""
+    """A black-box search."""
     return Method(
         title=title,
-        make=lambda trial: _searched(trial, settings(trial.plan, trial.task, trial.wording)),
-        settings=lambda plan, task, wording: settings(plan, task, wording).to_json(),
+        make=lambda trial: _searched(trial, settings(trial.setup, trial.task, trial.wording)),
+        settings=lambda setup, task, wording: settings(setup, task, wording).to_json(),
         pretrained=pretrained,
         searches=True,
     )
@@ -140,14 +140,14 @@ def _search(
 def _start(trial: Trial) -> SoftPrompt | None:
     if trial.pretrained is not None:
         return trial.pretrained
-    settings = trial.plan.bbt(trial.task, trial.wording)
+    settings = trial.setup.bbt(trial.task, trial.wording)
     return gradient_start(trial.client, settings, trial.wording, trial.seed)
 
 
 def gradient_start(
     client: Client, settings: Settings, wording: Wording, seed: int
 ) -> SoftPrompt | None:
-    """Where a prompt that is tuned by gradient starts, as the search does; None: at the words."""
+    """The start of a prompt that is tuned by gradient, as in a search; None for the words."""
     if wording.words:
         return None
     backend: Any = client.backend
@@ -171,7 +171,7 @@ def family_of(client: Client) -> str:
 
 
 def _calibrated(trial: Trial) -> Outcome:
-    """The manual prompt with one number a label, fitted to the training rows: a single call."""
+    """The manual prompt with one bias a label, fitted to the training rows in a single call."""
     task = trial.wording.manual_task
     plain = TunedPrompt(
         TextPrompt(trial.wording.words), task, np.zeros(len(task.verbalizer.labels))
@@ -228,17 +228,17 @@ METHODS: Mapping[str, Method] = {
     "icl": _baseline("icl", "In-Context Learning"),
     "feature-mlp": _baseline("feature-mlp", "Feature-MLP"),
     "feature-bilstm": _baseline("feature-bilstm", "Feature-BiLSTM"),
-    "bbt": _search("Black-Box Tuning", Plan.bbt),
-    "bbt-pretrained": _search("  + Pre-trained prompt", Plan.bbt, pretrained=True),
-    "bbtv2": _search("BBTv2", Plan.bbtv2),
+    "bbt": _search("Black-Box Tuning", Setup.bbt),
+    "bbt-pretrained": _search("  + Pre-trained prompt", Setup.bbt, pretrained=True),
+    "bbtv2": _search("BBTv2", Setup.bbtv2),
 }
-"""Every row, in the order of the paper's table; what it has not stands below its kin."""
+"""All methods, in the order of the paper's table; one that it lacks follows its relative."""
 
 
 def method(name: str) -> Method:
-    """A row by name.
+    """A method by name.
 
     Raises:
-        InputError: No row has this name.
+        InputError: No method has this name.
     """
     return named("method", name, METHODS)

@@ -1,4 +1,4 @@
-"""A prompt made by gradient on one task, for others to start from (the paper, section 3.4)."""
+"""A prompt tuned by gradient on one task, from which others start (the paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.baselines import FittedBaseline, fit_baseline
 from lmaas_tune.lab.paper.methods import family_of, gradient_start
-from lmaas_tune.lab.paper.plan import Plan
 from lmaas_tune.lab.paper.rows import DataSource
+from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask
 from lmaas_tune.prompts import SoftPrompt
 from lmaas_tune.task import Example
@@ -24,23 +24,23 @@ VALIDATION_SHARE = 0.2
 
 
 def pretrain(
-    client: Client, task: PaperTask, source: DataSource, plan: Plan, *, seed: int
+    client: Client, task: PaperTask, source: DataSource, setup: Setup, *, seed: int
 ) -> TunedPrompt:
     """Tune a prompt by gradient on all training rows of a task.
 
     Args:
         client: Around the local model, a backend ``hf``.
         task: The source task; in the paper MNLI, for the three tasks with two sentences.
-        source: Of its rows; its test rows are not looked at.
-        plan: Its layout, and the start of its prompt, are those of the rows that will start here.
-        seed: Of the order of the rows, and of what is held out.
+        source: Of its rows; its test rows are not read.
+        setup: Gives layout and start of the prompt, the same as for the methods that start here.
+        seed: Of the order of the rows, and of those that are held out.
 
     Raises:
         InputError: The rows cannot be read or are too few, or the model is behind an API.
     """
     rows = source.all_training_rows(task)
     train, validation = _held_out(rows, seed)
-    wording = task.wording(plan.layout, family_of(client))
+    wording = task.wording(setup.layout, family_of(client))
     backend: Any = client.backend
     fitted = fit_baseline(
         "prompt-tuning",
@@ -50,7 +50,7 @@ def pretrain(
         validation,
         words=wording.words,
         seed=seed,
-        start=gradient_start(client, plan.bbt(task, wording), wording, seed),
+        start=gradient_start(client, setup.bbt(task, wording), wording, seed),
     )
     provenance = {
         "backend": client.identity,
@@ -72,7 +72,7 @@ def _prompt_of(fitted: FittedBaseline) -> SoftPrompt:
 
 
 def _held_out(rows: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """Training rows, and for validation the same share of each class."""
+    """Training rows, and validation rows: the same share of each class."""
     counts = Counter(row.label for row in rows)
     if min(counts.values()) < 2:
         raise InputError(f"a class has fewer than 2 rows: {dict(counts)}; none could be held out")

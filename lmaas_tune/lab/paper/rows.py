@@ -1,4 +1,4 @@
-"""The rows of a task: few-shot splits in a folder, or drawn from a whole training set."""
+"""The labelled rows of a task: few-shot splits in a folder, or drawn from a whole training set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lmaas_tune.task import Example
 _PARTS = ("train", "dev")
 
 HUB = "hub"
-"""Stands for the data folder where the public data sets are meant."""
+"""Replaces the data folder and means the public data sets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +26,10 @@ class FewShot:
     """The rows of one task and seed.
 
     Attributes:
-        train: So many a class.
-        validation: As many others.
+        train: The training rows.
+        validation: The same number of other rows.
         test: The same for every seed.
-        left_out: How many rows of each part the model cannot read.
+        left_out: Number of rows of each part that the model cannot read.
     """
 
     train: Sequence[Example]
@@ -39,17 +39,17 @@ class FewShot:
 
     @property
     def parts(self) -> dict[str, Sequence[Example]]:
-        """The rows by what they are for."""
+        """The rows by part."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def readable(self, check: Callable[[Sequence[Example]], None]) -> FewShot:
-        """Those rows that can be read, the others counted.
+        """The rows that the model can read; the others are counted.
 
         Args:
-            check: Raises `InputError` where one of some rows cannot.
+            check: Raises `InputError` if one of the given rows cannot be read.
 
         Raises:
-            InputError: None of a part can.
+            InputError: No row of a part can be read.
         """
         kept = {name: _readable(rows, check) for name, rows in self.parts.items()}
         left_out = {name: len(rows) - len(kept[name]) for name, rows in self.parts.items()}
@@ -75,17 +75,16 @@ def _readable(
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """Where rows come from.
+    """A source of labelled rows.
 
     A folder has ``TASK/test.jsonl`` and either ``TASK/seed-N/train.jsonl`` and ``dev.jsonl`` for
     each seed, or ``TASK/train.jsonl``, from which the splits are drawn by the paper's protocol.
 
     Attributes:
         data: A folder, or ``hub``.
-        shots: Rows a class for training, and as many for validation.
-        other_shots: The same for tasks that have a number of their own.
-        test_rows: Where there are more test rows, so many are drawn, once for all seeds; None
-            takes all.
+        shots: Rows a class for training, and the same number for validation.
+        other_shots: The same for some tasks.
+        test_rows: Maximum number of test rows, drawn once for all seeds; None takes all.
     """
 
     data: str
@@ -127,7 +126,7 @@ class DataSource:
         return [rows[number] for number in kept]
 
     def all_training_rows(self, task: PaperTask) -> list[Example]:
-        """Every row that is not for testing, each once: what a prompt is pre-trained on."""
+        """All rows that are not for testing, each once; a prompt is pre-trained on them."""
         if self.data == HUB:
             return _from_hub(task, "train")
         folder = self._folder(task)
@@ -160,7 +159,7 @@ class DataSource:
             raise InputError(f"task {task.name!r}: {error}") from error
 
     def _first(self, task: PaperTask, file: Path) -> list[Example]:
-        """So many of each class as there are to be shots."""
+        """The first rows of each class, up to the number of shots."""
         shots = self.shots_of(task)
         taken: Counter[str | None] = Counter()
         kept = []
@@ -210,7 +209,7 @@ def _from_hub(task: PaperTask, split: str) -> list[Example]:
     source = task.source
     try:
         rows: Any = datasets.load_dataset(source.path, source.name, split=split)
-    except Exception as error:  # whatever goes wrong between here and there
+    except Exception as error:  # anything that fails on the way
         raise InputError(
             f"task {task.name!r}: {source.path} cannot be had from the hub "
             f"({type(error).__name__}: {error}); give a folder with --data"

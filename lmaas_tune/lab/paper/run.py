@@ -16,8 +16,8 @@ from lmaas_tune.backend import Inspects, ScoreRequest
 from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.lab.paper.methods import Trial, family_of, gradient_start, method
-from lmaas_tune.lab.paper.plan import Plan
 from lmaas_tune.lab.paper.rows import DataSource, FewShot
+from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording, paper_task
 from lmaas_tune.lab.plan import check_listed
 from lmaas_tune.lab.pool import run_serially
@@ -96,7 +96,7 @@ class Reproduction:
         methods: Names of the rows.
         seeds: Each gives one run of each cell.
         source: Of the labelled rows.
-        plan: Settings of the methods.
+        setup: Settings of the methods.
         pretrained: By task, the folder of the prompt that two of the methods start from.
         store: Of the runs.
         say: Called with the record of each run when it ends.
@@ -110,7 +110,7 @@ class Reproduction:
     methods: Sequence[str]
     seeds: Sequence[int]
     source: DataSource
-    plan: Plan
+    setup: Setup
     pretrained: Mapping[str, Path] = field(default_factory=dict)
     store: Store
     say: Callable[[Record], None] = lambda record: None
@@ -120,7 +120,7 @@ class Reproduction:
             check_listed(what, getattr(self, what))
         methods = {name: method(name) for name in self.methods}
         for task in map(paper_task, self.tasks):
-            task.wording(self.plan.layout, family_of(self.client))
+            task.wording(self.setup.layout, family_of(self.client))
             for name in self.methods:
                 if methods[name].pretrained and task.is_pair and task.name not in self.pretrained:
                     raise InputError(
@@ -159,7 +159,7 @@ class Reproduction:
         rows: dict[tuple[str, int], FewShot] = {}
         runs = []
         for task, name, seeds in self._cells():
-            wording = task.wording(self.plan.layout, family_of(self.client))
+            wording = task.wording(self.setup.layout, family_of(self.client))
             if not method(name).varies:  # one run, of any seed, serves all
                 made = [r.seed for r in stored if (r.task, r.method) == (task.name, name)]
                 seeds = [*made, *seeds][:1]
@@ -189,7 +189,7 @@ class Reproduction:
                 part: RowSet(rows=len(own), digest=wording.task.digest(own))
                 for part, own in rows.parts.items()
             },
-            settings=_plain(method(name).settings(self.plan, task, wording)),
+            settings=_plain(method(name).settings(self.setup, task, wording)),
             versions=versions(),
         )
         trial = Trial(
@@ -198,7 +198,7 @@ class Reproduction:
             wording=wording,
             rows=rows,
             seed=seed,
-            plan=self.plan,
+            setup=self.setup,
             pretrained=start,
             folder=self.store.place,
         )
@@ -213,7 +213,7 @@ class Reproduction:
         saved: TunedPrompt | None,
     ) -> dict[str, Any]:
         conditions = {
-            **self.plan.to_json(),
+            **self.setup.to_json(),
             **({} if method(name).searches else {"budget": None}),
             "words": wording.words,
             "shots": self.source.shots_of(task),
@@ -229,7 +229,7 @@ class Reproduction:
 
         The reference code, too, leaves out rows that are longer than its model reads.
         """
-        settings = self.plan.bbt(task, wording)
+        settings = self.setup.bbt(task, wording)
         start = gradient_start(self.client, settings, wording, seed) or TextPrompt(wording.words)
         backend = self.client.backend
 

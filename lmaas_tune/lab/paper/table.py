@@ -1,64 +1,91 @@
-"""The table: means over seeds, beside the paper's."""
+"""The table: means over seeds, next to the paper's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
+from typing import TypeAlias
 
 from lmaas_tune.lab.paper.methods import METHODS
 from lmaas_tune.lab.paper.published import PUBLISHED, TASKS
-from lmaas_tune.lab.paper.tasks import PAPER_TASKS, paper_task
+from lmaas_tune.lab.paper.tasks import PAPER_TASKS, Metric, paper_task
 from lmaas_tune.lab.record import Record
 
 _SHORT = {"sst2": "SST-2", "yelpp": "Yelp P.", "agnews": "AG's News", "dbpedia": "DBPedia"}
 
 
-def table_json(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """``table[task][method]``: mean and std of the task's metric (0 to 1) over n runs, beside the
-    paper's; std is None of a single run, and what has no run that succeeded has mean None."""
-    table: dict[str, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds, 0 to 1; None if no run succeeded. `std` is None for a single run."""
+
+    mean: float | None
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Cell(Mean):
+    """A method on a task.
+
+    Attributes:
+        n: Number of runs that succeeded.
+        metric: The task's metric.
+        parameters: Number of tuned parameters.
+        seconds: Mean wall time of a run.
+        paper: The published value, if there is one.
+    """
+
+    n: int
+    metric: Metric
+    parameters: int | None
+    seconds: float
+    paper: Mean | None
+
+
+Cells: TypeAlias = Mapping[str, Mapping[str, Cell]]
+"""``cells[task][method]``."""
+
+
+def table_cells(records: Sequence[Record]) -> Cells:
+    """The cells of the table, from its runs."""
+    runs: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        cell = table.setdefault(record.task, {}).setdefault(record.method, [])
-        cell.append(record)
+        runs.setdefault(record.task, {}).setdefault(record.method, []).append(record)
     return {
-        task: {name: _cell(task, name, cell) for name, cell in row.items()}
-        for task, row in table.items()
+        task: {name: _cell(task, name, own) for name, own in row.items()}
+        for task, row in runs.items()
     }
 
 
-def _cell(task: str, name: str, records: Sequence[Record]) -> dict[str, Any]:
+def _cell(task: str, name: str, records: Sequence[Record]) -> Cell:
     values = [record.value for record in records if record.value is not None]
     published = PUBLISHED.get(name, {}).get(task)
-    return {
-        "mean": mean(values) if values else None,
-        "std": stdev(values) if len(values) > 1 else None,
-        "n": len(values),
-        "metric": paper_task(task).metric,
-        "parameters": records[0].parameters,
-        "seconds": mean(record.wall_seconds for record in records),
-        "paper": None
-        if published is None
-        else {"mean": _share(published[0]), "std": _share(published[1])},
-    }
+    return Cell(
+        mean=mean(values) if values else None,
+        std=stdev(values) if len(values) > 1 else None,
+        n=len(values),
+        metric=paper_task(task).metric,
+        parameters=records[0].parameters,
+        seconds=mean(record.wall_seconds for record in records),
+        paper=published and Mean(*map(_share, published)),
+    )
 
 
 def _share(per_cent: float | None) -> float | None:
     return None if per_cent is None else round(per_cent / 100, 6)
 
 
-def table_text(table: Mapping[str, Mapping[str, Any]]) -> str:
-    """Rows and columns in the paper's order, per cent; below each row the paper's."""
-    tasks = [task for task in TASKS if task in table]
-    names = [name for name in METHODS if any(name in table[task] for task in tasks)]
-    head = ["", *(_title(task) for task in tasks), "average"]
-    lines = [head]
-    for name in names:
-        cells = [table[task].get(name) for task in tasks]
-        lines.append([METHODS[name].title, *map(_ours, cells), _average(cells, "mean")])
-        if any(cell and cell["paper"] for cell in cells):
-            theirs = [cell and cell["paper"] for cell in cells]
-            lines.append(["  (paper)", *map(_ours, theirs), _average(theirs, "mean")])
+def table_text(cells: Cells) -> str:
+    """Rows and columns in the paper's order, in per cent; the paper's row is below each row."""
+    tasks = [task for task in TASKS if task in cells]
+    lines = [["", *map(_title, tasks), "average"]]
+    for name in METHODS:
+        row = [cells[task].get(name) for task in tasks]
+        if any(row):
+            lines.append([METHODS[name].title, *map(_text, row), _average(row)])
+        paper = [cell and cell.paper for cell in row]
+        if any(paper):
+            lines.append(["  (paper)", *map(_text, paper), _average(paper)])
     return _columns(lines)
 
 
@@ -67,19 +94,19 @@ def _title(task: str) -> str:
     return f"{title} F1" if PAPER_TASKS[task].metric == "f1" else title
 
 
-def _ours(cell: Mapping[str, Any] | None) -> str:
-    if cell is None:
+def _text(value: Mean | None) -> str:
+    if value is None:
         return "/"
-    if cell["mean"] is None:
+    if value.mean is None:
         return "failed"
-    spread = "" if cell["std"] is None else f" ± {100 * cell['std']:.1f}"
-    return f"{100 * cell['mean']:.1f}{spread}"
+    spread = "" if value.std is None else f" ± {100 * value.std:.1f}"
+    return f"{100 * value.mean:.1f}{spread}"
 
 
-def _average(cells: Sequence[Mapping[str, Any] | None], name: str) -> str:
-    """Of a row that is whole; an average over other tasks would compare with nothing."""
-    values = [cell[name] for cell in cells if cell is not None and cell[name] is not None]
-    return f"{100 * mean(values):.1f}" if values and len(values) == len(cells) else "/"
+def _average(row: Sequence[Mean | None]) -> str:
+    """The average of a complete row; others could not be compared."""
+    values = [value.mean for value in row if value is not None and value.mean is not None]
+    return f"{100 * mean(values):.1f}" if values and len(values) == len(row) else "/"
 
 
 def _columns(lines: Sequence[Sequence[str]]) -> str:

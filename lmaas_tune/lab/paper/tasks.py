@@ -1,4 +1,4 @@
-"""The paper's seven tasks: their rows, templates and label words, for each family of models."""
+"""The paper's seven tasks: fields, templates and label words, for each family of models."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Metric: TypeAlias = Literal["accuracy", "f1"]
 
 @dataclass(frozen=True)
 class Wording:
-    """How a task is put to a model.
+    """The words around the rows of a task, for a kind of model.
 
     Attributes:
-        template: For what tunes a prompt.
+        template: Of methods that tune a prompt.
         label_words: One a label, in the order of the labels.
-        words: What a person would write at ``{prompt}``, and where a soft prompt starts; empty
-            where the prompt is tokens of the vocabulary before a text that says all by itself.
-        manual: The template where no prompt is tuned; None: `template`, with the words in it.
+        words: A manual prompt at ``{prompt}``, from which a soft prompt starts; empty if the prompt
+            starts from random tokens.
+        manual: The template of methods without a tuned prompt; None for `template`.
     """
 
     template: str
@@ -38,12 +38,12 @@ class Wording:
 
     @property
     def task(self) -> Task:
-        """For what tunes a prompt."""
+        """The task of methods that tune a prompt."""
         return self._task(self.template)
 
     @property
     def manual_task(self) -> Task:
-        """For what does not."""
+        """The task of the other methods."""
         return self._task(self.manual or self.template)
 
     def _task(self, template: str) -> Task:
@@ -53,11 +53,11 @@ class Wording:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the public data set is on the hub.
+    """A public data set on the hub.
 
     Attributes:
         path: Of the data set.
-        name: Of its configuration; None where there is one only.
+        name: Of its configuration; None if there is only one.
         test: The split that the paper tests on.
     """
 
@@ -68,7 +68,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTask:
-    """One of the seven.
+    """One of the seven tasks.
 
     Attributes:
         name: Its column.
@@ -76,8 +76,8 @@ class PaperTask:
         source: On the hub.
         wordings: By ``masked``, ``causal``, ``seq2seq`` (layout ``paper``) and ``text-first``.
         metric: What the paper reports.
-        objective: The paper's loss for it.
-        calls: The paper's budget for it.
+        objective: The paper's loss.
+        calls: The paper's budget.
     """
 
     name: str
@@ -90,19 +90,19 @@ class PaperTask:
 
     @property
     def is_pair(self) -> bool:
-        """Whether a row has two sentences; only these start from a pre-trained prompt."""
+        """Whether a row has two sentences; only such tasks start from a pre-trained prompt."""
         return len(self.fields) == 2
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of its rows, in order."""
+        """The labels, in order."""
         return tuple(self.wordings["text-first"].task.verbalizer.labels)
 
     def wording(self, layout: Layout, family: str) -> Wording:
-        """How it is put to a model of a family (``causal``, ``masked``, ``seq2seq``).
+        """The wording for a family of models (``causal``, ``masked``, ``seq2seq``).
 
         Raises:
-            InputError: The reference has no template for these.
+            InputError: The reference code has no template for the family.
         """
         key = "text-first" if layout == "text-first" else family
         if key not in self.wordings:
@@ -125,12 +125,12 @@ def _wordings(
 
 
 def _paper(bare: str, label_words: tuple[str, ...], *, joint: str = " . ") -> Wording:
-    """A template of the paper's: the prompt, what joins it to the text, and the text."""
+    """A template of the paper: the prompt, a separator, and the text."""
     return Wording("{prompt}" + joint + bare, label_words, manual="{prompt}" + bare)
 
 
 def _opinion(name: str, causal_end: str) -> dict[str, Wording]:
-    """Of a task whose text is an opinion."""
+    """The wordings of a task about opinions."""
     text = f"{{{name}}}"
     return _wordings(
         masked=_paper(f"{text} . It was {{label}} .", ("bad", "great")),
@@ -143,7 +143,7 @@ def _opinion(name: str, causal_end: str) -> dict[str, Wording]:
 def _topic(
     masked: Wording, name: str, causal_end: str, first_words: tuple[str, ...], words: str
 ) -> dict[str, Wording]:
-    """Of a task that asks what the text is about; masked and sequence-to-sequence are alike."""
+    """The wordings of a task about topics; masked and sequence-to-sequence are alike."""
     text, joint = f"{{{name}}}", " . " if masked.template.startswith("{prompt} . ") else " "
     seq2seq = _paper((masked.manual or "").removeprefix("{prompt}"), masked.label_words, joint=" ")
     causal = _paper(f"{text} {causal_end} {{label}}", _low(masked.label_words), joint=joint)
@@ -154,7 +154,7 @@ def _topic(
 def _pair(
     fields: tuple[str, str], label_words: tuple[str, ...], question: str
 ) -> dict[str, Wording]:
-    """Of a task of two sentences; the reference has none for causal models."""
+    """The wordings of a task with two sentences; the reference code has none for causal models."""
     one, two = (f"{{{name}}}" for name in fields)
     paper = _paper(f"{one} ? {{label}} , {two}", label_words)
     template = f"First: {one}\nSecond: {two}\n {{prompt}} {{label}}"
@@ -251,7 +251,7 @@ PAPER_TASKS: Mapping[str, PaperTask] = {
 
 
 def paper_task(name: str) -> PaperTask:
-    """One of the seven by name.
+    """A task by name.
 
     Raises:
         InputError: No task has this name.

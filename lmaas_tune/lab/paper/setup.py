@@ -1,4 +1,4 @@
-"""How the table's rows are made: layout, settings and budget, the same for every task and seed."""
+"""The setup of a table: layout, settings and budget, the same for every task and seed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.settings import Settings, preset
 
 BBTV2 = "bbtv2"
-"""Name of the preset."""
+"""Name of a preset and of a method."""
 
 _OURS, _PAPERS = "default", "paper-icml22"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How the rows are made.
+class Setup:
+    """The setup of the methods in a table.
 
     Attributes:
-        preset: Settings of the black-box rows: the paper's (``paper-icml22``, ``repo-head``; then
-            a task has its own loss and budget), or ``default``, ours.
-        layout: Where prompt and text stand.
-        budget: Of each search, instead of the preset's and the task's.
+        preset: Settings of the black-box methods: the paper's (``paper-icml22``, ``repo-head``),
+            with each task's own loss and budget, or ``default``, ours.
+        layout: Order of prompt and text.
+        budget: Of each search; it replaces those of the preset and the task.
 
     Raises:
-        InputError: An unknown preset or layout, or a preset that is a row of its own.
+        InputError: An unknown preset or layout, or a preset that is a method.
     """
 
     preset: str
@@ -51,18 +51,18 @@ class Plan:
         preset: str | None = None,
         layout: str | None = None,
         budget: Budget | None = None,
-    ) -> Plan:
-        """What suits a family of models, where nothing else is said.
+    ) -> Setup:
+        """The setup for a family of models.
 
-        Masked and sequence-to-sequence models get the paper's settings and templates. The
-        reference has no templates of all tasks for causal models, and a causal model reads a text
-        anew for each prompt that stands before it: these get our settings, and the text first.
+        Masked and sequence-to-sequence models get the paper's settings and templates. Causal
+        models get our settings, and the text first: the reference code lacks templates for some
+        tasks on them, and they process a text again for each prompt before it.
 
         Args:
             family: ``causal``, ``masked`` or ``seq2seq``.
-            preset: Instead of the family's.
-            layout: Instead of the preset's.
-            budget: See `Plan`.
+            preset: Replaces that of the family.
+            layout: Replaces that of the preset.
+            budget: See `Setup`.
         """
         if preset is None:
             preset = _OURS if family == "causal" else _PAPERS
@@ -72,15 +72,15 @@ class Plan:
 
     @property
     def is_papers(self) -> bool:
-        """Whether the black-box rows have the paper's settings."""
+        """Whether the black-box methods have the paper's settings."""
         return self.preset != _OURS
 
     def bbt(self, task: PaperTask, wording: Wording) -> Settings:
-        """Of a search over the first layer's prompt."""
+        """Settings of a search over the prompt of the first layer."""
         return self._fitted(preset(self.preset), task, wording)
 
     def bbtv2(self, task: PaperTask, wording: Wording) -> Settings:
-        """Of a search over the prompts of all layers."""
+        """Settings of a search over the prompts of all layers."""
         if self.is_papers:
             return self._fitted(preset(BBTV2), replace(task, calls=8000), wording)
         deep = replace(
