@@ -1,4 +1,4 @@
-"""``lmaas-tune compare``: which optimizer to trust on a task."""
+"""``lmaas-tune compare``: compare optimizers on a task at equal budgets."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def _add_comparison(command: Parser) -> None:
         "--out",
         required=True,
         metavar="DIR",
-        help="the results; the same command goes on with what is unfinished there",
+        help="the results; the same command resumes unfinished runs",
     )
     group.add_argument(
-        "--jobs", type=int, metavar="N", help="processes, each with a model of its own (1)"
+        "--jobs", type=int, metavar="N", help="processes, each with its own model (1)"
     )
     group.add_argument(
         "--dask", metavar="ADDRESS", help="run on the Dask cluster whose scheduler listens there"
@@ -103,7 +103,7 @@ def _add_comparison(command: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Compare, or go on with it."""
+    """Compare, or resume a comparison."""
     from lmaas_tune.lab.optimizers import compare
 
     rule = None if arguments.stop_early is None else EarlyStop(after=arguments.stop_early)
@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
                 target=arguments.target,
             )
     except KeyboardInterrupt:
-        note(f"what is done is kept in {arguments.out}: the same command goes on")
+        note(f"finished runs are kept in {arguments.out}: the same command resumes the others")
         raise
     content = {**result.to_json(), "out": arguments.out}
     code = FAILED if result.failed else 0

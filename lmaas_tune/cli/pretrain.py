@@ -1,4 +1,4 @@
-"""``lmaas-tune pretrain``: a prompt to start from, made by gradient on another task."""
+"""``lmaas-tune pretrain``: tune a prompt by gradient on one task, to start from on others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Make it and save it."""
+    """Make the prompt and save it."""
     task, source = paper_task(arguments.task), DataSource(data=data_of(arguments))
     client = open_model(arguments)
     tuned = pretrain(client, task, source, read_setup(arguments, client), seed=arguments.seed)

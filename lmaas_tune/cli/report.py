@@ -11,9 +11,12 @@ from lmaas_tune.lab.extra import need
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    command = add_command(commands, "report", "Write what `compare` found as one HTML file")
+    command = add_command(commands, "report", "Write the results of `compare` as one HTML file")
     command.add_argument(
-        "folders", nargs="+", metavar="DIR", help="results of `lmaas-tune compare`; several add up"
+        "stores",
+        nargs="+",
+        metavar="DIR",
+        help="folders of `lmaas-tune compare`, or files of JSON lines; several are merged",
     )
     command.add_argument(
         "-o", "--output", default="report.html", metavar="FILE", help="(report.html)"
@@ -29,7 +32,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     need("a report", "jinja2", "plotly", "scipy", "statsmodels")
     from lmaas_tune.lab.comparison_result import ComparisonResult
 
-    result = ComparisonResult.of(*arguments.folders, target=arguments.target)
+    result = ComparisonResult.of(*arguments.stores, target=arguments.target)
     path = result.report(arguments.output)
     content = {**result.to_json(), "report": str(path)}
     return Outcome(content, f"{result_text(result)}\nWritten: {path}", failures(result))

@@ -49,10 +49,10 @@ def add_to(commands: Commands) -> None:
         "--shots",
         default="16",
         metavar="N",
-        help="rows a class to train on; 16,dbpedia=4 for a task of its own (16)",
+        help="training rows a class; 16,dbpedia=4 for another number on a task (16)",
     )
     group.add_argument(
-        "--test-rows", type=int, metavar="N", help="test on so many fixed rows where there are more"
+        "--test-rows", type=int, metavar="N", help="the most test rows, drawn once for all seeds"
     )
     group.add_argument(
         "--budget", metavar="NAME=N,...", help="of each search, as calls=500 (the preset's)"
@@ -87,7 +87,7 @@ def _add_table(command: Parser) -> None:
         "--out",
         required=True,
         metavar="DIR",
-        help="the runs; the same command goes on with what is unfinished there",
+        help="the runs; the same command resumes unfinished ones",
     )
     group.add_argument(
         "--table", action="store_true", help="print the table of all runs in --out, and stop"
@@ -95,7 +95,7 @@ def _add_table(command: Parser) -> None:
 
 
 def add_setup(command: Parser) -> argparse._ArgumentGroup:
-    """The flags that say which rows are read, and how they are put to the model."""
+    """The flags for the labelled rows and the setup."""
     group = command.add_argument_group("the rows and how they are put")
     group.add_argument(
         "--data",
@@ -117,7 +117,7 @@ def add_setup(command: Parser) -> argparse._ArgumentGroup:
 
 
 def read_setup(arguments: argparse.Namespace, client: Client) -> Setup:
-    """What the flags of `add_setup` say of the searches."""
+    """The setup that the flags of `add_setup` describe."""
     return Setup.for_family(family_of(client), preset=arguments.preset, layout=arguments.layout)
 
 
@@ -128,7 +128,7 @@ def open_model(arguments: argparse.Namespace) -> Client:
 
 
 def data_of(arguments: argparse.Namespace) -> str:
-    """Where they say that the rows are."""
+    """The folder of the labelled rows."""
     if arguments.data is None:
         raise InputError("there are no rows: give --data, a folder or hub")
     data: str = arguments.data
@@ -151,14 +151,14 @@ def _read_source(arguments: argparse.Namespace) -> DataSource:
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Make the table, or go on with it."""
+    """Make the table, or resume it."""
     if arguments.table:
         return _outcome(read_table(arguments.out), arguments.out)
     source = _read_source(arguments)
     budget = None if arguments.budget is None else Budget.parse(arguments.budget)
     tasks, methods = _names(arguments.tasks), _names(arguments.methods)
     seeds = parse_seeds(arguments.seeds)
-    for task in tasks:  # a model takes long to load: what is mistyped is told before
+    for task in tasks:  # before the model is loaded, which takes long
         paper_task(task)
     for name in methods:
         method(name)
@@ -176,7 +176,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
             say=_say,
         )
     except KeyboardInterrupt:
-        note(f"what is done is kept in {arguments.out}: the same command goes on")
+        note(f"finished runs are kept in {arguments.out}: the same command resumes the others")
         raise
     return _outcome(table, arguments.out)
 

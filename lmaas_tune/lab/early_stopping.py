@@ -1,4 +1,4 @@
-"""Ending runs early that have fallen behind: only where asked, and recorded."""
+"""The median rule, which ends runs early that have fallen behind; off unless it is asked for."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lmaas_tune.step import Step
 class EarlyStop:
     """The median rule (Golovin et al., 2017, Google Vizier, section 3.2.2).
 
-    A run ends where its lowest training loss so far is above the median of what the finished
-    runs on the same task and seed had reached by as many calls. That is a guess, and not a proof
-    that the run could not have won; the results show which runs ended so.
+    A run ends if its lowest training loss so far is above the median of the lowest losses that the
+    finished runs on the same task and seed had after the same number of calls. The run might
+    still have won; the results show which runs ended early.
 
     Attributes:
-        after: Share of the calls in the budget from which on runs are judged, above 0 and below 1.
-        rivals: How many runs have to be finished before anyone is judged by them.
+        after: Share of the calls in the budget after which runs are judged, above 0 and below 1.
+        rivals: Number of other runs that must be finished before a run is judged.
 
     Raises:
         InputError: A value is out of its range.

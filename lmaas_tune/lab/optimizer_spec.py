@@ -40,8 +40,8 @@ class OptimizerSpec:
                 )
             name = str(getattr(name, "__name__", type(name).__name__))
         if not self.label:
-            told = ",".join(f"{option}={value}" for option, value in self.options.items())
-            object.__setattr__(self, "label", f"{name}({told})" if told else name)
+            options = ",".join(f"{option}={value}" for option, value in self.options.items())
+            object.__setattr__(self, "label", f"{name}({options})" if options else name)
 
 
 def optimizer_specs(given: Sequence[str | OptimizerSpec]) -> tuple[OptimizerSpec, ...]:

@@ -31,7 +31,7 @@ Number: TypeAlias = float | None
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """How a run went: one entry a step in each list.
+    """The course of a run: one entry a step in each list.
 
     Attributes:
         calls: Spent by then.
@@ -65,13 +65,13 @@ class Curve:
         )
 
     def lowest_after(self, calls: int) -> float:
-        """Lowest training loss by so many calls; infinite before the first."""
+        """Lowest training loss after a number of calls; infinite before the first loss."""
         count = bisect_right(self.calls, calls)
         lowest = self.lowest_loss[count - 1] if count else None
         return math.inf if lowest is None else lowest
 
     def calls_to(self, target: float) -> int | None:
-        """Calls until the lowest training loss was at the target; None if it never was."""
+        """Calls until the lowest training loss reached the target; None if it never did."""
         for calls, loss in zip(self.calls, self.lowest_loss, strict=True):
             if loss is not None and loss <= target:
                 return calls

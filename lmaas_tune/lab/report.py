@@ -234,7 +234,7 @@ def _target(result: ComparisonResult) -> Section:
         else "the one that was asked for"
     )
     table = Table(
-        "Calls until the training loss came to the target",
+        "Calls until the training loss reached the target",
         lines_of(result.calls_to_target),
         [
             _TASK,

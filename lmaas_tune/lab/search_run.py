@@ -81,7 +81,7 @@ class BackendChoice:
             raise InputError(str(error)) from error  # which can be sent from a worker
         except LMaaSError:
             raise
-        except Exception as error:  # whatever a backend raises while it is built
+        except Exception as error:  # of any backend
             said = ", ".join(f"{name}={value}" for name, value in self.options.items())
             raise InputError(
                 f"the backend {make!r} cannot be made with {said or 'no options'} "
@@ -255,10 +255,10 @@ class _Attempt(Callback):
 
 
 class _TimedTuner(Tuner):
-    """A tuner that knows how long its optimizer took.
+    """A tuner that measures the time of its optimizer.
 
     It is the tuner's own optimizer that is timed, and not a factory of one, so that the journal
-    and the saved prompt name the optimizer as ever.
+    and the saved prompt name the optimizer itself.
     """
 
     _timed: _Timed | None = None
@@ -287,7 +287,7 @@ class _Timed:
 
     @property
     def ended(self) -> str | None:
-        """The optimizer's, if it ever ends."""
+        """The optimizer's, if it has one."""
         return self._optimizer.ended if isinstance(self._optimizer, Ends) else None
 
     def ask(self) -> FloatArray:

@@ -82,7 +82,7 @@ class Significance:
 
     `friedman` and `pairs` are over blocks and hold for these tasks; `friedman_over_tasks` is over
     the mean of each task's blocks, and says more about other tasks. A test that could not reach
-    `alpha` whatever the losses are is not made.
+    `alpha` with any losses is not made.
     """
 
     blocks: int

@@ -1,4 +1,4 @@
-"""What is tuned for: named tasks, given in Python or in a file."""
+"""The tasks of a comparison, given in Python or in a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lmaas_tune.plain import parse_json
 from lmaas_tune.task import Example
 
 SEED = "{seed}"
-"""Stands in a path for the seed of the run."""
+"""Is replaced by the seed of the run in a path."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +27,9 @@ class Split:
     """The rows of one run.
 
     Attributes:
-        train: Every call scores them.
-        validation: They choose among the prompts; None leaves that to the training rows.
-        test: They show how good the prompt is, and choose nothing.
+        train: Scored by every call.
+        validation: They select the prompt; None leaves that to the training rows.
+        test: They measure the final prompt, and select nothing.
     """
 
     train: Sequence[Example]
@@ -50,16 +50,16 @@ class NamedTask:
     """One task of a comparison.
 
     Attributes:
-        name: What it is called in the results.
+        name: Its name in the results.
         train: Labelled rows in any form that `lmaas_tune.read_examples` takes. In a path,
-            ``{seed}`` stands for the seed of the run.
-        validation: Rows of the same form that choose among the prompts.
-        test: Rows of the same form that the final prompt is scored on.
-        template: Where things stand; None takes the default, see `lmaas_tune.Tuner`.
+            ``{seed}`` is replaced by the seed of the run.
+        validation: Rows of the same form that select the prompt.
+        test: Rows of the same form that measure the final prompt.
+        template: The template; None takes the default, see `lmaas_tune.Tuner`.
         labels: A word for each label; None takes the labels themselves.
         label_field: The column with the label.
-        shots: Draw training and validation rows from `train` for each seed anew, so many of
-            each class (the paper's few-shot protocol, `lmaas_tune.few_shot_split`).
+        shots: Number of rows of each class that are drawn from `train` for training, and for
+            validation, with each seed (the paper's protocol, `lmaas_tune.few_shot_split`).
 
     Raises:
         InputError: The name is empty, or both `shots` and `validation` are given.
@@ -142,7 +142,7 @@ def read_tasks(path: str | os.PathLike[str]) -> tuple[NamedTask, ...]:
     The keys are the attributes of `NamedTask`; paths are relative to the file.
 
     Raises:
-        InputError: The file cannot be read, or an entry is not what it should be.
+        InputError: The file cannot be read, or an entry is wrong.
     """
     file = Path(path)
     content = _parse(file)

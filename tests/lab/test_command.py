@@ -123,7 +123,10 @@ def test_an_interrupted_comparison_says_how_to_go_on(
 
     monkeypatch.setattr("lmaas_tune.lab.optimizers.compare", interrupted)
     assert main(["compare", "--optimizers", "random", *TASK, *RUNS]) == 130
-    assert "what is done is kept in out: the same command goes on" in capsys.readouterr().err
+    assert (
+        "finished runs are kept in out: the same command resumes the others"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_folder_without_runs_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The paper's other rows, on a local model whose weights are at hand.
+"""Baselines of the paper, on a local model whose weights are available.
 
 ::
 
@@ -10,7 +10,7 @@
     )
     fitted.scores(test).argmax(axis=1)
 
-Black-box tuning needs none of this, and imports none of it. Needs the extra ``reproduce``.
+Black-box tuning does not import them. Needs the extra ``reproduce``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A row of the table.
+    """A baseline.
 
     Attributes:
         title: Its title in the paper.
@@ -80,7 +80,7 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         "model-tuning": Baseline("Model Tuning", ModelTuningSettings, "model_tuning:fit"),
     }
 )
-"""The rows by name."""
+"""The baselines by name."""
 
 
 def fit_baseline(
@@ -95,24 +95,24 @@ def fit_baseline(
     settings: BaselineSettings | None = None,
     start: SoftPrompt | None = None,
 ) -> FittedBaseline:
-    """Fit one of the rows.
+    """Fit a baseline.
 
-    The backend's model stays as it is, and so do the global random generators.
+    The backend's model and the global random generators stay unchanged.
 
     Args:
         name: In `BASELINES`.
         backend: A local model.
         task: Template and label words.
-        train: Labelled rows to learn from.
-        validation: Labelled rows that choose the epoch; without any, the last one is kept.
-        seed: Decides all that is drawn.
-        words: Stand at ``{prompt}``; a soft prompt starts as their embeddings.
-        settings: Of this row; None for its own.
-        start: A soft prompt that prompt tuning goes on from, instead of the words.
+        train: Labelled rows for training.
+        validation: Labelled rows that select the epoch; without any, the last one is kept.
+        seed: Of everything random.
+        words: Text at ``{prompt}``; a soft prompt starts from their embeddings.
+        settings: Of this baseline; None for the defaults.
+        start: A soft prompt from which prompt tuning starts, instead of the words.
 
     Raises:
-        InputError: An unknown name, another row's settings, rows or a model that it cannot take,
-            or a loss that did not stay finite.
+        InputError: An unknown name, settings of another baseline, rows or a model that it does not
+            support, or a loss that did not stay finite.
         MissingExtraError: The extra ``reproduce`` is not installed.
     """
     baseline = named("baseline", name, BASELINES)

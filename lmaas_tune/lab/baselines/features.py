@@ -1,4 +1,4 @@
-"""Feature-MLP and Feature-BiLSTM: a small network on what the frozen model makes of a row."""
+"""Feature-MLP and Feature-BiLSTM: a small network on the states of the frozen model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROWS = 64  # whose features are held at once for scores
 
 
 def fit_mlp(job: Job, settings: FeatureSettings) -> FittedBaseline:
-    """Three layers on the vector where the label is read.
+    """Three layers on the state at the label's position.
 
     With w for the layers' width, (H + 1) w + (w + 1) w + (w + 1) labels parameters.
     """
@@ -34,7 +34,7 @@ def fit_mlp(job: Job, settings: FeatureSettings) -> FittedBaseline:
 
 
 def fit_bilstm(job: Job, settings: FeatureSettings) -> FittedBaseline:
-    """Two LSTM layers both ways over all tokens' vectors, and a linear one on where they end.
+    """Two bidirectional LSTM layers over the states of all tokens, and a linear one on their ends.
 
     With w for the layers' width, 8 w (H + w + 2) + 8 w (3 w + 2) + (2 w + 1) labels parameters.
     """
@@ -64,7 +64,7 @@ class MLP(torch.nn.Module):
 
 
 class BiLSTM(torch.nn.Module):
-    """Two layers both ways over all vectors of a row, and a linear one on their last states."""
+    """Two bidirectional layers over all vectors of a row, and a linear one on their last states."""
 
     def __init__(self, inputs: int, labels: int, settings: FeatureSettings) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def _fit(
 
 
 class _Scale:
-    """Brings each feature to mean 0 and deviation 1, as measured on the training rows."""
+    """Scales each feature to mean 0 and deviation 1, measured on the training rows."""
 
     def __init__(self, vectors: Vectors) -> None:
         seen = torch.cat(list(vectors))

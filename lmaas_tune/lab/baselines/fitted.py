@@ -20,16 +20,16 @@ Score: TypeAlias = Callable[[Sequence[Example]], FloatArray]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """What a row is fitted to.
+    """The input of a baseline.
 
     Attributes:
         backend: The model.
         task: Template and label words.
-        train: Labelled rows to learn from.
-        validation: Labelled rows that say when to stop; none, and the last epoch is kept.
-        seed: Decides the order of rows, new weights and dropout.
-        words: Stand at ``{prompt}``.
-        start: A soft prompt to go on from.
+        train: Labelled rows for training.
+        validation: Labelled rows that select the epoch; without any, the last one is kept.
+        seed: Of the order of rows, new weights and dropout.
+        words: Text at ``{prompt}``.
+        start: A soft prompt to start from.
     """
 
     backend: HFBackend
@@ -41,7 +41,7 @@ class Job:
     start: SoftPrompt | None = None
 
     def ask(self, prompt: Prompt, examples: Sequence[Example]) -> FloatArray:
-        """(rows, labels) log-probabilities, as any black-box search would have them."""
+        """(rows, labels) log-probabilities, the same as in a black-box search."""
         return self.backend.score([self.request(prompt, examples)])[0].logprobs
 
     def request(self, prompt: Prompt, examples: Sequence[Example]) -> ScoreRequest:
@@ -58,18 +58,18 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedBaseline:
-    """A row that can answer.
+    """A fitted baseline.
 
     Attributes:
-        name: Of the row, as in `BASELINES`; `fit_baseline` sets it.
-        parameters: Numbers that were tuned.
+        name: As in `BASELINES`; `fit_baseline` sets it.
+        parameters: Number of tuned parameters.
         steps: Steps of Adam.
         seconds: Wall time of fitting; `fit_baseline` sets it.
         validation_loss: Cross-entropy over the label words of the epoch that was kept; None
             without validation rows.
-        prompt: The text or soft prompt that answers, where it is one alone.
-        notes: What a reader of the table should know.
-        score: What answers.
+        prompt: The text or soft prompt, if the baseline is one.
+        notes: For a reader of the table.
+        score: Scores examples.
     """
 
     name: str = ""

@@ -27,7 +27,7 @@ def fit_manual(job: Job, _settings: ManualSettings) -> FittedBaseline:
 
 
 def fit(job: Job, settings: InContextSettings) -> FittedBaseline:
-    """Choose what stands before every row; there are no parameters.
+    """Choose the demonstrations before every row; there are no parameters.
 
     Demonstrations are drawn by the seed, labels in turn, and a row has as many of them before it,
     from the first, as the model can read with it.

@@ -31,7 +31,7 @@ _TASK_TYPES: dict[Family, str] = {
 
 
 def fit(job: Job, settings: PrefixTuningSettings) -> FittedBaseline:
-    """Tune a prefix; label words are read as ever, and the row's words stay in their place.
+    """Tune a prefix; the scores of label words and the positions of the row's tokens stay the same.
 
     It has L x layers x 2 x (attention heads of keys x their width) parameters: of the decoder, if
     there is an encoder too.
@@ -71,7 +71,7 @@ def _starting_tokens(job: Job, length: int) -> list[int]:
 
 
 def with_prefix(box: WhiteBox, tokens: Sequence[int]) -> Any:
-    """peft's model around the box's, which from now on reads a prefix before whatever it reads.
+    """Wrap the box's model with peft, so that it always reads a prefix first.
 
     The prefix starts as the keys and values of tokens, which are better to start from where rows
     are few than random ones are (Li and Liang, 2021).
@@ -129,6 +129,6 @@ def _states(box: WhiteBox, tokens: Sequence[int]) -> torch.Tensor:
     if len({layer.keys.shape for layer in kept.layers}) != 1:
         raise InputError(
             f"p-tuning-v2 puts keys and values of one shape before every layer, and the model "
-            f"{box.loaded.name!r} ({network.config.model_type}) has no such: choose another row"
+            f"{box.loaded.name!r} ({network.config.model_type}) has none: choose another baseline"
         )
     return torch.stack([torch.cat([layer.keys, layer.values]) for layer in kept.layers])

@@ -21,14 +21,13 @@ from lmaas_tune.task import Example, Task
 
 
 class PromptScorer:
-    """What a soft prompt scores on fixed rows, as a function that can be differentiated.
+    """The scores of a soft prompt on fixed rows, as a differentiable function.
 
-    It says what `HFBackend.score` says: (rows, labels) log-probabilities of the label words,
+    It returns the same as `HFBackend.score`: (rows, labels) log-probabilities of the label words,
     normalised over the model's whole vocabulary. The model is a copy of the backend's.
 
-    peft puts a soft prompt before everything and nowhere else, and reads all of a row again in
-    each step; here it stands where the template says, and what a causal model reads before it is
-    read once.
+    peft puts a soft prompt before the whole row, and reads the row again in each step. Here the
+    prompt has its position in the template, and a causal model reads the text before it once.
 
     Args:
         backend: The model.
@@ -37,7 +36,7 @@ class PromptScorer:
         like: A prompt of the length and insertion of those that will be scored.
 
     Raises:
-        InputError: The model cannot read the rows with such a prompt.
+        InputError: The model cannot read the rows with this prompt.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ def fit(job: Job, settings: PromptTuningSettings) -> FittedBaseline:
 
 
 def starting_prompt(job: Job, length: int | None) -> SoftPrompt:
-    """The words' embeddings, or without words those of so many tokens of the vocabulary.
+    """The embeddings of the words, or of `length` random tokens without words.
 
     Raises:
         InputError: There are neither words nor a length.

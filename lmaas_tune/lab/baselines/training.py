@@ -1,4 +1,4 @@
-"""The loop that all rows with a gradient share."""
+"""The training loop of all baselines with a gradient."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Read: TypeAlias = Callable[[Sequence[Example]], Logits]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What training came to.
+    """The result of training.
 
     Attributes:
         steps: Steps of Adam.
@@ -88,17 +88,17 @@ def train(
     seed: int,
     mode: Callable[[bool], object] = bool,
 ) -> Trained:
-    """Fit parameters in place, and leave them as validation liked them best.
+    """Fit parameters in place, and keep those with the lowest validation loss.
 
-    The state before the first step is one to choose too, so that nothing gets worse by training.
+    The state before the first step counts too, so that training never makes it worse.
 
     Args:
-        parameters: What Adam steps on.
-        rows: To learn from.
-        validation: To choose by; None keeps the last epoch.
-        settings: How.
-        seed: Decides the order of rows.
-        mode: Told whether what follows is training (for dropout).
+        parameters: The parameters for Adam.
+        rows: For training.
+        validation: Select the epoch; None keeps the last one.
+        settings: Of the training.
+        seed: Of the order of rows.
+        mode: Called with whether training follows (for dropout).
 
     Raises:
         InputError: The loss is no longer finite.

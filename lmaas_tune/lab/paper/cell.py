@@ -12,7 +12,7 @@ from lmaas_tune.plain import checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LeftOut:
+class LeftOut:
     """Number of rows that the model cannot read."""
 
     train: int = 0
@@ -38,7 +38,7 @@ class Conditions:
     layout: str
     preset: str
     shots: int
-    left_out: _LeftOut
+    left_out: LeftOut
     budget: str | None = None
     words: str = ""
     pretrained: str | None = None

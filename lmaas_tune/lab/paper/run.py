@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Inspects, ScoreRequest
 from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError, PermanentError, StorageError
+from lmaas_tune.lab.paper.cell import Conditions, LeftOut
 from lmaas_tune.lab.paper.methods import Trial, family_of, gradient_start, method
 from lmaas_tune.lab.paper.rows import DataSource, FewShot
 from lmaas_tune.lab.paper.setup import Setup
@@ -182,7 +183,7 @@ class Reproduction:
             method=name,
             seed=seed,
             identity=self.client.identity,
-            conditions=_plain(self._conditions(task, name, wording, rows, saved)),
+            conditions=_plain(asdict(self._conditions(task, name, wording, rows, saved))),
             template=wording.template,
             label_words=dict(wording.task.verbalizer.words),
             rows={
@@ -211,18 +212,18 @@ class Reproduction:
         wording: Wording,
         rows: FewShot,
         saved: TunedPrompt | None,
-    ) -> dict[str, Any]:
-        conditions = {
-            **self.setup.to_json(),
-            **({} if method(name).searches else {"budget": None}),
-            "words": wording.words,
-            "shots": self.source.shots_of(task),
-            "left_out": dict(rows.left_out),
-        }
-        if saved is not None:
-            conditions["pretrained"] = saved.prompt.digest
-            conditions["source_task"] = saved.provenance.get("source_task")
-        return conditions
+    ) -> Conditions:
+        budget = self.setup.budget if method(name).searches else None
+        return Conditions(
+            layout=self.setup.layout,
+            preset=self.setup.preset,
+            budget=None if budget is None else str(budget),
+            words=wording.words,
+            shots=self.source.shots_of(task),
+            left_out=LeftOut(**rows.left_out),
+            pretrained=None if saved is None else saved.prompt.digest,
+            source_task=None if saved is None else saved.provenance.get("source_task"),
+        )
 
     def _rows(self, task: PaperTask, wording: Wording, seed: int) -> FewShot:
         """The rows that the model can read under the starting prompt of a search.

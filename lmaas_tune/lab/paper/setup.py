@@ -40,7 +40,7 @@ class Setup:
                 f"unknown layout {self.layout!r}; {did_you_mean(self.layout, LAYOUTS)}"
             )
         if self.preset == BBTV2:
-            raise InputError("the preset 'bbtv2' is a row of its own: name it among the methods")
+            raise InputError("the preset 'bbtv2' is a method: name it among the methods")
         preset(self.preset)
 
     @classmethod
@@ -100,8 +100,3 @@ class Setup:
         if self.budget is not None:
             changes["budget"] = self.budget
         return replace(settings, **changes)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        budget = None if self.budget is None else str(self.budget)
-        return {"preset": self.preset, "layout": self.layout, "budget": budget}

@@ -75,7 +75,7 @@ class PaperTask:
         fields: Of a row, beside ``label``, a whole number from 0 on.
         source: On the hub.
         wordings: By ``masked``, ``causal``, ``seq2seq`` (layout ``paper``) and ``text-first``.
-        metric: What the paper reports.
+        metric: The metric that the paper reports.
         objective: The paper's loss.
         calls: The paper's budget.
     """
