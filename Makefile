@@ -57,7 +57,7 @@ test-llamacpp: $(VENV)/.dev $(LLAMACPP_VENV)/.ready
 # the report in a real browser, which `make test` leaves out where there is none
 test-browser: $(VENV)/.dev
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core)
-	OMP_NUM_THREADS=1 CHROMIUM=$$(command -v chromium) $(BIN)/python -m pytest tests/compare/test_browser.py
+	OMP_NUM_THREADS=1 CHROMIUM=$$(command -v chromium) $(BIN)/python -m pytest tests/lab/test_browser.py
 
 # by default `make test` kills the run a few times
 test-kills: $(VENV)/.dev

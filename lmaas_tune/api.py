@@ -43,7 +43,7 @@ from lmaas_tune.text import TextSettings
 from lmaas_tune.tuner import Tuner
 
 if TYPE_CHECKING:
-    from lmaas_tune.comparison import compare
+    from lmaas_tune.lab.optimizers import compare
 
 __all__ = [
     "Backend",
@@ -108,7 +108,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`compare`, when it is asked for: the core knows nothing of it."""
     if name == "compare":
-        from lmaas_tune.comparison import compare
+        from lmaas_tune.lab.optimizers import compare
 
         return compare
     raise AttributeError(f"module 'lmaas_tune' has no attribute {name!r}")

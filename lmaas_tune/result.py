@@ -127,7 +127,7 @@ class TuneResult:
             MissingExtraError: The extra ``compare`` is not installed.
             StorageError: The file cannot be written.
         """
-        from lmaas_tune.comparison.single import write_run
+        from lmaas_tune.lab.run_report import write_run
 
         return write_run(self, comparison, Path(path))
 

@@ -27,9 +27,9 @@ from explore import held_out, keep_record, read_records, rows
 from matplotlib.ticker import ScalarFormatter
 
 from lmaas_tune import Budget, Example, Settings, SoftPrompt, Task, TunedPrompt, Tuner, load_backend
-from lmaas_tune.baselines.prompt_tuning import PromptScorer
+from lmaas_tune.lab.baselines.prompt_tuning import PromptScorer
+from lmaas_tune.lab.paper import PAPER_TASKS
 from lmaas_tune.prompts import Subspace
-from lmaas_tune.reproduction import PAPER_TASKS
 from lmaas_tune.spaces import draw
 from lmaas_tune.versions import versions
 

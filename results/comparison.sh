@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Six optimizers on three tasks and five seeds, at 150 calls: a small JSON file for each run, kept in
-# results/comparison/, the page results/comparison.html, and the ranking of what there is.
+# Six optimizers on three tasks and five seeds, at 150 calls: a line of JSON for each run in
+# results/comparison.jsonl, the page results/comparison.html, and the ranking of all runs.
 #   results/comparison.sh MODEL DATA [OPTIMIZERS [JOBS]]      MODEL a folder or hub name
 # Goes on where it was stopped. Needs `lmaas-tune` and `python` on the path, with the extra
 # `reproduce` and what `lmaas-tune compare` takes.
@@ -10,7 +10,8 @@ optimizers=${3:-cma,diagonal-cma,pso,de,one-plus-one,random}
 jobs=${4:-1}
 here=$(cd "$(dirname "$0")" && pwd)
 work=${WORK:-$here/runs} # journals and prompts, which are not kept in the repository
-mkdir -p "$work" "$here/comparison"
+mkdir -p "$work/comparison"
+touch "$here/comparison.jsonl"
 
 # the templates of results/table.sh, and 500 of the test rows, drawn once
 python - "$data" "$work" <<'TASKS'
@@ -19,7 +20,7 @@ import random
 import sys
 from pathlib import Path
 
-from lmaas_tune.reproduction import PAPER_TASKS
+from lmaas_tune.lab.paper import PAPER_TASKS
 
 data, work = (Path(path).absolute() for path in sys.argv[1:])
 tasks = {}
@@ -38,10 +39,16 @@ for name in ("sst2", "agnews", "mrpc"):
 (work / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
 TASKS
 
-keep() { (cd "$work/comparison" && find . -name run.json -exec cp --parents {} "$here/comparison/" \;); }
+keep() { # adds the runs of $work to the others
+  {
+    cat "$here/comparison.jsonl"
+    find "$work/comparison" -name run.jsonl -exec cat {} +
+  } | LC_ALL=C sort -u >"$work/all"
+  mv "$work/all" "$here/comparison.jsonl"
+}
 trap keep EXIT
 lmaas-tune compare --model "$model" --backend-options dtype=bfloat16,max_kept_bytes=4000000000 \
   --tasks "$work/tasks.json" --optimizers "$optimizers" --seeds 13,21,42,87,100 \
   --budget calls=150 --jobs "$jobs" --out "$work/comparison"
 keep
-lmaas-tune report "$here/comparison" -o "$here/comparison.html"
+lmaas-tune report "$here/comparison.jsonl" -o "$here/comparison.html"

@@ -43,9 +43,9 @@ def white_box(arguments: argparse.Namespace) -> dict[str, Any]:
     from lmaas_tune_adapters.hf import HFBackend
 
     from lmaas_tune.backend import ScoreRequest
-    from lmaas_tune.baselines import fit_baseline
+    from lmaas_tune.lab.baselines import fit_baseline
+    from lmaas_tune.lab.paper import PAPER_TASKS, DataSource
     from lmaas_tune.prompts import TextPrompt
-    from lmaas_tune.reproduction import PAPER_TASKS, DataSource
 
     task = PAPER_TASKS[arguments.task]
     wording = task.wording("text-first", "causal")
@@ -85,7 +85,7 @@ def white_box(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def black_box(arguments: argparse.Namespace) -> dict[str, Any]:
     """The row that is a service and its user."""
-    from lmaas_tune.reproduction import PAPER_TASKS
+    from lmaas_tune.lab.paper import PAPER_TASKS
 
     wording = PAPER_TASKS[arguments.task].wording("text-first", "causal")
     folder = arguments.data / arguments.task

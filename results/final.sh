@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The first table of results/README.md: a small JSON file for each run, kept in results/final/.
+# The first table of results/README.md: a line of JSON for each run in results/final.jsonl.
 #   results/final.sh MODEL DATA        MODEL a folder or hub name, DATA with sst2/ and agnews/
-# A run whose file is there already is not made again. Needs `lmaas-tune` and `python` on the path.
+# A run whose line is there already is not made again. Needs `lmaas-tune` and `python` on the path.
 set -euo pipefail
 model=$1 data=$2
 here=$(cd "$(dirname "$0")" && pwd)
-out=$here/final
+out=$here/final.jsonl
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$out"
+touch "$out"
 
 # 1,000 of the 7,600 test rows of agnews, drawn once
 python - "$data/agnews/test.jsonl" "$work/agnews-test.jsonl" <<'ROWS'
@@ -22,16 +22,16 @@ ROWS
 tune() { # name train-folder test-file seed, then what is the task's own
   local name=$1 folder=$2 test=$3 seed=$4
   shift 4
-  [ -s "$out/$name.json" ] && return
+  grep -q "^{\"run\": \"$name\", \"seed\": $seed," "$out" && return
   lmaas-tune tune --backend hf --model "$model" --train "$folder/train.jsonl" \
     --validation "$folder/dev.jsonl" --test "$test" --budget calls=300 --seed "$seed" \
-    --json "$@" >"$work/$name.json"
-  mv "$work/$name.json" "$out/$name.json"
+    --json "$@" >"$work/run.json"
+  python "$here/final_table.py" "$out" --add "$name" <"$work/run.json"
 }
 
 sst2() { # calibration
   for seed in 13 21 42; do
-    tune "sst2-$1-$seed" "$data/sst2/seed-$seed" "$data/sst2/test.jsonl" "$seed" \
+    tune "sst2-$1" "$data/sst2/seed-$seed" "$data/sst2/test.jsonl" "$seed" \
       --template $'Review: {sentence}\n {prompt} {label}' --prompt-init "The sentiment is" \
       --labels '{"0": "negative", "1": "positive"}' --calibration "$1"
   done
@@ -39,7 +39,7 @@ sst2() { # calibration
 
 agnews() { # calibration
   for seed in 13 21 42; do
-    tune "agnews-$1-$seed" "$data/agnews/seed-$seed" "$work/agnews-test.jsonl" "$seed" \
+    tune "agnews-$1" "$data/agnews/seed-$seed" "$work/agnews-test.jsonl" "$seed" \
       --template $'Text: {text}\n {prompt} {label}' --prompt-init "The topic is" \
       --labels '{"0": "World", "1": "Sports", "2": "Business", "3": "Technology"}' \
       --calibration "$1"

@@ -1,4 +1,8 @@
-"""Prints the tables of `final.sh` and `text.sh` from their JSON files: final_table.py FOLDER."""
+"""Prints the tables of `final.sh` and `text.sh` from the runs in a file of JSON lines.
+
+python results/final_table.py RUNS.jsonl
+lmaas-tune tune ... --json | python results/final_table.py RUNS.jsonl --add NAME    adds a run
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,17 @@ from typing import Any
 KINDS = ("baseline", "start", "tuned")
 
 
-def main(folder: Path) -> None:
-    runs: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")):
-        runs.setdefault(path.stem.rpartition("-")[0], {})[path.stem.rpartition("-")[2]] = (
-            json.loads(path.read_text(encoding="utf-8"))
-        )
+def add(path: Path, name: str, content: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        line = {"run": name, "seed": content["seed"], **content}
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def main(path: Path) -> None:
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for run in sorted(map(json.loads, lines), key=lambda run: (run["run"], run["seed"])):
+        runs.setdefault(run["run"], {})[run["seed"]] = run
     print("| run | seed | words alone | words + calibration | tuned | calls | seconds |")
     print("|---|---|---|---|---|---|---|")
     for name, seeds in runs.items():
@@ -40,4 +49,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[2:3] == ["--add"]:
+        add(Path(sys.argv[1]), sys.argv[3], json.load(sys.stdin))
+    else:
+        main(Path(sys.argv[1]))

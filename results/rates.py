@@ -22,7 +22,7 @@ import numpy as np
 from explore import TASKS, held_out, keep_record, read_records, rows
 
 from lmaas_tune import Task, Template, Verbalizer, load_backend
-from lmaas_tune.baselines import BASELINES, fit_baseline
+from lmaas_tune.lab.baselines import BASELINES, fit_baseline
 from lmaas_tune.objectives import cross_entropy, error_rate
 from lmaas_tune.versions import versions
 

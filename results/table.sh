@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The paper's table on SmolLM2-135M, at a setting for a processor: one JSON file for each run, kept
-# in results/table/, and the table of what there is.
+# The paper's table on SmolLM2-135M, at a setting for a processor: a line of JSON for each run in
+# results/table.jsonl, and the table of all its runs.
 #   results/table.sh MODEL DATA        MODEL a folder or hub name, DATA as docs/reproduce.md says
 #   results/table.sh MODEL DATA 'bbt bbtv2' 'sst2 agnews'     some rows and columns of it
 # Goes on where it was stopped. Needs `lmaas-tune` on the path, with the extra `reproduce`.
@@ -24,8 +24,15 @@ if [[ " $methods " == *-pretrained* ]]; then
   pretrained=(--pretrained "mrpc,rte=$work/prompts/snli" --pretrained "snli=$work/prompts/rte")
 fi
 
-keep() { (cd "$work/table" && find . -name cell.json -exec cp --parents {} "$here/table/" \;); }
-mkdir -p "$work/table" "$here/table"
+keep() { # adds the runs of $work to the others
+  {
+    cat "$here/table.jsonl"
+    find "$work/table" -name run.jsonl -exec cat {} +
+  } | LC_ALL=C sort -u >"$work/all"
+  mv "$work/all" "$here/table.jsonl"
+}
+mkdir -p "$work/table"
+touch "$here/table.jsonl"
 trap keep EXIT
 
 for task in $tasks; do
@@ -37,4 +44,4 @@ for task in $tasks; do
     --methods "$(echo $methods | tr ' ' ,)" --out "$work/table" "${pretrained[@]}" >/dev/null
 done
 keep
-lmaas-tune reproduce --table --out "$here/table"
+lmaas-tune reproduce --table --out "$here/table.jsonl"

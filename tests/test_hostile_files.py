@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -323,22 +322,25 @@ def test_a_journal_line_nested_too_deeply_is_told(
 @given(data=st.data())
 @fuzzed
 def test_any_damage_to_a_run_of_a_comparison_is_told(tmp_path: Path, data: Any) -> None:
-    from compare import made
+    from lab import made
 
-    from lmaas_tune.comparison.standings import Standings
+    from lmaas_tune.lab.comparison_result import ComparisonResult
 
-    content = [record.to_json() for record in made.table({"cma": [0.5, 0.4], "random": [0.6, 0.5]})]
+    content = [
+        as_stored(record, "comparison")
+        for record in made.table({"cma": [0.5, 0.4], "random": [0.6, 0.5]})
+    ]
     number = data.draw(st.integers(0, 3))
     content[number] = data.draw(damaged(json.loads(json.dumps(content[number]))))
 
     def read() -> None:
-        standings = Standings.of(tmp_path)
-        standings.to_json()
-        standings.report(tmp_path / "report.html")
+        result = ComparisonResult.of(tmp_path)
+        result.to_json()
+        result.report(tmp_path / "report.html")
 
     for n, record in enumerate(content):
         (tmp_path / str(n)).mkdir(exist_ok=True)
-        (tmp_path / str(n) / "run.json").write_text(json.dumps(record))
+        (tmp_path / str(n) / "run.jsonl").write_text(json.dumps(record))
     with within(5.0):
         answered_late(read)
 
@@ -358,14 +360,16 @@ def answered_late(work: Callable[[], object]) -> None:
         assert len(str(error)) < 2000
 
 
-@given(data=st.data())
-@fuzzed
-def test_any_damage_to_a_cell_of_the_table_is_told(tmp_path: Path, data: Any) -> None:
-    from lmaas_tune.reproduction.deviations import deviations
-    from lmaas_tune.reproduction.record import Record, check_together, kept_below
-    from lmaas_tune.reproduction.table import table_json, table_text
+def as_stored(record: Any, experiment: str) -> dict[str, Any]:
+    return {"experiment": experiment, **record.to_json()}
 
-    conditions = {
+
+OLD_CELL: dict[str, Any] = {
+    "format": 1,
+    "task": "sst2",
+    "method": "bbt",
+    "seed": 8,
+    "conditions": {
         "model": "m",
         "layout": "paper",
         "preset": "default",
@@ -374,28 +378,30 @@ def test_any_damage_to_a_cell_of_the_table_is_told(tmp_path: Path, data: Any) ->
         "left_out": {"train": 0, "validation": 0, "test": 1},
         "rows": {"train": "x", "validation": "y", "test": "z"},
         "settings": {"learning_rate": 1.0},
-    }
-    record = Record(
-        task="sst2",
-        method="bbt",
-        seed=8,
-        conditions=conditions,
-        value=0.5,
-        details={"spent": {"calls": 3}},
-    )
-    content = data.draw(damaged({"format": 1, **asdict(record)}))
-    for seed, own in ((8, content), (13, {"format": 1, **asdict(record), "seed": 13})):
+    },
+    "value": 0.5,
+    "details": {"spent": {"calls": 3}},
+}
+"""As files of format 1 are."""
+
+
+@pytest.mark.parametrize("name", ["cell.json", "run.jsonl"])
+@given(data=st.data())
+@fuzzed
+def test_any_damage_to_a_cell_of_the_table_is_told(tmp_path: Path, name: str, data: Any) -> None:
+    from lmaas_tune.lab.paper import TABLE, read_table, table_text
+    from lmaas_tune.lab.store import Store
+
+    cell = OLD_CELL
+    if name == "run.jsonl":
+        (tmp_path / "old.jsonl").write_text(json.dumps(OLD_CELL))
+        cell = as_stored(Store(tmp_path / "old.jsonl", TABLE).found()[0][1], "table")
+    content = data.draw(damaged(json.loads(json.dumps(cell))))
+    for seed, own in ((8, content), (13, {**cell, "seed": 13})):
         folder = tmp_path / "sst2" / "bbt" / f"seed-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "cell.json").write_text(json.dumps(own))
-
-    def read() -> None:
-        records = kept_below(tmp_path)
-        check_together(records)
-        table_text(table_json(records))
-        deviations(records)
-
-    answered(read)
+        (folder / name).write_text(json.dumps(own))
+    answered(lambda: table_text(read_table(tmp_path).cells))
 
 
 # What else is handed in
@@ -424,7 +430,7 @@ def test_json_that_is_nested_too_deeply_is_told(tmp_path: Path, work: Any) -> No
 def test_a_file_of_tasks_that_is_nested_too_deeply_is_told(
     tmp_path: Path, name: str, text: str
 ) -> None:
-    from lmaas_tune.comparison.tasks import read_tasks
+    from lmaas_tune.lab.tasks import read_tasks
 
     (tmp_path / name).write_text(text)
     assert "nested too deeply" in str(answered(lambda: read_tasks(tmp_path / name)))
@@ -439,7 +445,7 @@ def test_a_limit_of_five_thousand_digits_is_told(tmp_path: Path) -> None:
 
 
 def test_a_report_that_somebody_wrote_over_is_made_again(tmp_path: Path) -> None:
-    from lmaas_tune.cli.report import _kept
+    from lmaas_tune.cli.tune_report import _kept
 
     for text in (DEEP, "[]", '{"spent": 3}', '{"spent": [1]}', '{"spent": {"calls": NaN}}'):
         (tmp_path / "report.json").write_text(text)

@@ -1,11 +1,11 @@
-"""``lmaas-tune compare``: which optimizer to trust on a task."""
+"""``lmaas-tune compare``: compare optimizers on a task at equal budgets."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,17 @@ from lmaas_tune.cli.arguments import (
     parse_seeds,
 )
 from lmaas_tune.cli.layout import add_layout, label_words
-from lmaas_tune.cli.report import note
 from lmaas_tune.cli.search import add_settings, read_settings
+from lmaas_tune.cli.tune_report import note
 from lmaas_tune.cli.wording import count, number
-from lmaas_tune.comparison.contender import Contender
-from lmaas_tune.comparison.early import EarlyStop
-from lmaas_tune.comparison.tasks import NamedTask, read_tasks
 from lmaas_tune.errors import InputError, MissingExtraError
+from lmaas_tune.lab.early_stopping import EarlyStop
+from lmaas_tune.lab.optimizer_spec import OptimizerSpec
+from lmaas_tune.lab.tasks import NamedTask, read_tasks
 
 if TYPE_CHECKING:
-    from lmaas_tune.comparison.standings import Standings
+    from lmaas_tune.lab.comparison_result import ComparisonResult
+    from lmaas_tune.lab.statistics import Significance
 
 _TASK = ("train", "validation", "test", "template", "labels", "shots")
 """Flags of the one task, which a file of tasks has no use for."""
@@ -81,10 +82,10 @@ def _add_comparison(command: Parser) -> None:
         "--out",
         required=True,
         metavar="DIR",
-        help="the results; the same command goes on with what is unfinished there",
+        help="the results; the same command resumes unfinished runs",
     )
     group.add_argument(
-        "--jobs", type=int, metavar="N", help="processes, each with a model of its own (1)"
+        "--jobs", type=int, metavar="N", help="processes, each with its own model (1)"
     )
     group.add_argument(
         "--dask", metavar="ADDRESS", help="run on the Dask cluster whose scheduler listens there"
@@ -102,14 +103,14 @@ def _add_comparison(command: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Compare, or go on with it."""
-    from lmaas_tune.comparison import compare
+    """Compare, or resume a comparison."""
+    from lmaas_tune.lab.optimizers import compare
 
     rule = None if arguments.stop_early is None else EarlyStop(after=arguments.stop_early)
     backend = partial(open_client, client_flags(arguments))
     try:
         with _cluster(arguments.dask):
-            standings = compare(
+            result = compare(
                 backend,
                 _tasks(arguments),
                 optimizers=_contenders(arguments.optimizers),
@@ -121,50 +122,56 @@ def run(arguments: argparse.Namespace) -> Outcome:
                 target=arguments.target,
             )
     except KeyboardInterrupt:
-        note(f"what is done is kept in {arguments.out}: the same command goes on")
+        note(f"finished runs are kept in {arguments.out}: the same command resumes the others")
         raise
-    content = {**standings.to_json(), "out": arguments.out}
-    code = FAILED if standings.failed else 0
+    content = {**result.to_json(), "out": arguments.out}
+    code = FAILED if result.failed else 0
     report = command_line("report", arguments.out, "-o", "report.html")
-    text = f"{standings_text(standings)}\nCurves, tests and times: {report}"
-    return Outcome(content, text, failures(standings), code)
+    text = f"{result_text(result)}\nCurves, tests and times: {report}"
+    return Outcome(content, text, failures(result), code)
 
 
-def standings_text(standings: Standings) -> str:
+def result_text(result: ComparisonResult) -> str:
     """The ranking, and whether it is more than chance."""
-    width = max(len(line["optimizer"]) for line in standings.ranking)
+    from lmaas_tune.lab.statistics import plain
+
+    ranking = plain(result.ranking)
+    width = max(len(line["optimizer"]) for line in ranking)
     lines = [
-        f"On {standings.judged_on} rows, loss {standings.loss_name}:",
+        f"On {result.judged_on} rows, loss {result.loss_name}:",
         f"  {'':{width}}  mean rank   loss  accuracy",
     ]
     lines += [
         f"  {line['optimizer']:{width}}  {number(line['mean_rank']):>9}  "
         f"{number(line['loss_mean']):>5}  {_percent(line['accuracy_mean']):>8}"
-        for line in standings.ranking
+        for line in ranking
     ]
-    lines.append(_test(standings.tests, len(standings.ranking)))
-    if left_out := standings.tests["blocks_left_out"]:
-        lines.append(f"{count('block', left_out)} left out, for want of an optimizer's loss.")
-    if stopped := len(standings.stopped_early):
+    lines.append(_test(result.tests, len(ranking)))
+    if left_out := result.tests.blocks_left_out:
+        lines.append(
+            f"{count('block', left_out)} left out, because an optimizer has no loss there."
+        )
+    if stopped := len(result.stopped_early):
         lines.append(f"{count('run', stopped)} stopped early.")
     return "\n".join(lines)
 
 
-def failures(standings: Standings) -> str:
+def failures(result: ComparisonResult) -> str:
     """The runs that failed, a line each."""
     return "\n".join(
-        f"failed: {record.optimizer} on {record.task} with seed {record.seed}: {record.reason}"
-        for record in standings.failed
+        f"failed: {record.method} on {record.task} with seed {record.seed}: {record.reason}"
+        for record in result.failed
     )
 
 
-def _test(tests: Mapping[str, Any], optimizers: int) -> str:
+def _test(tests: Significance, optimizers: int) -> str:
     """Whether they differ: two by Wilcoxon's test, more by Friedman's."""
-    blocks, two = count("block", tests["blocks"]), optimizers <= 2
-    name, test = ("Wilcoxon", tests["pairs"]) if two else ("Friedman", tests["friedman"])
-    if test["untested"] is not None:
-        return f"Not tested: {test['untested']}."
-    p = test["of"][0]["p"] if two else test["p"]
+    two = optimizers <= 2
+    test = tests.pairs if two else tests.friedman
+    if test.untested is not None:
+        return f"Not tested: {test.untested}."
+    p = tests.pairs.of[0].p if two else tests.friedman.p or 0.0
+    name, blocks = "Wilcoxon" if two else "Friedman", count("block", tests.blocks)
     return f"{name}'s test over {blocks}: p = {p:.2g}."
 
 
@@ -188,7 +195,7 @@ def _tasks(arguments: argparse.Namespace) -> tuple[NamedTask, ...]:
     return (NamedTask(name="task", label_field=arguments.label_field, **content),)
 
 
-def _contenders(text: str) -> list[Contender]:
+def _contenders(text: str) -> list[OptimizerSpec]:
     """Read ``"cma(population=20),random"``."""
     found = []
     for part in re.findall(r"(?:[^,(]|\([^)]*\)?)+", text):
@@ -199,7 +206,7 @@ def _contenders(text: str) -> list[Contender]:
                 '20),random"'
             )
         name, options = match.groups()
-        found.append(Contender(optimizer=name.strip(), options=parse_options(options or "")))
+        found.append(OptimizerSpec(optimizer=name.strip(), options=parse_options(options or "")))
     return found
 
 

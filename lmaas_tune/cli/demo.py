@@ -14,7 +14,7 @@ from lmaas_tune.callbacks import Callback, ProgressBar
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import Commands, Outcome, add_command, command_line, open_backend
-from lmaas_tune.cli.report import interrupted
+from lmaas_tune.cli.tune_report import interrupted
 from lmaas_tune.cli.wording import (
     comparison_json,
     comparison_table,

@@ -1,4 +1,4 @@
-"""``lmaas-tune pretrain``: a prompt to start from, made by gradient on another task."""
+"""``lmaas-tune pretrain``: tune a prompt by gradient on one task, to start from on others."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lmaas_tune.cli.arguments import (
     add_command,
     add_model,
 )
-from lmaas_tune.cli.reproduce import add_plan, data_of, open_model, read_plan
+from lmaas_tune.cli.reproduce import add_setup, data_of, open_model, read_setup
 from lmaas_tune.cli.wording import count
-from lmaas_tune.reproduction.pretrain import pretrain
-from lmaas_tune.reproduction.rows import DataSource
-from lmaas_tune.reproduction.tasks import PAPER_TASKS, paper_task
+from lmaas_tune.lab.paper.pretrain import pretrain
+from lmaas_tune.lab.paper.rows import DataSource
+from lmaas_tune.lab.paper.tasks import PAPER_TASKS, paper_task
 
 
 def add_to(commands: Commands) -> None:
@@ -29,15 +29,15 @@ def add_to(commands: Commands) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="(0)")
     group.add_argument("--out", required=True, metavar="DIR", help="where the prompt is saved")
-    add_plan(command)
+    add_setup(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Make it and save it."""
+    """Make the prompt and save it."""
     task, source = paper_task(arguments.task), DataSource(data=data_of(arguments))
     client = open_model(arguments)
-    tuned = pretrain(client, task, source, read_plan(arguments, client), seed=arguments.seed)
+    tuned = pretrain(client, task, source, read_setup(arguments, client), seed=arguments.seed)
     tuned.save(arguments.out)
     said = tuned.provenance
     content = {**said, "out": arguments.out}

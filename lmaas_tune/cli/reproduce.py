@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from lmaas_tune.calls.client import Client
-from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import (
     FAILED,
     Commands,
@@ -19,22 +17,24 @@ from lmaas_tune.cli.arguments import (
     parse_options,
     parse_seeds,
 )
-from lmaas_tune.cli.report import note
+from lmaas_tune.cli.tune_report import note
 from lmaas_tune.cli.wording import count
+from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError
-from lmaas_tune.reproduction import (
+from lmaas_tune.lab.paper import (
     METHODS,
     PAPER_TASKS,
     DataSource,
-    Plan,
     Record,
+    Setup,
     Table,
     read_table,
     reproduce,
     table_text,
 )
-from lmaas_tune.reproduction.methods import family_of, method
-from lmaas_tune.reproduction.tasks import LAYOUTS, paper_task
+from lmaas_tune.lab.paper.methods import family_of, method
+from lmaas_tune.lab.paper.tasks import LAYOUTS, paper_task
+from lmaas_tune.calls.meter import Budget
 
 _ROWS = tuple(name for name in METHODS if not METHODS[name].pretrained)
 
@@ -44,15 +44,15 @@ def add_to(commands: Commands) -> None:
     command = add_command(commands, "reproduce", "Make the paper's table of results on a model")
     add_model(command)
     _add_table(command)
-    group = add_plan(command)
+    group = add_setup(command)
     group.add_argument(
         "--shots",
         default="16",
         metavar="N",
-        help="rows a class to train on; 16,dbpedia=4 for a task of its own (16)",
+        help="training rows a class; 16,dbpedia=4 for another number on a task (16)",
     )
     group.add_argument(
-        "--test-rows", type=int, metavar="N", help="test on so many fixed rows where there are more"
+        "--test-rows", type=int, metavar="N", help="the most test rows, drawn once for all seeds"
     )
     group.add_argument(
         "--budget", metavar="NAME=N,...", help="of each search, as calls=500 (the preset's)"
@@ -87,15 +87,15 @@ def _add_table(command: Parser) -> None:
         "--out",
         required=True,
         metavar="DIR",
-        help="the runs; the same command goes on with what is unfinished there",
+        help="the runs; the same command resumes unfinished ones",
     )
     group.add_argument(
         "--table", action="store_true", help="print the table of all runs in --out, and stop"
     )
 
 
-def add_plan(command: Parser) -> argparse._ArgumentGroup:
-    """The flags that say which rows are read, and how they are put to the model."""
+def add_setup(command: Parser) -> argparse._ArgumentGroup:
+    """The flags for the labelled rows and the setup."""
     group = command.add_argument_group("the rows and how they are put")
     group.add_argument(
         "--data",
@@ -116,9 +116,9 @@ def add_plan(command: Parser) -> argparse._ArgumentGroup:
     return group
 
 
-def read_plan(arguments: argparse.Namespace, client: Client) -> Plan:
-    """What the flags of `add_plan` say of the searches."""
-    return Plan.for_family(family_of(client), preset=arguments.preset, layout=arguments.layout)
+def read_setup(arguments: argparse.Namespace, client: Client) -> Setup:
+    """The setup that the flags of `add_setup` describe."""
+    return Setup.for_family(family_of(client), preset=arguments.preset, layout=arguments.layout)
 
 
 def open_model(arguments: argparse.Namespace) -> Client:
@@ -128,7 +128,7 @@ def open_model(arguments: argparse.Namespace) -> Client:
 
 
 def data_of(arguments: argparse.Namespace) -> str:
-    """Where they say that the rows are."""
+    """The folder of the labelled rows."""
     if arguments.data is None:
         raise InputError("there are no rows: give --data, a folder or hub")
     data: str = arguments.data
@@ -151,14 +151,14 @@ def _read_source(arguments: argparse.Namespace) -> DataSource:
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Make the table, or go on with it."""
+    """Make the table, or resume it."""
     if arguments.table:
         return _outcome(read_table(arguments.out), arguments.out)
     source = _read_source(arguments)
     budget = None if arguments.budget is None else Budget.parse(arguments.budget)
     tasks, methods = _names(arguments.tasks), _names(arguments.methods)
     seeds = parse_seeds(arguments.seeds)
-    for task in tasks:  # a model takes long to load: what is mistyped is told before
+    for task in tasks:  # before the model is loaded, which takes long
         paper_task(task)
     for name in methods:
         method(name)
@@ -171,19 +171,22 @@ def run(arguments: argparse.Namespace) -> Outcome:
             seeds=seeds,
             source=source,
             out=arguments.out,
-            plan=replace(read_plan(arguments, client), budget=budget),
+            setup=replace(read_setup(arguments, client), budget=budget),
             pretrained=_pretrained(arguments.pretrained),
             say=_say,
         )
     except KeyboardInterrupt:
-        note(f"what is done is kept in {arguments.out}: the same command goes on")
+        note(f"finished runs are kept in {arguments.out}: the same command resumes the others")
         raise
     return _outcome(table, arguments.out)
 
 
 def _outcome(table: Table, out: str) -> Outcome:
     content = {
-        "table": table.cells,
+        "table": {
+            task: {name: asdict(cell) for name, cell in row.items()}
+            for task, row in table.cells.items()
+        },
         "deviations": table.deviations,
         "failed": [record.to_json() for record in table.failed],
         "out": out,
@@ -196,7 +199,7 @@ def _outcome(table: Table, out: str) -> Outcome:
 
 def _say(record: Record) -> None:
     if record.value is not None:
-        took = count("second", round(record.seconds))
+        took = count("second", round(record.wall_seconds))
         note(f"{record.name}: {100 * record.value:.1f} in {took}")
 
 

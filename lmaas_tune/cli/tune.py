@@ -20,8 +20,8 @@ from lmaas_tune.cli.arguments import (
     open_client,
 )
 from lmaas_tune.cli.layout import add_layout, label_words
-from lmaas_tune.cli.report import check_test_rows, interrupted, note, report
 from lmaas_tune.cli.search import add_search, read_settings
+from lmaas_tune.cli.tune_report import check_test_rows, interrupted, note, report
 from lmaas_tune.cli.wording import best_words, comparison_table, sentence, spent_words
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import BackendError, InputError

@@ -1,0 +1,126 @@
+"""The report of a run: what it came to, and before and after on rows it has not seen."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmaas_tune.cli.arguments import INTERRUPTED, Outcome
+from lmaas_tune.cli.wording import comparison_json, result_json, spent_words
+from lmaas_tune.errors import InputError, LMaaSError
+from lmaas_tune.files import read_object, write_whole
+from lmaas_tune.result import TuneResult
+from lmaas_tune.task import Example, Task
+
+FILE_NAME = "report.json"
+
+_TESTED = frozenset({"baseline", "start", "tuned", "spent", "spent_on_test"})
+
+
+def check_test_rows(task: Task, test: Sequence[Example]) -> str:
+    """See that rows can be tested on, before a search is paid that would end there.
+
+    Returns:
+        SHA-256 of the rows and their labels.
+
+    Raises:
+        InputError: A row lacks a field, or has a label without a word.
+    """
+    try:
+        return task.digest(test)
+    except InputError as error:
+        raise InputError(f"test: {error}") from error
+
+
+def report(result: TuneResult, test: Sequence[Example] | None) -> dict[str, Any]:
+    """What a finished run came to. With `out` it is kept, and a run that is resumed to the same
+    end gives the kept one: its test is not paid again.
+
+    Raises:
+        LMaaSError: The test rows cannot be scored.
+    """
+    content = _without_test(result)
+    if test is not None:
+        content["test_rows"] = check_test_rows(result.prompt.task, test)
+    kept = _kept(result.out)
+    if kept is not None and _same_run(kept, content):
+        return kept
+    if test is not None:
+        content |= _tested(result, test)
+    _keep(result.out, content)
+    return content
+
+
+def interrupted(result: TuneResult, resume: str) -> Outcome:
+    """The outcome of a run that the user stopped; `resume` goes on with it."""
+    content = {**_without_test(result), "resume": None if result.out is None else resume}
+    lines = [f"Interrupted after {spent_words(result.spent)}."]
+    if result.out is None:
+        lines.append("Nothing is kept, as no --out was given.")
+    else:
+        lines.append(f"The run so far and its best prompt are kept in {result.out}. Go on with:")
+        lines.append(f"  {resume}")
+    return Outcome(content, "\n".join(lines), code=INTERRUPTED)
+
+
+def note(text: str) -> None:
+    """Say something on the side."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _without_test(result: TuneResult) -> dict[str, Any]:
+    return {
+        **comparison_json(None),
+        **result_json(result),
+        "test_rows": None,
+        "spent_on_test": None,
+    }
+
+
+def _tested(result: TuneResult, test: Sequence[Example]) -> dict[str, Any]:
+    before = result.client.spent.to_json()
+    try:
+        comparison = result.compare(test)
+    except (LMaaSError, KeyboardInterrupt):
+        if result.out is not None:
+            note(f"the search is done and its prompt saved in {result.out}: --resume only tests it")
+        raise
+    after = result.client.spent.to_json()
+    return {
+        **comparison_json(comparison),
+        "spent_on_test": {name: after[name] - before[name] for name in after},
+    }
+
+
+def _same_run(kept: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
+    """Whether two reports differ in nothing but how long it took, and the results of the test."""
+
+    def essence(of: Mapping[str, Any]) -> dict[str, Any]:
+        spent = {name: of["spent"][name] for name in of["spent"] if name != "seconds"}
+        return {**{k: v for k, v in of.items() if k not in _TESTED}, "spent": spent}
+
+    wanted: dict[str, Any] = json.loads(json.dumps(content))
+    return kept.keys() == wanted.keys() and essence(kept) == essence(wanted)
+
+
+def _kept(out: Path | None) -> dict[str, Any] | None:
+    if out is None:
+        return None
+    try:
+        content = read_object(out / FILE_NAME)
+        return content if isinstance(content.get("spent"), dict) else None
+    except (OSError, ValueError):  # none yet, or damaged: it is only a copy
+        return None
+
+
+def _keep(out: Path | None, content: Mapping[str, Any]) -> None:
+    if out is None:
+        return
+    path = out / FILE_NAME
+    try:
+        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+    except OSError as error:  # it was paid for, and is about to be printed
+        note(f"{path}: the report cannot be kept ({error})")

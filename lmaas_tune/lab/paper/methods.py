@@ -1,0 +1,244 @@
+"""The methods in the paper's table, and how each is run on one task and seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lmaas_tune.artifact import TunedPrompt
+from lmaas_tune.calibration import fitted_calibration
+from lmaas_tune.calls.client import Client
+from lmaas_tune.errors import InputError, named
+from lmaas_tune.lab.baselines import BASELINES, fit_baseline
+from lmaas_tune.lab.paper.rows import FewShot
+from lmaas_tune.lab.paper.setup import Setup
+from lmaas_tune.lab.paper.tasks import PaperTask, Wording
+from lmaas_tune.prompts import DeepPrompt, FloatArray, SoftPrompt, TextPrompt
+from lmaas_tune.settings import Settings
+from lmaas_tune.spaces import start_from_vocabulary
+from lmaas_tune.tuner import Tuner, fit_whole
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """The input of a method, for one task and seed.
+
+    Attributes:
+        client: Around the local model.
+        task: One of the seven tasks.
+        wording: Its template and words for this model.
+        rows: The few-shot rows and the test rows.
+        seed: Of the rows and of everything random.
+        setup: Settings of the black-box methods.
+        pretrained: The prompt that two of the methods start from.
+        folder: Of a search, which is resumed from it.
+    """
+
+    client: Client
+    task: PaperTask
+    wording: Wording
+    rows: FewShot
+    seed: int
+    setup: Setup
+    pretrained: SoftPrompt | None
+    folder: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The result of a method.
+
+    Attributes:
+        scores: (test rows, labels) log-probabilities; the highest is the answer.
+        parameters: Number of tuned parameters.
+        reason: Why a search ended.
+        spent: By a search.
+        notes: For the reader of the table.
+        details: Other plain values.
+    """
+
+    scores: FloatArray
+    parameters: int
+    reason: str = ""
+    spent: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+Make: TypeAlias = Callable[[Trial], Outcome]
+Describe: TypeAlias = Callable[[Setup, PaperTask, Wording], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        title: Its title in the paper.
+        make: Runs it.
+        settings: Its settings as plain values, which all its runs on a task share.
+        varies: Whether the result depends on the seed; if not, it is run once.
+        pretrained: Whether it starts from a pre-trained prompt.
+        searches: Whether it is a black-box search.
+    """
+
+    title: str
+    make: Make
+    settings: Describe = lambda setup, task, wording: {}
+    varies: bool = True
+    pretrained: bool = False
+    searches: bool = False
+
+
+def _baseline(name: str, title: str, *, tunes_prompt: bool = False, **more: bool) -> Method:
+    """A method of `lmaas_tune.lab.baselines`."""
+
+    def make(trial: Trial) -> Outcome:
+        wording = trial.wording
+        backend: Any = trial.client.backend
+        fitted = fit_baseline(
+            name,
+            backend,
+            wording.task if tunes_prompt else wording.manual_task,
+            trial.rows.train,
+            trial.rows.validation,
+            seed=trial.seed,
+            words=wording.words,
+            start=_start(trial) if tunes_prompt else None,
+        )
+        loss = fitted.validation_loss
+        known = loss is not None and math.isfinite(loss)
+        details = {"steps": fitted.steps, "validation_loss": loss if known else None}
+        scores = fitted.scores(trial.rows.test)
+        return Outcome(scores, fitted.parameters, notes=fitted.notes, details=details)
+
+    own = asdict(BASELINES[name].settings())
+    return Method(title=title, make=make, settings=lambda setup, task, wording: own, **more)
+
+
+def _search(
+    title: str,
+    settings: Callable[[Setup, PaperTask, Wording], Settings],
+    *,
+    pretrained: bool = False,
+) -> Method:
+    """A black-box search."""
+    return Method(
+        title=title,
+        make=lambda trial: _searched(trial, settings(trial.setup, trial.task, trial.wording)),
+        settings=lambda setup, task, wording: settings(setup, task, wording).to_json(),
+        pretrained=pretrained,
+        searches=True,
+    )
+
+
+def _start(trial: Trial) -> SoftPrompt | None:
+    if trial.pretrained is not None:
+        return trial.pretrained
+    settings = trial.setup.bbt(trial.task, trial.wording)
+    return gradient_start(trial.client, settings, trial.wording, trial.seed)
+
+
+def gradient_start(
+    client: Client, settings: Settings, wording: Wording, seed: int
+) -> SoftPrompt | None:
+    """The start of a prompt that is tuned by gradient, as in a search; None for the words."""
+    if wording.words:
+        return None
+    backend: Any = client.backend
+    return start_from_vocabulary(
+        backend, settings.prompt_length or 1, insertion=settings.insertion, seed=seed
+    )
+
+
+def family_of(client: Client) -> str:
+    """``causal``, ``masked`` or ``seq2seq``.
+
+    Raises:
+        InputError: The model is behind an API.
+    """
+    family: str | None = getattr(client.backend, "family", None)
+    if family is None:
+        raise InputError(
+            f"{client.identity}: the white-box rows need the model itself; take the backend 'hf'"
+        )
+    return family
+
+
+def _calibrated(trial: Trial) -> Outcome:
+    """The manual prompt with one bias a label, fitted to the training rows in a single call."""
+    task = trial.wording.manual_task
+    plain = TunedPrompt(
+        TextPrompt(trial.wording.words), task, np.zeros(len(task.verbalizer.labels))
+    )
+    targets = task.verbalizer.targets(trial.rows.train)
+    bias = fitted_calibration(plain.scores(trial.client, trial.rows.train), targets)
+    return Outcome(plain.scores(trial.client, trial.rows.test) + bias, len(bias))
+
+
+def _searched(trial: Trial, settings: Settings) -> Outcome:
+    task = trial.wording.task
+    tuner = Tuner(
+        trial.client,
+        settings=settings,
+        template=task.template,
+        labels=task.verbalizer.words,
+        start=trial.pretrained,
+        seed=trial.seed,
+        out=trial.folder,
+    )
+    result = fit_whole(tuner, trial.rows.train, trial.rows.validation, folder=trial.folder)
+    prompt = result.prompt
+    calibrates = settings.calibration != "none"
+    parameters = settings.intrinsic_dim * _searched_layers(prompt, settings)
+    parameters += len(prompt.bias) * calibrates
+    details = {
+        "validation_loss": None if result.best.validation is None else result.best.validation.loss,
+        "settings": prompt.provenance["settings"],
+    }
+    return Outcome(
+        prompt.scores(trial.client, trial.rows.test),
+        parameters,
+        reason=result.stop_reason,
+        spent=result.spent.to_json(),
+        details=details,
+    )
+
+
+def _searched_layers(tuned: TunedPrompt, settings: Settings) -> int:
+    if not isinstance(tuned.prompt, DeepPrompt) or settings.deep is None:
+        return 1
+    return tuned.prompt.layers if settings.deep == "all" else len(settings.deep)
+
+
+METHODS: Mapping[str, Method] = {
+    "prompt-tuning": _baseline("prompt-tuning", "Prompt Tuning", tunes_prompt=True),
+    "prompt-tuning-pretrained": _baseline(
+        "prompt-tuning", "  + Pre-trained prompt", tunes_prompt=True, pretrained=True
+    ),
+    "p-tuning-v2": _baseline("p-tuning-v2", "P-Tuning v2"),
+    "model-tuning": _baseline("model-tuning", "Model Tuning"),
+    "manual": _baseline("manual", "Manual Prompt", varies=False),
+    "manual-calibrated": Method(title="  + Calibration (ours)", make=_calibrated),
+    "icl": _baseline("icl", "In-Context Learning"),
+    "feature-mlp": _baseline("feature-mlp", "Feature-MLP"),
+    "feature-bilstm": _baseline("feature-bilstm", "Feature-BiLSTM"),
+    "bbt": _search("Black-Box Tuning", Setup.bbt),
+    "bbt-pretrained": _search("  + Pre-trained prompt", Setup.bbt, pretrained=True),
+    "bbtv2": _search("BBTv2", Setup.bbtv2),
+}
+"""All methods, in the order of the paper's table; one that it lacks follows its relative."""
+
+
+def method(name: str) -> Method:
+    """A method by name.
+
+    Raises:
+        InputError: No method has this name.
+    """
+    return named("method", name, METHODS)

@@ -1,0 +1,158 @@
+"""Execution of many runs: one after the other, or through joblib in processes or on a cluster."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from tqdm import tqdm
+
+from lmaas_tune.errors import PermanentError
+from lmaas_tune.journal import FILE_NAME as JOURNAL
+from lmaas_tune.lab.plan import Run
+from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.store import Store
+from lmaas_tune.plain import parse_object
+
+Bar: TypeAlias = "tqdm[Any]"
+
+_CLUSTER_DEATHS = (
+    ("distributed.scheduler", "KilledWorker"),
+    ("ray.exceptions", "RayError"),
+)
+"""What a cluster raises for a dead worker; its module is imported already if it is in use."""
+
+
+def run_serially(runs: Sequence[Run], store: Store, say: Callable[[Record], None]) -> None:
+    """Make the runs that are not done, in this process, and store each when it ends.
+
+    Args:
+        runs: The runs.
+        store: Where their records go.
+        say: Called with each record.
+
+    Raises:
+        StorageError: The store cannot be written.
+    """
+    for run in _undone(runs, store):
+        say(execute(run, store))
+
+
+def run_in_workers(runs: Sequence[Run], store: Store, jobs: int | None) -> None:
+    """Make the runs that are not done through joblib, and store each when it ends.
+
+    If a worker dies (killed, out of memory), only the runs that were under way are affected: each
+    is resumed from its journal, alone, and is recorded as failed if its worker dies again.
+
+    Args:
+        runs: The runs.
+        store: Where their records go.
+        jobs: Number of processes; None takes that of `joblib.parallel_config`, else 1.
+
+    Raises:
+        InputError: The backend cannot be built, or is not that of the store's runs.
+        PermanentError: Workers die again and again before they begin.
+        StorageError: The store cannot be written.
+    """
+    left = _undone(runs, store)
+    in_vain = False
+    with tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", disable=None) as bar:
+        while left:
+            try:
+                _run_parallel(left, store, jobs, bar)
+                return
+            except _deaths() as error:
+                undone = [run for run in left if store.get(run.key) is None]
+                suspects = [run for run in undone if _backend_of_journal(run, store) is not None]
+                before, in_vain = in_vain, not suspects and len(undone) == len(left)
+                if before and in_vain:
+                    raise PermanentError(
+                        "workers died twice before they could begin a run "
+                        f"({_first_sentence(error)}): perhaps the memory does not hold the model; "
+                        "take fewer jobs"
+                    ) from error
+                _warn_of_death(error, suspects)
+            for suspect in suspects:
+                _run_alone(suspect, store, bar)
+            left = [run for run in undone if run not in suspects]
+
+
+def execute(run: Run, store: Store) -> Record:
+    """Make a run and store its record; called in a worker."""
+    record = run.make(store)
+    store.put(record)
+    return record
+
+
+def _undone(runs: Sequence[Run], store: Store) -> list[Run]:
+    """The runs without a record; failed ones lose theirs."""
+    records = [store.get(run.key) for run in runs]
+    undone = [run for run, own in zip(runs, records, strict=True) if own is None or not own.done]
+    for run in undone:
+        store.delete(run.key)
+    return undone
+
+
+def _run_parallel(runs: Sequence[Run], store: Store, jobs: int | None, bar: Bar) -> None:
+    import joblib
+
+    class Parallel(joblib.Parallel):  # type: ignore[misc]
+        """joblib's, with our progress bar instead of its lines."""
+
+        def print_progress(self) -> None:
+            """Move the bar; away from a terminal, print a line for each run."""
+            done = before + self.n_completed_tasks
+            if bar.disable and done > bar.n:
+                print(f"{done} of {bar.total} runs", file=sys.stderr, flush=True)
+            bar.n = done
+            bar.refresh()
+
+    before = bar.n
+    tasks = (joblib.delayed(execute)(run, store) for run in runs)
+    records: Any = Parallel(n_jobs=jobs, batch_size=1)(tasks)  # type: ignore[arg-type, unused-ignore]  # pyright: ignore
+    for record in records:  # of a worker that does not share our disk
+        if store.get(record.key) is None:
+            store.put(record)
+
+
+def _run_alone(run: Run, store: Store, bar: Bar) -> None:
+    try:
+        _run_parallel([run], store, 2, bar)  # joblib runs a single job in this very process
+    except _deaths() as error:
+        reason = (
+            "its worker died twice, the second time with no other run beside it "
+            f"({_first_sentence(error)}): perhaps it ran out of memory"
+        )
+        store.put(replace(run.record(_backend_of_journal(run, store) or ""), reason=reason))
+
+
+def _warn_of_death(error: BaseException, suspects: Sequence[Run]) -> None:
+    runs = ", ".join("/".join(map(str, run.key)) for run in suspects)
+    again = f"taken up again, each by itself: {runs}" if runs else "no run was under way"
+    warnings.warn(f"a worker died ({_first_sentence(error)}); {again}", stacklevel=4)
+
+
+def _backend_of_journal(run: Run, store: Store) -> str | None:
+    """Identity of the backend that a run was begun with; None if it was not begun."""
+    try:
+        with (store.folder(run.key) / JOURNAL).open(encoding="utf-8") as file:
+            return str(parse_object(file.readline()).get("backend"))
+    except (OSError, ValueError):
+        return None
+
+
+def _deaths() -> tuple[type[BaseException], ...]:
+    """The exceptions that mean a dead worker."""
+    found = [BrokenExecutor]
+    for module, name in _CLUSTER_DEATHS:
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")[:120]

@@ -1,0 +1,221 @@
+"""The result of one run of an experiment, and the line of JSON that stores it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from lmaas_tune.artifact import Score
+from lmaas_tune.callbacks import step_row
+from lmaas_tune.errors import InputError, LMaaSError
+from lmaas_tune.evaluator import Evaluation
+from lmaas_tune.calls.meter import Spent
+from lmaas_tune.plain import checked
+from lmaas_tune.step import Step
+
+FORMAT = 2
+"""Format 1 are the files ``run.json`` and ``cell.json``, which are read still."""
+
+Status: TypeAlias = Literal["finished", "stopped early", "failed"]
+
+Key: TypeAlias = tuple[str, str, int]
+"""Task, method and seed, which identify a run within an experiment."""
+
+Number: TypeAlias = float | None
+"""None stands for a missing value and for one that is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The course of a run: one entry a step in each list.
+
+    Attributes:
+        calls: Spent by then.
+        generation_loss: Lowest training loss of the step.
+        lowest_loss: Lowest training loss so far.
+        validation_loss: Lowest loss of the step on the validation rows, where it looked.
+        kept_loss: Loss of the prompt that is kept, on the rows that choose.
+        kept_accuracy: Its accuracy there.
+    """
+
+    calls: Sequence[int] = ()
+    generation_loss: Sequence[Number] = ()
+    lowest_loss: Sequence[Number] = ()
+    validation_loss: Sequence[Number] = ()
+    kept_loss: Sequence[Number] = ()
+    kept_accuracy: Sequence[Number] = ()
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> Curve:
+        """Of a run's steps."""
+        rows = [step_row(step) for step in steps]
+        losses = [_finite(row["train_loss"]) for row in rows]
+        lowest = itertools.accumulate(losses, _lower)
+        return cls(
+            calls=[step.spent.calls for step in steps],
+            generation_loss=losses,
+            lowest_loss=list(lowest),
+            validation_loss=[_finite(row["validation_loss"]) for row in rows],
+            kept_loss=[_finite(row["best_loss"]) for row in rows],
+            kept_accuracy=[_finite(row["best_accuracy"]) for row in rows],
+        )
+
+    def lowest_after(self, calls: int) -> float:
+        """Lowest training loss after a number of calls; infinite before the first loss."""
+        count = bisect_right(self.calls, calls)
+        lowest = self.lowest_loss[count - 1] if count else None
+        return math.inf if lowest is None else lowest
+
+    def calls_to(self, target: float) -> int | None:
+        """Calls until the lowest training loss reached the target; None if it never did."""
+        for calls, loss in zip(self.calls, self.lowest_loss, strict=True):
+            if loss is not None and loss <= target:
+                return calls
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalScore:
+    """Loss and accuracy of the final prompt on some rows.
+
+    Attributes:
+        loss: Mean loss.
+        accuracy: Share of rows with the right label.
+    """
+
+    loss: Number = None
+    accuracy: Number = None
+
+    @classmethod
+    def of(cls, score: Score | Evaluation | None) -> FinalScore | None:
+        """Of a score of the core; a loss that is not finite is left out."""
+        return None if score is None else cls(loss=_finite(score.loss), accuracy=score.accuracy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSet:
+    """One part of a split: training, validation or test rows.
+
+    Attributes:
+        rows: Their number.
+        digest: Of their fields and labels.
+    """
+
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The result of one run.
+
+    Attributes:
+        task: Name of the task.
+        method: Label of the optimizer, or name of the row in the paper's table.
+        seed: Seed of the run.
+        status: How the run ended.
+        reason: Why it ended or failed, as a sentence.
+        identity: Identity of the backend.
+        conditions: The other settings that runs must share to be compared, as plain values.
+        template: The task's template.
+        label_words: The word for each label.
+        rows: The rows of ``train``, ``validation`` and ``test``; None for a missing part.
+        settings: Settings of the method, as plain values.
+        versions: Installed packages.
+        final: Scores of the final prompt by part.
+        value: The metric of the paper's table on test rows, 0 to 1; None in a comparison.
+        parameters: Number of tuned parameters, where it is known.
+        spent: By the search, see `lmaas_tune.Spent`; empty for a method without a search.
+        optimizer_seconds: Time in ask and tell.
+        wall_seconds: Time of the last attempt, the test included.
+        curve: Losses by calls.
+        notes: Warnings for the user.
+        prompt_text: The final prompt, if it is a text.
+        details: Other plain values that the method reports.
+    """
+
+    task: str
+    method: str
+    seed: int
+    status: Status = "failed"
+    reason: str = "not made yet"
+    identity: str
+    conditions: Mapping[str, Any]
+    template: str
+    label_words: Mapping[str, str]
+    rows: Mapping[str, RowSet | None]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    final: Mapping[str, FinalScore | None] = field(default_factory=dict)
+    value: Number = None
+    parameters: int | None = None
+    spent: Mapping[str, float] = field(default_factory=dict)
+    optimizer_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    curve: Curve = field(default_factory=Curve)
+    notes: Sequence[str] = ()
+    prompt_text: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """Identifies the run within its experiment."""
+        return self.task, self.method, self.seed
+
+    @property
+    def name(self) -> str:
+        """The run in a sentence."""
+        return f"{self.task}, {self.method}, seed {self.seed}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the run succeeded, and need not be made again."""
+        return self.status != "failed"
+
+    def loss(self, part: str) -> float:
+        """Final loss on a part of the rows; NaN if there is none."""
+        score = self.final.get(part)
+        return math.nan if score is None or score.loss is None else score.loss
+
+    def accuracy(self, part: str) -> float:
+        """Final accuracy on a part of the rows; NaN if there is none."""
+        score = self.final.get(part)
+        return math.nan if score is None or score.accuracy is None else score.accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Record:
+        """Read the output of `to_json`; unknown keys are ignored.
+
+        Raises:
+            InputError: A value is missing or has another type.
+        """
+        record: Record = checked(cls, content, "the run")
+        if len({len(entries) for entries in vars(record.curve).values()}) > 1:
+            raise InputError("the lists of the curve differ in length: one entry a step")
+        if record.spent and "calls" not in record.spent:
+            raise InputError("spent.calls is missing in the run")
+        Spent.from_json(record.spent)
+        return record
+
+
+def failure(error: Exception) -> str:
+    """The reason of a failed run, in one line: our own errors explain themselves."""
+    text = str(error) if isinstance(error, LMaaSError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def _finite(value: float | None) -> Number:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _lower(a: Number, b: Number) -> Number:
+    known = [value for value in (a, b) if value is not None]
+    return min(known, default=None)

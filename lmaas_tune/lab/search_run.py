@@ -1,0 +1,304 @@
+"""One run of a comparison, as a worker makes it: search, test, record."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from lmaas_tune.backend import Backend
+from lmaas_tune.callbacks import Callback
+from lmaas_tune.calls.client import Client
+from lmaas_tune.errors import InputError, LMaaSError, MissingExtraError, StorageError
+from lmaas_tune.lab.early_stopping import EarlyStop, FallenBehindError, Judge
+from lmaas_tune.lab.optimizer_spec import OptimizerSpec
+from lmaas_tune.lab.record import Curve, FinalScore, Key, Record, Status, failure
+from lmaas_tune.lab.store import Store
+from lmaas_tune.lab.tasks import Split
+from lmaas_tune.optimizers.base import Ends, Optimizer
+from lmaas_tune.prompts import FloatArray, TextPrompt
+from lmaas_tune.registry import load_backend, name_of
+from lmaas_tune.result import TuneResult
+from lmaas_tune.settings import Settings
+from lmaas_tune.spaces import SearchSpace
+from lmaas_tune.tuner import Tuner, fit_whole
+from lmaas_tune.versions import versions
+
+_TURN = threading.Lock()
+"""Runs of one process take turns: they share a backend and the global random generators, which
+some optimizers borrow."""
+
+_opened: dict[str, Client] = {}
+"""The client of this process, by the token of its backend."""
+
+MakeBackend: TypeAlias = Callable[[], "Backend | Client"]
+"""Builds the backend; each worker calls it once."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BackendChoice:
+    """How each worker builds its backend; no model is sent to it.
+
+    Attributes:
+        make: The name of a backend, or a function without arguments that builds one.
+        options: The arguments of a named one.
+        token: Identifies the choice, so that a worker builds it once.
+    """
+
+    make: str | MakeBackend
+    options: Mapping[str, object] = field(default_factory=dict)
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        if hasattr(self.make, "score") and not isinstance(self.make, type):
+            raise InputError(
+                f"backend={self.make!r:.60} is a backend, and each worker builds its own: give its "
+                "name with backend_options, or a function without arguments that builds it"
+            )
+        if not isinstance(self.make, str) and self.options:
+            raise InputError(
+                f"backend_options {dict(self.options)} are for a backend given by name: set them "
+                "in the function that builds this one"
+            )
+        if isinstance(self.make, str):
+            load_backend(self.make)  # a wrong name shows here, and not in every worker
+
+    def open(self) -> Client:
+        """Build it.
+
+        Raises:
+            InputError: It cannot be built with these options.
+        """
+        make = self.make
+        try:
+            made = load_backend(make)(**self.options) if isinstance(make, str) else make()
+        except MissingExtraError as error:
+            raise InputError(str(error)) from error  # which can be sent from a worker
+        except LMaaSError:
+            raise
+        except Exception as error:  # of any backend
+            said = ", ".join(f"{name}={value}" for name, value in self.options.items())
+            raise InputError(
+                f"the backend {make!r} cannot be made with {said or 'no options'} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        return made if isinstance(made, Client) else Client(made)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchRun:
+    """A run that is to be made, with everything that a worker needs for it.
+
+    Attributes:
+        task: Name of the task.
+        spec: The optimizer.
+        seed: Of the run.
+        template: The task's template.
+        label_words: The word for each label.
+        split: The rows.
+        settings: Of the search, with the budget.
+        early_stop: The rule that may end the run early; None for no rule.
+        backend: How to build the backend.
+        identity: Of the backend of the stored runs; None if there are none.
+    """
+
+    task: str
+    spec: OptimizerSpec
+    seed: int
+    template: str
+    label_words: Mapping[str, str]
+    split: Split
+    settings: Settings
+    early_stop: EarlyStop | None
+    backend: BackendChoice
+    identity: str | None = None
+
+    @property
+    def key(self) -> Key:
+        """Identifies the run within the comparison."""
+        return self.task, self.spec.label, self.seed
+
+    def record(self, identity: str) -> Record:
+        """See `lmaas_tune.lab.plan.Run`."""
+        settings = self.settings.to_json()
+        settings["optimizer"] = name_of(self.spec.optimizer)
+        rule = self.early_stop
+        conditions = {
+            **{name: settings[name] for name in settings if not name.startswith("optimizer")},
+            "early_stop": None if rule is None else vars(rule),
+        }
+        return Record(
+            task=self.task,
+            method=self.spec.label,
+            seed=self.seed,
+            identity=identity,
+            conditions=json.loads(json.dumps(conditions)),  # as a file gives them back
+            template=self.template,
+            label_words=self.label_words,
+            rows=self.split.row_sets,
+            settings=settings,
+            versions=versions(),
+        )
+
+    def make(self, store: Store) -> Record:
+        """See `lmaas_tune.lab.plan.Run`."""
+        with _TURN, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            client = _client(self.backend)
+            if self.identity is not None and client.identity != self.identity:
+                raise InputError(
+                    f"{store.place} holds runs with the backend {self.identity!r}, and this one is "
+                    f"{client.identity!r}: write to another folder"
+                )
+            record = _Attempt(self, client, store).record()
+        notes = [str(note.message) for note in caught if note.category is UserWarning]
+        return replace(record, notes=list(dict.fromkeys(notes)))
+
+
+def _client(choice: BackendChoice) -> Client:
+    """The client of this process; built with the first run that needs it."""
+    if choice.token not in _opened:
+        close_backend()  # a worker may outlive a comparison, and holds one model only
+        _opened[choice.token] = choice.open()
+    return _opened[choice.token]
+
+
+def close_backend() -> None:
+    """Release the backend of this process."""
+    _opened.clear()
+
+
+class _Attempt(Callback):
+    """One attempt at a run; it keeps the result of its search, of a failed one too."""
+
+    def __init__(self, run: SearchRun, client: Client, store: Store) -> None:
+        self._run, self._client, self._store = run, client, store
+        self._folder = store.folder(run.key)
+        self._tuner = self._make_tuner()
+        self._result: TuneResult | None = None
+        self._began = time.perf_counter()
+
+    def on_end(self, result: TuneResult) -> None:
+        """Keep the result, however the search ended."""
+        self._result = result
+
+    def record(self) -> Record:
+        """Search, test, and describe both."""
+        status: Status
+        final: dict[str, FinalScore | None] = {}
+        try:
+            status, reason = self._search()
+            final = self._final()
+        except StorageError:
+            raise
+        except Exception as error:  # also those of an optimizer
+            status, reason = "failed", failure(error)
+        record = replace(
+            self._run.record(self._client.identity),
+            status=status,
+            reason=" ".join(reason.split()),
+            final=final,
+            optimizer_seconds=self._tuner.optimizer_seconds,
+            wall_seconds=time.perf_counter() - self._began,
+        )
+        if self._result is None:
+            return record
+        prompt = self._result.prompt
+        return replace(
+            record,
+            settings=prompt.provenance["settings"],
+            spent=self._result.spent.to_json(),
+            curve=Curve.of(self._result.steps),
+            prompt_text=prompt.prompt.text if isinstance(prompt.prompt, TextPrompt) else None,
+        )
+
+    def _make_tuner(self) -> _TimedTuner:
+        run = self._run
+        callbacks: list[Callback] = [self]
+        rule, calls = run.early_stop, run.settings.budget.calls
+        if rule is not None and calls is not None:
+            callbacks.append(Judge(rule, calls, lambda: self._store.finished_rivals(run.key)))
+        named = isinstance(run.spec.optimizer, str)
+        return _TimedTuner(
+            self._client,
+            None if named else run.spec.optimizer,
+            settings=run.settings,
+            template=run.template,
+            labels=run.label_words,
+            seed=run.seed,
+            out=self._folder,
+            callbacks=callbacks,
+        )
+
+    def _search(self) -> tuple[Status, str]:
+        split = self._run.split
+        try:
+            result = fit_whole(self._tuner, split.train, split.validation, folder=self._folder)
+        except FallenBehindError as error:
+            return "stopped early", str(error)
+        return "finished", result.stop_reason
+
+    def _final(self) -> dict[str, FinalScore | None]:
+        if self._result is None:
+            return {}
+        best, test = self._result.best, self._run.split.test
+        return {
+            "train": FinalScore.of(best.train),
+            "validation": FinalScore.of(best.validation),
+            "test": None if test is None else FinalScore.of(self._result.score(test)),
+        }
+
+
+class _TimedTuner(Tuner):
+    """A tuner that measures the time of its optimizer.
+
+    It is the tuner's own optimizer that is timed, and not a factory of one, so that the journal
+    and the saved prompt name the optimizer itself.
+    """
+
+    _timed: _Timed | None = None
+
+    @property
+    def optimizer_seconds(self) -> float:
+        """In ask and tell, replayed ones included: as if the run had been made at one go."""
+        return 0.0 if self._timed is None else self._timed.seconds
+
+    def _optimizer_for(self, space: SearchSpace) -> Optimizer:
+        self._timed = _Timed(super()._optimizer_for(space))
+        return self._timed
+
+
+class _Timed:
+    """An optimizer with a clock."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self.seconds = 0.0
+
+    @property
+    def population(self) -> int:
+        """The optimizer's."""
+        return self._optimizer.population
+
+    @property
+    def ended(self) -> str | None:
+        """The optimizer's, if it has one."""
+        return self._optimizer.ended if isinstance(self._optimizer, Ends) else None
+
+    def ask(self) -> FloatArray:
+        """The optimizer's."""
+        began = time.perf_counter()
+        points = self._optimizer.ask()
+        self.seconds += time.perf_counter() - began
+        return points
+
+    def tell(self, points: FloatArray, losses: FloatArray, /) -> None:
+        """The optimizer's."""
+        began = time.perf_counter()
+        self._optimizer.tell(points, losses)
+        self.seconds += time.perf_counter() - began

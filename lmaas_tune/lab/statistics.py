@@ -1,0 +1,435 @@
+"""Statistics over the runs of a comparison, computed with pandas, scipy and statsmodels.
+
+A *block* is one task with one seed. In it all optimizers had the same rows, the same subspace and
+the same budget, so losses are compared within a block only. A block without a loss of every
+optimizer is left out, and counted. None stands for a number that does not exist.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from lmaas_tune.lab.record import Number, Record
+from lmaas_tune.prompts import FloatArray
+
+ALPHA = 0.05
+"""Significance level."""
+
+RESAMPLES = 9999
+"""Number of random permutations if there are too many to try all: more than 13 differences."""
+
+DECIMALS = 6
+"""Losses that agree in this number of decimals are equal: the rest is rounding of the machine."""
+
+GRID = 120
+"""Maximum number of points of a curve."""
+
+Part: TypeAlias = Literal["test", "validation", "train"]
+
+_JUDGES: tuple[Part, ...] = ("test", "validation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Friedman:
+    """Friedman's test; `untested` is the reason if it was not made."""
+
+    statistic: Number = None
+    p: Number = None
+    untested: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Wilcoxon's test of two optimizers.
+
+    Attributes:
+        first_better: Number of blocks in which the first has the lower loss.
+        median_difference: Of the first's loss minus the second's.
+        p_holm: p adjusted by Holm's method for the number of pairs.
+        differ: Whether it is at most `ALPHA`.
+    """
+
+    first: str
+    second: str
+    first_better: int
+    ties: int
+    median_difference: float
+    p: float
+    p_holm: float
+    differ: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """All pairs; `untested` is the reason if there are none."""
+
+    untested: str | None = None
+    of: Sequence[Pair] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Significance:
+    """Whether the optimizers differ at all (Friedman), and which pairs do (Wilcoxon, Holm).
+
+    `friedman` and `pairs` are over blocks and hold for these tasks; `friedman_over_tasks` is over
+    the mean of each task's blocks, and says more about other tasks. A test that could not reach
+    `alpha` with any losses is not made.
+    """
+
+    blocks: int
+    blocks_left_out: int
+    optimizers_left_out: Sequence[str]
+    alpha: float
+    friedman: Friedman
+    tasks: int
+    friedman_over_tasks: Friedman
+    pairs: Pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Loss against calls of one optimizer on one task: median and quartiles over seeds."""
+
+    task: str
+    optimizer: str
+    runs: int
+    calls: Sequence[int]
+    low: Sequence[float]
+    median: Sequence[float]
+    high: Sequence[float]
+
+
+def judged_on(records: Sequence[Record]) -> Part:
+    """The part that final losses are compared on: the first of test, validation and training rows
+    that all tasks have."""
+    for part in _JUDGES:
+        if all(record.rows.get(part) is not None for record in records):
+            return part
+    return "train"
+
+
+def frame(records: Sequence[Record], part: Part) -> pd.DataFrame:
+    """One line a run; `loss` and `accuracy` are those on `part`, NaN for a failed run."""
+    lines = [
+        {
+            "task": record.task,
+            "optimizer": record.method,
+            "seed": record.seed,
+            "status": record.status,
+            "loss": record.loss(part) if record.done else math.nan,
+            "accuracy": record.accuracy(part) if record.done else math.nan,
+            "calls": record.spent.get("calls", 0),
+            "search_seconds": record.spent.get("seconds", 0.0),
+            "optimizer_seconds": record.optimizer_seconds,
+            "wall_seconds": record.wall_seconds,
+        }
+        for record in records
+    ]
+    runs: pd.DataFrame = pd.DataFrame(lines)
+    return runs
+
+
+def blocks(runs: pd.DataFrame) -> pd.DataFrame:
+    """(blocks, optimizers) losses of the whole blocks, rounded to `DECIMALS`; an optimizer without
+    any loss is left out, so that it does not take all blocks with it."""
+    table = runs.pivot(index=["task", "seed"], columns="optimizer", values="loss").round(DECIMALS)
+    whole: pd.DataFrame = table.dropna(axis="columns", how="all").dropna(axis="index")
+    return whole
+
+
+def ranking(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line an optimizer, best first by mean rank, then by mean loss.
+
+    Ranks, losses and accuracies are those of the blocks that all optimizers have, so that none
+    gains by missing a hard task; an optimizer without such a block has losses and accuracies of
+    all its runs.
+
+    Returns:
+        `mean_rank` over blocks; `loss_mean` and `accuracy_mean`, means over tasks of the means over
+        seeds; `loss_std` and `accuracy_std`, pooled over tasks; `loss_median`, the mean over tasks
+        of the medians; `calls_mean` of the runs that succeeded; `runs`, `stopped_early`, `failed`.
+    """
+    table = blocks(runs)
+    in_whole = runs.set_index(["task", "seed"]).index.isin(table.index)
+    shared = runs[in_whole | ~runs["optimizer"].isin(runs["optimizer"][in_whole])]
+    by_task = shared.groupby(["optimizer", "task"])[["loss", "accuracy"]]
+    mean, median = (own.groupby("optimizer").mean() for own in (by_task.mean(), by_task.median()))
+    std = np.sqrt(by_task.var().groupby("optimizer").mean())
+    own, status = runs.groupby("optimizer"), runs["status"]
+    found = pd.DataFrame(
+        {
+            "mean_rank": table.rank(axis="columns").mean(),
+            "loss_mean": mean["loss"],
+            "loss_std": std["loss"],
+            "loss_median": median["loss"],
+            "accuracy_mean": mean["accuracy"],
+            "accuracy_std": std["accuracy"],
+            "calls_mean": runs[status != "failed"].groupby("optimizer")["calls"].mean(),
+            "runs": own.size(),
+            "stopped_early": own["status"].agg(lambda status: (status == "stopped early").sum()),
+            "failed": own["status"].agg(lambda status: (status == "failed").sum()),
+        },
+        index=pd.Index(runs["optimizer"].unique(), name="optimizer"),
+    )
+    return _sorted(found.reset_index(), ["mean_rank", "loss_mean"])
+
+
+def by_task(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line for each task and optimizer, a task's lowest mean loss first: `runs` with a loss;
+    mean, std and median over seeds of `loss` and `accuracy`."""
+    grouped = runs.groupby(["task", "optimizer"], sort=False)
+    found = grouped[["loss", "accuracy"]].agg(["mean", "std", "median"])
+    found.columns = ["_".join(names) for names in found.columns]
+    found.insert(0, "runs", grouped["loss"].count())
+    return _by_task_and(["loss_mean"], found.reset_index())
+
+
+def significance(runs: pd.DataFrame) -> Significance:
+    """See `Significance`."""
+    table = blocks(runs)
+    return Significance(
+        blocks=len(table),
+        blocks_left_out=runs.groupby(["task", "seed"]).ngroups - len(table),
+        optimizers_left_out=sorted(set(runs["optimizer"]) - set(table.columns)),
+        alpha=ALPHA,
+        friedman=friedman(table),
+        tasks=table.index.get_level_values("task").nunique(),
+        friedman_over_tasks=friedman(table.groupby(level="task").mean(), of="task"),
+        pairs=pairs(table),
+    )
+
+
+_NO_BLOCK = "not one {} has a loss of every optimizer"
+
+
+def friedman(table: pd.DataFrame, of: str = "block") -> Friedman:
+    """Friedman's test over (blocks, optimizers) losses.
+
+    The p-value comes from permuting each block, in all ways or 9,999 at random: the usual
+    chi-squared one is good for more than 10 blocks and more than 6 optimizers only (scipy).
+
+    Args:
+        table: The losses.
+        of: The name of a row.
+    """
+    count, optimizers = table.shape
+    if optimizers < 3:
+        return Friedman(untested="Friedman's test needs three optimizers or more")
+    if count == 0:
+        return Friedman(untested=_NO_BLOCK.format(of))
+    # the most extreme outcome, all blocks alike, comes in k! of the (k!)^blocks arrangements
+    attainable = math.factorial(optimizers) ** float(1 - count)
+    if attainable > ALPHA:
+        return Friedman(untested=_too_few(count, attainable, of=of))
+    ranks = table.rank(axis="columns").to_numpy()
+    if (ranks == ranks[:, :1]).all():
+        return Friedman(untested="all optimizers came to the same losses")
+    result = stats.permutation_test(
+        ranks.T,
+        _rank_sums_spread,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        alternative="greater",
+        rng=np.random.default_rng(0),
+    )
+    statistic = float(stats.friedmanchisquare(*table.to_numpy().T).statistic)
+    return Friedman(statistic=statistic, p=float(result.pvalue))
+
+
+def pairs(table: pd.DataFrame) -> Pairs:
+    """Wilcoxon's signed-rank test of every two optimizers over (blocks, optimizers) losses, with
+    p-values adjusted by Holm's method."""
+    count, optimizers = table.shape
+    if optimizers < 2:
+        return Pairs(untested="there are no two optimizers to compare")
+    if count == 0:
+        return Pairs(untested=_NO_BLOCK.format("block"))
+    couples = list(itertools.combinations(table.mean().sort_values().index, 2))
+    # the most extreme outcome, one better in all blocks, has 2 of the 2^blocks signs
+    attainable = min(1.0, len(couples) * 2.0 ** (1 - count))
+    if attainable > ALPHA:
+        return Pairs(untested=_too_few(count, attainable, len(couples)))
+    raw = [_wilcoxon(table[a].to_numpy(), table[b].to_numpy()) for a, b in couples]
+    adjusted = np.asarray(multipletests(raw, alpha=ALPHA, method="holm")[1])
+    return Pairs(
+        of=[
+            Pair(
+                first=a,
+                second=b,
+                first_better=int((table[a] < table[b]).sum()),
+                ties=int((table[a] == table[b]).sum()),
+                median_difference=float((table[a] - table[b]).median()),
+                p=float(p),
+                p_holm=float(p_holm),
+                differ=bool(p_holm <= ALPHA),
+            )
+            for (a, b), p, p_holm in zip(couples, raw, adjusted, strict=True)
+        ]
+    )
+
+
+def common_target(records: Sequence[Record]) -> dict[str, float]:
+    """For each task, the lowest training loss that half of its runs reached."""
+    lowest: dict[str, list[float]] = {}
+    for record in records:
+        if record.done:
+            lowest.setdefault(record.task, []).append(_lowest(record))
+    return {task: float(np.median(losses)) for task, losses in lowest.items()}
+
+
+def calls_to_target(records: Sequence[Record], targets: Mapping[str, float]) -> pd.DataFrame:
+    """How soon the training loss reached the target of its task.
+
+    Returns:
+        One line for each task and optimizer, a task's soonest first: `target`, `runs`, those that
+        `reached` it, `calls_median` over all runs, where one that never reached it counts as later
+        than all that did (NaN if these are half of them or more), and `calls_a_success`, all calls
+        until then divided by `reached` (the expected running time of COCO, Hansen et al., 2016).
+    """
+    done = [record for record in records if record.done]
+    calls = [record.curve.calls_to(targets[record.task]) for record in done]
+    runs = pd.DataFrame(
+        {
+            "task": [record.task for record in done],
+            "optimizer": [record.method for record in done],
+            "target": [targets[record.task] for record in done],
+            "calls": [math.inf if own is None else own for own in calls],
+            "spent": [record.spent.get("calls", 0) for record in done],
+        }
+    )
+    grouped = runs.groupby(["task", "optimizer"], sort=False)
+    found = grouped.agg(
+        target=("target", "first"), runs=("calls", "size"), calls_median=("calls", "median")
+    )
+    found.insert(2, "reached", grouped["calls"].agg(lambda own: np.isfinite(own).sum()))
+    runs["until"] = runs["calls"].where(np.isfinite(runs["calls"]), runs["spent"])
+    until = runs.groupby(["task", "optimizer"], sort=False)["until"].sum()
+    found["calls_a_success"] = until / found["reached"]
+    found["missed"] = 1 - found["reached"] / found["runs"]
+    found = _by_task_and(["calls_a_success", "missed"], found.reset_index())
+    finite: pd.DataFrame = found.drop(columns="missed").replace(math.inf, math.nan)
+    return finite
+
+
+def _by_task_and(columns: Sequence[str], lines: pd.DataFrame) -> pd.DataFrame:
+    """Lines sorted by columns within each task; the tasks in the order of their first lines."""
+    order = {task: place for place, task in enumerate(lines["task"].unique())}
+    lines = lines.assign(task_order=lines["task"].map(order))
+    found: pd.DataFrame = _sorted(lines, ["task_order", *columns]).drop(columns="task_order")
+    return found
+
+
+def _sorted(lines: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    found: pd.DataFrame = lines.sort_values(by, kind="stable", ignore_index=True)
+    return found
+
+
+def curves(records: Sequence[Record], what: str) -> list[Band]:
+    """Loss against calls; a run that has ended keeps its last loss.
+
+    Args:
+        records: The runs; failed ones are left out.
+        what: A field of `Curve`.
+    """
+    known = {record.key: _known(record, what) for record in records if record.done}
+    known = {key: curve for key, curve in known.items() if curve}
+    lines = []
+    for task in dict.fromkeys(task for task, _, _ in known):
+        grid = _grid([curve for key, curve in known.items() if key[0] == task])
+        for method in dict.fromkeys(key[1] for key in known if key[0] == task):
+            own = [_held(curve, grid) for key, curve in known.items() if key[:2] == (task, method)]
+            low, median, high = np.quantile(own, [0.25, 0.5, 0.75], axis=0).tolist()
+            lines.append(
+                Band(
+                    task=task,
+                    optimizer=method,
+                    runs=len(own),
+                    calls=grid,
+                    low=low,
+                    median=median,
+                    high=high,
+                )
+            )
+    return lines
+
+
+def times(runs: pd.DataFrame) -> pd.DataFrame:
+    """Seconds in ask and tell, and in whole runs; one line an optimizer, the fastest first."""
+    done = runs[runs["status"] != "failed"].groupby("optimizer", sort=False)
+    seconds = done["optimizer_seconds"].sum()
+    found = pd.DataFrame(
+        {
+            "seconds_per_100_calls": 100 * seconds / done["calls"].sum(),
+            "share_of_search": seconds / done["search_seconds"].sum(),
+            "seconds_a_run": done["optimizer_seconds"].mean(),
+            "wall_seconds_a_run": done["wall_seconds"].mean(),
+        }
+    )
+    finite = found.reset_index().replace(math.inf, math.nan)
+    return _sorted(finite, ["seconds_per_100_calls"])
+
+
+def plain(lines: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame as plain values, with None for NaN."""
+    records = lines.astype(object).where(lines.notna(), None).to_dict(orient="records")
+    return [{str(name): value for name, value in record.items()} for record in records]
+
+
+def _wilcoxon(a: FloatArray, b: FloatArray) -> float:
+    """Over all signs of the differences, or a random part of them: the usual approximation is too
+    bold if differences are few or equal."""
+    differences = (a - b)[a != b]
+    if not len(differences):
+        return 1.0
+    method: Any = stats.PermutationMethod(n_resamples=RESAMPLES, rng=np.random.default_rng(0))
+    test: Any = stats.wilcoxon(np.round(differences, DECIMALS), method=method)
+    return float(test.pvalue)
+
+
+def _rank_sums_spread(*ranks: FloatArray, axis: int) -> Any:
+    """Rises with Friedman's statistic, which is all that a permutation test needs."""
+    return sum((own.sum(axis=axis) ** 2 for own in ranks), np.float64(0.0))
+
+
+def _too_few(count: int, attainable: float, tests: int = 1, *, of: str = "block") -> str:
+    pairs = f" (Holm's method, {tests} pairs)" if tests > 1 else ""
+    more = "seeds or tasks" if of == "block" else "tasks"
+    return (
+        f"{count} {of}{'' if count == 1 else 's'} cannot tell: whatever the losses, p would be "
+        f"{attainable:.2g} or more{pairs}; add {more}"
+    )
+
+
+def _known(record: Record, what: str) -> dict[int, float]:
+    """A curve from calls to losses, where there was one."""
+    losses = zip(record.curve.calls, getattr(record.curve, what), strict=True)
+    return {calls: loss for calls, loss in losses if loss is not None}
+
+
+def _grid(curves: Sequence[dict[int, float]]) -> list[int]:
+    """Calls at which curves are shown: from where all have begun, at most `GRID` of them."""
+    first = max(min(curve) for curve in curves)
+    calls = sorted({calls for curve in curves for calls in curve if calls >= first})
+    chosen = np.linspace(0, len(calls) - 1, min(GRID, len(calls))).round().astype(int)
+    return [calls[i] for i in chosen]
+
+
+def _held(curve: dict[int, float], grid: Sequence[int]) -> FloatArray:
+    """(grid,) a curve's losses, each held until the next."""
+    places = np.searchsorted(list(curve), grid, side="right") - 1
+    return np.array(list(curve.values()))[places]
+
+
+def _lowest(record: Record) -> float:
+    known = [loss for loss in record.curve.lowest_loss if loss is not None]
+    return known[-1] if known else math.inf

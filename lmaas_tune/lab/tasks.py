@@ -1,0 +1,197 @@
+"""The tasks of a comparison, given in Python or in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lmaas_tune.data import Rows, few_shot_split, read_examples
+from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.lab.extra import need
+from lmaas_tune.lab.record import RowSet
+from lmaas_tune.plain import parse_json
+from lmaas_tune.task import Example
+
+SEED = "{seed}"
+"""Is replaced by the seed of the run in a path."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The rows of one run.
+
+    Attributes:
+        train: Scored by every call.
+        validation: They select the prompt; None leaves that to the training rows.
+        test: They measure the final prompt, and select nothing.
+    """
+
+    train: Sequence[Example]
+    validation: Sequence[Example] | None
+    test: Sequence[Example] | None
+
+    @property
+    def row_sets(self) -> dict[str, RowSet | None]:
+        """Number and digest of the rows of each part; None for a part that is missing."""
+        return {
+            name: None if rows is None else RowSet(rows=len(rows), digest=_digest(rows))
+            for name, rows in vars(self).items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NamedTask:
+    """One task of a comparison.
+
+    Attributes:
+        name: Its name in the results.
+        train: Labelled rows in any form that `lmaas_tune.read_examples` takes. In a path,
+            ``{seed}`` is replaced by the seed of the run.
+        validation: Rows of the same form that select the prompt.
+        test: Rows of the same form that measure the final prompt.
+        template: The template; None takes the default, see `lmaas_tune.Tuner`.
+        labels: A word for each label; None takes the labels themselves.
+        label_field: The column with the label.
+        shots: Number of rows of each class that are drawn from `train` for training, and for
+            validation, with each seed (the paper's protocol, `lmaas_tune.few_shot_split`).
+
+    Raises:
+        InputError: The name is empty, or both `shots` and `validation` are given.
+    """
+
+    name: str
+    train: Rows
+    validation: Rows | None = None
+    test: Rows | None = None
+    template: str | None = None
+    labels: Mapping[str, str] | None = None
+    label_field: str = "label"
+    shots: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise InputError("a task has no name: give it one, which the results are sorted by")
+        if self.shots is not None and self.validation is not None:
+            raise InputError(
+                f"task {self.name!r}: shots draws the validation rows from train, so leave "
+                "validation out"
+            )
+
+    def split(self, seed: int) -> Split:
+        """The rows for a seed.
+
+        Raises:
+            InputError: They cannot be read, or do not suffice for the shots.
+        """
+        train, validation = self._read("train", seed), self._read("validation", seed)
+        if train is None:
+            raise InputError(f"task {self.name!r} has no training rows: give train")
+        if self.shots is not None:
+            train, validation = few_shot_split(train, shots=self.shots, seed=seed)
+        return Split(train, validation, self._read("test", seed))
+
+    def _read(self, part: str, seed: int) -> list[Example] | None:
+        rows = getattr(self, part)
+        if rows is None:
+            return None
+        if isinstance(rows, str | os.PathLike):
+            rows = os.fspath(rows).replace(SEED, str(seed))
+        what = f"task {self.name!r}, {part}"
+        return read_examples(rows, label_field=self.label_field, what=what)
+
+
+def named_tasks(given: NamedTask | Sequence[NamedTask]) -> tuple[NamedTask, ...]:
+    """One task or several.
+
+    Raises:
+        InputError: There is none, two have one name, or one is something else.
+    """
+    tasks = (given,) if isinstance(given, NamedTask) else tuple(given)
+    if not tasks:
+        raise InputError("there is no task: give at least one NamedTask")
+    for task in tasks:
+        if not isinstance(task, NamedTask):
+            raise InputError(f"{task!r:.60} is no task: give NamedTask(name=..., train=...)")
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two tasks have the name {name!r}: give each its own")
+    return tasks
+
+
+_KEYS = tuple(field.name for field in fields(NamedTask) if field.name != "name")
+_PATHS = ("train", "validation", "test")
+
+
+def read_tasks(path: str | os.PathLike[str]) -> tuple[NamedTask, ...]:
+    """Read a file of tasks: a TOML table, or a JSON object, for each, under its name::
+
+        [sst2]
+        train = "sst2/seed-{seed}/train.jsonl"
+        validation = "sst2/seed-{seed}/dev.jsonl"
+        test = "sst2/test.jsonl"
+        template = "{sentence} {prompt} It was {label}."
+        labels = {0 = "terrible", 1 = "great"}
+
+    The keys are the attributes of `NamedTask`; paths are relative to the file.
+
+    Raises:
+        InputError: The file cannot be read, or an entry is wrong.
+    """
+    file = Path(path)
+    content = _parse(file)
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{file}: it has no tasks; each is a table under its name")
+    return named_tasks([_task(file, name, entry) for name, entry in content.items()])
+
+
+def _parse(file: Path) -> Any:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+    if file.suffix.lower() not in (".toml", ".json"):
+        raise InputError(f"{file}: a file of tasks ends in .toml or .json")
+    try:
+        return parse_json(text) if file.suffix.lower() == ".json" else _toml(text)
+    except RecursionError:
+        raise InputError(f"{file}: not {file.suffix[1:].upper()} (nested too deeply)") from None
+    except ValueError as error:
+        raise InputError(f"{file}: not {file.suffix[1:].upper()} ({error})") from error
+
+
+def _toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        need("a file of tasks in TOML", "tomli")
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    return tomllib.loads(text)
+
+
+def _task(file: Path, name: str, entry: object) -> NamedTask:
+    where = f"{file}, task {name!r}"
+    if not isinstance(entry, dict) or "train" not in entry:
+        raise InputError(f"{where}: give at least train, the file with its training rows")
+    for key, value in entry.items():
+        if key not in _KEYS:
+            raise InputError(f"{where}: unknown key {key!r}; {did_you_mean(key, _KEYS)}")
+        kind = {"labels": dict, "shots": int}.get(key, str)
+        if not isinstance(value, kind):
+            raise InputError(f"{where}: {key} = {value!r} is no {_KINDS[kind]}")
+    paths = {key: str(file.parent / entry[key]) for key in _PATHS if key in entry}
+    return NamedTask(name=name, **{**entry, **paths})
+
+
+_KINDS = {dict: "table of words", int: "whole number", str: "text"}
+
+
+def _digest(rows: Sequence[Example]) -> str:
+    content = [[dict(row.fields), row.label] for row in rows]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
