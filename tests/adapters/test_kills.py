@@ -30,7 +30,7 @@ KILLS = int(os.environ.get("KILLS", "5"))
 WORKERS, ROWS_PER_CALL = 4, 4
 TRAIN = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(6)]
 CALLS_A_LIFE = 10  # prompts that are scored between two kills, about
-IMPORTED = ["cma", "lmaas_tune.service.run", "lmaas_tune_adapters.lmaas", "pytest"]
+IMPORTED = ["cma", "lmaas_tune.service.server", "lmaas_tune_adapters.lmaas", "pytest"]
 """What takes a process long to begin with."""
 
 

@@ -461,7 +461,12 @@ MODEL = {
         "deterministic": True,
         "max_tokens": None,
     },
-    "limits": {"rows": 10},
+    "limits": {
+        **dict.fromkeys(("body_bytes", "candidates", "prompt_length", "dimensions"), 1000),
+        **dict.fromkeys(("prompt_characters", "subspace_bytes"), 10**6),
+        **dict.fromkeys(("requests", "tokens", "concurrent")),
+        "rows": 10,
+    },
 }
 
 

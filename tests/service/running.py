@@ -21,10 +21,10 @@ import requests
 
 from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
-from lmaas_tune.service.bounds import Bounds
+from lmaas_tune.service.key_quota import KeyQuota
 from lmaas_tune.service.keys import read_keys
-from lmaas_tune.service.limits import Limits
-from lmaas_tune.service.run import Service, bind
+from lmaas_tune.service.server import Service, bind
+from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing.toy import ToyBackend
 
@@ -121,20 +121,21 @@ def running(
     limits: Mapping[str, object] | None = None,
     folder: Path,
     port: int = 0,
+    log: io.StringIO | None = None,
     **bounds: int,
 ) -> Iterator[Site]:
     """A service with these keys, in threads of this process; port 0 takes a free one."""
     path = folder / "keys"
     path.write_text(keys)
-    keyring = read_keys(path, limits=Limits.of(limits or {}))
-    log = io.StringIO()
+    keyring = read_keys(path, quota=KeyQuota.of(limits or {}))
+    log = io.StringIO() if log is None else log
     with (
         bind("127.0.0.1", port) as place,
         Service(
             backend or ToyBackend(),
             socket=place,
             keyring=keyring,
-            bounds=Bounds.of(bounds),
+            limits=ServerLimits.of(bounds),
             log=log,
         ) as service,
     ):
