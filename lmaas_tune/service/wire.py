@@ -214,8 +214,9 @@ class SubspaceBody(_Request):
     def of(cls, subspace: Subspace) -> SubspaceBody:
         """The message for a subspace."""
         start = subspace.start
-        message_start = StartBody.of(start) if isinstance(start, SoftPrompt) else start
-        return cls(**(subspace.to_json() | {"start": message_start}))
+        content = subspace.to_json()
+        content["start"] = StartBody.of(start) if isinstance(start, SoftPrompt) else start
+        return cls(**content)
 
     def subspace(self) -> Subspace:
         """The subspace.
@@ -224,8 +225,10 @@ class SubspaceBody(_Request):
             MalformedError: The vectors of p0 are no numbers.
             InputError: p0 is no soft prompt.
         """
-        start = self.start.prompt() if isinstance(self.start, StartBody) else self.start
-        return Subspace(**(vars(self) | {"start": start}))
+        content = dict(vars(self))
+        if isinstance(self.start, StartBody):
+            content["start"] = self.start.prompt()
+        return Subspace(**content)
 
 
 # -- answers
@@ -258,8 +261,9 @@ class CapabilitiesAnswer:
 
     def capabilities(self, rows_per_call: int) -> Capabilities:
         """The capabilities of a client of that service."""
-        changed = {"insertions": frozenset(self.insertions), "rows_per_call": rows_per_call}
-        return Capabilities(**(vars(self) | changed))
+        content = dict(vars(self))
+        content["insertions"] = frozenset(self.insertions)
+        return Capabilities(**content, rows_per_call=rows_per_call)
 
 
 @dataclass(frozen=True, kw_only=True)
