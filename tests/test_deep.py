@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import SMALL, TRAIN, VALIDATION, Bowl, WordBowl, usage_of
 
 from lmaas_tune import Budget, ScoreRequest, Settings, TunedPrompt, Tuner, TuneResult, preset
 from lmaas_tune.backend import Spread
@@ -28,6 +27,7 @@ from lmaas_tune.optimizers.cma import CMA
 from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt, Subspace
 from lmaas_tune.spaces import RandomEmbedding
 from lmaas_tune.task import Batch, Slot
+from tests.support.small_models import SMALL, TRAIN, VALIDATION, Bowl, WordBowl, usage_of
 
 LAYERS, LENGTH, WIDTH = 4, 2, 3
 ONE_ROW = Batch((("good ", Slot.PROMPT, Slot.LABEL),))

@@ -323,9 +323,8 @@ def test_a_journal_line_nested_too_deeply_is_told(
 @given(data=st.data())
 @fuzzed
 def test_any_damage_to_a_run_of_a_comparison_is_told(tmp_path: Path, data: Any) -> None:
-    from compare import made
-
     from lmaas_tune.comparison.standings import Standings
+    from tests.compare import made
 
     content = [record.to_json() for record in made.table({"cma": [0.5, 0.4], "random": [0.6, 0.5]})]
     number = data.draw(st.integers(0, 3))

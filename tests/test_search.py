@@ -15,16 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from small_models import (
-    SMALL,
-    TRAIN,
-    VALIDATION,
-    Bowl,
-    Spoilt,
-    TellingBowl,
-    WordBowl,
-    small_tuner,
-)
 
 from lmaas_tune import (
     Budget,
@@ -52,6 +42,16 @@ from lmaas_tune.selection import LowestLoss
 from lmaas_tune.spaces import RandomEmbedding
 from lmaas_tune.task import Task, Template, Verbalizer
 from lmaas_tune.testing.toy import ToyBackend
+from tests.support.small_models import (
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    Spoilt,
+    TellingBowl,
+    WordBowl,
+    small_tuner,
+)
 
 POPULATION = 5
 ROWS, OTHER_ROWS = len(TRAIN), len(VALIDATION)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import WordBowl
 
 from lmaas_tune import spaces
 from lmaas_tune.errors import InputError
@@ -23,6 +22,7 @@ from lmaas_tune.spaces import (
     start_from_vocabulary,
     start_from_words,
 )
+from tests.support.small_models import WordBowl
 
 KINDS = ["normal", "uniform", "hadamard"]
 

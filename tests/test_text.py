@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import SMALL, TRAIN, VALIDATION, Bowl, TellingBowl, small_tuner, words_of
 
 from lmaas_tune import Budget, Example, Settings, SoftPrompt, TextPrompt, TunedPrompt, Tuner
 from lmaas_tune.backend import ScoreReply, ScoreRequest
@@ -25,6 +24,15 @@ from lmaas_tune.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS, WORDS, tell
 from lmaas_tune.prompts import Prompt
 from lmaas_tune.task import Task, Template, Verbalizer
 from lmaas_tune.text import TextSettings, TextSpace, draw_demonstrations, text_space
+from tests.support.small_models import (
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    TellingBowl,
+    small_tuner,
+    words_of,
+)
 
 FIRST = "{prompt}\n\nText: {text}\nAnswer: {label}"
 LABELS = Verbalizer({"good": "fine", "bad": "poor"})

@@ -20,7 +20,6 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
 from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
-from service.running import ALICE, Site, command, listening, running
 
 from lmaas_tune import Budget, Client, Settings, Tuner, TuneResult
 from lmaas_tune.backend import ScoreRequest
@@ -30,9 +29,9 @@ from lmaas_tune.middleware.pace import Pace
 from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import PointPrompt, Subspace
 from lmaas_tune.task import Batch, Slot
-
-from .faulty_proxy import KINDS, TRICKLES, FaultyProxy, Request
-from .waiting import wait_for
+from tests.support.faulty_proxy import KINDS, TRICKLES, FaultyProxy, Request
+from tests.support.service import ALICE, Site, command, listening, running
+from tests.support.waiting import wait_for
 
 TRAIN = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(4)]
 VALIDATION = [(f"a {text}", label) for text, label in TRAIN[::2]]

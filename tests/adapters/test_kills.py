@@ -19,12 +19,10 @@ import requests
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
-from service.running import command, listening
-
 from lmaas_tune import Budget, Client, Pace, Settings, TunedPrompt, Tuner
 from lmaas_tune.journal import FILE_NAME
-
-from .waiting import wait_for
+from tests.support.service import command, listening
+from tests.support.waiting import wait_for
 
 KILLS = int(os.environ.get("KILLS", "5"))
 WORKERS, ROWS_PER_CALL = 4, 4

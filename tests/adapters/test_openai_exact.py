@@ -15,16 +15,16 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
-from hf import models  # noqa: E402
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
 
 from lmaas_tune import Tuner  # noqa: E402
 from lmaas_tune.errors import InputError, PermanentError  # noqa: E402
 from lmaas_tune.middleware.retry import Retry  # noqa: E402
+from tests.hf import models  # noqa: E402
+from tests.support.json_server import json_server  # noqa: E402
+from tests.support.openai_server import Change, OpenAIServer, Poor, TinyModel  # noqa: E402
 
-from .json_server import json_server  # noqa: E402
-from .openai_server import Change, OpenAIServer, Poor, TinyModel  # noqa: E402
 from .test_openai import CHAT, NO_LOGPROBS, ROWS, Serve, _Suite, backend, request  # noqa: E402
 
 WORDS = ("good", "great", "wonderful", "technologically", "very bad")

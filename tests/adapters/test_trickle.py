@@ -27,10 +27,9 @@ from lmaas_tune.errors import TransientError
 from lmaas_tune.middleware.deadline import Deadline
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.task import Batch, Slot
-
-from .faulty_proxy import TRICKLES, FaultyProxy
-from .openai_server import OpenAIServer, speaker
-from .raw_server import RawServer, Say
+from tests.support.faulty_proxy import TRICKLES, FaultyProxy
+from tests.support.openai_server import OpenAIServer, speaker
+from tests.support.raw_server import RawServer, Say
 
 BATCH = Batch((("a good film", Slot.PROMPT, " ", Slot.LABEL),))
 REQUEST = ScoreRequest(TextPrompt("It was"), BATCH, ("bad", "good"))
@@ -171,7 +170,8 @@ def openai_backend(stack: ExitStack, tmp_path: Path) -> tuple[FaultyProxy, Calla
 def lmaas_backend(stack: ExitStack, tmp_path: Path) -> tuple[FaultyProxy, Callable[[], Backend]]:
     pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
     from lmaas_tune_adapters.lmaas import LMaaSBackend
-    from service.running import ALICE, running
+
+    from tests.support.service import ALICE, running
 
     key = tmp_path / "alice.key"
     key.write_text(ALICE)
@@ -182,10 +182,10 @@ def lmaas_backend(stack: ExitStack, tmp_path: Path) -> tuple[FaultyProxy, Callab
 
 def vllm_backend(stack: ExitStack, tmp_path: Path) -> tuple[FaultyProxy, Callable[[], Backend]]:
     pytest.importorskip("torch", reason="the extra 'vllm' is not installed")
-    from hf import models
     from lmaas_tune_adapters.vllm import VLLMBackend
 
-    from .vllm_server import StandIn
+    from tests.hf import models
+    from tests.support.vllm_server import StandIn
 
     server = stack.enter_context(StandIn(models.build("llama", tmp_path / "llama")))
     proxy = stack.enter_context(FaultyProxy(server.url, share=0.0))

@@ -10,9 +10,9 @@ from pathlib import Path
 import joblib
 import pytest
 
-from compare.films import DiesOnce, compare_films
-from compare.test_compare import essence
 from lmaas_tune.cli import main
+from tests.compare.films import DiesOnce, compare_films
+from tests.compare.test_compare import essence
 
 distributed = pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
 

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compare.films import (
+from lmaas_tune import InputError, StorageError, TunedPrompt, Tuner
+from lmaas_tune.comparison import Contender, EarlyStop, NamedTask
+from lmaas_tune.comparison.execute import _Timed
+from lmaas_tune.comparison.standings import Standings
+from lmaas_tune.errors import PermanentError
+from lmaas_tune.optimizers.random import RandomSearch
+from lmaas_tune.prompts import FloatArray
+from lmaas_tune.testing.toy import ToyBackend
+from tests.compare.films import (
     CALLS,
     FILMS,
     SMALL,
@@ -29,14 +37,6 @@ from compare.films import (
     dies_while_built,
     rows,
 )
-from lmaas_tune import InputError, StorageError, TunedPrompt, Tuner
-from lmaas_tune.comparison import Contender, EarlyStop, NamedTask
-from lmaas_tune.comparison.execute import _Timed
-from lmaas_tune.comparison.standings import Standings
-from lmaas_tune.errors import PermanentError
-from lmaas_tune.optimizers.random import RandomSearch
-from lmaas_tune.prompts import FloatArray
-from lmaas_tune.testing.toy import ToyBackend
 
 
 def scored(book: Path) -> list[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from compare.films import FILMS, SMALL
-from compare.made import a_comparison, run, table
 from lmaas_tune import MissingExtraError, StorageError, Tuner
 from lmaas_tune.comparison.standings import Standings
 from lmaas_tune.testing.toy import ToyBackend
+from tests.compare.films import FILMS, SMALL
+from tests.compare.made import a_comparison, run, table
 
 
 class Reader(HTMLParser):

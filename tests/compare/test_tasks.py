@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from compare.films import rows
 from lmaas_tune import InputError
 from lmaas_tune.comparison import Contender, NamedTask, read_tasks
+from tests.compare.films import rows
 
 TOML = """
 [films]

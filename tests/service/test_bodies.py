@@ -18,8 +18,18 @@ from lmaas_tune.service.keys import Key
 from lmaas_tune.service.model import ServedModel
 from lmaas_tune.service.server_limits import MIB, ServerLimits
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import ALICE, DEADLINE, MONITOR, ROWS, WORDS, Held, Site, running, text, until
+from tests.support.service import (
+    ALICE,
+    DEADLINE,
+    MONITOR,
+    ROWS,
+    WORDS,
+    Held,
+    Site,
+    running,
+    text,
+    until,
+)
 
 LABEL = {"slot": "label"}
 KEY = Key(name="alice", digest=b"")

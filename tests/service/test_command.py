@@ -17,8 +17,7 @@ import requests
 from lmaas_tune.cli import main
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import (
+from tests.support.service import (
     ALICE,
     DEADLINE,
     KEYS,

@@ -13,8 +13,7 @@ import pytest
 from lmaas_tune import spaces
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import (
+from tests.support.service import (
     ALICE,
     BOB,
     DEADLINE,

@@ -26,8 +26,7 @@ from lmaas_tune.prompts import Subspace, TextPrompt
 from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.spaces import draw
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import (
+from tests.support.service import (
     ALICE,
     BATCH,
     BOB,

@@ -16,8 +16,7 @@ import pytest
 
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import (
+from tests.support.service import (
     DEADLINE,
     KEYS,
     MONITOR,

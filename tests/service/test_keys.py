@@ -14,8 +14,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.service import keys
 from lmaas_tune.service.key_quota import DEFAULT_QUOTA, KeyQuota
 from lmaas_tune.service.keys import Keyring, read_keys
-
-from .running import ALICE, BOB
+from tests.support.service import ALICE, BOB
 
 
 def ring(folder: Path, text: str, quota: KeyQuota = DEFAULT_QUOTA) -> Keyring:

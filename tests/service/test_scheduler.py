@@ -18,8 +18,7 @@ from lmaas_tune.service.scheduler import Job, Scheduler
 from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import BATCH, DEADLINE, WORDS, Held, expected, until
+from tests.support.service import BATCH, DEADLINE, WORDS, Held, expected, until
 
 OTHER = Batch((("another row", Slot.PROMPT, Slot.LABEL),))
 

@@ -16,8 +16,7 @@ from lmaas_tune.prompts import SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.service import bodies, wire
 from lmaas_tune.service.errors import ApiError
 from lmaas_tune.spaces import PROJECTIONS
-
-from .running import SUBSPACE, raw, soft
+from tests.support.service import SUBSPACE, raw, soft
 
 arrays = hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(width=32))
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from .json_server import json_server
+from tests.support.json_server import json_server
 
 NAN = "Out of range float values are not JSON compliant: nan"
 

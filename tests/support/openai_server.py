@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from .json_server import json_server
+from tests.support.json_server import json_server
 
 
 @dataclass(frozen=True)
