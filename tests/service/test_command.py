@@ -17,6 +17,7 @@ import requests
 from lmaas_tune.cli import main
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.testing.toy import ToyBackend
+from tests.support.process import free_port
 from tests.support.service import (
     ALICE,
     DEADLINE,
@@ -25,7 +26,6 @@ from tests.support.service import (
     Visitor,
     command,
     expected,
-    free_port,
     listening,
     running,
     text,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from lmaas_tune.service.server import Service, bind
 from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing.toy import ToyBackend
+from tests.support.process import server_process
 
 ALICE, BOB, MONITOR = (name + "-key-0123456789abcdefghij" for name in ("alice", "bob", "monitor"))
 KEYS = f"alice {ALICE}\nbob {BOB}\nmonitor {MONITOR} metrics=yes\n"
@@ -216,33 +216,12 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     return value
 
 
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
-
-
-@contextmanager
-def command(*flags: str, log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def command(
+    *flags: str, log: Path, **options: Any
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """``lmaas-tune serve`` with these flags, as a process that does not outlive the test."""
-    with log.open("a") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lmaas_tune", "serve", *flags],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            # pytest itself may run where Ctrl-C is ignored, which children inherit
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            **options,
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    serve = [sys.executable, "-m", "lmaas_tune", "serve", *flags]
+    return server_process(serve, log, stdout=subprocess.PIPE, **options)
 
 
 def listening(process: subprocess.Popen[str]) -> dict[str, Any]:
