@@ -23,10 +23,10 @@ from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
 
 from lmaas_tune import Budget, Client, Settings, Tuner, TuneResult
 from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.calls.pace import Pace
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.cli import main
 from lmaas_tune.errors import TransientError
-from lmaas_tune.middleware.pace import Pace
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import PointPrompt, Subspace
 from lmaas_tune.task import Batch, Slot
 from tests.support.faulty_proxy import KINDS, TRICKLES, FaultyProxy, Request

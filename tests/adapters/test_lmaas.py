@@ -25,8 +25,8 @@ from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
 
 from lmaas_tune import Client
 from lmaas_tune.backend import ScoreReply, ScoreRequest
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError, TransientError
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray, PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.spaces import drawn
 from lmaas_tune.task import Batch, Slot

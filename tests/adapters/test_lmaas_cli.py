@@ -15,8 +15,8 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
 from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
 
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.cli import main
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.registry import load_backend
 from tests.support.faulty_proxy import FaultyProxy, Reply, Request
 from tests.support.raw_server import RawServer, reply
