@@ -30,7 +30,7 @@ from tests.support.service import (
 )
 
 CLIENTS = 64
-REQUESTS = 60  # of each: ten minutes of one every ten seconds
+REQUESTS = 30  # of each: five minutes of one every ten seconds
 PROMPTS = 12
 DIM = 20
 

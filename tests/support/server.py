@@ -54,6 +54,7 @@ class Server:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._threads[0].join(10)  # no connection is accepted after this
         with self._lock:
             for connection in self._open:
                 with suppress(OSError):
