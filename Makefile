@@ -44,7 +44,7 @@ lock: $(VENV)/.user
 
 # every architecture with a language-model head that transformers knows, tiny: about 10 minutes
 test-families: $(VENV)/.dev
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m families
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families
 
 # against a real vLLM server, on the processor: its own environment, a tiny model, about 5 minutes
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready

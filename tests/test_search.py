@@ -15,16 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from small_models import (
-    SMALL,
-    TRAIN,
-    VALIDATION,
-    Bowl,
-    Spoilt,
-    TellingBowl,
-    WordBowl,
-    small_tuner,
-)
+from lmaas_tune.spaces import RandomEmbedding
 
 from lmaas_tune import (
     Budget,
@@ -49,9 +40,18 @@ from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, SoftPrompt
 from lmaas_tune.search import Search, penalised
 from lmaas_tune.selection import LowestLoss
-from lmaas_tune.spaces import RandomEmbedding
 from lmaas_tune.task import Task, Template, Verbalizer
 from lmaas_tune.testing.toy import ToyBackend
+from tests.support.small_models import (
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    Spoilt,
+    TellingBowl,
+    WordBowl,
+    small_tuner,
+)
 
 POPULATION = 5
 ROWS, OTHER_ROWS = len(TRAIN), len(VALIDATION)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import WordBowl
-
-from lmaas_tune import spaces
-from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import FloatArray, SoftPrompt
 from lmaas_tune.spaces import (
     PROJECTIONS,
     RandomEmbedding,
     start_from_vocabulary,
     start_from_words,
 )
+
+from lmaas_tune import spaces
+from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import FloatArray, SoftPrompt
+from tests.support.small_models import WordBowl
 
 KINDS = ["normal", "uniform", "hadamard"]
 

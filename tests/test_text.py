@@ -15,16 +15,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import SMALL, TRAIN, VALIDATION, Bowl, TellingBowl, small_tuner, words_of
+from lmaas_tune.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS, WORDS, telling_words
+from lmaas_tune.text import TextSettings, TextSpace, draw_demonstrations, text_space
 
 from lmaas_tune import Budget, Example, Settings, SoftPrompt, TextPrompt, TunedPrompt, Tuner
 from lmaas_tune.backend import ScoreReply, ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers import optimizer_names
-from lmaas_tune.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS, WORDS, telling_words
 from lmaas_tune.prompts import Prompt
 from lmaas_tune.task import Task, Template, Verbalizer
-from lmaas_tune.text import TextSettings, TextSpace, draw_demonstrations, text_space
+from tests.support.small_models import (
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    TellingBowl,
+    small_tuner,
+    words_of,
+)
 
 FIRST = "{prompt}\n\nText: {text}\nAnswer: {label}"
 LABELS = Verbalizer({"good": "fine", "bad": "poor"})

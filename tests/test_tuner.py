@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import SMALL, TRAIN, VALIDATION, Bowl, Spoilt, WordBowl, small_tuner
 
 from lmaas_tune import (
     Budget,
@@ -30,6 +29,7 @@ from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.testing.toy import ToyBackend
 from lmaas_tune.tuner import default_template, default_verbalizer
+from tests.support.small_models import SMALL, TRAIN, VALIDATION, Bowl, Spoilt, WordBowl, small_tuner
 
 FORMS = {
     "pairs": TRAIN,

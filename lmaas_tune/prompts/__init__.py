@@ -1,7 +1,7 @@
 """Kinds of prompts: each module has the value, its search space, its settings and its files."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+
 
 from lmaas_tune.capabilities import INSERTIONS, FloatArray, Insertion
 from lmaas_tune.prompts.auto import Auto, resolve

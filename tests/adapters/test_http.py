@@ -25,9 +25,8 @@ from lmaas_tune_adapters.http import Answer, BusyError, Endpoint, Key, RefusedEr
 from tblib import pickling_support
 
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
-
-from .raw_server import RawServer, Say, reply
-from .waiting import wait_for
+from tests.support.raw_server import RawServer, Say, reply
+from tests.support.waiting import wait_for
 
 SECRET = "sk-0123456789-VERY/secret+key=="
 

@@ -14,15 +14,14 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
 from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
-from service.running import ALICE, Site, running
 
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.cli import main
 from lmaas_tune.registry import load_backend
-
-from .faulty_proxy import FaultyProxy, Reply, Request
-from .raw_server import RawServer, reply
-from .toys import InspectingToy
+from tests.support.faulty_proxy import FaultyProxy, Reply, Request
+from tests.support.raw_server import RawServer, reply
+from tests.support.service import ALICE, Site, running
+from tests.support.toys import InspectingToy
 
 ROWS = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(4)]
 

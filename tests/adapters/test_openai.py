@@ -18,7 +18,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
-from hf import models  # noqa: E402
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.http import RefusedError  # noqa: E402
 from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
@@ -36,8 +35,8 @@ from lmaas_tune.errors import (  # noqa: E402
 from lmaas_tune.prompts import SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.task import Batch, Part, Slot  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
-
-from .openai_server import Change, OpenAIServer, Poor, TinyModel, Written, speaker  # noqa: E402
+from tests.hf import models  # noqa: E402
+from tests.support.openai_server import Change, OpenAIServer, Poor, TinyModel, Written, speaker  # noqa: E402
 
 SECRET = "sk-0123456789-VERY-secret"
 WORDS = ("good", "bad", "fine")

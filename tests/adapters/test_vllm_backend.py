@@ -19,8 +19,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'vllm' is not installed")
 pytest.importorskip("transformers", reason="the extra 'vllm' is not installed")
 
-from hf import models, reference  # noqa: E402
-from hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft  # noqa: E402
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.vllm import VLLMBackend  # noqa: E402
 
@@ -35,8 +33,9 @@ from lmaas_tune.errors import (  # noqa: E402
 )
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
-
-from .vllm_server import Refusal, StandIn  # noqa: E402
+from tests.hf import models, reference  # noqa: E402
+from tests.hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft  # noqa: E402
+from tests.support.vllm_server import Refusal, StandIn  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hf import models
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.causal import CausalScorer
 
@@ -15,6 +14,7 @@ from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.task import Example, Template
+from tests.hf import models
 
 from . import architectures, sweep
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hf import models
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.encoding import Encoder
 from tokenizers import normalizers, pre_tokenizers, processors
@@ -18,6 +17,7 @@ from tokenizers import normalizers, pre_tokenizers, processors
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Example, Template
+from tests.hf import models
 
 TEXTS = ("a gripping film", " begins with a space", "ends (", "it's told", "tab\there")
 TEMPLATES = (

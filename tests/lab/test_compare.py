@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab.films import (
+from tests.lab.films import (
     CALLS,
     FILMS,
     SMALL,

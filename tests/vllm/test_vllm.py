@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hf import reference
-from hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.vllm import VLLMBackend
 
@@ -21,6 +19,8 @@ from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.testing import BackendConformance
+from tests.hf import reference
+from tests.hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft
 
 from .conftest import tiny_llama
 from .server import MAX_MODEL_LEN, VLLMServer

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hf import models
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.cohort import Cohort
 from lmaas_tune_adapters.hf.gradient import CausalGradientScorer, LabelScorer
@@ -20,6 +19,7 @@ from lmaas_tune import Example, InputError, SoftPrompt, Task, Template, TextProm
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.lab.baselines.prompt_tuning import PromptScorer
 from lmaas_tune.prompts import Insertion, Prompt
+from tests.hf import models
 
 Load = Callable[[str], HFBackend]
 

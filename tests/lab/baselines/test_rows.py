@@ -13,7 +13,6 @@ from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.gradient import LabelScorer
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
-from lab.baselines import planted
 from lmaas_tune import SoftPrompt, TextPrompt
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.lab.baselines import (
@@ -27,6 +26,7 @@ from lmaas_tune.lab.baselines import (
 )
 from lmaas_tune.lab.baselines.prefix_tuning import with_prefix
 from lmaas_tune.objectives import log_softmax
+from tests.lab.baselines import planted
 
 Load = Callable[[str], HFBackend]
 

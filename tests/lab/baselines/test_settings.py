@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from lmaas_tune_adapters.hf import HFBackend
 
-from lab.baselines import planted
 from lmaas_tune import InputError, MissingExtraError, SoftPrompt
 from lmaas_tune.lab.baselines import (
     BASELINES,
@@ -23,6 +22,7 @@ from lmaas_tune.lab.baselines import (
     fit_baseline,
 )
 from lmaas_tune.testing import ToyBackend
+from tests.lab.baselines import planted
 
 Load = Callable[[str], HFBackend]
 

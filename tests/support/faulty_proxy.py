@@ -11,17 +11,16 @@ import random
 import select
 import socket
 import struct
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from urllib.parse import urlsplit
 
 import numpy as np
+
+from tests.support.server import QuietHandler, Server
 
 TRICKLES = {
     "100 Continue without end": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
@@ -83,7 +82,7 @@ class Reply:
         return "\r\n".join([*lines, f"content-length: {promised}", "", ""]).encode() + self.body
 
 
-class FaultyProxy:
+class FaultyProxy(Server):
     """Passes requests on, and spoils some. Which one gets which fault is drawn from the seed, the
     request, and how often it came before: not from the order in which threads come.
 
@@ -98,7 +97,6 @@ class FaultyProxy:
         answers: Gives an answer instead of the service's, to some requests.
 
     Attributes:
-        url: Where it listens.
         met: How often each fault was met.
         routes: How often the service was asked each kind of question.
         answered: By its name, how often a request got the service's own whole answer.
@@ -115,6 +113,7 @@ class FaultyProxy:
         lets_in: Callable[[Request], bool] = lambda _: True,
         answers: Callable[[Request], Reply | None] = lambda _: None,
     ) -> None:
+        super().__init__(lambda connection: _Handler(connection, self))
         self.upstream = urlsplit(upstream).netloc
         self.lets_in, self.answers = lets_in, answers
         self.met: Counter[str] = Counter()
@@ -125,30 +124,6 @@ class FaultyProxy:
         self._labels = labels
         self._asked: Counter[str] = Counter()
         self._last: dict[str, tuple[str, Reply]] = {}
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        handler = type("Handler", (_Handler,), {"proxy": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> FaultyProxy:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        with self._lock:
-            for connection in self._open:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
 
     def table(self) -> str:
         """How many requests there were, and what became of them."""
@@ -190,46 +165,20 @@ class FaultyProxy:
         )
 
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # many clients come at once
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     """One connection of a client, and one to the service."""
 
-    proxy: FaultyProxy
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def setup(self) -> None:
-        super().setup()
+    def __init__(self, connection: socket.socket, proxy: FaultyProxy) -> None:
+        self.proxy = proxy
         self._service: http.client.HTTPConnection | None = None
-        with self.proxy._lock:
-            self.proxy._open.add(self.connection)
+        super().__init__(connection)
 
     def finish(self) -> None:
-        with self.proxy._lock:
-            self.proxy._open.discard(self.connection)
         if self._service is not None:
             self._service.close()
-        with suppress(OSError):
-            super().finish()
+        super().finish()
 
-    def handle(self) -> None:
-        with suppress(ConnectionError):  # the client went away
-            super().handle()
-
-    def log_message(self, *_: object) -> None:
-        """Says nothing."""
-
-    def do_GET(self) -> None:
-        self._pass()
-
-    def do_POST(self) -> None:
-        self._pass()
-
-    def _pass(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+    def answer(self, body: bytes) -> None:
         request = Request(self.command, self.path, dict(self.headers.items()), body)
         if not self.proxy.lets_in(request):
             self.close_connection = True

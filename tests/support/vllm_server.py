@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 import transformers
 
-from .json_server import json_server
+from tests.support.server import Server, json_handler
 
 NAN = "Out of range float values are not JSON compliant: nan"
 
@@ -65,17 +63,12 @@ class StandIn:
     def __enter__(self) -> StandIn:
         self._network = transformers.AutoModelForCausalLM.from_pretrained(self.folder).eval()
         self._lock = threading.Lock()
-        self._closing = contextlib.ExitStack()
-        self.url = self._closing.enter_context(json_server(self._answer))
+        self._server = Server(json_handler(self._answer)).__enter__()
+        self.url = self._server.url
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._closing.close()
+    def __exit__(self, *error: object) -> None:
+        self._server.__exit__(*error)
 
     def _answer(self, path: str, authorization: str, body: bytes) -> tuple[int, Any]:
         try:

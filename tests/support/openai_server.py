@@ -5,19 +5,17 @@ It can be as poor as real servers are: each thing that some of them lack is swit
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
 import transformers
 
-from .json_server import json_server
+from tests.support.server import Server, json_handler
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ Change = Callable[[str, dict[str, Any], dict[str, Any]], Any]
 """Given path, body and reply: another reply, or ``(status, reply)``."""
 
 
-class OpenAIServer:
+class OpenAIServer(Server):
     """Answers `/v1/completions`, `/v1/chat/completions` and `/v1/models`.
 
     Args:
@@ -181,22 +179,11 @@ class OpenAIServer:
         poor: Poor | None = None,
         change: Change | None = None,
     ) -> None:
+        super().__init__(json_handler(self._answer))
+        self.url += "/v1"
         self._model, self._poor = model, poor or Poor()
         self.changed = change
         self.heard: list[tuple[str, dict[str, Any]]] = []
-        self._closing = contextlib.ExitStack()
-
-    def __enter__(self) -> OpenAIServer:
-        self.url = f"{self._closing.enter_context(json_server(self._answer))}/v1"
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._closing.close()
 
     def _answer(self, path: str, authorization: str, content: bytes) -> tuple[int, Any]:
         try:

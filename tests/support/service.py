@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ import requests
 
 from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
-from lmaas_tune.service.bounds import Bounds
+from lmaas_tune.service.key_quota import KeyQuota
 from lmaas_tune.service.keys import read_keys
-from lmaas_tune.service.limits import Limits
-from lmaas_tune.service.run import Service, bind
+from lmaas_tune.service.server import Service, bind
+from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing.toy import ToyBackend
+from tests.support.process import server_process
 
 ALICE, BOB, MONITOR = (name + "-key-0123456789abcdefghij" for name in ("alice", "bob", "monitor"))
 KEYS = f"alice {ALICE}\nbob {BOB}\nmonitor {MONITOR} metrics=yes\n"
@@ -121,20 +121,21 @@ def running(
     limits: Mapping[str, object] | None = None,
     folder: Path,
     port: int = 0,
+    log: io.StringIO | None = None,
     **bounds: int,
 ) -> Iterator[Site]:
     """A service with these keys, in threads of this process; port 0 takes a free one."""
     path = folder / "keys"
     path.write_text(keys)
-    keyring = read_keys(path, limits=Limits.of(limits or {}))
-    log = io.StringIO()
+    keyring = read_keys(path, quota=KeyQuota.of(limits or {}))
+    log = io.StringIO() if log is None else log
     with (
         bind("127.0.0.1", port) as place,
         Service(
             backend or ToyBackend(),
             socket=place,
             keyring=keyring,
-            bounds=Bounds.of(bounds),
+            limits=ServerLimits.of(bounds),
             log=log,
         ) as service,
     ):
@@ -215,33 +216,12 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     return value
 
 
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
-
-
-@contextmanager
-def command(*flags: str, log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def command(
+    *flags: str, log: Path, **options: Any
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """``lmaas-tune serve`` with these flags, as a process that does not outlive the test."""
-    with log.open("a") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lmaas_tune", "serve", *flags],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            # pytest itself may run where Ctrl-C is ignored, which children inherit
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            **options,
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    serve = [sys.executable, "-m", "lmaas_tune", "serve", *flags]
+    return server_process(serve, log, stdout=subprocess.PIPE, **options)
 
 
 def listening(process: subprocess.Popen[str]) -> dict[str, Any]:

@@ -6,12 +6,11 @@ import select
 import socket
 import ssl
 import struct
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal
+
+from tests.support.server import Server
 
 _DROPS = 200
 """Pieces of a reply that comes drop by drop: several seconds of them."""
@@ -42,7 +41,7 @@ def reply(
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
-class RawServer:
+class RawServer(Server):
     """Answers requests in the order they come, from any number of connections.
 
     Args:
@@ -51,10 +50,8 @@ class RawServer:
         tls: Encrypts what passes; None does not.
 
     Attributes:
-        url: Where it listens.
         heard: The bytes of every request, in order.
-        connections: How many there were.
-        most: How many were busy with a request at the same time, at most.
+        most: Most connections that were busy with a request at the same time.
     """
 
     def __init__(
@@ -64,71 +61,17 @@ class RawServer:
         unhurried: float = 0.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        super().__init__(self._answer_all, tls=tls)
         says = Say(answer) if isinstance(answer, bytes) else answer
         self._answer = says if callable(says) else lambda _: says
-        self._unhurried, self._tls = unhurried, tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        scheme = "http" if tls is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._busy = 0
+        self._unhurried = unhurried
+        self._busy = self.most = 0
         self.heard: list[bytes] = []
-        self.connections = self.most = 0
 
-    def all_hung_up(self) -> bool:
-        """Whether no connection is open."""
-        with self._lock:
-            return not self._open
-
-    def __enter__(self) -> RawServer:
-        self._threads[0].start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._lock:
-            for connection in self._open:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(10)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:  # closed: the end
-                return
-            if self._tls is not None:  # its thread shakes hands
-                connection = self._tls.wrap_socket(
-                    connection, server_side=True, do_handshake_on_connect=False
-                )
-            self.connections += 1
-            with self._lock:
-                self._open.add(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            with suppress(OSError):
-                for request in self._requests(connection):
-                    if not self._say(connection, request):
-                        break
-        finally:
-            connection.close()
-            with self._lock:
-                self._open.discard(connection)
+    def _answer_all(self, connection: socket.socket) -> None:
+        for request in self._requests(connection):
+            if not self._say(connection, request):
+                break
 
     def _requests(self, connection: socket.socket) -> Iterator[bytes]:
         buffer = bytearray()

@@ -1,4 +1,4 @@
-"""A service that runs: its socket, its threads, its end."""
+"""A running service: its socket, its threads, and its graceful end."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ import uvicorn
 from lmaas_tune.backend import Backend
 from lmaas_tune.errors import InputError
 from lmaas_tune.service.app import build_app
-from lmaas_tune.service.bounds import Bounds
+from lmaas_tune.service.auth_middleware import AuthMiddleware
 from lmaas_tune.service.connections import BACKLOG, Connections
-from lmaas_tune.service.gate import Gate
 from lmaas_tune.service.keys import Keyring
 from lmaas_tune.service.log import Log, Relay
 from lmaas_tune.service.metrics import Metrics
-from lmaas_tune.service.model import Model
+from lmaas_tune.service.model import ServedModel
 from lmaas_tune.service.scheduler import Scheduler
+from lmaas_tune.service.server_limits import ServerLimits
 
-_KEEP_ALIVE = 75  # seconds; longer than clients and proxies leave a connection idle
-_LAST_BYTES = 10  # seconds for answers that are ready to reach slow readers
+_KEEP_ALIVE = 75  # seconds; longer than clients and proxies keep a connection idle
+_LAST_BYTES = 10  # seconds for finished answers to reach slow readers
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket for `Service`, bound but not listening: nobody connects before the model is loaded.
+    """A socket for `Service`, bound but not listening until the model is loaded.
 
     Args:
         host: Name or address of this machine's interface.
         port: 0 takes a free one.
 
     Raises:
-        InputError: It cannot be had.
+        InputError: The address is not available.
     """
     try:
         if not 0 <= port < 1 << 16:
@@ -60,7 +60,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody outside this machine reaches that host."""
+    """Whether the host is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -68,17 +68,17 @@ def is_loopback(host: str) -> bool:
 
 
 class Service:
-    """A model behind HTTP, in threads of its own. Use it with ``with``.
+    """A model behind HTTP, in separate threads. Use it with ``with``.
 
     Args:
         backend: The model.
         socket: Bound, from `bind`.
-        keyring: Who may use it.
-        bounds: What it takes on.
-        log: Where its log goes, as JSON lines.
+        keyring: The keys that may use it.
+        limits: The largest requests, queue and memory.
+        log: Receives the log, as JSON lines.
 
     Attributes:
-        url: Where it listens.
+        url: Its address.
     """
 
     def __init__(
@@ -87,34 +87,34 @@ class Service:
         *,
         socket: socket.socket,
         keyring: Keyring,
-        bounds: Bounds,
+        limits: ServerLimits,
         log: TextIO,
     ) -> None:
         host, port = socket.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._socket, self._bounds = socket, bounds
+        self._socket, self._limits = socket, limits
         self._log = Log(log)
-        self._model = Model(backend, bounds, [key.name for key in keyring.keys])
+        self._model = ServedModel(backend, limits, [key.name for key in keyring.keys])
         self._metrics = Metrics(
-            inside=lambda: self._gate.inside,
+            inside=lambda: self._middleware.inside,
             waiting=lambda: self._scheduler.waiting,
-            drawing=lambda: self._model.draws.taken,
+            drawing=lambda: self._model.drawing.tasks,
             drawn_bytes=lambda: self._model.drawn.taken,
             registered_bytes=lambda: self._model.registered_bytes,
         )
-        self._connections = Connections(bounds, self._log)
-        self._scheduler = Scheduler(backend, bounds, self._metrics)
-        self._gate = Gate(
+        self._connections = Connections(limits, self._log)
+        self._scheduler = Scheduler(backend, limits, self._metrics)
+        self._middleware = AuthMiddleware(
             build_app(self._model, self._scheduler, self._metrics),
             keyring=keyring,
-            bounds=bounds,
+            limits=limits,
             connections=self._connections,
             metrics=self._metrics,
             log=self._log,
         )
         self._server = uvicorn.Server(
             uvicorn.Config(
-                self._gate,
+                self._middleware,
                 http=cast(Any, self._connections.protocol),
                 ws="none",
                 lifespan="off",
@@ -147,17 +147,17 @@ class Service:
         self.close()
 
     def wait(self) -> None:
-        """Return when the service has ended; a signal's exception gets through."""
+        """Return when the service has ended; the exception of a signal is raised."""
         # not by `join`: interrupted, it takes a running thread for ended (python/cpython#90882)
         self._ended.wait()
 
     def close(self) -> None:
-        """Refuse what comes now, finish what was taken on, and end."""
-        self._log.write("stopping", inside=self._gate.inside)
-        self._gate.closing = True
+        """Refuse new requests, finish accepted ones, and end."""
+        self._log.write("stopping", inside=self._middleware.inside)
+        self._middleware.closing = True
         self._model.stop()
-        end = time.monotonic() + self._bounds.grace_seconds
-        self._scheduler.close(self._bounds.grace_seconds)
+        end = time.monotonic() + self._limits.grace_seconds
+        self._scheduler.close(self._limits.grace_seconds)
         left = math.ceil(min(_LAST_BYTES, end - time.monotonic()))
         self._server.config.timeout_graceful_shutdown = max(1, left)
         self._server.should_exit = True  # ends when every answer is sent
