@@ -31,7 +31,7 @@ import tokenizers
 import torch
 import transformers
 from lmaas_tune_adapters.hf import HFBackend
-from lmaas_tune_adapters.hf.packing import PackedLinear
+from lmaas_tune_adapters.hf.cpu.kernels import PackedLinear
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from lmaas_tune.backend import ScoreRequest

@@ -22,7 +22,7 @@ from hf import models  # noqa: E402
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.http import RefusedError  # noqa: E402
 from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
-from lmaas_tune_adapters.openai.channels import Completions  # noqa: E402
+from lmaas_tune_adapters.openai.endpoints import Completions  # noqa: E402
 
 from lmaas_tune import Client, Price, Settings, Tuner, load_backend  # noqa: E402
 from lmaas_tune.backend import ScoreRequest  # noqa: E402

@@ -17,14 +17,14 @@ from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key, RefusedError
-from lmaas_tune_adapters.openai.channels import Chat, Completions, Manner, Server
+from lmaas_tune_adapters.openai.detect import Way, first_that_works
+from lmaas_tune_adapters.openai.endpoints import Chat, Completions, Manner, Server
 from lmaas_tune_adapters.openai.forced import Forced
-from lmaas_tune_adapters.openai.likeliest import Likeliest
+from lmaas_tune_adapters.openai.label_tokenizer import Spelling
 from lmaas_tune_adapters.openai.margins import Margins
 from lmaas_tune_adapters.openai.rows import Question, questions
 from lmaas_tune_adapters.openai.scorers import Echoed, Scorer, Spoken
-from lmaas_tune_adapters.openai.spelling import Spelling
-from lmaas_tune_adapters.openai.trial import Way, first_that_works
+from lmaas_tune_adapters.openai.top_logprobs import Likeliest
 
 OPENAI = "https://api.openai.com/v1"
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmaas_tune.backend import ScoreReply
-from lmaas_tune_adapters.openai.channels import Asking, Channel
+from lmaas_tune_adapters.openai.endpoints import Asking, Channel
+from lmaas_tune_adapters.openai.label_tokenizer import Spelling, Spelt
 from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token
 from lmaas_tune_adapters.openai.rows import Question, alike
 from lmaas_tune_adapters.openai.scorers import PROMPTS, reply, see_answers
-from lmaas_tune_adapters.openai.spelling import Spelling, Spelt
 from lmaas_tune_adapters.openai.words import bound, spaced, unspaced, whole
 
 RAISED = 100.0

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmaas_tune.backend import ScoreReply
-from lmaas_tune_adapters.openai.channels import Asking, Channel
+from lmaas_tune_adapters.openai.endpoints import Asking, Channel
 from lmaas_tune_adapters.openai.forced import RAISED, SAME
+from lmaas_tune_adapters.openai.label_tokenizer import Spelling
 from lmaas_tune_adapters.openai.replies import Choice, LackingError
 from lmaas_tune_adapters.openai.rows import Question, alike
 from lmaas_tune_adapters.openai.scorers import PROMPTS, reply, see_answers
-from lmaas_tune_adapters.openai.spelling import Spelling
 from lmaas_tune_adapters.openai.words import bound, shared_beginnings, stated, whole
 
 _ALL = -0.01  # log of the least that raised words have among all tokens

@@ -10,7 +10,7 @@ import numpy as np
 from lmaas_tune.backend import ScoreReply, Usage
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray
-from lmaas_tune_adapters.openai.channels import Asking, Channel, Completions
+from lmaas_tune_adapters.openai.endpoints import Asking, Channel, Completions
 from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token
 from lmaas_tune_adapters.openai.rows import Question
 from lmaas_tune_adapters.openai.words import after_thought, named_in, stated

@@ -14,10 +14,10 @@ import torch
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
 from lmaas_tune.errors import InputError, did_you_mean, named
 from lmaas_tune.middleware.retry import Retry
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
-from lmaas_tune_adapters.hf.answers import Reading, Word, tree
+from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune_adapters.hf.encoding import EncodedRow
-from lmaas_tune_adapters.hf.reader import Reader
+from lmaas_tune_adapters.hf.label_tokens import Reading, Word, tree
+from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key
 from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
 from lmaas_tune_adapters.vllm.probe import check_server, find_model
@@ -116,13 +116,13 @@ class VLLMBackend:
             max_tokens=longest and longest - 1,  # the server writes a token of its own
             rows_per_call=self._completions.most_prompts,
         )
-        self._reader = Reader(
+        self._encoder = RequestEncoder(
             vocabulary.tokenizer,
             capabilities=self.capabilities,
             vocabulary_size=self.vocabulary_size,
             ends=False,
             tokens=_tokens,
-            places=_places,
+            positions=_positions,
         )
         self.identity = (
             f"vllm {vocabulary.name} weights={vocabulary.fingerprint} served={served.name} "
@@ -138,11 +138,11 @@ class VLLMBackend:
 
     def tokenize(self, text: str, /) -> tuple[int, ...]:
         """Ids of the text's tokens, with no start or end token."""
-        return self._reader.text(text)
+        return self._encoder.text(text)
 
     def embed(self, token_ids: Sequence[int], /) -> FloatArray:
         """(tokens, H) float32 word embeddings, as the server takes them in place of ids."""
-        self._reader.check_ids(token_ids)
+        self._encoder.check_ids(token_ids)
         vectors: FloatArray = self._table.rows(token_ids).numpy()
         return vectors
 
@@ -152,11 +152,11 @@ class VLLMBackend:
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         """See `lmaas_tune.backend.Inspects.inspect`."""
-        self._readings(request, self._reader.rows(request))
-        return self._reader.inspect(request)
+        self._readings(request, self._encoder.rows(request))
+        return self._encoder.inspect(request)
 
     def _score(self, request: ScoreRequest) -> ScoreReply:
-        rows = self._reader.rows(request)
+        rows = self._encoder.rows(request)
         readings, token_ids = self._readings(request, rows)
         logprobs = np.zeros((len(rows), len(request.candidates)))
         vectors, adds = _soft(request.prompt)
@@ -175,7 +175,7 @@ class VLLMBackend:
             for node, token, column in reading.picks:
                 logprobs[number, column] += values[first + node, place[token]]
             first += len(reading.paths)
-        told = self._reader.usage(request, rows)
+        told = self._encoder.usage(request, rows)
         usage = replace(taken, sequences=told.sequences, tokens=told.tokens)
         return ScoreReply(logprobs, usage)
 
@@ -183,7 +183,7 @@ class VLLMBackend:
         self, request: ScoreRequest, rows: Sequence[EncodedRow]
     ) -> tuple[list[Reading], list[int]]:
         """What to read in each row, and all tokens that are asked for anywhere."""
-        readings = [tree(self._reader.words(request, row)) for row in rows]
+        readings = [tree(self._encoder.words(request, row)) for row in rows]
         token_ids = sorted({token for reading in readings for _, token, _ in reading.picks})
         if len(token_ids) > MOST_TOKENS:
             raise InputError(
@@ -195,9 +195,10 @@ class VLLMBackend:
 
 def _soft(prompt: Prompt) -> tuple[torch.Tensor, bool]:
     """(L, H) vectors of a soft prompt, none of a text, and whether they are added to words."""
-    if isinstance(prompt, SoftPrompt):
-        return torch.tensor(prompt.vectors), prompt.insertion == "add"
-    return torch.zeros(0, 1), False
+    soft = parts_of(prompt).soft
+    if soft is None:
+        return torch.zeros(0, 1), False
+    return torch.tensor(soft.vectors), soft.insertion == "add"
 
 
 def _tokens(row: EncodedRow, words: Sequence[Word]) -> int:
@@ -205,5 +206,5 @@ def _tokens(row: EncodedRow, words: Sequence[Word]) -> int:
     return sum(len(row.ids) + len(path) for path in tree(words).paths)
 
 
-def _places(row: EncodedRow, words: Sequence[Word]) -> int:
+def _positions(row: EncodedRow, words: Sequence[Word]) -> int:
     return len(row.ids) + max(map(len, words), default=1) - 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmaas_tune.errors import InputError, PermanentError, did_you_mean
-from lmaas_tune_adapters.hf.answers import Word
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.http import Endpoint, RefusedError
 from lmaas_tune_adapters.vllm.completions import Completions, UnfitAnswerError
 from lmaas_tune_adapters.vllm.rows import RowWriter

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from lmaas_tune_adapters.hf.answers import Word
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.vllm.table import EmbeddingTable
 
 

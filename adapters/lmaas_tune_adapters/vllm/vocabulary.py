@@ -9,14 +9,8 @@ from typing import Any
 import transformers
 
 from lmaas_tune.errors import InputError
-from lmaas_tune_adapters.hf.loading import (
-    family_of,
-    name_of,
-    one_sentence,
-    quiet,
-    settings_hash,
-    source_of,
-)
+from lmaas_tune_adapters.hf.identity import name_of, settings_hash
+from lmaas_tune_adapters.hf.loading import family_of, one_sentence, quiet, source_of
 from lmaas_tune_adapters.vllm.table import EmbeddingTable, find_table
 
 

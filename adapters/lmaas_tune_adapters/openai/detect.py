@@ -9,7 +9,7 @@ from functools import partial
 from lmaas_tune.errors import BackendError, InputError, PermanentError, did_you_mean
 from lmaas_tune.middleware.retry import Retry
 from lmaas_tune_adapters.http import RefusedError, ServerError
-from lmaas_tune_adapters.openai.channels import Channel, Manner, Server
+from lmaas_tune_adapters.openai.endpoints import Channel, Manner, Server
 from lmaas_tune_adapters.openai.replies import CountError, LackingError
 from lmaas_tune_adapters.openai.rows import Question
 from lmaas_tune_adapters.openai.scorers import Scorer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lmaas_tune.backend import ScoreReply
 from lmaas_tune_adapters.http import RefusedError, ServerError
-from lmaas_tune_adapters.openai.channels import Asking, Channel
+from lmaas_tune_adapters.openai.endpoints import Asking, Channel
 from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token
 from lmaas_tune_adapters.openai.rows import Question
 from lmaas_tune_adapters.openai.scorers import PROMPTS, reply, see_answers
