@@ -75,7 +75,7 @@ class ServerError(TransientError):
     """The server failed at this request (5xx, but for 503): perhaps at all of its kind."""
 
 
-NOTHING = Usage()
+NO_USAGE = Usage()
 
 Part = TypeVar("Part")
 
@@ -497,7 +497,7 @@ def paid(usage: Usage) -> Iterator[None]:
 
 
 def joined(
-    parts: Iterable[tuple[Part, Usage]], before: Usage = NOTHING
+    parts: Iterable[tuple[Part, Usage]], before: Usage = NO_USAGE
 ) -> tuple[list[Part], Usage]:
     """All parts of a call, and what they took; an error tells what those before it took, too."""
     found: list[Part] = []

@@ -1,4 +1,4 @@
-"""Finding out, before anything is tuned, in which way a server scores label words."""
+"""Detecting, before anything is tuned, the scoring mode and request format of a server."""
 
 from __future__ import annotations
 
@@ -9,102 +9,110 @@ from functools import partial
 from lmaas_tune.errors import BackendError, InputError, PermanentError, did_you_mean
 from lmaas_tune.middleware.retry import Retry
 from lmaas_tune_adapters.http import RefusedError, ServerError
-from lmaas_tune_adapters.openai.endpoints import Channel, Manner, Server
-from lmaas_tune_adapters.openai.replies import CountError, LackingError
-from lmaas_tune_adapters.openai.rows import Question
+from lmaas_tune_adapters.openai.endpoints import GenerationEndpoint, RequestFormat, Server
+from lmaas_tune_adapters.openai.replies import CountError, IncompleteError
+from lmaas_tune_adapters.openai.rows import Context
 from lmaas_tune_adapters.openai.scorers import Scorer
 
-_ROWS = (Question("One and one is", spaced=True), Question("Two and two is", spaced=True))
-_NO_USE = (401, 402)  # not the way of asking is refused, but who asks
+_ROWS = (Context("One and one is", spaced=True), Context("Two and two is", spaced=True))
+_ACCOUNT = (401, 402)  # statuses that refuse the user, not the request
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to score, not tried yet.
+class ScoringMode:
+    """A way to score label words, not tried yet.
 
     Attributes:
-        name: For messages.
-        make: The scorer that asks in a manner.
-        words: Label words to try it with.
+        name: In messages.
+        make: Makes the scorer for a request format.
+        words: Label words of the trial.
     """
 
     name: str
-    make: Callable[[Manner], Scorer]
+    make: Callable[[RequestFormat], Scorer]
     words: Sequence[str] = ("two", "four")
 
 
-def first_that_works(ways: Sequence[Way], manner: Manner, server: Server, retry: Retry) -> Scorer:
-    """The scorer of the first way that the server goes, in the manner that it wants.
+def detect_mode(
+    modes: Sequence[ScoringMode], request_format: RequestFormat, server: Server, retry: Retry
+) -> Scorer:
+    """Find the first mode that a server supports, in the request format that it accepts.
 
-    Each try asks for two short rows; what a server refuses costs nothing.
+    Each trial sends two short rows; refused requests cost nothing.
 
     Raises:
-        PermanentError: It goes none of them; or the last of a request's attempts failed.
-        InputError: It has no such model.
+        PermanentError: The server supports no mode, or all attempts of a request failed.
+        InputError: The server has no such model.
     """
     reasons: dict[str, list[str]] = {}
     failures: list[Exception] = []
-    for way in ways:
+    for mode in modes:
         try:
-            return _settled(way, manner, server, retry)
-        except (RefusedError, LackingError) as error:
-            if isinstance(error, RefusedError) and error.status in _NO_USE:
+            return _fit_format(mode, request_format, server, retry)
+        except (RefusedError, IncompleteError) as error:
+            if isinstance(error, RefusedError) and error.status in _ACCOUNT:
                 raise
-            said = (
-                f"{error.status}, {error.reason}" if isinstance(error, RefusedError) else str(error)
-            )
-            reasons.setdefault(said, []).append(way.name)
+            reasons.setdefault(_reason(error), []).append(mode.name)
             failures.append(error)
         except PermanentError as error:
             if not isinstance(error.__cause__, ServerError):
                 raise
-            reasons.setdefault(str(error.__cause__), []).append(way.name)
-    remedy = _blamed(server, failures)
-    told = "; ".join(f"{', '.join(names)}: {said}" for said, names in reasons.items())
+            reasons.setdefault(str(error.__cause__), []).append(mode.name)
+    remedy = _remedy(server, failures)
+    listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
     raise PermanentError(
-        f"{server.endpoint.url} does not score label words with {server.model!r} ({told}): {remedy}"
+        f"{server.endpoint.url} does not score label words with {server.model!r} ({listed}): "
+        f"{remedy}"
     )
 
 
-def _settled(way: Way, manner: Manner, server: Server, retry: Retry) -> Scorer:
+def _reason(error: RefusedError | IncompleteError) -> str:
+    return f"{error.status}, {error.reason}" if isinstance(error, RefusedError) else str(error)
+
+
+def _fit_format(
+    mode: ScoringMode, request_format: RequestFormat, server: Server, retry: Retry
+) -> Scorer:
+    """Try a mode in one format after another."""
     while True:
-        scorer = way.make(manner)
-        failure = retry.run(partial(_failure, scorer, server, way.words))
+        scorer = mode.make(request_format)
+        failure = retry.run(partial(_failure, scorer, server, mode.words))
         if failure is None:
             return scorer
-        another = scorer.channel.manner.after(failure)
-        if another is None:
+        fallback = scorer.endpoint.request_format.fallback(failure)
+        if fallback is None:
             raise failure
-        manner = another
+        request_format = fallback
 
 
 def _failure(
     scorer: Scorer, server: Server, words: Sequence[str]
-) -> RefusedError | LackingError | None:
+) -> RefusedError | IncompleteError | None:
+    """Why a trial failed; None if it passed. Errors that may pass are raised."""
     try:
         scorer.try_out(_ROWS, words)
-        return _miscounts(scorer.channel) if scorer.channel.manner.several else None
-    except (RefusedError, LackingError) as error:
+        return _miscount(scorer.endpoint) if scorer.endpoint.request_format.batched else None
+    except (RefusedError, IncompleteError) as error:
         return error
     except ServerError as error:
-        _see_key(server, error)
+        _check_key(server, error)
         raise
 
 
-def _miscounts(channel: Channel) -> CountError | None:
-    """What is wrong where a server counts the first of several prompts alone, as llama.cpp does."""
-    texts = [question.text for question in _ROWS]
-    (_, both), (_, one) = channel.ask(texts), channel.ask(texts[:1])
+def _miscount(endpoint: GenerationEndpoint) -> CountError | None:
+    """An error if a server counts the tokens of the first of several prompts only (llama.cpp)."""
+    texts = [context.text for context in _ROWS]
+    (_, both), (_, one) = endpoint.ask(texts), endpoint.ask(texts[:1])
     if 0 < both.tokens <= one.tokens:
         return CountError("of several prompts the server counts the tokens of one")
     return None
 
 
-def _see_key(server: Server, error: ServerError) -> None:
-    """See that a server which fails without a key does not fail for want of one, as LiteLLM does.
+def _check_key(server: Server, error: ServerError) -> None:
+    """Find out whether a server error means that a key is missing, as LiteLLM's does.
 
     Raises:
-        InputError: Not even its models can be asked for.
+        InputError: No key was given, and the list of models gives a server error too.
     """
     if server.signed:
         return
@@ -119,32 +127,44 @@ def _see_key(server: Server, error: ServerError) -> None:
         return
 
 
-def _blamed(server: Server, failures: Sequence[Exception]) -> str:
-    """What to check, by what the server said to each way.
+def _remedy(server: Server, failures: Sequence[Exception]) -> str:
+    """Tell what to check, from the server's answers to all modes.
 
     Raises:
-        InputError: It does not have the model.
+        InputError: The server does not have the model.
     """
-    if any(isinstance(error, LackingError) for error in failures):
+    if any(isinstance(error, IncompleteError) for error in failures):
         return "the model and the URL are right, as it answers: try another scores= or endpoint="
     try:
-        names = [str(model["id"]) for model in server.endpoint.get("/models").json()["data"]]
-    except BackendError as error:
-        if isinstance(error, RefusedError) and error.status != 404:
-            key = "the key" if server.signed else "whether it wants a key (none was given)"
-            return f"/models is refused too ({error.status}, {error.reason}): check {key}"
-        names = []
-    except (KeyError, TypeError):
-        names = []  # it does not say what it has
-    named = [e for e in failures if isinstance(e, RefusedError) and _names_model(server, e)]
-    if named and names and server.model not in names:
+        names = _models(server)
+    except RefusedError as error:
+        key = "the key" if server.signed else "whether it wants a key (none was given)"
+        return f"/models is refused too ({error.status}, {error.reason}): check {key}"
+    about_model = [e for e in failures if isinstance(e, RefusedError) and _names_model(server, e)]
+    if about_model and names and server.model not in names:
         raise InputError(
             f"{server.endpoint.url} has no model {server.model!r}; "
             f"{did_you_mean(server.model, names)}"
         )
-    if server.model in names and not named:
+    if server.model in names and not about_model:
         return "it has the model: try another scores= or endpoint="
     return "check the model, and that the URL ends where /chat/completions begins, as in /v1"
+
+
+def _models(server: Server) -> list[str]:
+    """Names of a server's models; empty if it does not list them.
+
+    Raises:
+        RefusedError: It refuses to list them.
+    """
+    try:
+        return [str(model["id"]) for model in server.endpoint.get("/models").json()["data"]]
+    except BackendError as error:
+        if isinstance(error, RefusedError) and error.status != 404:
+            raise
+        return []
+    except (KeyError, TypeError):
+        return []
 
 
 def _names_model(server: Server, error: RefusedError) -> bool:

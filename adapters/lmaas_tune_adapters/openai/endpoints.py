@@ -1,4 +1,4 @@
-"""The two endpoints: how each is asked, and in which manner a server wants it."""
+"""The two endpoints, completions and chat, and the request format that a server accepts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any, Protocol, TypeAlias
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, LMaaSError
-from lmaas_tune_adapters.http import NOTHING, BusyError, Endpoint, RefusedError, joined
-from lmaas_tune_adapters.openai.replies import Choice, CountError, LackingError, read
+from lmaas_tune_adapters.http import NO_USAGE, BusyError, Endpoint, RefusedError, joined
+from lmaas_tune_adapters.openai.replies import Choice, CountError, IncompleteError, read
 
-TOPS = (20, 5, 1)
-"""How many of the likeliest tokens are asked for, as long as a server refuses."""
+TOP_COUNTS = (20, 5, 1)
+"""Numbers of likeliest tokens to ask for; the next one follows where a server refuses."""
 
-MORE = (100, 1000, 5000)
-"""How many are asked for where label words are missing from the first of `TOPS`."""
+LARGER_COUNTS = (100, 1000, 5000)
+"""Numbers to ask for where label words are missing from the first of `TOP_COUNTS`."""
 
 Bias: TypeAlias = Mapping[str, float]
+"""By token, what is added to its logit."""
 
 _TOO_LONG = re.compile(
     r"context.?(length|size|window)|too many tokens|prompt is too long|tokens? exceed"
@@ -29,50 +30,77 @@ _TOO_LONG = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manner:
-    """How a server wants to be asked, which its refusals tell.
+class RequestFormat:
+    """The variant of the API that a server accepts, found from its refusals.
 
     Attributes:
-        tops: Numbers of likeliest tokens to try from here on, the first one now.
-        more: Numbers to raise it to where label words are missing.
-        several: Whether one completions request holds several prompts.
-        limit: Field that bounds what is written.
-        greedy: Whether a temperature of 0 is asked for.
+        top_counts: Numbers of likeliest tokens to ask for: the first now, the others later.
+        larger_counts: Numbers to raise it to where label words are missing.
+        batched: Whether one completions request holds several prompts.
+        limit_field: The field that limits the written tokens.
+        greedy: Whether a temperature of 0 is sent.
     """
 
-    tops: tuple[int, ...] = TOPS
-    more: tuple[int, ...] = MORE
-    several: bool = True
-    limit: str = "max_tokens"
+    top_counts: tuple[int, ...] = TOP_COUNTS
+    larger_counts: tuple[int, ...] = LARGER_COUNTS
+    batched: bool = True
+    limit_field: str = "max_tokens"
     greedy: bool = True
 
-    def after(self, error: RefusedError | LackingError) -> Manner | None:
-        """What to try after this one failed; None if nothing is left."""
+    def fallback(self, error: RefusedError | IncompleteError) -> RequestFormat | None:
+        """The format to try after an error of this one; None if nothing is left."""
         if isinstance(error, RefusedError):
             if error.status not in (400, 422):
                 return None
-            if "max_completion_tokens" in error.reason and self.limit == "max_tokens":
-                return replace(self, limit="max_completion_tokens")
-            if "temperature" in error.reason and self.greedy:
-                return replace(self, greedy=False)
-            if "logprobs" in error.reason and len(self.tops) > 1:
-                return replace(self, tops=self.tops[1:], more=())
+            if (named := self._without_field(error.reason)) is not None:
+                return named
         elif not isinstance(error, CountError):
             return None
-        return replace(self, several=False) if self.several else None
+        return replace(self, batched=False) if self.batched else None
 
-    def fields(self, write: int) -> dict[str, Any]:
-        """Fields of every body that is to bring so many tokens."""
-        return {self.limit: write, **({"temperature": 0} if self.greedy else {})}
+    def _without_field(self, reason: str) -> RequestFormat | None:
+        """The format without the field that a refusal names."""
+        if "max_completion_tokens" in reason and self.limit_field == "max_tokens":
+            return replace(self, limit_field="max_completion_tokens")
+        if "temperature" in reason and self.greedy:
+            return replace(self, greedy=False)
+        if "logprobs" in reason and len(self.top_counts) > 1:
+            return replace(self, top_counts=self.top_counts[1:], larger_counts=())
+        return None
+
+    def fields(self, max_tokens: int) -> dict[str, Any]:
+        """Fields of every request body that asks for so many tokens."""
+        return {self.limit_field: max_tokens, **({"temperature": 0} if self.greedy else {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Parameters of one request.
+
+    Attributes:
+        max_tokens: Most tokens to write.
+        top_logprobs: How many of the likeliest tokens to return in each place; None asks for no
+            log-probabilities.
+        echo: Return the text's own tokens too, before the written ones (completions only).
+        logit_bias: Added to tokens' logits before one is chosen.
+    """
+
+    max_tokens: int = 1
+    top_logprobs: int | None = None
+    echo: bool = False
+    logit_bias: Bias | None = None
+
+
+ONE_TOKEN = SamplingParams()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Who is asked, and what goes with every request.
+    """A server, its model, and the fields of every request.
 
     Attributes:
-        endpoint: Of the URL and the key.
-        model: As the server calls it.
+        endpoint: With the URL and the key.
+        model: The model's name on the server.
         system: Message before the text, of a chat.
         fields: Further fields of every body.
         signed: Whether there is a key.
@@ -87,7 +115,7 @@ class Server:
     def ask(
         self, path: str, body: Mapping[str, Any], *, prompts: int
     ) -> tuple[list[Choice], Usage]:
-        """Send one request that holds so many prompts; see `Channel.ask`."""
+        """Send one request that holds so many prompts; see `GenerationEndpoint.ask`."""
         body = {"model": self.model, **self.fields, **body}
         try:
             answer = self.endpoint.post(path, content=body)
@@ -102,72 +130,59 @@ class Server:
         return choices, answer.usage + Usage(sequences=prompts, tokens=tokens)
 
 
-class Channel(Protocol):
-    """One of the two endpoints, asked in one manner.
+class GenerationEndpoint(Protocol):
+    """One of the two endpoints, called in one request format.
 
     Attributes:
         name: ``completions`` or ``chat``.
-        manner: As given.
+        request_format: As given.
     """
 
     name: str
-    manner: Manner
+    request_format: RequestFormat
 
     def ask(
-        self,
-        texts: Sequence[str],
-        *,
-        write: int = 1,
-        top: int | None = None,
-        echo: bool = False,
-        bias: Bias | None = None,
+        self, texts: Sequence[str], params: SamplingParams = ONE_TOKEN
     ) -> tuple[list[Choice], Usage]:
-        """What the model writes after each text.
+        """Let the model continue each text.
 
         Args:
             texts: One or more.
-            write: Most tokens to write.
-            top: How many of the likeliest tokens to ask for in each place; None asks for no
-                log-probabilities.
-            echo: Give the text's own tokens too, before the written ones (completions only).
-            bias: What is added to tokens' logits before one is chosen, by token.
+            params: Of all requests.
 
         Raises:
             InputError: A text is longer than the model reads.
-            RefusedError: The server does not do that.
-            TransientError: No answer, or no whole one.
+            RefusedError: The server refuses the request.
+            TransientError: No answer, or an incomplete one.
         """
         ...
 
 
 class Completions:
-    """Goes on with a text as it stands."""
+    """The completions endpoint, which continues a text as it is."""
 
     name = "completions"
 
-    def __init__(self, server: Server, manner: Manner) -> None:
-        self._server, self.manner = server, manner
+    def __init__(self, server: Server, request_format: RequestFormat) -> None:
+        self._server, self.request_format = server, request_format
 
     def ask(
-        self,
-        texts: Sequence[str],
-        *,
-        write: int = 1,
-        top: int | None = None,
-        echo: bool = False,
-        bias: Bias | None = None,
+        self, texts: Sequence[str], params: SamplingParams = ONE_TOKEN
     ) -> tuple[list[Choice], Usage]:
-        """See `Channel.ask`."""
-        body = self.manner.fields(write)
-        body |= {"logprobs": top} if top is not None else {}
-        body |= {"echo": True} if echo else {}
-        body |= {"logit_bias": bias} if bias is not None else {}
-        if not self.manner.several:
+        """See `GenerationEndpoint.ask`."""
+        body = self.request_format.fields(params.max_tokens)
+        if params.top_logprobs is not None:
+            body["logprobs"] = params.top_logprobs
+        if params.echo:
+            body["echo"] = True
+        if params.logit_bias is not None:
+            body["logit_bias"] = params.logit_bias
+        if not self.request_format.batched:
             return _joined(self._ask(body, [text]) for text in texts)
         return self._ask(body, texts)
 
     def _ask(self, body: Mapping[str, Any], texts: Sequence[str]) -> tuple[list[Choice], Usage]:
-        """One request; two of half the size where the server's queue is too short for it."""
+        """Send one request; two of half the size where the server's queue is too short for it."""
         prompt = list(texts) if len(texts) > 1 else texts[0]
         try:
             return self._server.ask("/completions", {**body, "prompt": prompt}, prompts=len(texts))
@@ -180,29 +195,25 @@ class Completions:
 
 
 class Chat:
-    """Answers a message; one a request."""
+    """The chat endpoint, which answers one message a request."""
 
     name = "chat"
 
-    def __init__(self, server: Server, manner: Manner) -> None:
-        self._server, self.manner = server, replace(manner, several=False)
+    def __init__(self, server: Server, request_format: RequestFormat) -> None:
+        self._server, self.request_format = server, replace(request_format, batched=False)
 
     def ask(
-        self,
-        texts: Sequence[str],
-        *,
-        write: int = 1,
-        top: int | None = None,
-        echo: bool = False,
-        bias: Bias | None = None,
+        self, texts: Sequence[str], params: SamplingParams = ONE_TOKEN
     ) -> tuple[list[Choice], Usage]:
-        """See `Channel.ask`."""
-        body = self.manner.fields(write)
-        body |= {"logprobs": True, "top_logprobs": top} if top is not None else {}
-        body |= {"logit_bias": bias} if bias is not None else {}
+        """See `GenerationEndpoint.ask`."""
+        body = self.request_format.fields(params.max_tokens)
+        if params.top_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": params.top_logprobs}
+        if params.logit_bias is not None:
+            body["logit_bias"] = params.logit_bias
         return _joined(
-            self._server.ask("/chat/completions", {**body, "messages": said}, prompts=1)
-            for said in map(self._messages, texts)
+            self._server.ask("/chat/completions", {**body, "messages": messages}, prompts=1)
+            for messages in map(self._messages, texts)
         )
 
     def _messages(self, text: str) -> list[dict[str, str]]:
@@ -211,22 +222,22 @@ class Chat:
         return [*before, {"role": "user", "content": text}]
 
 
-class Asking:
-    """The requests of one answer, added up: an error that ends it tells what all of them took.
+class TrackedEndpoint:
+    """Adds up the usage of requests; an error that leaves the context carries all of it.
 
     Args:
-        channel: Who is asked.
+        endpoint: Receives the requests.
 
     Attributes:
-        channel: As given.
-        usage: What was taken so far.
+        endpoint: As given.
+        usage: Of all requests so far.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel, self.usage = channel, NOTHING
+    def __init__(self, endpoint: GenerationEndpoint) -> None:
+        self.endpoint, self.usage = endpoint, NO_USAGE
         self._under_way = False
 
-    def __enter__(self) -> Asking:
+    def __enter__(self) -> TrackedEndpoint:
         return self
 
     def __exit__(
@@ -240,25 +251,17 @@ class Asking:
             own = Usage(requests=int(sent)) if error.usage is None else error.usage
             error.usage = self.usage + own
 
-    def __call__(
-        self,
-        texts: Sequence[str],
-        *,
-        write: int = 1,
-        top: int | None = None,
-        echo: bool = False,
-        bias: Bias | None = None,
-    ) -> list[Choice]:
-        """See `Channel.ask`."""
+    def ask(self, texts: Sequence[str], params: SamplingParams = ONE_TOKEN) -> list[Choice]:
+        """See `GenerationEndpoint.ask`."""
         self._under_way = True
-        choices, taken = self.channel.ask(texts, write=write, top=top, echo=echo, bias=bias)
+        choices, usage = self.endpoint.ask(texts, params)
         self._under_way = False
-        self.usage += taken
+        self.usage += usage
         return choices
 
 
 def _joined(
-    parts: Iterable[tuple[list[Choice], Usage]], before: Usage = NOTHING
+    parts: Iterable[tuple[list[Choice], Usage]], before: Usage = NO_USAGE
 ) -> tuple[list[Choice], Usage]:
     found, usage = joined(parts, before)
     return [choice for part in found for choice in part], usage
