@@ -1,4 +1,4 @@
-"""The backend itself: requests in, log-probabilities of a model on a vLLM server out."""
+"""The backend `vllm`: a model on a vLLM server, with soft and text prompts."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ WIRE_DTYPES = {
 class VLLMBackend:
     """A causal language model on a vLLM server that was started with --enable-prompt-embeds.
 
-    Text and prompt are embedded here, with the model's table of word embeddings alone, and sent as
-    embeddings. The server is asked at once which model it serves and whether it can do this.
+    Text and prompt are embedded here, with the model's table of word embeddings only, and sent as
+    embeddings. Two requests at the start check which model the server has, and whether it accepts
+    embeddings.
 
     Args:
         url: Of the server, with or without ``/v1``.
@@ -56,16 +57,16 @@ class VLLMBackend:
         server: ``vllm``, or ``dynamo`` for NVIDIA Dynamo in front of it.
         rows_per_call: Most rows in one request.
         max_body_bytes: Most bytes in one request; a single longer row goes alone.
-        max_kept_bytes: Most memory for what is kept of rows that are asked for again under another
-            soft prompt: about what they are on the wire. 0 keeps nothing.
+        max_kept_bytes: Most memory for encoded rows, which are sent again under other soft
+            prompts; a row takes about its size on the wire. 0 keeps nothing.
         timeout: Seconds that one request may take.
         retry: How transient failures at the start are tried again; later the client does that.
 
     Raises:
-        InputError: The model cannot be had or is not causal, an option is out of range, or the
+        InputError: The model cannot be loaded or is not causal, an option is out of range, or the
             server has other models.
-        PermanentError: The server cannot do this; the message says what to change. Or it does not
-            answer.
+        PermanentError: The server does not answer, or does not return these log-probabilities;
+            the message says what to change.
     """
 
     def __init__(
@@ -112,8 +113,8 @@ class VLLMBackend:
         self.capabilities = Capabilities(
             soft_prompt_width=self._table.weight.shape[1],
             insertions=frozenset({"concat", "add"}),
-            deterministic=False,  # what else it serves at the time changes the order of sums
-            max_tokens=longest and longest - 1,  # the server writes a token of its own
+            deterministic=False,  # other requests at the time change the order of sums
+            max_tokens=longest and longest - 1,  # the server writes one token
             rows_per_call=self._completions.most_prompts,
         )
         self._encoder = RequestEncoder(
@@ -137,7 +138,7 @@ class VLLMBackend:
         return self._table.std
 
     def tokenize(self, text: str, /) -> tuple[int, ...]:
-        """Ids of the text's tokens, with no start or end token."""
+        """Encode a text without start or end token."""
         return self._encoder.text(text)
 
     def embed(self, token_ids: Sequence[int], /) -> FloatArray:
@@ -169,32 +170,32 @@ class VLLMBackend:
             for row, reading in zip(rows, readings, strict=True)
             for path in reading.paths
         )
-        values, taken = self._completions.logprobs(prompts, token_ids)
-        first, place = 0, {token: index for index, token in enumerate(token_ids)}
+        values, sent = self._completions.logprobs(prompts, token_ids)
+        first, columns = 0, {token: index for index, token in enumerate(token_ids)}
         for number, reading in enumerate(readings):
-            for node, token, column in reading.picks:
-                logprobs[number, column] += values[first + node, place[token]]
+            for node, token, word in reading.picks:
+                logprobs[number, word] += values[first + node, columns[token]]
             first += len(reading.paths)
-        told = self._encoder.usage(request, rows)
-        usage = replace(taken, sequences=told.sequences, tokens=told.tokens)
+        expected = self._encoder.usage(request, rows)
+        usage = replace(sent, sequences=expected.sequences, tokens=expected.tokens)
         return ScoreReply(logprobs, usage)
 
     def _readings(
         self, request: ScoreRequest, rows: Sequence[EncodedRow]
     ) -> tuple[list[Reading], list[int]]:
-        """What to read in each row, and all tokens that are asked for anywhere."""
+        """The reading of each row, and all tokens that any of them needs."""
         readings = [tree(self._encoder.words(request, row)) for row in rows]
         token_ids = sorted({token for reading in readings for _, token, _ in reading.picks})
         if len(token_ids) > MOST_TOKENS:
             raise InputError(
                 f"{len(request.candidates)} label words have {len(token_ids)} different tokens, "
-                f"and vLLM tells of {MOST_TOKENS} at once: take fewer labels"
+                f"and vLLM returns {MOST_TOKENS} at once: take fewer labels"
             )
         return readings, token_ids
 
 
 def _soft(prompt: Prompt) -> tuple[torch.Tensor, bool]:
-    """(L, H) vectors of a soft prompt, none of a text, and whether they are added to words."""
+    """(L, H) vectors of a prompt (L is 0 for a text), and whether they are added to words."""
     soft = parts_of(prompt).soft
     if soft is None:
         return torch.zeros(0, 1), False
@@ -202,7 +203,7 @@ def _soft(prompt: Prompt) -> tuple[torch.Tensor, bool]:
 
 
 def _tokens(row: EncodedRow, words: Sequence[Word]) -> int:
-    """What the server reads: the row once more for each place inside a label word."""
+    """Tokens that the server reads: the whole row for each token inside a label word."""
     return sum(len(row.ids) + len(path) for path in tree(words).paths)
 
 

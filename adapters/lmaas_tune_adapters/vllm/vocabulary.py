@@ -1,4 +1,4 @@
-"""What the client has of a model: its tokenizer, its word embeddings, and its name."""
+"""The parts of a model that the client needs: tokenizer, word embeddings, name."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Vocabulary:
     """A causal language model without its layers.
 
     Attributes:
-        tokenizer: Of transformers.
+        tokenizer: The model's, of transformers.
         table: Its word embeddings.
-        name: Its name, and the commit if it is the hub's.
+        name: Its name, with the commit if it comes from the hub.
         fingerprint: Hash of configuration, tokenizer and table.
-        max_tokens: The longest row that it has places for; None if it sets no limit.
+        max_tokens: The longest row that it has positions for; None if it sets no limit.
     """
 
     tokenizer: Any
@@ -34,16 +34,16 @@ class Vocabulary:
 
 
 def load_vocabulary(model: str | Path, *, revision: str | None) -> Vocabulary:
-    """Read tokenizer, configuration and word embeddings of a model, and nothing else.
+    """Load tokenizer, configuration and word embeddings of a model, without its other weights.
 
     Raises:
-        InputError: The model cannot be had, is not causal, or has no table that can be read.
+        InputError: The model cannot be loaded, is not causal, or has no readable table.
     """
     source, options = source_of(model, revision)
     if "gguf_file" in options:
         raise InputError(
             f"the word embeddings of {str(model)!r} cannot be read alone: give the folder that "
-            "HFBackend.convert_gguf makes of it"
+            "HFBackend.convert_gguf writes for it"
         )
     with quiet(), one_sentence(model):
         config = transformers.AutoConfig.from_pretrained(source, **options)
