@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import (
     FAILED,
     Commands,
@@ -19,9 +21,7 @@ from lmaas_tune.cli.arguments import (
 )
 from lmaas_tune.cli.report import note
 from lmaas_tune.cli.wording import count
-from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.reproduction import (
     METHODS,
     PAPER_TASKS,

@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.comparison.contender import Contender, contenders
 from lmaas_tune.comparison.early import EarlyStop
 from lmaas_tune.comparison.extra import need
@@ -36,7 +37,6 @@ from lmaas_tune.comparison.plan import BackendChoice, Cell, MakeBackend, Plan
 from lmaas_tune.comparison.record import Curve, Record
 from lmaas_tune.comparison.tasks import NamedTask, named_tasks, read_tasks
 from lmaas_tune.errors import InputError
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.settings import Settings, preset
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmaas_tune.callbacks import Callback
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.comparison.early import FallenBehindError, Judge
 from lmaas_tune.comparison.folder import keep, rivals, run_folder
 from lmaas_tune.comparison.plan import BackendChoice, Cell

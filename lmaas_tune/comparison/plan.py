@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from lmaas_tune.backend import Backend
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.comparison.contender import Contender
 from lmaas_tune.comparison.early import EarlyStop
 from lmaas_tune.comparison.record import Key, Record

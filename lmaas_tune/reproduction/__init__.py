@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from lmaas_tune.backend import Backend
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError
 from lmaas_tune.reproduction.deviations import deviations
 from lmaas_tune.reproduction.methods import METHODS, family_of

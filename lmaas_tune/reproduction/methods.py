@@ -13,7 +13,7 @@ import numpy as np
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.baselines import BASELINES, fit_baseline
 from lmaas_tune.calibration import fitted_calibration
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, named
 from lmaas_tune.prompts import DeepPrompt, FloatArray, SoftPrompt, TextPrompt
 from lmaas_tune.reproduction.plan import Plan

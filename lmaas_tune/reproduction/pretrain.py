@@ -10,7 +10,7 @@ import numpy as np
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.baselines import FittedBaseline, fit_baseline
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt
 from lmaas_tune.reproduction.methods import family_of, gradient_start

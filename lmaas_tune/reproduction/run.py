@@ -13,7 +13,7 @@ import numpy as np
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Inspects, ScoreRequest
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, StorageError
 from lmaas_tune.objectives import cross_entropy, error_rate
 from lmaas_tune.prompts import SoftPrompt, TextPrompt

@@ -15,13 +15,13 @@ from typing import Any
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 
-from lmaas_tune.middleware import deadline
+from lmaas_tune.calls import deadline
 
 _LOOK = 1.0  # seconds between two looks at a deadline, which may be brought forward
 
 
 class TimedAdapter(HTTPAdapter):
-    """The adapter of requests, with connections that end at `lmaas_tune.middleware.deadline`."""
+    """The adapter of requests, with connections that end at `lmaas_tune.calls.deadline`."""
 
     def get_connection_with_tls_context(
         self, request: PreparedRequest, *args: Any, **kwargs: Any

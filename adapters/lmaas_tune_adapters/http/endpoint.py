@@ -19,9 +19,9 @@ import urllib3
 from requests.utils import get_environ_proxies, select_proxy
 
 from lmaas_tune.backend import Usage
+from lmaas_tune.calls import deadline
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
-from lmaas_tune.middleware import deadline
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune_adapters.http.connections import TimedAdapter
 from lmaas_tune_adapters.http.errors import error_of
 from lmaas_tune_adapters.http.key import Key, quoted
@@ -81,7 +81,7 @@ class Endpoint:
         url: Up to where the paths begin.
         key: Signs each request; None signs none.
         timeout: Seconds from the connection to the end of the answer. The deadline of the call
-            (`lmaas_tune.middleware.deadline`) may end it earlier.
+            (`lmaas_tune.calls.deadline`) may end it earlier.
 
     Raises:
         InputError: The URL is none of http or https, or holds a password or a query.
