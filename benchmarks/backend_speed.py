@@ -207,8 +207,11 @@ class MatrixRate:
         self.square = self.layers = 0.0
 
     def measure(self) -> None:
-        """Take the fastest so far, in operations a second: of a large square product by torch
-        itself, and of the layers for as many tokens as a pass of the backend has."""
+        """Keep the fastest rates so far, in operations a second.
+
+        They are of a large square product by torch itself, and of the layers for as many tokens
+        as a forward pass of the backend has.
+        """
         self.square = max(self.square, 2 * SQUARE**3 * _rounds(lambda: self._square @ self._square))
         self.layers = max(self.layers, self.a_token * TOKENS * _rounds(self._through))
 

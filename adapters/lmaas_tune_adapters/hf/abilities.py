@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,7 +28,9 @@ from lmaas_tune_adapters.hf.probe import (
     probe_embeddings,
     why_not,
 )
-from lmaas_tune_adapters.hf.speedups import PartialLayer, Speedups
+
+if TYPE_CHECKING:
+    from lmaas_tune_adapters.hf.speedups import PartialLayer, Speedups
 
 
 @dataclass(frozen=True)

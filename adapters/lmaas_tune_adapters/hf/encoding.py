@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import FloatArray, SoftPrompt
 from lmaas_tune.task import Batch, Part, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmaas_tune.prompts import FloatArray, SoftPrompt
 
 PROMPT_MARK, LABEL_MARK = "\ufdd0", "\ufdd1"
 """Stand for the slots while a whole row is tokenized, since cutting it first would change its

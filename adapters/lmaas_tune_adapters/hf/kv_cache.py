@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import (
@@ -13,6 +12,9 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, each (prefixes, attention heads, length, width)."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
-from lmaas_tune.prompts import Insertion
-from lmaas_tune_adapters.hf.encoding import EncodedRow
-from lmaas_tune_adapters.hf.label_tokens import Word
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+
+    from lmaas_tune.prompts import Insertion
+    from lmaas_tune_adapters.hf.encoding import EncodedRow
+    from lmaas_tune_adapters.hf.label_tokens import Word
 
 T = TypeVar("T")
 
@@ -52,31 +54,32 @@ class RequestBatch:
 
 
 class Scorer(Protocol):
-    """Scores label words with one family of models.
-
-    Attributes:
-        insertions: The supported ways to insert a soft prompt.
-        label_last: Whether the label must be the end of a row.
-        answers_apart: Whether a label word starts a new text, see `RowEncoder`.
-        mask_token: The token in the label's place where a label is read (a mask or sentinel);
-            empty where it is read at the end of the row.
-        layers: The layers that a deep prompt enters; empty if the model has no plain stack.
-    """
+    """Scores label words with one family of models."""
 
     @property
-    def insertions(self) -> frozenset[Insertion]: ...
+    def insertions(self) -> frozenset[Insertion]:
+        """The supported ways to insert a soft prompt."""
+        ...
 
     @property
-    def label_last(self) -> bool: ...
+    def label_last(self) -> bool:
+        """Whether the label must be the end of a row."""
+        ...
 
     @property
-    def answers_apart(self) -> bool: ...
+    def answers_apart(self) -> bool:
+        """Whether a label word starts a new text, see `RowEncoder`."""
+        ...
 
     @property
-    def mask_token(self) -> Word: ...
+    def mask_token(self) -> Word:
+        """The mask or sentinel in the label's place; empty where labels are read at the end."""
+        ...
 
     @property
-    def layers(self) -> Sequence[Any]: ...
+    def layers(self) -> Sequence[Any]:
+        """The layers that a deep prompt enters; empty if the model has no plain stack."""
+        ...
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens of a row the model reads for label words of one token."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from lmaas_tune.backend import Speedup
 from lmaas_tune_adapters.hf.probe import failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
 SWITCHED_OFF = "speedups=False"
 
@@ -49,14 +51,12 @@ class PartialLayer:
 
 
 class LastLayerTrial(Protocol):
-    """Compares a causal model with a partial last layer to the whole model.
-
-    Attributes:
-        layers: How many layers keep keys and values.
-    """
+    """Compares a causal model with a partial last layer to the whole model."""
 
     @property
-    def layers(self) -> int: ...
+    def layers(self) -> int:
+        """How many layers keep keys and values."""
+        ...
 
     def check_last_layer(self, layer: PartialLayer) -> None:
         """Raise where the scores differ."""

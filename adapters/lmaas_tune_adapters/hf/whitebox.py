@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from lmaas_tune.errors import InputError
-from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.loading import (
     Family,
     LoadedModel,
@@ -20,8 +18,13 @@ from lmaas_tune_adapters.hf.loading import (
     quiet,
     source_of,
 )
-from lmaas_tune_adapters.hf.request_encoder import RequestEncoder
-from lmaas_tune_adapters.hf.seq2seq import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmaas_tune_adapters.hf.label_tokens import Word
+    from lmaas_tune_adapters.hf.request_encoder import RequestEncoder
+    from lmaas_tune_adapters.hf.seq2seq import Answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import http.client
 import io
-import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 
 from lmaas_tune.calls import deadline
+
+if TYPE_CHECKING:
+    import socket
+
+    from requests import PreparedRequest
 
 _LOOK = 1.0  # seconds between two looks at a deadline, which may be brought forward
 

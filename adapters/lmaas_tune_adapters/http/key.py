@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-import requests
+from typing import TYPE_CHECKING, Any
 
 from lmaas_tune.concealed import shown
 from lmaas_tune.errors import InputError
+
+if TYPE_CHECKING:
+    import requests
 
 
 class _Hidden(str):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
-
-import requests
-import urllib3
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, LMaaSError
+
+if TYPE_CHECKING:
+    import requests
+    import urllib3
 
 NO_USAGE = Usage()
 

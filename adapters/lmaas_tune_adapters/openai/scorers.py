@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
 from lmaas_tune.backend import ScoreReply, Usage
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.openai.endpoints import (
     Completions,
     GenerationEndpoint,
@@ -17,8 +15,13 @@ from lmaas_tune_adapters.openai.endpoints import (
     TrackedEndpoint,
 )
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
-from lmaas_tune_adapters.openai.rows import Context
 from lmaas_tune_adapters.openai.words import after_thought, named_in, stated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmaas_tune.prompts import FloatArray
+    from lmaas_tune_adapters.openai.rows import Context
 
 Tokens: TypeAlias = tuple[Token, ...]
 
@@ -33,22 +36,22 @@ THINKS = (
 
 
 class Scorer(Protocol):
-    """Scores label words in one mode.
-
-    Attributes:
-        endpoint: Receives the requests.
-        settings: Settings of the mode that change scores.
-        rows: Most rows in one request.
-    """
+    """Scores label words in one mode."""
 
     @property
-    def endpoint(self) -> GenerationEndpoint: ...
+    def endpoint(self) -> GenerationEndpoint:
+        """Receives the requests."""
+        ...
 
     @property
-    def settings(self) -> str: ...
+    def settings(self) -> str:
+        """Settings of the mode that change scores, for the backend's identity."""
+        ...
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Most rows in one request."""
+        ...
 
     def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
         """(rows, words) log-probabilities, their usage, and how many of them are bounds.

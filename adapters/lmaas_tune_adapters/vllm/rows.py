@@ -7,11 +7,13 @@ import io
 import threading
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
-from lmaas_tune_adapters.hf.label_tokens import Word
-from lmaas_tune_adapters.vllm.table import EmbeddingTable
+if TYPE_CHECKING:
+    from lmaas_tune_adapters.hf.label_tokens import Word
+    from lmaas_tune_adapters.vllm.table import EmbeddingTable
 
 
 class RowWriter:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 
@@ -12,6 +11,9 @@ from lmaas_tune.errors import InputError
 from lmaas_tune_adapters.hf.identity import name_of, settings_hash
 from lmaas_tune_adapters.hf.loading import family_of, one_sentence, quiet, source_of
 from lmaas_tune_adapters.vllm.table import EmbeddingTable, find_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)

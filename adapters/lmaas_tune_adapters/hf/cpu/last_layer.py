@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _AXES = {
     "hidden_states": 1,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -20,6 +19,9 @@ from lmaas_tune_adapters.hf.cpu.kernels import (
     short_attention,
 )
 from lmaas_tune_adapters.hf.probe import close, failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _SHORT = "lmaas_tune_short"
 

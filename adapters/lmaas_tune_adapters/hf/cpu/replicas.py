@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lmaas_tune_adapters.hf.speedups import Item, Result, Worker, Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 _MIN_TOKENS = 256  # a replica reads all weights; fewer tokens are not worth that
 
@@ -102,13 +104,9 @@ def replicate(module: Any) -> tuple[Any, Callable[[Any], Any]]:
     Returns:
         The copy, and a function that finds the copy of a part (None for None).
     """
-    tensors = [
-        value
-        for part in module.modules()
-        for named in (vars(part), part._parameters, part._buffers)
-        for value in named.values()
-        if isinstance(value, torch.Tensor)
-    ]
+    attributes = [value for part in module.modules() for value in vars(part).values()]
+    tensors = [value for value in attributes if isinstance(value, torch.Tensor)]
+    tensors += [*module.parameters(), *module.buffers()]
     other = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
     names = {part: name for name, part in module.named_modules()}
     return other, lambda part: None if part is None else other.get_submodule(names[part])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +26,9 @@ from lmaas_tune_adapters.hf.speedups import (
     Worker,
     Workers,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class CpuSpeedups(Speedups):
