@@ -39,7 +39,7 @@ from lmaas_tune.result import Comparison, TuneResult
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.step import Candidate, Step
 from lmaas_tune.task import Batch, Example, Slot, Task, Template, Verbalizer
-from lmaas_tune.text import TextSettings
+from lmaas_tune.prompts.text import TextSettings
 from lmaas_tune.tuner import Tuner
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.result import Comparison, TuneResult
 from lmaas_tune.settings import Settings
-from lmaas_tune.spaces import start_from_words
+from lmaas_tune.prompts.soft import start_from_words
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.tuner import Tuner
 

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from explore import held_out, keep_record, read_records, rows
-from lmaas_tune.spaces import draw
+from lmaas_tune.prompts.soft import draw
 from matplotlib.ticker import ScalarFormatter
 
 from lmaas_tune import Budget, Example, Settings, SoftPrompt, Task, TunedPrompt, Tuner, load_backend

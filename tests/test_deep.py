@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lmaas_tune.deep import DeepSpace, draw_deep
-from lmaas_tune.spaces import RandomEmbedding
+from lmaas_tune.prompts.deep import DeepSpace, draw_deep
+from lmaas_tune.prompts.soft import RandomEmbedding
 
 from lmaas_tune import Budget, ScoreRequest, Settings, TunedPrompt, Tuner, TuneResult, preset
 from lmaas_tune.backend import Spread

@@ -27,7 +27,8 @@ from lmaas_tune import (
     TunedPrompt,
     Tuner,
 )
-from lmaas_tune.spaces import PointSpace, draw, drawn
+from lmaas_tune.prompts.soft import draw
+from lmaas_tune.prompts.subspace import PointSpace
 from lmaas_tune.testing.toy import ToyBackend
 
 TRAIN = [("a fine film", "good"), ("fine acting", "good"), ("a dull film", "bad"), ("dull", "bad")]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lmaas_tune.spaces import RandomEmbedding
+from lmaas_tune.prompts.soft import RandomEmbedding
 
 from lmaas_tune import (
     Budget,

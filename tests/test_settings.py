@@ -11,7 +11,7 @@ import pytest
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError
 from lmaas_tune.settings import PRESETS, Settings, preset
-from lmaas_tune.text import TextSettings
+from lmaas_tune.prompts.text import TextSettings
 from lmaas_tune.versions import versions
 
 PAPER = {

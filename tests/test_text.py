@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lmaas_tune.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS, WORDS, telling_words
-from lmaas_tune.text import TextSettings, TextSpace, draw_demonstrations, text_space
+from lmaas_tune.prompts.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS, WORDS, telling_words
+from lmaas_tune.prompts.text import TextSettings, TextSpace, draw_demonstrations, text_space
 
 from lmaas_tune import Budget, Example, Settings, SoftPrompt, TextPrompt, TunedPrompt, Tuner
 from lmaas_tune.backend import ScoreReply, ScoreRequest

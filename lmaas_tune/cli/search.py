@@ -13,8 +13,8 @@ from lmaas_tune.cli.arguments import Parser, parse_options
 from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers import NEVERGRAD, OPTIMIZERS
 from lmaas_tune.settings import PRESETS, Settings, preset
-from lmaas_tune.spaces import PROJECTIONS
-from lmaas_tune.text import SOURCES
+from lmaas_tune.prompts.projections import PROJECTIONS
+from lmaas_tune.prompts.text import SOURCES
 
 
 def _layers(text: str) -> str | tuple[int, ...]:

@@ -25,7 +25,7 @@ from lmaas_tune.prompts import FloatArray, TextPrompt
 from lmaas_tune.registry import load_backend, name_of
 from lmaas_tune.result import TuneResult
 from lmaas_tune.settings import Settings
-from lmaas_tune.spaces import SearchSpace
+from lmaas_tune.prompts import PromptSpace
 from lmaas_tune.tuner import Tuner, fit_whole
 from lmaas_tune.versions import versions
 
@@ -268,7 +268,7 @@ class _TimedTuner(Tuner):
         """In ask and tell, replayed ones included: as if the run had been made at one go."""
         return 0.0 if self._timed is None else self._timed.seconds
 
-    def _optimizer_for(self, space: SearchSpace) -> Optimizer:
+    def _optimizer_for(self, space: PromptSpace) -> Optimizer:
         self._timed = _Timed(super()._optimizer_for(space))
         return self._timed
 

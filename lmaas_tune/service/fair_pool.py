@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from lmaas_tune.service.errors import ApiError, stopping
-from lmaas_tune.spaces import Checkpoint
+from lmaas_tune.prompts.projections import Checkpoint
 
 T = TypeVar("T")
 

@@ -10,7 +10,8 @@ from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace
 from lmaas_tune.service.errors import too_large
 from lmaas_tune.service.lru_cache import LRUStore
 from lmaas_tune.service.server_limits import ServerLimits
-from lmaas_tune.spaces import Checkpoint, RandomEmbedding, draw
+from lmaas_tune.prompts.soft import RandomEmbedding, draw
+from lmaas_tune.prompts.projections import Checkpoint
 
 _FLOAT32 = 4  # bytes
 

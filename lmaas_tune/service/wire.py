@@ -21,7 +21,7 @@ from lmaas_tune.backend import Capabilities
 from lmaas_tune.errors import named
 from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray, Insertion, SoftPrompt, Start, Subspace, TextPrompt
-from lmaas_tune.spaces import PROJECTIONS
+from lmaas_tune.prompts.projections import PROJECTIONS
 from lmaas_tune.task import Batch, Part, Slot
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
-from lmaas_tune.spaces import drawn
+
 from lmaas_tune_adapters.http import RefusedError
 from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
 

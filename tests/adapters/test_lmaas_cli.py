@@ -161,7 +161,7 @@ def sentence(printed: Printed) -> str:
     [
         (["--backend", "lmaas"], "the backend 'lmaas' needs a URL: give --url"),
         (["--backend", "lmaas", "--url", "127.0.0.1:8000"], "no URL: give one like http://"),
-        (["--backend", "lmaas", "--url", "http://u:p@127.0.0.1"], "holds more than a place"),
+        (["--backend", "lmaas", "--url", "http://u:p@127.0.0.1"], "holds more than an address"),
         (
             ["--backend", "lmaas", "--url", "http://127.0.0.1:1", "--model", "m"],
             "the backend 'lmaas' takes no model: leave out --model",

@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
 import torch
-from lmaas_tune.spaces import drawn
+
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.lmaas import LMaaSBackend
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,16 @@ from tests.hf import models  # noqa: E402
 from tests.support.openai_server import Change, OpenAIServer, Poor, TinyModel  # noqa: E402
 from tests.support.server import Server, json_handler  # noqa: E402
 
-from .test_openai import CHAT, NO_LOGPROBS, ROWS, Serve, _Suite, backend, request  # noqa: E402
+from .test_openai import (  # noqa: E402
+    CHAT,
+    NO_LOGPROBS,
+    ROWS,
+    Serve,
+    _no_key_of_the_user,  # noqa: F401
+    _Suite,
+    backend,
+    request,
+)
 
 WORDS = ("good", "great", "wonderful", "technologically", "very bad")
 ONE_TOKEN = ("great", "the")  # each to the tiny model
@@ -33,25 +41,6 @@ NO_ECHO: dict[str, Any] = {"ignores": ("echo",)}
 LLAMA_CPP: dict[str, Any] = {**NO_ECHO, "bias": "chosen by", "keys": True, "entries": True}
 HOSTED: dict[str, Any] = {**NO_ECHO, "bias": "chosen by"}
 BIASED: dict[str, Any] = {**NO_ECHO, "bias": "told"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.build("llama", tmp_path_factory.mktemp("exact") / "llama")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> TinyModel:
-    torch.set_num_threads(1)
-    return TinyModel(folder)
-
-
-@pytest.fixture
-def serve(tiny: TinyModel) -> Iterator[Serve]:
-    with ExitStack() as stack:
-        yield lambda change=None, model=tiny, **poor: stack.enter_context(
-            OpenAIServer(model, Poor(**poor), change)
-        )
 
 
 @pytest.fixture(scope="module")

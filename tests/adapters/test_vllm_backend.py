@@ -359,7 +359,7 @@ def test_a_model_of_another_width_is_refused_with_both_widths(
 
 def test_another_model_of_the_same_width_is_found_out(server: StandIn, tmp_path: Path) -> None:
     other = models.build("llama", tmp_path / "other", seed=1)
-    assert "the model 'tiny' there has others" in refusal(server, model=other)
+    assert "the model 'tiny' there has other embeddings" in refusal(server, model=other)
 
 
 @pytest.mark.parametrize("given", [None, "wrong"])

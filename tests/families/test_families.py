@@ -92,7 +92,7 @@ def test_a_model_whose_scores_are_not_a_plain_forwards_is_refused(
 ) -> None:
     folder = saved("gpt_neox", "causal", tmp_path)
     scores = CausalScorer.scores
-    monkeypatch.setattr(CausalScorer, "scores", lambda self, cohort: scores(self, cohort) + 0.1)
+    monkeypatch.setattr(CausalScorer, "scores", lambda self, batch: scores(self, batch) + 0.1)
     with pytest.raises(InputError, match="gives other scores than a plain forward"):
         HFBackend(folder, device="cpu")
 

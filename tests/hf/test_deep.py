@@ -15,7 +15,7 @@ import torch
 import transformers
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf import backend as backend_module
-from lmaas_tune_adapters.hf.stack import clipped_std, plain_stack
+from lmaas_tune_adapters.hf.layer_hooks import clipped_std, find_layers
 
 from lmaas_tune import TunedPrompt, Tuner, preset
 from lmaas_tune.backend import ScoreRequest
@@ -331,11 +331,11 @@ def test_a_stack_is_what_hands_one_state_up_from_layer_to_layer() -> None:
     probe = torch.ones(1, 5, 4)
     with torch.inference_mode():
         body = Body((0, 1, 2))
-        assert plain_stack(body, probe) == tuple(body.layers)
+        assert find_layers(body, probe) == tuple(body.layers)
         for order in ((0, 2, 1), (0, 1), (0, 1, 2, 0, 1, 2)):
-            assert plain_stack(Body(order), probe) == ()
-        assert plain_stack(Body((0, 1, 2), between=0.1), probe) == ()
-        assert plain_stack(Body((0, 1, 2), inner=True), probe) == ()
+            assert find_layers(Body(order), probe) == ()
+        assert find_layers(Body((0, 1, 2), between=0.1), probe) == ()
+        assert find_layers(Body((0, 1, 2), inner=True), probe) == ()
 
 
 # --- what enters the layers
@@ -383,7 +383,7 @@ def test_measuring_reads_rows_from_all_of_the_batch_within_its_memory(
     model = load("llama")
     batch = batch_of("{text} {prompt} It was {label}", ("one", "two", "six", "ten", "odd"))
     request = ScoreRequest(deep(model, 1)[0], batch, ("great", "bad"))
-    longest = max(len(row.ids) for row in model._reader.rows(request))
+    longest = max(len(row.ids) for row in model._encoder.rows(request))
     a_row = 4 * 32 * (LAYERS - 1) * longest  # bytes
     for room, rows in ((5 * a_row, 5), (2 * a_row, 2), (1, 1)):
         monkeypatch.setattr(backend_module, "_MEASURED_BYTES", room)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from lmaas_tune.spaces import draw
+from lmaas_tune.prompts.soft import draw
 from lmaas_tune_adapters.http import Endpoint, Key
 
 from lmaas_tune.backend import Capabilities, ScoreRequest

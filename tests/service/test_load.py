@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lmaas_tune.spaces import draw
+from lmaas_tune.prompts.soft import draw
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import FloatArray, Subspace, TextPrompt

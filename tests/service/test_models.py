@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
-from lmaas_tune.spaces import draw  # noqa: E402
+
 
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
 from lmaas_tune.prompts import SoftPrompt, Subspace, TextPrompt  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from lmaas_tune.spaces import PROJECTIONS
+from lmaas_tune.prompts.projections import PROJECTIONS
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt, Subspace, TextPrompt

@@ -20,7 +20,7 @@ from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording
 from lmaas_tune.prompts import DeepPrompt, FloatArray, SoftPrompt, TextPrompt
 from lmaas_tune.settings import Settings
-from lmaas_tune.spaces import start_from_vocabulary
+from lmaas_tune.prompts.soft import start_from_vocabulary
 from lmaas_tune.tuner import Tuner, fit_whole
 
 

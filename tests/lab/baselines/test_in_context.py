@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lmaas_tune.text import demonstration, in_turns
+from lmaas_tune.prompts.text import demonstration, in_turns
 from lmaas_tune_adapters.hf import HFBackend
 
 from lmaas_tune import Example, Task, Template, TextPrompt, Verbalizer

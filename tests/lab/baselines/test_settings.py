@@ -134,7 +134,7 @@ def test_a_model_without_keys_and_values_to_stand_among_takes_no_prefix(load: Lo
 
 def test_a_prefix_that_leaves_too_little_room_is_refused(load: Load) -> None:
     settings = PrefixTuningSettings(length=250)
-    with pytest.raises(InputError, match="250 places before it, more than the 256"):
+    with pytest.raises(InputError, match="250 positions before it, more than the 256"):
         fit(load("llama"), "p-tuning-v2", settings=settings)
 
 

@@ -1,10 +1,9 @@
-"""Keys and values that passes go on from, as cache classes of transformers."""
+"""Cached keys and values of shared prefixes, as cache classes of transformers."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import (
@@ -14,31 +13,36 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 States = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each layer, (prefixes, attention heads, length, width)."""
+"""Keys and values of each layer, each (prefixes, attention heads, length, width)."""
 
 _PARAMETERS = ("cache", "past_key_values")  # its name from transformers 5.24 on, and before
 
 
 class PrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One layer's keys and values of prefixes that rows go on from; a pass adds nothing to it.
+    """One layer's keys and values of prefixes that rows continue; a forward pass adds nothing.
 
     Args:
         keys: (prefixes, attention heads, length, width).
         values: The same.
-        fans: For each prefix, how many rows of the pass go on from it; they come in this order.
+        rows_per_prefix: For each prefix, how many rows continue it; rows come in this order.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, fans: Sequence[int]) -> None:
+    def __init__(
+        self, keys: torch.Tensor, values: torch.Tensor, rows_per_prefix: Sequence[int]
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
         self.keys, self.values = self._prefixes = keys, values
-        self._fans = list(fans)
+        self._rows_per_prefix = list(rows_per_prefix)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row's states behind its prefix's."""
+        """Put each row's keys and values behind those of its prefix."""
         keys, values = self._prefixes
         return self._joint(keys, key_states), self._joint(values, value_states)
 
@@ -46,40 +50,40 @@ class PrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         length = prefixes.shape[-2]
         joint = rows.new_empty(*rows.shape[:-2], length + rows.shape[-2], rows.shape[-1])
         joint[..., length:, :] = rows
-        places = torch.split(joint[..., :length, :], self._fans)
-        for prefix, place in zip(prefixes, places, strict=True):
-            place[:] = prefix
+        groups = torch.split(joint[..., :length, :], self._rows_per_prefix)
+        for prefix, group in zip(prefixes, groups, strict=True):
+            group[:] = prefix
         return joint
 
 
 class EmptyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """No prefix, and nothing is kept."""
+    """No prefix; a forward pass leaves nothing in it."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The states as they are."""
+        """Return the states unchanged."""
         return key_states, value_states
 
 
-def prefix_cache(states: States, fans: Sequence[int]) -> Cache:
-    """A cache for one pass over rows that go on from prefixes, see `PrefixLayer`."""
-    layers: list[Any] = [PrefixLayer(keys, values, fans) for keys, values in states]
+def prefix_cache(states: States, rows_per_prefix: Sequence[int]) -> Cache:
+    """Make the cache of one forward pass over rows that continue prefixes, see `PrefixLayer`."""
+    layers: list[Any] = [PrefixLayer(keys, values, rows_per_prefix) for keys, values in states]
     return Cache(layers=layers)
 
 
 def empty_cache(layers: int) -> Cache:
-    """A cache for one pass over whole rows: a layer finds its cache there all the same."""
+    """Make a cache for whole rows, for code that needs every layer to have one."""
     return Cache(layers=[EmptyLayer() for _ in range(layers)])  # type: ignore[no-untyped-call]
 
 
-def cached(module: Any, cache: Cache) -> dict[str, Any]:
-    """The arguments that make a model, or a part of it, read behind a cache.
+def cache_arguments(module: Any, cache: Cache) -> dict[str, Any]:
+    """Name the arguments that pass a cache to a model or a part of it.
 
     Raises:
-        TypeError: It takes none.
+        TypeError: It takes no cache.
     """
-    for part in (module, module.base_model):  # some heads only hand it on
+    for part in (module, module.base_model):  # some models only pass it to their base
         parameters = inspect.signature(part.forward).parameters
         for name in _PARAMETERS:
             if name in parameters:
@@ -88,13 +92,13 @@ def cached(module: Any, cache: Cache) -> dict[str, Any]:
 
 
 def compute_states(module: Any, embeddings: torch.Tensor) -> States:
-    """The keys and values of each layer for (n, length, H) embeddings.
+    """Compute each layer's keys and values for (n, length, H) embeddings.
 
     Raises:
-        TypeError: The module keeps something else.
+        TypeError: The module caches something else.
     """
-    cache = DynamicCache()  # whole, where layers with a window would keep its end alone
-    module(inputs_embeds=embeddings, **cached(module, cache))
+    cache = DynamicCache()  # without the config: a layer with a window would drop the start
+    module(inputs_embeds=embeddings, **cache_arguments(module, cache))
     layers: list[Any] = cache.layers
     states = [(layer.keys, layer.values) for layer in layers]
     if not states or any(keys is None for keys, _ in states):
@@ -103,10 +107,10 @@ def compute_states(module: Any, embeddings: torch.Tensor) -> States:
 
 
 def attention_window(config: Any) -> int | None:
-    """How many tokens a token attends to at most; None where there is no bound.
+    """Return the most tokens that a token attends to; None where there is no bound.
 
     Raises:
-        TypeError: Some layers keep something other than keys and values.
+        TypeError: Some layers cache something other than keys and values.
     """
     windows = [config.window_size] if "local" in getattr(config, "attention_layers", ()) else []
     for layer in DynamicCache(config=config).layers:

@@ -1,18 +1,20 @@
-"""A decoder's last layer, where only the last few positions are read.
+"""A last layer that is computed only at the few positions that are read.
 
-The others matter there only as what is attended to: their keys and values. Nothing asks for their
-attention, their feed-forward, or what comes behind the layer.
+The layer needs all other positions for their keys and values alone: their attention, their
+feed-forward and all that follows the layer are left out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _AXES = {
     "hidden_states": 1,
@@ -21,23 +23,23 @@ _AXES = {
     "position_embeddings": 1,
     "attention_mask": 2,
 }
-"""The axis of positions in what a layer is called with."""
+"""The axis of positions in each argument of a layer."""
 
 
 def last_layer(decoder: Any, count: int) -> Any:
-    """The layer that runs last of so many, or None where the decoder keeps no list of them."""
+    """Find the last of `count` layers of a decoder; None if it keeps no list of them."""
     lists = [m for m in decoder.children() if isinstance(m, torch.nn.ModuleList)]
     return next((layers[-1] for layers in lists if len(layers) == count), None)
 
 
 @contextlib.contextmanager
 def only_last(layer: Any, reads: int) -> Iterator[None]:
-    """Let a layer work out its last `reads` positions only; it gives zeros for the others.
+    """Compute only the last `reads` positions of a layer; it gives zeros for the others.
 
     Args:
-        layer: Is called with a cache of transformers, whatever it calls it, and updates that with
-            its keys and values. It must be given a mask, or read one position: a sequence and a
-            part of it are causal in different ways.
+        layer: Is called with a cache of transformers, under any name, and updates it with its
+            keys and values. It needs an attention mask unless one position is read: a causal
+            mask differs between a sequence and its end.
         reads: Positions at the end of every sequence.
     """
     signature = inspect.signature(layer.forward)
@@ -75,11 +77,11 @@ def only_last(layer: Any, reads: int) -> Iterator[None]:
 
 
 class _StatesKnown(Exception):  # noqa: N818 (a signal, no error)
-    """The keys and values of all positions are known: the layer need not go on."""
+    """Ends a layer's first call once the keys and values of all positions are known."""
 
 
 class _AllStates(Cache):
-    """In place of a layer's cache: takes in all positions' states, then serves the few's call."""
+    """Replaces a layer's cache: records all positions' states, then gives them to the last few."""
 
     def __init__(self, cache: Cache) -> None:
         super().__init__(layers=[])
@@ -91,13 +93,13 @@ class _AllStates(Cache):
         key_states: torch.Tensor,
         value_states: torch.Tensor,
         layer_idx: int,
-        *place: Any,
+        *args: Any,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The states of all positions, once they are known."""
+        """Record the states in the first call, and return them in the second."""
         if self._states is not None:
             return self._states
-        self._states = self._cache.update(key_states, value_states, layer_idx, *place, **options)
+        self._states = self._cache.update(key_states, value_states, layer_idx, *args, **options)
         raise _StatesKnown
 
 

@@ -1,4 +1,4 @@
-"""Packed linear layers against the model's own."""
+"""Faster modules against the model's own."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from lmaas_tune_adapters.hf import HFBackend, packing
-from lmaas_tune_adapters.hf.loading import load
-from lmaas_tune_adapters.hf.memory import cached
-from lmaas_tune_adapters.hf.packing import (
+from lmaas_tune_adapters.hf import HFBackend
+from lmaas_tune_adapters.hf.cpu import replacement
+from lmaas_tune_adapters.hf.cpu.kernels import (
     GatedUnit,
     PackedLinear,
     RootNorm,
     RotaryAttention,
-    pack,
 )
+from lmaas_tune_adapters.hf.cpu.replacement import replace_modules
+from lmaas_tune_adapters.hf.kv_cache import cache_arguments
+from lmaas_tune_adapters.hf.loading import load
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -31,16 +32,16 @@ from . import models
 from .test_exact import batch_of
 
 WORDS = ("great", "bad")
+CPU = "lmaas_tune_adapters.hf.cpu"
 
 
 @pytest.mark.parametrize("name", [*models.CAUSAL, *models.MASKED, *models.SEQ2SEQ])
 def test_packing_changes_no_number(name: str, folder: Callable[[str], Path]) -> None:
     plain, packed = (
-        load(folder(name), revision=None, device="cpu", dtype="float32", pack=pack)
-        for pack in (False, True)
+        load(folder(name), revision=None, device="cpu", dtype="float32") for _ in range(2)
     )
+    assert replace_modules(packed.model) == []
     assert any(isinstance(m, PackedLinear) for m in packed.model.modules())
-    assert plain.fingerprint == packed.fingerprint
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     inputs = {"decoder_input_ids": ids} if plain.family == "seq2seq" else {}
     with torch.inference_mode():
@@ -50,8 +51,8 @@ def test_packing_changes_no_number(name: str, folder: Callable[[str], Path]) -> 
 
 
 def test_float16_is_left_as_it_is(folder: Callable[[str], Path]) -> None:
-    loaded = load(folder("llama"), revision=None, device="cpu", dtype="float16")
-    assert not any(isinstance(m, PackedLinear) for m in loaded.model.modules())
+    model = HFBackend(folder("llama"), device="cpu", dtype="float16")
+    assert not any(isinstance(m, PackedLinear) for m in model._model.modules())
 
 
 @pytest.mark.parametrize("name", models.CAUSAL)
@@ -61,7 +62,9 @@ def test_bfloat16_packs_and_stays_as_near_to_float32(
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     logits = {}
     for dtype, packs in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
-        loaded = load(folder(name), revision=None, device="cpu", dtype=dtype, pack=packs)
+        loaded = load(folder(name), revision=None, device="cpu", dtype=dtype)
+        if packs:
+            replace_modules(loaded.model)
         assert any(isinstance(m, PackedLinear) for m in loaded.model.modules()) is packs
         with torch.inference_mode():
             logits[dtype, packs] = loaded.model(input_ids=ids).logits.float()
@@ -86,7 +89,7 @@ def logits_before_and_after(network: Any) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.arange(12).reshape(2, 6)
     mask = torch.tensor([[1] * 6, [0] * 2 + [1] * 4])
     plain = network(input_ids=ids, attention_mask=mask).logits[mask.bool()]
-    pack(network)
+    replace_modules(network)
     return plain, network(input_ids=ids, attention_mask=mask).logits[mask.bool()]
 
 
@@ -110,7 +113,7 @@ def test_a_feed_forward_that_does_more_is_left_as_it_is() -> None:
     first = network.model.layers[0].mlp
     stock = first.forward
     first.forward = lambda x: 2 * stock(x)
-    pack(network)
+    replace_modules(network)
     assert [isinstance(layer.mlp, GatedUnit) for layer in network.model.layers] == [False, True]
 
 
@@ -127,7 +130,7 @@ def test_a_norm_that_does_more_is_left_as_it_is() -> None:
     first = network.model.norm
     stock = first.forward
     first.forward = lambda x: stock(x) + 1e-4
-    pack(network)
+    replace_modules(network)
     assert sum(isinstance(m, RootNorm) for m in network.modules()) == 4
     assert network.model.norm is first
 
@@ -156,17 +159,19 @@ def test_a_model_that_packing_would_change_is_loaded_as_it_is(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(network: Any) -> list[str]:
-        pack(network)
+        replace_modules(network)
         network.model.norm.weight.mul_(1.01)
         return []
 
-    plain = load(folder("llama"), revision=None, device="cpu", dtype="float32", pack=False)
-    monkeypatch.setattr(packing, "pack", spoil)
-    loaded = load(folder("llama"), revision=None, device="cpu", dtype="float32")
-    assert [one.reason for one in loaded.speedups] == ["it changes the scores"]
-    assert not any(isinstance(m, PackedLinear) for m in loaded.model.modules())
+    plain = load(folder("llama"), revision=None, device="cpu", dtype="float32")
+    monkeypatch.setattr(replacement, "replace_modules", spoil)
+    with pytest.warns(UserWarning, match=r"processor kernels \(it changes the scores\)"):
+        model = HFBackend(folder("llama"), device="cpu")
+    off = {one.name: one.reason for one in model.capabilities.speedups if one.reason}
+    assert off == {"processor kernels": "it changes the scores"}
+    assert not any(isinstance(m, PackedLinear) for m in model._model.modules())
     ids = torch.tensor([[5, 6, 7, 8]])
-    assert torch.equal(loaded.model(input_ids=ids).logits, plain.model(input_ids=ids).logits)
+    assert torch.equal(model._model(input_ids=ids).logits, plain.model(input_ids=ids).logits)
 
 
 def test_a_step_that_fails_is_told_and_the_others_are_on(
@@ -175,7 +180,7 @@ def test_a_step_that_fails_is_told_and_the_others_are_on(
     def gone(_network: Any) -> None:
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear'\nand more")
 
-    monkeypatch.setattr(packing, "_pack_norms", gone)
+    monkeypatch.setattr(replacement, "_replace_norms", gone)
     with pytest.warns(UserWarning, match=r"slower than it could be.*no attribute '_linear'"):
         model = HFBackend(folder("llama"), device="cpu")
     assert any(isinstance(m, PackedLinear) for m in model._model.modules())
@@ -187,7 +192,8 @@ def test_a_private_part_that_is_gone_costs_speed_and_no_score(
 ) -> None:
     request = ScoreRequest(TextPrompt("so"), batch_of("{text} {prompt} {label}", ("fine",)), WORDS)
     expected = load("llama").score([request])[0].logprobs
-    monkeypatch.setitem(sys.modules, "lmaas_tune_adapters.hf.packing", None)  # fails to import
+    monkeypatch.delitem(sys.modules, "lmaas_tune_adapters.hf.cpu.replacement", raising=False)
+    monkeypatch.setitem(sys.modules, "lmaas_tune_adapters.hf.cpu.kernels", None)
     with pytest.warns(UserWarning, match="processor kernels .*stock"):
         slow = HFBackend(folder("llama"), device="cpu")
     np.testing.assert_allclose(slow.score([request])[0].logprobs, expected, atol=1e-4)
@@ -206,10 +212,27 @@ def test_without_speedups_every_module_is_the_stock_one_and_nobody_is_warned(
         "shared prefixes": "",
         "joint passes": "",
         "partial last layer": "speedups=False",
+        "parallel passes": "speedups=False",
     }
     request = ScoreRequest(TextPrompt("so"), batch_of("{text} {prompt} {label}", ("fine",)), WORDS)
     expected = load("llama").score([request])[0].logprobs
     np.testing.assert_allclose(stock.score([request])[0].logprobs, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "roberta", "t5"])
+def test_without_speedups_the_package_of_speedups_is_never_imported(
+    name: str, folder: Callable[[str], Path], load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor with them, where it fails to import: then every speedup of it is off."""
+    request = ScoreRequest(TextPrompt("so"), batch_of("{text} {prompt} {label}", ("fine",)), WORDS)
+    expected = load(name).score([request])[0].logprobs
+    for module in [name for name in sys.modules if name.startswith(f"{CPU}.")] + [CPU]:
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    stock = HFBackend(folder(name), device="cpu", speedups=False)
+    np.testing.assert_allclose(stock.score([request])[0].logprobs, expected, atol=1e-4)
+    with pytest.warns(UserWarning, match=r"processor kernels \(ModuleNotFoundError"):
+        slow = HFBackend(folder(name), device="cpu")
+    np.testing.assert_allclose(slow.score([request])[0].logprobs, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -238,10 +261,10 @@ def test_attention_that_goes_on_from_a_memory_gives_what_the_stock_one_gave() ->
     network.requires_grad_(False)
     ids = torch.arange(12).reshape(2, 6)
     whole = network(input_ids=ids).logits
-    pack(network)
+    replace_modules(network)
     cache = DynamicCache()
-    network(input_ids=ids[:, :4], **cached(network, cache))
-    end = network(input_ids=ids[:, 4:], **cached(network, cache)).logits
+    network(input_ids=ids[:, :4], **cache_arguments(network, cache))
+    end = network(input_ids=ids[:, 4:], **cache_arguments(network, cache)).logits
     torch.testing.assert_close(end, whole[:, 4:], rtol=1e-4, atol=1e-5)
 
 
@@ -255,7 +278,7 @@ def test_attention_that_does_more_is_left_as_it_is() -> None:
         return 2 * mixed, weights
 
     first.forward = doubled
-    pack(network)
+    replace_modules(network)
     turned = [isinstance(layer.self_attn, RotaryAttention) for layer in network.model.layers]
     assert turned == [False, True]
 
@@ -270,7 +293,7 @@ def test_attention_that_clips_large_numbers_is_left_as_it_is() -> None:
         clip_qkv=8.0,
     )
     network = transformers.OlmoForCausalLM(config)
-    pack(network.eval().requires_grad_(False))
+    replace_modules(network.eval().requires_grad_(False))
     assert not any(isinstance(m, RotaryAttention) for m in network.modules())
 
 
@@ -289,7 +312,7 @@ def test_attention_of_few_to_few_and_to_many_is_that_of_torch(
     heads: int, keys: int, added: bool, dtype: torch.dtype
 ) -> None:
     network = transformers.LlamaForCausalLM(small(num_key_value_heads=heads)).to(dtype)
-    pack(network)
+    replace_modules(network)
     attend = ALL_ATTENTION_FUNCTIONS[network.config._attn_implementation]
     numbers = torch.Generator().manual_seed(0)
     query = torch.randn(3, 4, 5, 8, generator=numbers).to(dtype)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from lmaas_tune_adapters.hf import HFBackend, lanes
-from lmaas_tune_adapters.hf.lanes import Lanes, twin
-from lmaas_tune_adapters.hf.masked import MaskedScorer
-from lmaas_tune_adapters.hf.passes import CausalPasses
+from lmaas_tune_adapters.hf import HFBackend
+from lmaas_tune_adapters.hf.cpu import replicas
+from lmaas_tune_adapters.hf.cpu.replicas import Replicas, replicate
+from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass
+from lmaas_tune_adapters.hf.masked import MaskedForwardPass
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import DeepPrompt, Prompt, TextPrompt
@@ -51,13 +52,13 @@ class Worker:
 
 
 @pytest.mark.parametrize(("most", "count", "threads"), [(2, 2, 2), (3, 3, 1), (100, CORES, 1)])
-def test_lanes_work_at_the_same_time_and_answer_in_order(
+def test_replicas_work_at_the_same_time_and_answer_in_order(
     most: int, count: int, threads: int
 ) -> None:
     together = threading.Barrier(count)
     workers = [Worker(together) for _ in range(count)]
     others = iter(workers[1:])
-    several = Lanes(workers[0], lambda: next(others), device=HERE)
+    several = Replicas(workers[0], lambda: next(others), device=HERE)
     for _ in range(2):  # the workers stay
         assert several.map(Worker.work, range(9), most=most) == [n * n for n in range(9)]
     assert all(worker.threads == {threads} for worker in workers)
@@ -65,7 +66,7 @@ def test_lanes_work_at_the_same_time_and_answer_in_order(
 
 
 @pytest.mark.parametrize(("most", "items"), [(1, 9), (0, 9), (9, 1), (9, 0)])
-def test_where_there_is_one_lane_nothing_changes(most: int, items: int) -> None:
+def test_where_there_is_one_replica_nothing_changes(most: int, items: int) -> None:
     def fail() -> int:
         raise AssertionError("nobody else is needed")
 
@@ -74,7 +75,7 @@ def test_where_there_is_one_lane_nothing_changes(most: int, items: int) -> None:
 
     here = (7, threading.get_ident(), CORES)
     with torch.inference_mode():
-        assert Lanes(7, fail, device=HERE).map(work, range(items), most=most) == [here] * items
+        assert Replicas(7, fail, device=HERE).map(work, range(items), most=most) == [here] * items
 
 
 @pytest.mark.parametrize("where", [0, 1])
@@ -90,13 +91,13 @@ def test_after_a_failure_nobody_begins_another(where: int) -> None:
         time.sleep(0.001)  # lets the other in
 
     with pytest.raises(ValueError, match="no"):
-        Lanes(0, lambda: 1, device=HERE).map(work, range(1000), most=2)
+        Replicas(0, lambda: 1, device=HERE).map(work, range(1000), most=2)
     assert len(begun) < 1000
 
 
-def test_lanes_are_for_much_work_on_a_processor_without_gradient() -> None:
+def test_replicas_are_for_much_work_on_a_processor_without_gradient() -> None:
     def count(tokens: int, device: torch.device = HERE) -> int:
-        return Lanes(0, lambda: 1, device=device).count(tokens)
+        return Replicas(0, lambda: 1, device=device).count(tokens)
 
     with torch.inference_mode():
         assert [count(n) for n in (0, 256, 511, 512, 1023, 10**6)] == [1, 1, 1, 2, 3, CORES]
@@ -108,7 +109,7 @@ def test_lanes_are_for_much_work_on_a_processor_without_gradient() -> None:
 def test_scores_side_by_side_are_a_plain_forward_s(
     name: str, load: Callable[[str], HFBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "_LANE", 1)
+    monkeypatch.setattr(replicas, "_MIN_TOKENS", 1)
     users: set[int] = set()
 
     def noting(read: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -118,7 +119,7 @@ def test_scores_side_by_side_are_a_plain_forward_s(
 
         return noted
 
-    for reads, method in ((CausalPasses, "read"), (MaskedScorer, "_logits")):
+    for reads, method in ((CausalForwardPass, "read"), (MaskedForwardPass, "read")):
         monkeypatch.setattr(reads, method, noting(getattr(reads, method)))
     model = load(name)
     prompts = [*soft(model, 3), *soft(model, 1, length=5), TextPrompt("overall , the")]
@@ -144,19 +145,19 @@ def test_prompts_of_every_kind_go_side_by_side(
         prompts += soft(model, 4, insertion=insertion)
     for template in LABEL_LAST[: 1 if "prepend" in model.capabilities.insertions else 3]:
         requests = [ScoreRequest(prompt, batch_of(template), CANDIDATES) for prompt in prompts]
-        monkeypatch.setattr(lanes, "_LANE", 10**9)
+        monkeypatch.setattr(replicas, "_MIN_TOKENS", 10**9)
         alone = model.score(requests)
-        monkeypatch.setattr(lanes, "_LANE", 1)
+        monkeypatch.setattr(replicas, "_MIN_TOKENS", 1)
         for _ in range(3):
             for one, other in zip(alone, model.score(requests), strict=True):
                 np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5, rtol=0)
 
 
-def test_a_twin_has_its_own_hooks_and_no_weights_of_its_own(
+def test_a_replica_has_its_own_hooks_and_no_weights_of_its_own(
     load: Callable[[str], HFBackend],
 ) -> None:
     network = load("llama")._model
-    other, found = twin(network)
+    other, found = replicate(network)
     pairs = list(zip(network.modules(), other.modules(), strict=True))
     assert all(type(one) is type(another) and one is not another for one, another in pairs)
     tensors = [

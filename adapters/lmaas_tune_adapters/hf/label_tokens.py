@@ -1,25 +1,29 @@
-"""Which token to read where, so that every label word gets its summed log-probability."""
+"""Tokens of label words: where each one's log-probability is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
 Word = tuple[int, ...]
+"""Token ids of a label word, or of a part of one."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Tokens in the label's place, and what to read at and around them.
+    """Tokens to put in the label's place, and the log-probabilities to read there.
 
     Attributes:
-        fill: Tokens put in the label's place: masks, or the inner tokens of label words.
-        parents: For each token of `fill`, the index in `fill` of the token it follows; -1 for
-            the last token before the label.
-        picks: (node, token, column): add the log-probability of `token` as read at `node` to
-            `column`. Nodes count from 0, at the first position read.
+        fill: Tokens in the label's place: masks, or all tokens of label words but the last.
+        parents: For each token of `fill`, the index in `fill` of the token that it follows; -1
+            for the last token before the label.
+        picks: (node, token, column): the log-probability of `token` at `node` is added to
+            `column`. Node 0 is the first position that is read.
     """
 
     fill: Word
@@ -33,7 +37,7 @@ class Reading:
 
     @property
     def paths(self) -> list[Word]:
-        """For each node of a tree, the tokens of `fill` that lead to it."""
+        """For each node of the tree, the tokens of `fill` that lead to it."""
         paths: list[Word] = [()]
         for token, parent in zip(self.fill, self.parents, strict=True):
             paths.append((*paths[parent + 1], token))
@@ -41,25 +45,25 @@ class Reading:
 
     @property
     def nodes(self) -> int:
-        """Positions to read."""
+        """How many positions are read."""
         return 1 + max(node for node, _, _ in self.picks)
 
     def add_up(self, logits: torch.Tensor, out: torch.Tensor) -> None:
-        """Add up the picked log-probabilities.
+        """Add the picked log-probabilities to their columns.
 
         Args:
             logits: (n, nodes, vocabulary).
-            out: (n, columns) float64; added to in place.
+            out: (n, columns) float64, changed in place.
         """
         nodes, tokens, columns = torch.tensor(self.picks, device=logits.device).T
         logits = logits.float()
         picked = logits[:, nodes, tokens] - torch.logsumexp(logits, dim=-1)[:, nodes]
-        picked.clamp_(max=0)  # what rounding may leave above
+        picked.clamp_(max=0)  # rounding can give more than 0
         out.index_add_(1, columns.cpu(), picked.double().cpu())
 
 
 def tree(words: Sequence[Word]) -> Reading:
-    """One reading for all words: their inner tokens as a tree, each read once."""
+    """Read all words at once: their tokens but the last form a tree without repetition."""
     prefixes = sorted({word[:end] for word in words for end in range(1, len(word))})
     index = {prefix: position for position, prefix in enumerate(prefixes)}
     index[()] = -1
@@ -75,10 +79,11 @@ def tree(words: Sequence[Word]) -> Reading:
 
 
 def chains(words: Sequence[Word], *, apart: bool = False) -> list[Reading]:
-    """One reading a chain of inner tokens; a word joins a chain that begins with its own.
+    """Read words in chains of tokens; a word shares the chain of a longer word that contains it.
 
     Args:
-        apart: No word joins a longer chain, as later tokens would change its score.
+        words: The label words.
+        apart: Share nothing, for models where later tokens change earlier scores.
     """
     inner = {word[:-1] for word in words}
     longest = [a for a in inner if apart or not any(a != b and b[: len(a)] == a for b in inner)]
@@ -94,7 +99,7 @@ def chains(words: Sequence[Word], *, apart: bool = False) -> list[Reading]:
 
 
 def masks(words: Sequence[Word], mask: int) -> list[Reading]:
-    """One reading a word length: as many masks as the words have tokens."""
+    """Read words of one length together, at as many masks as they have tokens."""
     return [
         Reading(
             fill=(mask,) * length,
