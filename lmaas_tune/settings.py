@@ -80,9 +80,13 @@ class Settings:
             raise InputError(f"budget={self.budget!r}: give a Budget, as Budget.parse('calls=300')")
         if not hasattr(self.prompt, "starting_words"):
             raise InputError(f"prompt={self.prompt!r:.60}: give Soft(...), Deep(...) or Text(...)")
-        words = self.prompt.starting_words
-        if len(words) > 1 and getattr(self.prompt, "start", "words") == "words":
-            self._check_start(len(words))
+        starts = len(self.prompt.starting_words)
+        of_words = self.soft is None or self.soft.start == "words"
+        if starts > 1 and of_words and not self.score_start:
+            raise InputError(
+                f"{starts} prompt_inits and score_start=False, which leaves none "
+                "to be chosen by its score: give one prompt_init, or score_start=True"
+            )
         object.__setattr__(self, "optimizer_options", plain_options(self.optimizer_options))
         objective_named(self.objective)
         calibration_named(self.calibration)
@@ -96,12 +100,11 @@ class Settings:
         # the fields of the kinds that are not searched stand at their defaults
         return {**content, **Auto().to_json(), **self.prompt.to_json()}
 
-    def _check_start(self, starts: int) -> None:
-        if not self.score_start:
-            raise InputError(
-                f"{starts} prompt_inits and score_start=False, which leaves none "
-                "to be chosen by its score: give one prompt_init, or score_start=True"
-            )
+    @property
+    def soft(self) -> Soft | None:
+        """The settings of soft prompts, where these may be searched."""
+        prompt = self.prompt.soft if isinstance(self.prompt, Auto) else self.prompt
+        return prompt if isinstance(prompt, Soft) else None
 
 
 def with_fields(settings: Settings, given: Mapping[str, Any]) -> Settings:
@@ -130,9 +133,14 @@ def _kind_named(name: str, prompt: PromptKind | Auto) -> PromptKind | Auto:
     Raises:
         InputError: There is no such kind.
     """
-    auto = prompt if isinstance(prompt, Auto) else Auto()
-    kinds = {"auto": auto, "soft": auto.soft, "text": auto.text, prompt.kind: prompt}
-    return kinds[name] if name in kinds else named("prompt", name, kinds)
+    if isinstance(prompt, Soft):
+        auto = Auto(soft=prompt)
+    elif isinstance(prompt, Text):
+        auto = Auto(text=prompt)
+    else:
+        auto = prompt if isinstance(prompt, Auto) else Auto()
+    kinds: dict[str, PromptKind | Auto] = {"auto": auto, "soft": auto.soft, "text": auto.text}
+    return named("prompt", name, kinds)
 
 
 def _changed(prompt: PromptKind | Auto, given: Mapping[str, Any]) -> PromptKind | Auto:
@@ -142,21 +150,49 @@ def _changed(prompt: PromptKind | Auto, given: Mapping[str, Any]) -> PromptKind 
         InputError: A value is out of range, or the kind has no such field.
     """
     if isinstance(prompt, Auto):
-        soft, text = ({each.name for each in fields(kind)} for kind in (Soft, Text))
-        return Auto(
-            soft=_changed(prompt.soft, {n: v for n, v in given.items() if n not in text - soft}),
-            text=_changed(prompt.text, {n: v for n, v in given.items() if n in text}),
-        )
-    given = dict(given)
-    if (layers := given.pop("deep", None)) is not None and isinstance(prompt, Soft):
-        prompt = Deep(**{**vars(prompt), "layers": layers})
-    known = {each.name for each in fields(prompt)}
-    if unknown := given.keys() - known:
-        name = min(unknown)
+        of_soft = {name: value for name, value in given.items() if name not in _TEXT - _SOFT}
+        of_text = {name: value for name, value in given.items() if name in _TEXT}
+        soft = _changed_soft(prompt.soft, of_soft)
+        return Auto(soft=soft, text=_changed_text(prompt.text, of_text))
+    if isinstance(prompt, Soft):
+        return _changed_soft(prompt, given)
+    if isinstance(prompt, Text):
+        return _changed_text(prompt, given)
+    kind: Any = prompt  # somebody's own, or none, which `Settings` refuses
+    return replace(kind, **given) if given else kind  # type: ignore[no-any-return]
+
+
+def _changed_soft(soft: Soft, given: Mapping[str, Any]) -> Soft:
+    fields_given = dict(given)
+    if "deep" in fields_given:
+        plain = {name: getattr(soft, name) for name in _SOFT}
+        layers = fields_given.pop("deep")
+        soft = Soft(**plain) if layers is None else Deep(**plain, layers=layers)
+    for name in fields_given:
+        if name in _TEXT - _SOFT:
+            raise InputError(f"prompt='soft' has no use for {name}: take prompt='text'")
+        if name not in _SOFT:
+            raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _SOFT)}")
+    return replace(soft, **fields_given)
+
+
+def _changed_text(text: Text, given: Mapping[str, Any]) -> Text:
+    """The fields that soft prompts alone have are left out, but for one that asks for vectors."""
+    if given.get("start", "words") != "words":
         raise InputError(
-            f"prompt={prompt.kind!r} has no use for {name}; {did_you_mean(name, known)}"
+            f"start={given['start']!r} is for soft prompts, and a text starts from words: leave "
+            "it out, or take prompt='soft'"
         )
-    return replace(prompt, **given)
+    if given.get("deep") is not None:
+        raise InputError(f"deep={given['deep']!r} is for soft prompts: take prompt='soft'")
+    for name in given:
+        if name not in _TEXT | _SOFT | {"deep"}:
+            raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _TEXT)}")
+    return replace(text, **{name: value for name, value in given.items() if name in _TEXT})
+
+
+_SOFT = {each.name for each in fields(Soft)}
+_TEXT = {each.name for each in fields(Text)}
 
 
 _REFERENCE = Settings(  # in full, so that our own defaults can move without it

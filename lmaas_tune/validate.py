@@ -27,7 +27,7 @@ def whole(*, least: int, default: Any = None, optional: bool = False) -> Any:
             return None
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise InputError(f"{name}={value!r}: it takes a whole number")
-        if value < least:
+        if int(value) < least:
             raise InputError(f"{name}={value}: it must be {least} or more")
         return int(value)
 
@@ -40,7 +40,7 @@ def positive(*, default: float) -> Any:
     def check(name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise InputError(f"{name}={value!r}: it takes a number")
-        if not 0 < value < math.inf:
+        if not 0 < float(value) < math.inf:
             raise InputError(f"{name}={value}: it must be positive and finite")
         return float(value)
 

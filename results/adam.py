@@ -24,13 +24,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from explore import held_out, keep_record, read_records, rows
-from lmaas_tune.prompts.soft import draw
 from matplotlib.ticker import ScalarFormatter
 
 from lmaas_tune import Budget, Example, Settings, SoftPrompt, Task, TunedPrompt, Tuner, load_backend
 from lmaas_tune.lab.baselines.prompt_tuning import PromptScorer
 from lmaas_tune.lab.paper import PAPER_TASKS
 from lmaas_tune.prompts import Subspace
+from lmaas_tune.prompts.soft import draw
 from lmaas_tune.versions import versions
 
 DIMENSIONS = (5, 10, 20, 50, 100, 200, 500)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,15 @@ from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.prompts import FloatArray
-from tests.support.small_models import SMALL, TRAIN, VALIDATION, Bowl, WordBowl, small_tuner
+from tests.support.small_models import (
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    WordBowl,
+    changed,
+    small_tuner,
+)
 
 ROOT = Path(__file__).parents[1]
 COUNTED = ("calls", "validation_calls", "hits", "retries", "requests", "sequences", "tokens")
@@ -355,7 +362,7 @@ def test_a_saved_prompt_is_not_written_over_by_a_run_that_starts_from_it(
 def test_a_run_goes_on_under_limits_of_another_kind(
     tmp_path: Path, first: str, second: str
 ) -> None:
-    words = replace(SMALL, start="words", prompt_init=("one", "two", "three"))
+    words = changed(SMALL, start="words", prompt_init=("one", "two", "three"))
     fit(tmp_path, WordBowl(), resume=False, settings=words, budget=first)
     resumed = fit(tmp_path, WordBowl(), settings=words, budget=second)
     assert [len(step.evaluations) for step in resumed.steps] == [3, 5, 5, 5, 5]

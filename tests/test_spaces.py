@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lmaas_tune.prompts.soft import RandomEmbedding, start_from_vocabulary, start_from_words
-from lmaas_tune.prompts.projections import PROJECTIONS
 
-from lmaas_tune import spaces
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, SoftPrompt
+from lmaas_tune.prompts import projections as spaces
+from lmaas_tune.prompts.projections import PROJECTIONS
+from lmaas_tune.prompts.soft import RandomEmbedding, start_from_vocabulary, start_from_words
 from tests.support.small_models import WordBowl
 
 KINDS = ["normal", "uniform", "hadamard"]

@@ -17,7 +17,6 @@ from lmaas_tune.lab.html import (
     whole,
     write_page,
 )
-from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.result import Comparison, TuneResult
 
 _CURVES = {
@@ -43,7 +42,7 @@ def write_run(result: TuneResult, comparison: Comparison | None, path: Path) -> 
         f"The run ended: {result.stop_reason}.",
         f"The best prompt is that of {where}.",
     ]
-    if isinstance(prompt, TextPrompt):
+    if prompt.text is not None:
         summary.append(f"It says: {prompt.text!r}.")
     sections = [
         *([] if comparison is None else [_before_and_after(comparison)]),

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 
-
 from lmaas_tune.capabilities import INSERTIONS, FloatArray, Insertion
 from lmaas_tune.prompts.auto import Auto, resolve
 from lmaas_tune.prompts.base import NeedsStds, Prompt, PromptKind, PromptSpace, Setup
 from lmaas_tune.prompts.deep import Deep, DeepPrompt
-from lmaas_tune.prompts.soft import Soft, SoftPrompt, Subspace
+from lmaas_tune.prompts.soft import Soft, SoftPrompt, Start, Subspace
 from lmaas_tune.prompts.subspace import PointPrompt, ProviderDrawn
 from lmaas_tune.prompts.text import Text, TextPrompt
 
@@ -33,6 +32,7 @@ __all__ = [
     "Setup",
     "Soft",
     "SoftPrompt",
+    "Start",
     "Subspace",
     "Text",
     "TextPrompt",

@@ -31,6 +31,11 @@ class Auto:
         """The words that either search starts from."""
         return self.soft.starting_words
 
+    @property
+    def demonstrations(self) -> int:
+        """How many training rows stand in a text prompt with their answers."""
+        return self.text.demonstrations
+
     def to_json(self) -> dict[str, Any]:
         """Plain values of both."""
         return {**self.text.to_json(), **self.soft.to_json(), "prompt": "auto"}

@@ -7,13 +7,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from lmaas_tune.capabilities import Embeds, FloatArray, Model
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts.base import Prompt, PromptSpace, Setup
+from lmaas_tune.prompts.base import PromptSpace, Setup
 from lmaas_tune.prompts.soft import (
     RandomEmbedding,
     Soft,
@@ -249,9 +249,9 @@ def draw_deep(
     model: Model,
     embeds: Embeds | None = None,
     *,
-    measures: bool,
     layers: Layers,
     above: Sequence[FloatArray] = (),
+    measures: bool = True,
 ) -> DeepSpace:
     """The subspaces in numbers, alike but for their p0, and those of the layers above.
 
@@ -343,12 +343,10 @@ class Deep(Soft):
 
     def space(self, setup: Setup) -> PromptSpace:
         """See `lmaas_tune.prompts.base.PromptKind.space`."""
-        start: Prompt | None = setup.start
-        above: Sequence[FloatArray] = ()
-        if isinstance(start, DeepPrompt):
-            start, above = start.first, start.above
+        deep = setup.start if isinstance(setup.start, DeepPrompt) else None
+        above: Sequence[FloatArray] = () if deep is None else deep.above
         return draw_deep(
-            self.subspaces(setup, cast("SoftPrompt | None", start)),
+            self.subspaces(setup, None if deep is None else deep.first),
             setup.model,
             setup.embeds,
             measures=setup.measures,

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from lmaas_tune.service.errors import ApiError, stopping
 from lmaas_tune.prompts.projections import Checkpoint
+from lmaas_tune.service.errors import ApiError, stopping
 
 T = TypeVar("T")
 

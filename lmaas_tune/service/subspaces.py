@@ -7,11 +7,11 @@ import numpy as np
 from lmaas_tune.backend import Backend
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace
+from lmaas_tune.prompts.projections import Checkpoint
+from lmaas_tune.prompts.soft import RandomEmbedding, draw
 from lmaas_tune.service.errors import too_large
 from lmaas_tune.service.lru_cache import LRUStore
 from lmaas_tune.service.server_limits import ServerLimits
-from lmaas_tune.prompts.soft import RandomEmbedding, draw
-from lmaas_tune.prompts.projections import Checkpoint
 
 _FLOAT32 = 4  # bytes
 

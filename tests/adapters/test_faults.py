@@ -21,7 +21,7 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
 from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
 
-from lmaas_tune import Budget, Client, Settings, Tuner, TuneResult
+from lmaas_tune import Budget, Client, Settings, Soft, Tuner, TuneResult
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.calls.pace import Pace
 from lmaas_tune.calls.retry import Retry
@@ -37,10 +37,7 @@ TRAIN = [(f"{word} film {n}", word) for word in ("great", "awful") for n in rang
 VALIDATION = [(f"a {text}", label) for text, label in TRAIN[::2]]
 CALLS = 240
 SEARCH = Settings(
-    prompt_init="so very",
-    intrinsic_dim=6,
-    projection="normal",
-    alpha=1.0,
+    prompt=Soft(prompt_init="so very", intrinsic_dim=6, projection="normal", alpha=1.0),
     optimizer="cma",
     optimizer_options={"population": 20},
     calibration="none",

@@ -19,7 +19,7 @@ import requests
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
-from lmaas_tune import Budget, Client, Pace, Settings, TunedPrompt, Tuner
+from lmaas_tune import Budget, Client, Pace, Settings, Soft, TunedPrompt, Tuner
 from lmaas_tune.journal import FILE_NAME
 from tests.support.service import command, listening
 from tests.support.waiting import wait_for
@@ -37,8 +37,7 @@ def tune(url: str, out: str) -> None:
     from lmaas_tune_adapters.lmaas import LMaaSBackend
 
     settings = Settings(
-        prompt_init="so very",
-        intrinsic_dim=6,
+        prompt=Soft(prompt_init="so very", intrinsic_dim=6),
         optimizer_options={"population": 10},
         budget=Budget(calls=CALLS_A_LIFE * (KILLS + 2) // 10 * 10),
     )

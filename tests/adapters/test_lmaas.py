@@ -136,7 +136,7 @@ def test_answers_are_the_models_own_to_the_last_float32(
 ) -> None:
     toy = ToyBackend()
     (there,) = remote.score([asked(prompt)])
-    (here,) = toy.score([asked(drawn(prompt, toy))])
+    (here,) = toy.score([asked(prompt.for_model(toy))])
     assert np.array_equal(there.logprobs, here.logprobs.astype(np.float32))
     assert there.logprobs.dtype == np.float64
     assert there.usage.sequences == here.usage.sequences

@@ -18,7 +18,6 @@ pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
 import torch
-
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.lmaas import LMaaSBackend
 
@@ -107,7 +106,7 @@ def test_answers_are_the_models_own(pair: Pair) -> None:
     for prompt in prompts(pair.local):
         there, here = (
             ScoreRequest(wanted, rows, ("great", "bad"))
-            for wanted in (prompt, drawn(prompt, pair.local))
+            for wanted in (prompt, prompt.for_model(pair.local))
         )
         (remote,), (local,) = pair.remote.score([there]), pair.local.score([here])
         assert np.abs(remote.logprobs - local.logprobs).max() < 1e-5, prompt

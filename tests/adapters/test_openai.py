@@ -22,7 +22,14 @@ from lmaas_tune_adapters.http import RefusedError  # noqa: E402
 from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
 from lmaas_tune_adapters.openai.endpoints import Completions  # noqa: E402
 
-from lmaas_tune import Client, Price, Settings, Tuner, load_backend  # noqa: E402
+from lmaas_tune import (  # noqa: E402
+    Client,
+    Price,
+    Settings,
+    Text,
+    Tuner,
+    load_backend,
+)
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
 from lmaas_tune.calls.retry import Retry  # noqa: E402
 from lmaas_tune.errors import (  # noqa: E402
@@ -34,8 +41,7 @@ from lmaas_tune.errors import (  # noqa: E402
 from lmaas_tune.prompts import SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.task import Batch, Part, Slot  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
-from tests.hf import models  # noqa: E402
-from tests.support.openai_server import Change, OpenAIServer, Poor, TinyModel, Written, speaker  # noqa: E402
+from tests.support.openai_server import Change, OpenAIServer, Written, speaker  # noqa: E402
 
 SECRET = "sk-0123456789-VERY-secret"
 WORDS = ("good", "bad", "fine")
@@ -255,7 +261,7 @@ def test_a_word_that_runs_together_with_the_text_is_refused(serve: Serve, learnt
 @pytest.mark.filterwarnings("ignore:a row is sent 2 times")
 def test_the_same_text_is_found_as_with_the_local_model(serve: Serve, folder: Path) -> None:
     train = [(f"it was {word}", label) for label in ("good", "bad") for word in (label, "dull")]
-    settings = Settings(prompt="text", optimizer="cma", optimizer_options={"population": 5})
+    settings = Settings(prompt=Text(), optimizer="cma", optimizer_options={"population": 5})
     found = [
         Tuner(scored, settings=settings, budget="calls=15", seed=3, callbacks=()).fit(train)
         for scored in (backend(serve()), HFBackend(folder, device="cpu"))

@@ -19,6 +19,7 @@ from lmaas_tune.calls.retry import Retry
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.openai_server import OpenAIServer, speaker
+from tests.support.small_models import changed
 
 LONG, SHORT = " internationalisationalism", " a b c d e f g h i j k l m n o p"
 TRAIN = [
@@ -113,7 +114,8 @@ def fit(backend: Backend, budget: Budget) -> TuneResult:
     tuner = Tuner(
         Client(backend, pace=Pace(workers=16), price=PRICE, retry=RETRY),
         "cma",
-        settings=Settings(
+        settings=changed(
+            Settings(),
             prompt=prompt,
             prompt_init="so very",
             optimizer_options={"population": 5},

@@ -21,7 +21,7 @@ import pytest
 from lmaas_tune_adapters.http import Endpoint
 from lmaas_tune_adapters.openai import OpenAIBackend
 
-from lmaas_tune import Budget, Client, Pace, Settings, Tuner, TuneResult
+from lmaas_tune import Budget, Client, Pace, Settings, Text, Tuner, TuneResult
 from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.calls import client
 from lmaas_tune.calls.deadline import Deadline
@@ -230,7 +230,7 @@ def fit(proxy: FaultyProxy, budget: Budget) -> TuneResult:
     tuner = Tuner(
         Client(backend, pace=Pace(workers=4)),
         "random",
-        settings=Settings(prompt="text", budget=budget),
+        settings=Settings(prompt=Text(), budget=budget),
         template="{text} {prompt} {label}",
         callbacks=(),
     )

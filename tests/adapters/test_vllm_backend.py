@@ -22,7 +22,11 @@ pytest.importorskip("transformers", reason="the extra 'vllm' is not installed")
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.vllm import VLLMBackend  # noqa: E402
 
-from lmaas_tune import Settings, Tuner  # noqa: E402
+from lmaas_tune import (  # noqa: E402
+    Settings,
+    Soft,
+    Tuner,
+)
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
 from lmaas_tune.calls.retry import Retry  # noqa: E402
 from lmaas_tune.errors import (  # noqa: E402
@@ -498,7 +502,7 @@ def test_a_search_through_the_server_is_the_search_on_this_machine(
     remote: VLLMBackend, local: HFBackend
 ) -> None:
     train = [("a gripping film", "great"), ("a dull and lifeless affair", "bad")] * 2
-    settings = Settings(intrinsic_dim=5, prompt_init="overall , it was")
+    settings = Settings(prompt=Soft(intrinsic_dim=5, prompt_init="overall , it was"))
     histories = [
         tuner.fit(train).history
         for backend in (remote, local)

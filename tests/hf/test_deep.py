@@ -22,6 +22,7 @@ from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import DeepPrompt, FloatArray, SoftPrompt
 from lmaas_tune.task import Batch
+from tests.support.small_models import changed
 
 from . import models, reference
 from . import test_exact as exact
@@ -403,7 +404,7 @@ def test_a_search_through_a_models_layers_lowers_its_loss_and_can_be_used_again(
     load: Callable[[str], HFBackend], tmp_path: Path
 ) -> None:
     train = [("a gripping film", "great"), ("two hours that i will not get back", "bad")] * 2
-    settings = replace(
+    settings = changed(
         preset("bbtv2"),
         insertion="concat",
         start="words",
@@ -437,7 +438,7 @@ def test_the_bbtv2_preset_runs_as_it_is_on_other_families(
     name: str, load: Callable[[str], HFBackend]
 ) -> None:
     rows = [("a gripping film", "great"), ("two hours", "bad")]
-    settings = replace(preset("bbtv2"), intrinsic_dim=5, prompt_length=7)
+    settings = changed(preset("bbtv2"), intrinsic_dim=5, prompt_length=7)
     tuner = Tuner(load(name), settings=settings, budget="calls=161", callbacks=())
     result = tuner.fit(rows, rows)
     assert result.spent.calls == 1 + 2 * 20 * LAYERS

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from lmaas_tune.prompts.soft import draw
 from lmaas_tune_adapters.http import Endpoint, Key
 
 from lmaas_tune.backend import Capabilities, ScoreRequest
 from lmaas_tune.errors import TransientError
 from lmaas_tune.prompts import Subspace, TextPrompt
+from lmaas_tune.prompts.soft import draw
 from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.service import (

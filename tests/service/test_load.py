@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lmaas_tune.prompts.soft import draw
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import FloatArray, Subspace, TextPrompt
+from lmaas_tune.prompts.soft import draw
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.service import (

@@ -18,9 +18,9 @@ torch = pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
 
-
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
 from lmaas_tune.prompts import SoftPrompt, Subspace, TextPrompt  # noqa: E402
+from lmaas_tune.prompts.soft import draw  # noqa: E402
 from lmaas_tune.registry import load_backend  # noqa: E402
 from lmaas_tune.task import Batch, Slot  # noqa: E402
 from tests.hf import models  # noqa: E402

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from lmaas_tune.prompts.projections import PROJECTIONS
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt, Subspace, TextPrompt
+from lmaas_tune.prompts.projections import PROJECTIONS
 from lmaas_tune.service import bodies, wire
 from lmaas_tune.service.errors import ApiError
 from tests.support.service import SUBSPACE, raw, soft

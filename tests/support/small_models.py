@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from lmaas_tune import (
     ScoreReply,
     ScoreRequest,
     Settings,
-    TextSettings,
+    Soft,
+    Text,
     TunedPrompt,
     Tuner,
     Usage,
@@ -22,6 +23,7 @@ from lmaas_tune import (
 from lmaas_tune.backend import Inspection
 from lmaas_tune.objectives import log_softmax
 from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt
+from lmaas_tune.settings import with_fields
 
 WIDTH = 3
 
@@ -32,13 +34,13 @@ TRAIN = [(f"{word} {n}", word) for word in ("good", "bad") for n in range(4)] + 
 VALIDATION = [(f"very {text}", label) for text, label in TRAIN[::2]]
 
 SMALL = Settings(
-    prompt="soft",
-    text=TextSettings(),
-    start="zero",
-    prompt_length=2,
-    projection="uniform",
-    intrinsic_dim=4,
-    alpha=1.0,
+    prompt=Soft(
+        start="zero",
+        prompt_length=2,
+        projection="uniform",
+        intrinsic_dim=4,
+        alpha=1.0,
+    ),
     optimizer="cma",
     optimizer_options={"population": 5},
     objective="cross_entropy",
@@ -48,6 +50,13 @@ SMALL = Settings(
     budget=Budget(calls=26),
 )
 """Every value stated, so that no test leans on a default."""
+
+FIELDS = {"deep", *(f.name for kind in (Settings, Soft, Text) for f in fields(kind))}
+
+
+def changed(base: Settings, **given: Any) -> Settings:
+    """Settings with some fields changed, see `with_fields`."""
+    return with_fields(base, given)
 
 
 class Bowl:
@@ -146,10 +155,9 @@ def small_tuner(backend: Any, *, settings: Settings = SMALL, **changes: Any) -> 
     own = {
         name: changes.pop(name)
         for name, value in list(changes.items())
-        if name in Settings.__dataclass_fields__
-        and not (callable(value) or isinstance(value, SoftPrompt | TunedPrompt))
+        if name in FIELDS and not (callable(value) or isinstance(value, SoftPrompt | TunedPrompt))
     }
     if "budget" in own and isinstance(own["budget"], str):
         own["budget"] = Budget.parse(own["budget"])
     own_words = {"template": "{text} {prompt} {label}", "callbacks": (), **changes}
-    return Tuner(backend, settings=replace(settings, **own), **own_words)
+    return Tuner(backend, settings=with_fields(settings, own), **own_words)

@@ -14,7 +14,7 @@ import torch
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.vllm import VLLMBackend
 
-from lmaas_tune import Client, Pace, ScoreRequest, Settings, TunedPrompt, Tuner
+from lmaas_tune import Client, Pace, ScoreRequest, Settings, Soft, TunedPrompt, Tuner
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
@@ -153,7 +153,7 @@ def test_a_run_is_the_run_of_the_local_backend_and_its_prompt_predicts_there(
 
     def run(backend: Any) -> Any:
         client = Client(backend, pace=Pace(workers=4))
-        settings = Settings(intrinsic_dim=8, prompt_init="overall , it was")
+        settings = Settings(prompt=Soft(intrinsic_dim=8, prompt_init="overall , it was"))
         return Tuner(client, settings=settings, budget="calls=41", seed=3, callbacks=()).fit(train)
 
     there, here = run(remote), run(local)

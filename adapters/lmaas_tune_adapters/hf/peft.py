@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import safetensors.numpy
 
-from lmaas_tune.artifact import VECTORS_KEY, TunedPrompt
 from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.prompts.soft import VECTORS_KEY
 from lmaas_tune.task import Slot
 from lmaas_tune_adapters.hf.request_encoder import parts_of
 
 if TYPE_CHECKING:
     import os
 
+    from lmaas_tune.artifact import TunedPrompt
     from lmaas_tune.prompts import FloatArray
 
 

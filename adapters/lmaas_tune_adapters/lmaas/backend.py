@@ -11,7 +11,7 @@ from typing import TypeVar
 from lmaas_tune.backend import Inspection, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError, TransientError
-from lmaas_tune.prompts import DeepPrompt, PointPrompt, SoftPrompt, Subspace, TextPrompt
+from lmaas_tune.prompts import PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune_adapters.http import Endpoint, Key, RefusedError
 from lmaas_tune_adapters.lmaas.service import Registered, Service
 
@@ -171,11 +171,11 @@ class _Registry:
                 self.generation += 1
 
 
-def _sendable(prompt: SoftPrompt | DeepPrompt | TextPrompt) -> SoftPrompt | TextPrompt:
-    if isinstance(prompt, DeepPrompt):
+def _sendable(prompt: Prompt) -> SoftPrompt | TextPrompt:
+    if not isinstance(prompt, SoftPrompt | TextPrompt):
         raise InputError(
-            f"a service takes no deep prompts, and this is {prompt}: run the model here, with "
-            "backend 'hf'"
+            f"a service takes soft and text prompts, and this is {prompt}: run the model here, "
+            "with backend 'hf'"
         )
     return prompt
 
