@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import Request
-
-from lmaas_tune.backend import ScoreReply
 from lmaas_tune.service.errors import ApiError
 from lmaas_tune.service.fair_pool import AbandonedError
-from lmaas_tune.service.scheduler import Job, Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from fastapi import Request
+
+    from lmaas_tune.backend import ScoreReply
+    from lmaas_tune.service.scheduler import Job, Scheduler
 
 T = TypeVar("T")
 

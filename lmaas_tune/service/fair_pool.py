@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lmaas_tune.service.errors import ApiError, stopping
-from lmaas_tune.spaces import Checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lmaas_tune.spaces import Checkpoint
 
 T = TypeVar("T")
 

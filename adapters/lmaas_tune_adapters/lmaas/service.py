@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -12,8 +12,10 @@ from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, Usage
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
 from lmaas_tune.prompts import FloatArray, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.service import wire
-from lmaas_tune.task import Batch
 from lmaas_tune_adapters.http import Answer, Endpoint, RefusedError, paid
+
+if TYPE_CHECKING:
+    from lmaas_tune.task import Batch
 
 T = TypeVar("T")
 
