@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -59,11 +59,6 @@ class MalformedError(ValueError):
     """Bytes or text that are no numbers of the format stated."""
 
 
-def encode(message: Any) -> dict[str, Any]:
-    """A message as JSON values."""
-    return asdict(message)
-
-
 def decode(kind: type[T], content: object) -> T:
     """A message from JSON values; unknown names are ignored.
 
@@ -88,14 +83,14 @@ FIRST_FAULT = _FirstFault()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Request:
+class Message:
     """A body that a client sends; the service refuses other names and converts no types."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlotPart(_Request):
+class SlotPart(Message):
     """The position of the prompt or of the label in a row."""
 
     slot: Literal["prompt", "label"]
@@ -105,7 +100,7 @@ Row = Annotated[list[str | SlotPart], FIRST_FAULT]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchBody(_Request):
+class BatchBody(Message):
     """Rows, each of texts and slots in reading order, and the label words to score."""
 
     rows: Annotated[list[Row], FIRST_FAULT] = field(metadata={"min_length": 1})
@@ -135,7 +130,7 @@ def _joined(row: Row) -> Iterator[Part]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartBody(_Request):
+class StartBody(Message):
     """L vectors as base64, one after the other: a p0 of the client's own, in float32."""
 
     vectors: str = field(metadata=_BASE64)
@@ -187,7 +182,7 @@ class SoftBody(StartBody):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextBody(_Request):
+class TextBody(Message):
     """A text prompt."""
 
     kind: Literal["text"]
@@ -199,7 +194,7 @@ class TextBody(_Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointBody(_Request):
+class PointBody(Message):
     """Any point of a registered subspace: all of them cost the same."""
 
     kind: Literal["point"]
@@ -207,7 +202,7 @@ class PointBody(_Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubspaceBody(_Request):
+class SubspaceBody(Message):
     """The description from which p0 and A are drawn: `lmaas_tune.prompts.Subspace`."""
 
     start: Start | StartBody
