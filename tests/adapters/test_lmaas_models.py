@@ -26,7 +26,7 @@ from lmaas_tune.prompts import PointPrompt, Prompt, SoftPrompt, Subspace, TextPr
 from lmaas_tune.spaces import drawn
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing import BackendConformance
-from tests.hf import models
+from tests.support import models
 from tests.support.service import ALICE, running
 
 FAMILIES = ("llama", "roberta", "t5")

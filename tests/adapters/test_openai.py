@@ -35,7 +35,7 @@ from lmaas_tune.errors import (  # noqa: E402
 from lmaas_tune.prompts import SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.task import Batch, Part, Slot  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
-from tests.hf import models  # noqa: E402
+from tests.support import models  # noqa: E402
 from tests.support.openai_server import Change, OpenAIServer, Poor, TinyModel, Written, speaker  # noqa: E402
 
 SECRET = "sk-0123456789-VERY-secret"

@@ -21,7 +21,7 @@ from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
 from lmaas_tune import Tuner  # noqa: E402
 from lmaas_tune.calls.retry import Retry  # noqa: E402
 from lmaas_tune.errors import InputError, PermanentError  # noqa: E402
-from tests.hf import models  # noqa: E402
+from tests.support import models  # noqa: E402
 from tests.support.openai_server import Change, OpenAIServer, Poor, TinyModel  # noqa: E402
 from tests.support.server import Server, json_handler  # noqa: E402
 
