@@ -18,7 +18,7 @@ demo: $(VENV)/.user
 
 # one thread a process: torch's threads spin while they wait, and two processes of them stall
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(TEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TEST)
 
 # with the newest releases that pyproject.toml allows, and with the oldest (each about 6 GB)
 test-latest:
