@@ -42,8 +42,8 @@ def write_run(result: TuneResult, comparison: Comparison | None, path: Path) -> 
         f"The run ended: {result.stop_reason}.",
         f"The best prompt is that of {where}.",
     ]
-    if prompt.text is not None:
-        summary.append(f"It says: {prompt.text!r}.")
+    if prompt.words is not None:
+        summary.append(f"It says: {prompt.words!r}.")
     sections = [
         *([] if comparison is None else [_before_and_after(comparison)]),
         Section(title="Loss against calls", figures=_figures(result), tables=[_steps(result)]),
