@@ -1,4 +1,4 @@
-"""What a causal model supports, tried on five tokens when it is loaded.
+"""Abilities of a causal model, tried on five tokens when it is loaded.
 
 A trial computes logits in a way that saves work and compares them with those of a plain forward
 pass. A way that fails is switched off and reported with the reason; scores stay the same.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a causal model supports.
+    """Features of a causal model that save work.
 
     Attributes:
         shares_prefixes: Prefixes can be computed once, and rows continue them.
@@ -64,7 +64,7 @@ def find_abilities(network: Any, body: Any, speedups: Speedups) -> Abilities:
         speedups.report("partial last layer", not_shared)
         last = None
     else:
-        last = speedups.last_layer(body, trial)
+        last = speedups.last_layer(body, trial.layers, trial.check_last_layer)
     return Abilities(
         shares_prefixes=not not_shared,
         takes_masks=trial.takes_masks,

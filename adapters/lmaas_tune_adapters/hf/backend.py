@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,6 @@ from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
     from pathlib import Path
 
     from lmaas_tune.artifact import TunedPrompt
@@ -183,7 +183,7 @@ class HFBackend:
         of the text behind the prompt, without special tokens, unpadded or padded on the right.
 
         Raises:
-            InputError: The model is not causal, or peft has no such prompt.
+            InputError: The model is not causal, or peft does not support the prompt.
             StorageError: The folder cannot be written.
         """
         if not isinstance(self._scorer, CausalScorer):

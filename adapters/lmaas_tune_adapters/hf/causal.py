@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,6 @@ from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass, Item
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, padded_runs, slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
-
     from lmaas_tune.prompts import Insertion
     from lmaas_tune_adapters.hf.kv_cache import States
     from lmaas_tune_adapters.hf.label_tokens import Reading, Word

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,6 @@ from lmaas_tune_adapters.hf.layer_hooks import vectors_added
 from lmaas_tune_adapters.hf.logits import insert_vectors, logits_at, pad_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
-
     from lmaas_tune_adapters.hf.abilities import Abilities
     from lmaas_tune_adapters.hf.encoding import EncodedRow
     from lmaas_tune_adapters.hf.label_tokens import Reading, Word

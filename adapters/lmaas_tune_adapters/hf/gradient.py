@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,6 @@ from lmaas_tune_adapters.hf.seq2seq import Seq2SeqScorer
 from lmaas_tune_adapters.hf.speedups import find_speedups
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lmaas_tune.backend import ScoreRequest
     from lmaas_tune.prompts import Insertion
     from lmaas_tune_adapters.hf.encoding import EncodedRow

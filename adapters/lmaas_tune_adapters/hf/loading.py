@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import transformers
@@ -18,9 +19,6 @@ from transformers.models.auto import modeling_auto
 from lmaas_tune.errors import InputError, MissingExtraError, did_you_mean
 from lmaas_tune_adapters.hf.identity import fingerprint_of, name_of
 from lmaas_tune_adapters.hf.probe import failure
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Family: TypeAlias = Literal["causal", "masked", "seq2seq"]
 

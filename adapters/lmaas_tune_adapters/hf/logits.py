@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +11,6 @@ import torch
 from lmaas_tune_adapters.hf.probe import close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from lmaas_tune.prompts import Insertion
     from lmaas_tune_adapters.hf.encoding import EncodedRow
 

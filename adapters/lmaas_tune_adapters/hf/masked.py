@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,8 +18,6 @@ from lmaas_tune_adapters.hf.probe import probe_embeddings
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from lmaas_tune.prompts import Insertion
     from lmaas_tune_adapters.hf.label_tokens import Reading, Word
     from lmaas_tune_adapters.hf.loading import LoadedModel

@@ -36,7 +36,7 @@ def export_peft(
         start: (tokens, H) embeddings of the start tokens.
 
     Raises:
-        InputError: peft has no such prompt.
+        InputError: peft does not support the prompt.
         StorageError: The folder cannot be written.
     """
     parts = parts_of(tuned.prompt)

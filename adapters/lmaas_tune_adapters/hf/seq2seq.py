@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -14,8 +15,6 @@ from lmaas_tune_adapters.hf.probe import probe_embeddings, sees_later_tokens
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, slices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from lmaas_tune.prompts import Insertion
     from lmaas_tune_adapters.hf.encoding import EncodedRow
     from lmaas_tune_adapters.hf.label_tokens import Word

@@ -1,10 +1,11 @@
-"""All trials of a model when it is loaded: what is refused, supported, and made faster.
+"""All trials of a loaded model: whether it can be scored, what it supports, what is faster.
 
 The scores that a backend gives must be those of a plain forward pass of the stock model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,6 @@ from lmaas_tune_adapters.hf.seq2seq import Answer, Seq2SeqScorer
 from lmaas_tune_adapters.hf.speedups import Speedups, find_speedups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lmaas_tune.backend import Speedup
     from lmaas_tune_adapters.hf.label_tokens import Word
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,6 @@ from lmaas_tune_adapters.hf.loading import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from lmaas_tune_adapters.hf.label_tokens import Word
     from lmaas_tune_adapters.hf.request_encoder import RequestEncoder
     from lmaas_tune_adapters.hf.seq2seq import Answer

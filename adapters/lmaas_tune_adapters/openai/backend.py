@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
@@ -24,7 +25,6 @@ from lmaas_tune_adapters.openai.top_logprobs import TopLogprobsScorer
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
 
     from lmaas_tune.calls.retry import Retry
     from lmaas_tune.prompts import FloatArray

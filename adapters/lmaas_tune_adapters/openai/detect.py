@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,8 +13,6 @@ from lmaas_tune_adapters.openai.replies import CountError, IncompleteError
 from lmaas_tune_adapters.openai.rows import Context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from lmaas_tune.calls.retry import Retry
     from lmaas_tune_adapters.openai.endpoints import GenerationEndpoint, RequestFormat, Server
     from lmaas_tune_adapters.openai.scorers import Scorer

@@ -71,7 +71,7 @@ class RequestFormat:
         return None
 
     def fields(self, max_tokens: int) -> dict[str, Any]:
-        """Fields of every request body that asks for so many tokens."""
+        """Fields of every request body."""
         return {self.limit_field: max_tokens, **({"temperature": 0} if self.greedy else {})}
 
 
@@ -117,7 +117,7 @@ class Server:
     def ask(
         self, path: str, body: Mapping[str, Any], *, prompts: int
     ) -> tuple[list[Choice], Usage]:
-        """Send one request that holds so many prompts; see `GenerationEndpoint.ask`."""
+        """Send one request with `prompts` prompts; see `GenerationEndpoint.ask`."""
         body = {"model": self.model, **self.fields, **body}
         try:
             answer = self.endpoint.post(path, content=body)

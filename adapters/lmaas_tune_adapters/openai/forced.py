@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +18,6 @@ from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
 from lmaas_tune_adapters.openai.words import bound, spaced, unspaced, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lmaas_tune.backend import ScoreReply
     from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer, LabelTokens
 
@@ -75,10 +74,12 @@ class ForcedScorer:
                 if not exact:
                     raise IncompleteError("logit_bias does not make the model write a word")
                 if _differs(score, named, most=bound(top)):
-                    raise IncompleteError("logit_bias changes the log-probabilities that are told")
+                    raise IncompleteError(
+                        "logit_bias changes the log-probabilities that it returns"
+                    )
                 scores.append(score)
             if min(scores) > _CERTAIN:
-                raise IncompleteError("a forced word has the probability 1, whatever it is")
+                raise IncompleteError("every forced word has the probability 1")
 
     def notes(self, words: Sequence[str]) -> list[str]:
         """See `Scorer.notes`."""
@@ -122,7 +123,7 @@ class ForcedScorer:
             if written is None or len(tokens.pieces) not in (0, len(written)):
                 found.append(self._one_by_one(endpoint, context, tokens, choice))
             else:
-                found.append((sum(map(_logprob, written)), True))
+                found.append((sum(token.known_logprob() for token in written), True))
                 self._tokenizer.learn(tokens, [token.text for token in written])
         return found
 
@@ -144,7 +145,7 @@ class ForcedScorer:
             return max(best, default=0.0), False
         if text == tokens.text:
             self._tokenizer.learn(tokens, [token.text for token in done])
-        return sum(map(_logprob, done)), text == tokens.text
+        return sum(token.known_logprob() for token in done), text == tokens.text
 
     def _next(
         self,
@@ -186,9 +187,3 @@ def _written(choice: Choice, word: str) -> tuple[Token, ...] | None:
         if unspaced(content.decode("utf-8", "replace")) == word:
             return choice.tokens[:count]
     return None
-
-
-def _logprob(token: Token) -> float:
-    if token.logprob is None:
-        raise IncompleteError("the server gives no log-probability for a token that it wrote")
-    return token.logprob

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +19,6 @@ from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
 from lmaas_tune_adapters.openai.words import bound, shared_beginnings, stated, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lmaas_tune.backend import ScoreReply
     from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
@@ -18,8 +19,6 @@ from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.words import after_thought, named_in, stated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lmaas_tune.prompts import FloatArray
     from lmaas_tune_adapters.openai.rows import Context
 
@@ -146,7 +145,7 @@ class EchoScorer:
             if tokens[:-length] != first:
                 raise _runs_together(word)
         return [
-            sum(map(_logprob, tokens[-length:]))
+            sum(token.known_logprob() for token in tokens[-length:])
             for tokens, length in zip(read, lengths, strict=True)
         ]
 
@@ -225,12 +224,6 @@ def _read(choice: Choice, text: str) -> Tokens:
 
 def _texts(tokens: Tokens) -> tuple[str, ...]:
     return tuple(token.text for token in tokens)
-
-
-def _logprob(token: Token) -> float:
-    if token.logprob is None:
-        raise IncompleteError("the server gives no log-probability for a token that it read")
-    return token.logprob
 
 
 def _runs_together(word: str) -> InputError:

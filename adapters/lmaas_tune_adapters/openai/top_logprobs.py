@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,6 @@ from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
 from lmaas_tune_adapters.openai.words import among, bound, shared_beginnings, stated, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lmaas_tune.backend import ScoreReply
     from lmaas_tune_adapters.openai.rows import Context
 
@@ -27,7 +26,7 @@ _RETRIES = 4  # vLLM returns filler while it answers other requests that ask for
 
 @dataclass(frozen=True)
 class _Row:
-    """What the likeliest tokens of one row say.
+    """The likeliest tokens of one row, and the scores of label words from them.
 
     Attributes:
         token: The first written token; None where the model wrote nothing.

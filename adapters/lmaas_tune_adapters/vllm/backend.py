@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -20,7 +21,6 @@ from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
     from pathlib import Path
 
     from lmaas_tune.calls.retry import Retry

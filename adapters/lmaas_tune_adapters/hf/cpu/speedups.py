@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,15 +21,11 @@ from lmaas_tune_adapters.hf.probe import (
 )
 from lmaas_tune_adapters.hf.speedups import (
     FEED_FORWARD_LAST,
-    LastLayerTrial,
     PartialLayer,
     Speedups,
     Worker,
     Workers,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class CpuSpeedups(Speedups):
@@ -51,15 +48,13 @@ class CpuSpeedups(Speedups):
         self.report("processor kernels", "; ".join(failures) if usable else OTHER_SCORES)
         return usable
 
-    def last_layer(self, body: Any, trial: LastLayerTrial) -> PartialLayer | None:
+    def last_layer(
+        self, body: Any, layers: int, check: Callable[[PartialLayer], None]
+    ) -> PartialLayer | None:
         """See `Speedups.last_layer`."""
-        module = last_layer(body, trial.layers)
+        module = last_layer(body, layers)
         layer = PartialLayer(module, only_last)
-        reason = (
-            "its layers are in no list"
-            if module is None
-            else why_not(lambda: trial.check_last_layer(layer))
-        )
+        reason = "its layers are in no list" if module is None else why_not(lambda: check(layer))
         self.report("partial last layer", reason)
         return None if reason else layer
 
