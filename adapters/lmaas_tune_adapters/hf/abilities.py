@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -28,9 +28,7 @@ from lmaas_tune_adapters.hf.probe import (
     probe_embeddings,
     why_not,
 )
-
-if TYPE_CHECKING:
-    from lmaas_tune_adapters.hf.speedups import PartialLayer, Speedups
+from lmaas_tune_adapters.hf.speedups import PartialLayer, Speedups
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Speedup, Spread
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune_adapters.hf.causal import CausalScorer
+from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.gguf import convert_gguf
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.layer_hooks import clipped_std, inputs_recorded
 from lmaas_tune_adapters.hf.loading import Family, load, max_tokens
 from lmaas_tune_adapters.hf.peft import export_peft
@@ -24,14 +28,6 @@ from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
 from lmaas_tune_adapters.hf.seq2seq import ANSWERS, Answer, Seq2SeqScorer
 from lmaas_tune_adapters.hf.trials import ScorerOptions, prepare
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
-
-if TYPE_CHECKING:
-    import os
-    from pathlib import Path
-
-    from lmaas_tune.artifact import TunedPrompt
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
-    from lmaas_tune_adapters.hf.label_tokens import Word
 
 _MEASURED_BYTES = 1 << 28
 """Most memory for the measured inputs of layers: enough for 32 rows of the paper's SST-2."""

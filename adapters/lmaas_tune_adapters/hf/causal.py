@@ -6,20 +6,17 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
+from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import label_tokens
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
 from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass, Item
+from lmaas_tune_adapters.hf.kv_cache import States
+from lmaas_tune_adapters.hf.label_tokens import Reading, Word
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, padded_runs, slices
-
-if TYPE_CHECKING:
-    from lmaas_tune.prompts import Insertion
-    from lmaas_tune_adapters.hf.kv_cache import States
-    from lmaas_tune_adapters.hf.label_tokens import Reading, Word
-    from lmaas_tune_adapters.hf.speedups import Workers
+from lmaas_tune_adapters.hf.speedups import Workers
 
 
 class PrefixStore:

@@ -6,9 +6,10 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import FloatArray, SoftPrompt
 from lmaas_tune.task import Batch, Part, Slot
 from lmaas_tune_adapters.hf.marks import (
     LABEL_MARK,
@@ -17,9 +18,6 @@ from lmaas_tune_adapters.hf.marks import (
     check_marks,
     check_unicode,
 )
-
-if TYPE_CHECKING:
-    from lmaas_tune.prompts import FloatArray, SoftPrompt
 
 _MAX_BATCHES = 8  # that stay encoded
 _MAX_WORDS = 4096  # label words that stay encoded

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
 
 from lmaas_tune.artifact import VECTORS_KEY, TunedPrompt
 from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune.task import Slot
 from lmaas_tune_adapters.hf.request_encoder import parts_of
-
-if TYPE_CHECKING:
-    import os
-
-    from lmaas_tune.prompts import FloatArray
 
 
 def export_peft(

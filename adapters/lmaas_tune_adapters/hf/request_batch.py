@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-if TYPE_CHECKING:
-    from lmaas_tune.prompts import Insertion
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
-    from lmaas_tune_adapters.hf.label_tokens import Word
+from lmaas_tune.prompts import Insertion
+from lmaas_tune_adapters.hf.encoding import EncodedRow
+from lmaas_tune_adapters.hf.label_tokens import Word
 
 T = TypeVar("T")
 

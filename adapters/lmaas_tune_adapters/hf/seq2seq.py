@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import label_tokens
+from lmaas_tune_adapters.hf.encoding import EncodedRow
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.layer_hooks import find_layers, vectors_added
+from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.logits import find_body, insert_vectors, logits_at, pad_ids
 from lmaas_tune_adapters.hf.probe import probe_embeddings, sees_later_tokens
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, slices
-
-if TYPE_CHECKING:
-    from lmaas_tune.prompts import Insertion
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
-    from lmaas_tune_adapters.hf.label_tokens import Word
-    from lmaas_tune_adapters.hf.loading import LoadedModel
 
 Answer: TypeAlias = Literal["auto", "sentinel", "infill", "direct"]
 ANSWERS: tuple[Answer, ...] = ("auto", "sentinel", "infill", "direct")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lmaas_tune.backend import Speedup
 from lmaas_tune_adapters.hf.probe import failure
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 SWITCHED_OFF = "speedups=False"
 

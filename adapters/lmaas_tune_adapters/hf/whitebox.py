@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
 from lmaas_tune.errors import InputError
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.loading import (
     Family,
     LoadedModel,
@@ -19,11 +20,8 @@ from lmaas_tune_adapters.hf.loading import (
     quiet,
     source_of,
 )
-
-if TYPE_CHECKING:
-    from lmaas_tune_adapters.hf.label_tokens import Word
-    from lmaas_tune_adapters.hf.request_encoder import RequestEncoder
-    from lmaas_tune_adapters.hf.seq2seq import Answer
+from lmaas_tune_adapters.hf.request_encoder import RequestEncoder
+from lmaas_tune_adapters.hf.seq2seq import Answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

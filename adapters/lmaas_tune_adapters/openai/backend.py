@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key, RefusedError
 from lmaas_tune_adapters.openai.detect import ScoringMode, detect_mode
 from lmaas_tune_adapters.openai.endpoints import Chat, Completions, RequestFormat, Server
@@ -22,12 +25,6 @@ from lmaas_tune_adapters.openai.margins import MarginScorer
 from lmaas_tune_adapters.openai.rows import Context, contexts_of
 from lmaas_tune_adapters.openai.scorers import EchoScorer, GeneratedTextScorer, Scorer
 from lmaas_tune_adapters.openai.top_logprobs import TopLogprobsScorer
-
-if TYPE_CHECKING:
-    import os
-
-    from lmaas_tune.calls.retry import Retry
-    from lmaas_tune.prompts import FloatArray
 
 OPENAI = "https://api.openai.com/v1"
 

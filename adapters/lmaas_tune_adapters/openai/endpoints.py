@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from types import TracebackType
+from typing import Any, Protocol, TypeAlias
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune_adapters.http import NO_USAGE, BusyError, Endpoint, RefusedError, joined
 from lmaas_tune_adapters.openai.replies import Choice, CountError, IncompleteError, read
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 TOP_COUNTS = (20, 5, 1)
 """Numbers of likeliest tokens to ask for; the next one follows where a server refuses."""

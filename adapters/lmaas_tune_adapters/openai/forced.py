@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lmaas_tune.backend import ScoreReply
 from lmaas_tune_adapters.openai.endpoints import (
     GenerationEndpoint,
     SamplingParams,
     TrackedEndpoint,
 )
+from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer, LabelTokens
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.rows import Context, by_spacing
 from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
 from lmaas_tune_adapters.openai.words import bound, spaced, unspaced, whole
-
-if TYPE_CHECKING:
-    from lmaas_tune.backend import ScoreReply
-    from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer, LabelTokens
 
 RAISED = 100.0
 """Added to a token's logit to make the model write it; servers accept no more."""

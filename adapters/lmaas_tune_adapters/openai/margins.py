@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lmaas_tune.backend import ScoreReply
 from lmaas_tune_adapters.openai.endpoints import (
     GenerationEndpoint,
     SamplingParams,
     TrackedEndpoint,
 )
 from lmaas_tune_adapters.openai.forced import RAISED, TOLERANCE
+from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError
 from lmaas_tune_adapters.openai.rows import Context, by_spacing
 from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
 from lmaas_tune_adapters.openai.words import bound, shared_beginnings, stated, whole
-
-if TYPE_CHECKING:
-    from lmaas_tune.backend import ScoreReply
-    from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer
 
 _ALL = -0.01  # log of the smallest share of raised words among all tokens
 

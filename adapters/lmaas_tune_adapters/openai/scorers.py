@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from lmaas_tune.backend import ScoreReply, Usage
 from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.openai.endpoints import (
     Completions,
     GenerationEndpoint,
@@ -16,11 +17,8 @@ from lmaas_tune_adapters.openai.endpoints import (
     TrackedEndpoint,
 )
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
+from lmaas_tune_adapters.openai.rows import Context
 from lmaas_tune_adapters.openai.words import after_thought, named_in, stated
-
-if TYPE_CHECKING:
-    from lmaas_tune.prompts import FloatArray
-    from lmaas_tune_adapters.openai.rows import Context
 
 Tokens: TypeAlias = tuple[Token, ...]
 

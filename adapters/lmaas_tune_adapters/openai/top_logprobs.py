@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from lmaas_tune.backend import ScoreReply
 from lmaas_tune_adapters.http import RefusedError, ServerError
 from lmaas_tune_adapters.openai.endpoints import (
     ONE_TOKEN,
@@ -14,12 +14,9 @@ from lmaas_tune_adapters.openai.endpoints import (
     TrackedEndpoint,
 )
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
+from lmaas_tune_adapters.openai.rows import Context
 from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
 from lmaas_tune_adapters.openai.words import among, bound, shared_beginnings, stated, whole
-
-if TYPE_CHECKING:
-    from lmaas_tune.backend import ScoreReply
-    from lmaas_tune_adapters.openai.rows import Context
 
 _RETRIES = 4  # vLLM returns filler while it answers other requests that ask for tokens by id
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from lmaas_tune.prompts import FloatArray
+from lmaas_tune.prompts import FloatArray
 
 RIGHT = 0.9
 """Stated probability of the label that an answer names; the others share the rest."""

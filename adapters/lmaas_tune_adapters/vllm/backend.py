@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean, named
+from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word, tree
 from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key
@@ -18,14 +23,6 @@ from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
 from lmaas_tune_adapters.vllm.probe import check_server, find_model
 from lmaas_tune_adapters.vllm.rows import RowWriter
 from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary
-
-if TYPE_CHECKING:
-    import os
-    from pathlib import Path
-
-    from lmaas_tune.calls.retry import Retry
-    from lmaas_tune.prompts import FloatArray, Prompt
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
 
 KEY_VARIABLE = "VLLM_API_KEY"
 

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmaas_tune.errors import InputError, PermanentError, did_you_mean
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.http import Endpoint, RefusedError
 from lmaas_tune_adapters.vllm.completions import Completions, UnfitAnswerError
-
-if TYPE_CHECKING:
-    from lmaas_tune_adapters.hf.label_tokens import Word
-    from lmaas_tune_adapters.vllm.rows import RowWriter
-    from lmaas_tune_adapters.vllm.table import EmbeddingTable
+from lmaas_tune_adapters.vllm.rows import RowWriter
+from lmaas_tune_adapters.vllm.table import EmbeddingTable
 
 _APART = 0.5
 """Largest difference between log-probabilities of one text, sent as ids and as embeddings.

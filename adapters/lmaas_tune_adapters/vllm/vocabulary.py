@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import transformers
 
@@ -11,9 +12,6 @@ from lmaas_tune.errors import InputError
 from lmaas_tune_adapters.hf.identity import name_of, settings_hash
 from lmaas_tune_adapters.hf.loading import family_of, one_sentence, quiet, source_of
 from lmaas_tune_adapters.vllm.table import EmbeddingTable, find_table
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
