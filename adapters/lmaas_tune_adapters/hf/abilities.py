@@ -25,8 +25,8 @@ from lmaas_tune_adapters.hf.probe import (
     OTHER_SCORES,
     TrialFailedError,
     close,
+    failure_reason,
     probe_embeddings,
-    why_not,
 )
 from lmaas_tune_adapters.hf.speedups import PartialLayer, Speedups
 
@@ -53,8 +53,8 @@ class Abilities:
 def find_abilities(network: Any, body: Any, speedups: Speedups) -> Abilities:
     """Find out what a model supports, and report it to `speedups`."""
     trial = CausalTrial(network)
-    not_shared = why_not(trial.check_prefixes)
-    not_joint = not_shared or why_not(trial.check_masks)
+    not_shared = failure_reason(trial.check_prefixes)
+    not_joint = not_shared or failure_reason(trial.check_masks)
     trial.takes_masks = not not_joint
     speedups.report("shared prefixes", not_shared)
     speedups.report("joint passes", not_joint)

@@ -102,7 +102,7 @@ class HFBackend:
             capabilities=self.capabilities,
             vocabulary_size=self.vocabulary_size,
             ends=loaded.family != "causal",
-            answers_apart=self._scorer.answers_apart,
+            label_starts_text=self._scorer.label_starts_text,
             tokens=self._tokens,
             positions=self._positions,
         )

@@ -93,7 +93,7 @@ class CausalScorer:
     """
 
     label_last = True
-    answers_apart = False
+    label_starts_text = False
     mask_token: Word = ()
     insertions: frozenset[Insertion] = frozenset({"concat", "add"})
 

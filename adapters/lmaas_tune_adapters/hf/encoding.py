@@ -84,14 +84,14 @@ class RowEncoder:
         label_last: Whether the model needs the label at the end of the row.
         ends: Whether the end tokens that the tokenizer adds are read (not by a causal model,
             which continues with the label word).
-        answers_apart: Whether a label word starts a new text instead of continuing the row.
+        label_starts_text: Whether a label word starts a new text instead of continuing the row.
     """
 
     def __init__(
-        self, tokenizer: Any, *, label_last: bool, ends: bool, answers_apart: bool = False
+        self, tokenizer: Any, *, label_last: bool, ends: bool, label_starts_text: bool = False
     ) -> None:
         self._tokenizer = tokenizer
-        self._answers_apart = answers_apart
+        self._label_starts_text = label_starts_text
         self._label_last = label_last
         self._ends = ends
         self._marking, self._glue = add_marks(tokenizer)
@@ -117,7 +117,7 @@ class RowEncoder:
         check_unicode(word, "a label word")
         check_marks(word, "a label word")
         text = (" " if spaced else "") + word
-        return self.text(text) if self._answers_apart else self._behind_mark(text)
+        return self.text(text) if self._label_starts_text else self._behind_mark(text)
 
     def _behind_mark(self, text: str) -> tuple[int, ...]:
         """Encode a text that follows another one."""

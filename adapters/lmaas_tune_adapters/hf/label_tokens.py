@@ -75,15 +75,15 @@ def tree(words: Sequence[Word]) -> Reading:
     )
 
 
-def chains(words: Sequence[Word], *, apart: bool = False) -> list[Reading]:
+def chains(words: Sequence[Word], *, separate: bool = False) -> list[Reading]:
     """Read words in chains of tokens; a word shares the chain of a longer word that contains it.
 
     Args:
         words: The label words.
-        apart: Share nothing, for models where later tokens change earlier scores.
+        separate: Share nothing, for models where later tokens change earlier scores.
     """
     inner = {word[:-1] for word in words}
-    longest = [a for a in inner if apart or not any(a != b and b[: len(a)] == a for b in inner)]
+    longest = [a for a in inner if separate or not any(a != b and b[: len(a)] == a for b in inner)]
     home = {a: next(b for b in sorted(longest) if b[: len(a)] == a) for a in inner}
     return [
         Reading(

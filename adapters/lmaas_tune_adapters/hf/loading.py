@@ -73,7 +73,7 @@ def load(model: str | Path, *, revision: str | None, device: str, dtype: str) ->
         raise InputError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, DTYPES)}")
     target = _device(device)
     source, options = source_of(model, revision)
-    with quiet(), one_sentence(model):
+    with quiet(), errors_translated(model):
         config = transformers.AutoConfig.from_pretrained(source, **options)
         family = family_of(config, model)
         network, report = AUTO_CLASSES[family].from_pretrained(
@@ -152,7 +152,7 @@ def source_of(model: str | Path, revision: str | None) -> tuple[str, dict[str, A
 
 
 @contextlib.contextmanager
-def one_sentence(model: str | Path) -> Iterator[None]:
+def errors_translated(model: str | Path) -> Iterator[None]:
     """Turn every failure of transformers and the hub into one sentence that names the model."""
     try:
         yield

@@ -101,7 +101,7 @@ class MaskedScorer:
     """
 
     label_last = False
-    answers_apart = False
+    label_starts_text = False
 
     def __init__(
         self, loaded: LoadedModel, *, max_tokens_per_pass: int, speedups: Speedups

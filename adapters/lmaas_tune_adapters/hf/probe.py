@@ -14,7 +14,7 @@ class TrialFailedError(Exception):
     """A model does not pass a trial; the message is the reason."""
 
 
-def why_not(trial: Callable[[], None]) -> str:
+def failure_reason(trial: Callable[[], None]) -> str:
     """Run a trial that raises where the model does not pass.
 
     Returns:

@@ -65,7 +65,7 @@ class Scorer(Protocol):
         ...
 
     @property
-    def answers_apart(self) -> bool:
+    def label_starts_text(self) -> bool:
         """Whether a label word starts a new text, see `RowEncoder`."""
         ...
 

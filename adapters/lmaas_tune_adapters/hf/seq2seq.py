@@ -46,7 +46,7 @@ class Seq2SeqScorer:
         self._model = loaded.model
         self._max_tokens = max_tokens_per_pass
         self.answer: Answer = _find_answer(loaded, answer)
-        self.label_last, self.answers_apart = self.answer == "direct", self.answer != "infill"
+        self.label_last, self.label_starts_text = self.answer == "direct", self.answer != "infill"
         self.mask_token: Word = _mask_token(loaded, self.answer)
         self._start: Word = (_decoder_start(loaded),)
         if self.answer == "sentinel":
@@ -56,7 +56,7 @@ class Seq2SeqScorer:
             memory = self._model.get_encoder()(inputs_embeds=embedded)
             inputs = {"encoder_outputs": memory, "use_cache": False}
             self._body = find_body(self._model, decoder_inputs_embeds=embedded, **inputs)
-            self._apart = sees_later_tokens(
+            self._sees_later_tokens = sees_later_tokens(
                 lambda written: self._model(decoder_inputs_embeds=written, **inputs).logits,
                 self._model,
             )
@@ -74,7 +74,7 @@ class Seq2SeqScorer:
     def scores(self, batch: RequestBatch) -> torch.Tensor:
         """(requests, rows, words) summed log-probabilities."""
         out = batch.empty_scores()
-        readings = label_tokens.chains(batch.words, apart=self._apart)
+        readings = label_tokens.chains(batch.words, separate=self._sees_later_tokens)
         for requests, numbers, rows in self._chunks(batch):
             memory = self._encode(rows, requests, batch)
             sums = torch.zeros(len(rows), out.shape[2], dtype=torch.float64)

@@ -15,8 +15,8 @@ from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.loading import (
     Family,
     LoadedModel,
+    errors_translated,
     load,
-    one_sentence,
     quiet,
     source_of,
 )
@@ -95,7 +95,7 @@ class WhiteBox:
                 f"transformers has no classification head for models of type "
                 f"{self.config.model_type!r}"
             )
-        with quiet(), one_sentence(self.source):
+        with quiet(), errors_translated(self.source):
             network = transformers.AutoModelForSequenceClassification.from_pretrained(
                 source, dtype=torch.float32, num_labels=labels, **options
             )

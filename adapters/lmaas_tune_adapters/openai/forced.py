@@ -16,7 +16,12 @@ from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer, LabelToke
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.rows import Context, by_spacing
 from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
-from lmaas_tune_adapters.openai.words import bound, spaced, unspaced, whole
+from lmaas_tune_adapters.openai.words import (
+    exact_logprobs,
+    strip_space,
+    upper_bound,
+    with_plain_space,
+)
 
 RAISED = 100.0
 """Added to a token's logit to make the model write it; servers accept no more."""
@@ -70,7 +75,7 @@ class ForcedScorer:
                 ((score, exact),) = self._force(endpoint, [context], word)
                 if not exact:
                     raise IncompleteError("logit_bias does not make the model write a word")
-                if _differs(score, named, most=bound(top)):
+                if _differs(score, named, most=upper_bound(top)):
                     raise IncompleteError(
                         "logit_bias changes the log-probabilities that it returns"
                     )
@@ -88,7 +93,7 @@ class ForcedScorer:
     def _named(self, context: Context, choice: Choice, words: Sequence[str]) -> list[float | None]:
         """Scores of the words that are one of the likeliest tokens; None for the others."""
         behind_space = context.spaced and self.endpoint.name != "chat"
-        return whole(choice.tokens[0].top, words, spaced=behind_space)
+        return exact_logprobs(choice.tokens[0].top, words, spaced=behind_space)
 
     def _look_up(
         self, endpoint: TrackedEndpoint, contexts: Sequence[Context], words: Sequence[str]
@@ -161,7 +166,7 @@ class ForcedScorer:
                 return None
             token = choice.tokens[0]
             # a token without its own text, as half a character, would be forced without end
-            if spaced(token.text) and tokens.text.startswith(_text([*done, token])):
+            if with_plain_space(token.text) and tokens.text.startswith(_text([*done, token])):
                 return token
             bias[token.text] = -RAISED
         return None
@@ -173,7 +178,7 @@ def _differs(score: float, named: float | None, *, most: float) -> bool:
 
 
 def _text(tokens: Sequence[Token]) -> str:
-    return "".join(spaced(token.text) for token in tokens)
+    return "".join(with_plain_space(token.text) for token in tokens)
 
 
 def _written(choice: Choice, word: str) -> tuple[Token, ...] | None:
@@ -181,6 +186,6 @@ def _written(choice: Choice, word: str) -> tuple[Token, ...] | None:
     content = b""
     for count, token in enumerate(choice.tokens, start=1):
         content += token.content
-        if unspaced(content.decode("utf-8", "replace")) == word:
+        if strip_space(content.decode("utf-8", "replace")) == word:
             return choice.tokens[:count]
     return None

@@ -18,7 +18,7 @@ from lmaas_tune_adapters.openai.endpoints import (
 )
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.rows import Context
-from lmaas_tune_adapters.openai.words import after_thought, named_in, stated
+from lmaas_tune_adapters.openai.words import find_word, stated_logprobs, without_thoughts
 
 Tokens: TypeAlias = tuple[Token, ...]
 
@@ -149,7 +149,7 @@ class EchoScorer:
 
 
 class GeneratedTextScorer:
-    """Reads the label from the generated text: stated pseudo-probabilities, see `words.stated`.
+    """Reads the label from the generated text, and scores it by `words.stated_logprobs`.
 
     Args:
         endpoint: Receives the requests.
@@ -165,14 +165,14 @@ class GeneratedTextScorer:
     def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
         """See `Scorer.score`."""
         choices, usage = self.endpoint.ask([c.text for c in contexts], self._params)
-        named = [named_in(choice.text, words) for choice in choices]
-        scores = [stated(label, len(words)) for label in named]
+        named = [find_word(choice.text, words) for choice in choices]
+        scores = [stated_logprobs(label, len(words)) for label in named]
         return reply(scores, words, usage, bounds=len(words) * named.count(None))
 
     def try_out(self, contexts: Sequence[Context], words: Sequence[str]) -> None:
         """See `Scorer.try_out`."""
         choices, _ = self.endpoint.ask([c.text for c in contexts], self._params)
-        if all(choice.thinks and not after_thought(choice.text) for choice in choices):
+        if all(choice.thinks and not without_thoughts(choice.text) for choice in choices):
             raise IncompleteError(f"{THINKS}; or raise answer_tokens, now {self._max_tokens}")
         if not any(choice.text.strip() for choice in choices):
             raise IncompleteError(

@@ -26,7 +26,7 @@ _OTHER_WIDTH = re.compile(r"hidden_size \d+ does not match the model's hidden_si
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class ServedModel:
     """A model of a server.
 
     Attributes:
@@ -38,7 +38,7 @@ class Served:
     max_tokens: int | None
 
 
-def find_model(endpoint: Endpoint, wanted: str | None) -> Served:
+def find_model(endpoint: Endpoint, wanted: str | None) -> ServedModel:
     """Find the model that a server serves, or the wanted one of several.
 
     Raises:
@@ -62,7 +62,7 @@ def find_model(endpoint: Endpoint, wanted: str | None) -> Served:
     name = next(iter(lengths)) if wanted is None else wanted
     if name not in lengths:
         raise InputError(f"{answer.url} serves no model {name!r}; {did_you_mean(name, lengths)}")
-    return Served(name=name, max_tokens=lengths[name])
+    return ServedModel(name=name, max_tokens=lengths[name])
 
 
 def check_server(completions: Completions, rows: RowWriter, token_ids: Word, model: str) -> None:

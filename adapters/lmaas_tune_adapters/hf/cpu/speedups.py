@@ -15,9 +15,9 @@ from lmaas_tune_adapters.hf.probe import (
     TrialFailedError,
     close,
     failure,
+    failure_reason,
     probe_embeddings,
     probe_logits,
-    why_not,
 )
 from lmaas_tune_adapters.hf.speedups import (
     FEED_FORWARD_LAST,
@@ -54,7 +54,9 @@ class CpuSpeedups(Speedups):
         """See `Speedups.last_layer`."""
         module = last_layer(body, layers)
         layer = PartialLayer(module, only_last)
-        reason = "its layers are in no list" if module is None else why_not(lambda: check(layer))
+        reason = (
+            "its layers are in no list" if module is None else failure_reason(lambda: check(layer))
+        )
         self.report("partial last layer", reason)
         return None if reason else layer
 
@@ -62,7 +64,7 @@ class CpuSpeedups(Speedups):
         """See `Speedups.masked_body`: the attention of the last layer, if it passes a trial."""
         if network.config.model_type not in FEED_FORWARD_LAST:
             return body
-        reason = why_not(lambda: _check_masked(network, body))
+        reason = failure_reason(lambda: _check_masked(network, body))
         self.report("partial last layer", reason)
         return body if reason else _last_attention(body)
 
@@ -79,7 +81,7 @@ class CpuSpeedups(Speedups):
         def try_copy() -> None:
             copy_to(*replicate(network))
 
-        reason = why_not(try_copy)
+        reason = failure_reason(try_copy)
         self.report("parallel passes", reason)
         if reason:
             return Workers(worker)
