@@ -129,14 +129,7 @@ class OpenAIBackend:
             deterministic=False,  # other users' requests change the order of a server's sums
             rows_per_call=self._scorer.rows,
         )
-        settings = [
-            f"openai {model} at={_location(server.endpoint.url)}",
-            f"endpoint={self._scorer.endpoint.name} {self._scorer.settings}",
-        ]
-        settings += [f"system={_digest(system)}"] if system is not None else []
-        settings += [f"seed={seed}"] if seed is not None else []
-        settings += [f"extra_body={_digest(json.dumps(extra, sort_keys=True))}"] if extra else []
-        self.identity = " ".join(settings)
+        self.identity = _identity(server, self._scorer, seed, extra)
 
     def __repr__(self) -> str:
         return self._shown
@@ -224,6 +217,21 @@ def _detect(
             status=401,
             reason=error.reason,
         ) from error
+
+
+def _identity(
+    server: Server, scorer: Scorer, seed: int | None, extra_body: Mapping[str, Any]
+) -> str:
+    """Name the model, the scoring mode, and every option that changes answers."""
+    settings = [
+        f"openai {server.model} at={_location(server.endpoint.url)}",
+        f"endpoint={scorer.endpoint.name} {scorer.settings}",
+    ]
+    settings += [f"system={_digest(server.system)}"] if server.system is not None else []
+    settings += [f"seed={seed}"] if seed is not None else []
+    body = json.dumps(extra_body, sort_keys=True)
+    settings += [f"extra_body={_digest(body)}"] if extra_body else []
+    return " ".join(settings)
 
 
 def _checked(extra_body: Mapping[str, Any] | None) -> dict[str, Any]:

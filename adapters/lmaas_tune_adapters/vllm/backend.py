@@ -88,13 +88,7 @@ class VLLMBackend:
         dtype = named("wire_dtype", wire_dtype, WIRE_DTYPES)
         if server not in SERVERS:
             raise InputError(f"unknown server {server!r}; {did_you_mean(server, SERVERS)}")
-        if rows_per_call < 1 or max_body_bytes < 1:
-            raise InputError(
-                f"rows_per_call is {rows_per_call} and max_body_bytes {max_body_bytes}: "
-                "they must be 1 or more"
-            )
-        if max_kept_bytes < 0:
-            raise InputError(f"max_kept_bytes is {max_kept_bytes}; it must be 0 or more")
+        _check_sizes(rows_per_call, max_body_bytes, max_kept_bytes)
         key = Key.find(file=api_key_file, variable=KEY_VARIABLE)
         endpoint = Endpoint(url.rstrip("/").removesuffix("/v1"), key=key, timeout=timeout)
         vocabulary = load_vocabulary(model, revision=revision)
@@ -192,6 +186,16 @@ class VLLMBackend:
                 f"and vLLM returns {MOST_TOKENS} at once: take fewer labels"
             )
         return readings, token_ids
+
+
+def _check_sizes(rows_per_call: int, max_body_bytes: int, max_kept_bytes: int) -> None:
+    if rows_per_call < 1 or max_body_bytes < 1:
+        raise InputError(
+            f"rows_per_call is {rows_per_call} and max_body_bytes {max_body_bytes}: "
+            "they must be 1 or more"
+        )
+    if max_kept_bytes < 0:
+        raise InputError(f"max_kept_bytes is {max_kept_bytes}; it must be 0 or more")
 
 
 def _soft(prompt: Prompt) -> tuple[torch.Tensor, bool]:
