@@ -1,4 +1,4 @@
-"""Passes side by side: the same scores, in order, and nothing of torch left changed."""
+"""Passes side by side: equal scores, in order, and torch's settings restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user is told about label words before the first call (check C18)."""
+"""Notes on label words before the first call (check C18)."""
 
 from __future__ import annotations
 
