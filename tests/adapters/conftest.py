@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the extra 'hf' may not be installed
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the tiny model is saved."""
-    from hf import models
+    from tests.support import models
 
     return models.build("llama", tmp_path_factory.mktemp("openai") / "llama")
 

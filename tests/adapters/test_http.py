@@ -1,4 +1,4 @@
-"""The endpoint that all adapters share, against servers that say exactly what they are told."""
+"""The endpoint that all adapters share, against servers with prepared answers."""
 
 from __future__ import annotations
 

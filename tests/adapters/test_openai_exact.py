@@ -1,4 +1,4 @@
-"""The backend `openai` where a few likeliest tokens do not name the label words."""
+"""The backend `openai` where label words are not among the likeliest tokens."""
 
 from __future__ import annotations
 

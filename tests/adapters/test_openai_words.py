@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lmaas_tune_adapters.openai.words import (
     RIGHT,
-    among,
-    bound,
-    named_in,
+    exact_logprobs,
+    find_word,
+    first_token_logprobs,
     shared_beginnings,
-    stated,
-    whole,
+    stated_logprobs,
+    upper_bound,
 )
 
 from lmaas_tune.prompts import FloatArray
@@ -33,19 +33,21 @@ def test_no_token_outside_the_likeliest_has_more_than_the_bound(
     logprobs = np.sort(np.array(logits) - np.logaddexp.reduce(logits))[::-1]
     k = data.draw(st.integers(1, len(logits) - 1))
     top = [(str(i), float(v)) for i, v in enumerate(logprobs[:k])]
-    assert logprobs[k] <= bound(top) + 1e-9
+    assert logprobs[k] <= upper_bound(top) + 1e-9
 
 
 def test_the_bound_is_the_last_of_the_likeliest_or_what_they_leave() -> None:
-    assert bound([("a", math.log(0.3)), ("b", math.log(0.2))]) == pytest.approx(math.log(0.2))
-    assert bound([("a", math.log(0.6)), ("b", math.log(0.3))]) == pytest.approx(
+    assert upper_bound([("a", math.log(0.3)), ("b", math.log(0.2))]) == pytest.approx(math.log(0.2))
+    assert upper_bound([("a", math.log(0.6)), ("b", math.log(0.3))]) == pytest.approx(
         math.log(0.1), abs=1e-4
     )
 
 
 def test_the_bound_is_finite_where_rounding_leaves_nothing() -> None:
-    assert bound([("a", 0.0)]) == pytest.approx(math.log(1e-6))
-    assert bound([("a", math.log(0.7)), ("b", math.log(0.4))]) == pytest.approx(math.log(1e-6))
+    assert upper_bound([("a", 0.0)]) == pytest.approx(math.log(1e-6))
+    assert upper_bound([("a", math.log(0.7)), ("b", math.log(0.4))]) == pytest.approx(
+        math.log(1e-6)
+    )
 
 
 # --- among the likeliest
@@ -55,60 +57,69 @@ TOP = [(" great", -1.0), ("great", -3.0), (" Great", -3.5), (" terr", -4.0), (" 
 
 
 def test_a_word_after_a_space_is_a_token_with_its_space() -> None:
-    assert among(TOP, ["great"], spaced=True) == [-1.0]
-    assert among(TOP, ["great"], spaced=False) == [-3.0]
+    assert first_token_logprobs(TOP, ["great"], spaced=True) == [-1.0]
+    assert first_token_logprobs(TOP, ["great"], spaced=False) == [-3.0]
 
 
 def test_bare_vocabularies_spell_the_space_in_their_own_way() -> None:
-    assert among([("▁great", -1.0), ("x", -2.0)], ["great"], spaced=True) == [-1.0]
-    assert among([("Ġgreat", -1.0), ("x", -2.0)], ["great"], spaced=True) == [-1.0]
+    assert first_token_logprobs([("▁great", -1.0), ("x", -2.0)], ["great"], spaced=True) == [-1.0]
+    assert first_token_logprobs([("Ġgreat", -1.0), ("x", -2.0)], ["great"], spaced=True) == [-1.0]
 
 
 def test_where_a_server_shows_no_space_at_all_the_word_alone_will_do() -> None:
-    assert among([("great", -1.0), (",", -2.0)], ["great"], spaced=True) == [-1.0]
+    assert first_token_logprobs([("great", -1.0), (",", -2.0)], ["great"], spaced=True) == [-1.0]
 
 
 def test_in_a_chat_spaces_and_capitals_do_not_matter_and_spellings_add_up() -> None:
-    assert among(TOP, ["great"], spaced=None) == pytest.approx(
+    assert first_token_logprobs(TOP, ["great"], spaced=None) == pytest.approx(
         [math.log(math.exp(-1.0) + math.exp(-3.0) + math.exp(-3.5))]
     )
 
 
 def test_spellings_of_all_mass_do_not_add_up_to_more_than_all() -> None:
     top = [("a", math.log(0.6)), ("A", math.log(0.4 + 1e-7))]
-    assert among(top, ["a"], spaced=None) == [0.0]
+    assert first_token_logprobs(top, ["a"], spaced=None) == [0.0]
 
 
 def test_the_longest_beginning_of_a_word_stands_for_it() -> None:
-    assert among(TOP, ["terrible"], spaced=True) == [-4.0]
+    assert first_token_logprobs(TOP, ["terrible"], spaced=True) == [-4.0]
 
 
 def test_one_letter_is_too_little_of_a_word() -> None:
     top = [(" t", -1.0), (" x", -2.0)]
-    assert among(top, ["terrible"], spaced=True) == [None]
-    assert among([("好", -1.0), ("x", -2.0)], ["好的"], spaced=False) == [-1.0]
-    assert among([(" A", -1.0), (" B", -2.0)], ["B", "A"], spaced=True) == [-2.0, -1.0]
+    assert first_token_logprobs(top, ["terrible"], spaced=True) == [None]
+    assert first_token_logprobs([("好", -1.0), ("x", -2.0)], ["好的"], spaced=False) == [-1.0]
+    assert first_token_logprobs([(" A", -1.0), (" B", -2.0)], ["B", "A"], spaced=True) == [
+        -2.0,
+        -1.0,
+    ]
 
 
 def test_two_words_that_begin_alike_share_their_token() -> None:
     top = [(" un", -1.0), (" it", -2.0)]
-    assert among(top, ["unkind", "uneven", "even"], spaced=True) == [-1.0, -1.0, None]
+    assert first_token_logprobs(top, ["unkind", "uneven", "even"], spaced=True) == [
+        -1.0,
+        -1.0,
+        None,
+    ]
 
 
 def test_a_token_that_goes_on_after_the_word_is_another_word() -> None:
     top = [(" goodness", -1.0), (" it", -2.0)]
-    assert among(top, ["good"], spaced=True) == [None]
+    assert first_token_logprobs(top, ["good"], spaced=True) == [None]
 
 
 def test_half_a_character_is_no_word() -> None:
     top = [("\ufffd", -1.0), ("", -1.5), (" ", -2.0)]
-    assert among(top, ["good"], spaced=None) == [None]
+    assert first_token_logprobs(top, ["good"], spaced=None) == [None]
 
 
 def test_a_word_that_is_no_token_of_its_own_is_not_found_by_its_beginning() -> None:
-    assert whole(TOP, ["terrible", "great"], spaced=True) == [None, -1.0]
-    assert whole(TOP, ["great"], spaced=False) == [-3.0]
-    assert whole(TOP, ["GREAT"], spaced=None) == among(TOP, ["great"], spaced=None)
+    assert exact_logprobs(TOP, ["terrible", "great"], spaced=True) == [None, -1.0]
+    assert exact_logprobs(TOP, ["great"], spaced=False) == [-3.0]
+    assert exact_logprobs(TOP, ["GREAT"], spaced=None) == first_token_logprobs(
+        TOP, ["great"], spaced=None
+    )
 
 
 def test_a_word_that_begins_another_is_noted() -> None:
@@ -124,7 +135,7 @@ WORDS = ["good", "bad", "not bad"]
 
 
 def in_answer(answer: str, words: list[str]) -> FloatArray:
-    return stated(named_in(answer, words), len(words))
+    return stated_logprobs(find_word(answer, words), len(words))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a provider was paid is booked, by its own count, whatever its answers are worth."""
+"""Paid usage is booked by the provider's count, also for answers that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers whose answers are never whole: a call ends at its deadline, whatever trickles in."""
+"""Servers that send an answer slowly and never finish: a call ends at its deadline."""
 
 from __future__ import annotations
 

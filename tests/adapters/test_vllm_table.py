@@ -1,4 +1,4 @@
-"""The word embeddings of a model, found and read alone."""
+"""Finding and reading a model's word embeddings without its other weights."""
 
 from __future__ import annotations
 

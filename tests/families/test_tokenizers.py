@@ -142,7 +142,7 @@ def test_a_word_behind_a_line_break_is_scored_as_its_own_tokens(tmp_path: Path) 
 def test_an_answer_of_its_own_begins_as_a_text_does(tmp_path: Path) -> None:
     tokenizer = models.sentence_piece()
     words = [
-        RowEncoder(tokenizer, label_last=False, ends=True, answers_apart=True).words(
+        RowEncoder(tokenizer, label_last=False, ends=True, label_starts_text=True).words(
             ("bad",), spaced=spaced
         )
         for spaced in (True, False)

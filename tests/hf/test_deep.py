@@ -1,4 +1,4 @@
-"""Deep prompts: hooks on stock layers equal the layers run by hand, whatever is shared."""
+"""Deep prompts: hooks on stock layers equal the layers run by hand, with and without sharing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores equal a plain, unbatched, unpadded forward pass of transformers, whatever is shared."""
+"""Scores equal a plain, unbatched, unpadded forward pass of transformers."""
 
 from __future__ import annotations
 

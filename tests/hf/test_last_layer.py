@@ -1,4 +1,4 @@
-"""The last layer, worked out only where it is read, against the whole layer."""
+"""The last layer, computed only at the positions that are read, against the whole layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading: what can go wrong is one sentence, and a model's name is what it is."""
+"""Loading: every failure is one sentence, and equal identities mean equal models."""
 
 from __future__ import annotations
 

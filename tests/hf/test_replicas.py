@@ -1,10 +1,11 @@
-"""Passes side by side: the same scores, in order, and nothing of torch left changed."""
+"""Passes side by side: equal scores, in order, and torch's settings restored."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +179,18 @@ def test_a_replica_has_its_own_hooks_and_no_weights_of_its_own(
         other(torch.tensor([[3, 5]]))
     hook.remove()
     assert not called
+
+
+def test_a_model_that_cannot_be_copied_runs_one_pass_after_another(
+    folder: Callable[[str], Path], load: Callable[[str], HFBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_module: object) -> None:
+        raise TypeError("cannot be copied")
+
+    monkeypatch.setattr("lmaas_tune_adapters.hf.cpu.speedups.replicate", fail)
+    monkeypatch.setattr(replicas, "_MIN_TOKENS", 1)
+    with pytest.warns(UserWarning, match=r"parallel passes \(TypeError: cannot be copied\)"):
+        model = HFBackend(folder("llama"), device="cpu")
+    requests = [ScoreRequest(TextPrompt("so"), batch_of(LABEL_LAST[0]), CANDIDATES)]
+    (ours,), (theirs,) = model.score(requests), load("llama").score(requests)
+    np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""What is shared is read once: the tokens that go through the model are counted."""
+"""Shared prefixes are computed once: the tokens that go through the model are counted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What makes the backend fast is on for the model families that people use.
+"""Every speedup is on for the common model families.
 
-Losing it changes no score, so no other test would see it: a release of transformers or torch that
-changes a part that we stand on fails here.
+Losing one changes no score, so no other test would notice it: a release of transformers or torch
+that changes a part that we use fails here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a user sees while a real model works is ours: no library speaks between."""
+"""No library prints anything while a real model works."""
 
 from __future__ import annotations
 

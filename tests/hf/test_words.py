@@ -1,4 +1,4 @@
-"""What a user is told about label words before the first call (check C18)."""
+"""Notes on label words before the first call (check C18)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
-from lmaas_tune_adapters.hf import HFBackend
+from lmaas_tune_adapters.hf import HFBackend, encoding
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
@@ -215,3 +215,15 @@ def test_a_label_word_of_several_tokens_is_billed_for_all_but_its_last(
         len(model._tokenizer(f"{text} so It was")["input_ids"]) for text in ("a", "two hours")
     )
     assert two.tokens == one.tokens + 2 * (pieces - 1)
+
+
+def test_no_more_label_words_stay_encoded_than_allowed(
+    dbpedia: HFBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "_MAX_WORDS", 3)
+    encoder = encoding.RowEncoder(dbpedia._tokenizer, label_last=True, ends=False)
+    for _ in range(2):
+        assert encoder.words(DBPEDIA, spaced=True) == tuple(
+            dbpedia.tokenize(f" {word}") for word in DBPEDIA
+        )
+    assert encoder._word.cache_info().currsize == 3

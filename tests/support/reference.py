@@ -1,4 +1,4 @@
-"""What a backend should say, computed the plain way: one row, one word, no padding, no sharing.
+"""Reference scores, computed plainly: one row, one word, no padding, no sharing.
 
 Written against transformers alone, so that it shares no code with what it judges. It cuts a row
 at its slots and tokenizes the pieces, which is right for the tokenizers of `models`.

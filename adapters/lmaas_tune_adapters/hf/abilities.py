@@ -1,4 +1,4 @@
-"""What a causal model supports, tried on five tokens when it is loaded.
+"""Abilities of a causal model, tried on five tokens when it is loaded.
 
 A trial computes logits in a way that saves work and compares them with those of a plain forward
 pass. A way that fails is switched off and reported with the reason; scores stay the same.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -25,17 +25,15 @@ from lmaas_tune_adapters.hf.probe import (
     OTHER_SCORES,
     TrialFailedError,
     close,
+    failure_reason,
     probe_embeddings,
-    why_not,
 )
-
-if TYPE_CHECKING:
-    from lmaas_tune_adapters.hf.speedups import PartialLayer, Speedups
+from lmaas_tune_adapters.hf.speedups import PartialLayer, Speedups
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a causal model supports.
+    """Features of a causal model that save work.
 
     Attributes:
         shares_prefixes: Prefixes can be computed once, and rows continue them.
@@ -55,8 +53,8 @@ class Abilities:
 def find_abilities(network: Any, body: Any, speedups: Speedups) -> Abilities:
     """Find out what a model supports, and report it to `speedups`."""
     trial = CausalTrial(network)
-    not_shared = why_not(trial.check_prefixes)
-    not_joint = not_shared or why_not(trial.check_masks)
+    not_shared = failure_reason(trial.check_prefixes)
+    not_joint = not_shared or failure_reason(trial.check_masks)
     trial.takes_masks = not not_joint
     speedups.report("shared prefixes", not_shared)
     speedups.report("joint passes", not_joint)
@@ -64,7 +62,7 @@ def find_abilities(network: Any, body: Any, speedups: Speedups) -> Abilities:
         speedups.report("partial last layer", not_shared)
         last = None
     else:
-        last = speedups.last_layer(body, trial)
+        last = speedups.last_layer(body, trial.layers, trial.check_last_layer)
     return Abilities(
         shares_prefixes=not not_shared,
         takes_masks=trial.takes_masks,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Speedup, Spread
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune_adapters.hf.causal import CausalScorer
+from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.gguf import convert_gguf
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.layer_hooks import clipped_std, inputs_recorded
 from lmaas_tune_adapters.hf.loading import Family, load, max_tokens
 from lmaas_tune_adapters.hf.peft import export_peft
@@ -23,15 +28,6 @@ from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
 from lmaas_tune_adapters.hf.seq2seq import ANSWERS, Answer, Seq2SeqScorer
 from lmaas_tune_adapters.hf.trials import ScorerOptions, prepare
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from lmaas_tune.artifact import TunedPrompt
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
-    from lmaas_tune_adapters.hf.label_tokens import Word
 
 _MEASURED_BYTES = 1 << 28
 """Most memory for the measured inputs of layers: enough for 32 rows of the paper's SST-2."""
@@ -106,7 +102,7 @@ class HFBackend:
             capabilities=self.capabilities,
             vocabulary_size=self.vocabulary_size,
             ends=loaded.family != "causal",
-            answers_apart=self._scorer.answers_apart,
+            label_starts_text=self._scorer.label_starts_text,
             tokens=self._tokens,
             positions=self._positions,
         )
@@ -183,7 +179,7 @@ class HFBackend:
         of the text behind the prompt, without special tokens, unpadded or padded on the right.
 
         Raises:
-            InputError: The model is not causal, or peft has no such prompt.
+            InputError: The model is not causal, or peft does not support the prompt.
             StorageError: The folder cannot be written.
         """
         if not isinstance(self._scorer, CausalScorer):

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
+from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import label_tokens
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
 from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass, Item
+from lmaas_tune_adapters.hf.kv_cache import States
+from lmaas_tune_adapters.hf.label_tokens import Reading, Word
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, padded_runs, slices
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
-
-    from lmaas_tune.prompts import Insertion
-    from lmaas_tune_adapters.hf.kv_cache import States
-    from lmaas_tune_adapters.hf.label_tokens import Reading, Word
-    from lmaas_tune_adapters.hf.speedups import Workers
+from lmaas_tune_adapters.hf.speedups import Workers
 
 
 class PrefixStore:
@@ -97,7 +93,7 @@ class CausalScorer:
     """
 
     label_last = True
-    answers_apart = False
+    label_starts_text = False
     mask_token: Word = ()
     insertions: frozenset[Insertion] = frozenset({"concat", "add"})
 

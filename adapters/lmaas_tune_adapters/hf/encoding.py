@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
-
-from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from typing import Any
 
 from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import FloatArray, SoftPrompt
 from lmaas_tune.task import Batch, Part, Slot
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lmaas_tune.prompts import FloatArray, SoftPrompt
-
-PROMPT_MARK, LABEL_MARK = "\ufdd0", "\ufdd1"
-"""Stand for the slots while a whole row is tokenized, since cutting it first would change its
-tokens. Unicode reserves these code points for private use."""
-
-_GLUE = "\ufdd2"
-"""Stands behind a mark where the tokenizer would insert a space before the text that follows."""
+from lmaas_tune_adapters.hf.marks import (
+    LABEL_MARK,
+    PROMPT_MARK,
+    add_marks,
+    check_marks,
+    check_unicode,
+)
 
 _MAX_BATCHES = 8  # that stay encoded
 _MAX_WORDS = 4096  # label words that stay encoded
@@ -90,25 +84,17 @@ class RowEncoder:
         label_last: Whether the model needs the label at the end of the row.
         ends: Whether the end tokens that the tokenizer adds are read (not by a causal model,
             which continues with the label word).
-        answers_apart: Whether a label word starts a new text instead of continuing the row.
+        label_starts_text: Whether a label word starts a new text instead of continuing the row.
     """
 
     def __init__(
-        self, tokenizer: Any, *, label_last: bool, ends: bool, answers_apart: bool = False
+        self, tokenizer: Any, *, label_last: bool, ends: bool, label_starts_text: bool = False
     ) -> None:
         self._tokenizer = tokenizer
-        self._answers_apart = answers_apart
+        self._label_starts_text = label_starts_text
         self._label_last = label_last
         self._ends = ends
-        self._marking = copy.deepcopy(tokenizer)
-        self._marking.add_tokens(
-            [
-                AddedToken(mark, special=True, normalized=False)
-                for mark in (PROMPT_MARK, LABEL_MARK)
-            ],
-            special_tokens=True,
-        )
-        self._glue = _GLUE if _joins(self._marking) else ""
+        self._marking, self._glue = add_marks(tokenizer)
         # XLM-R's tokenizer and others read a line break before a word as a space
         self._breaks = self.text("a\nb") == self.text("a b")
         self._prompt_id, self._label_id = self._marking.convert_tokens_to_ids(
@@ -119,7 +105,7 @@ class RowEncoder:
 
     def text(self, text: str) -> tuple[int, ...]:
         """Encode a text without start or end token."""
-        _check_unicode(text, "the text")
+        check_unicode(text, "the text")
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return tuple(ids)
 
@@ -128,10 +114,10 @@ class RowEncoder:
         return tuple(self._word(candidate.strip(), spaced) for candidate in candidates)
 
     def _encode_word(self, word: str, spaced: bool) -> tuple[int, ...]:
-        _check_unicode(word, "a label word")
-        _check_marks(word, "a label word")
+        check_unicode(word, "a label word")
+        check_marks(word, "a label word")
         text = (" " if spaced else "") + word
-        return self.text(text) if self._answers_apart else self._behind_mark(text)
+        return self.text(text) if self._label_starts_text else self._behind_mark(text)
 
     def _behind_mark(self, text: str) -> tuple[int, ...]:
         """Encode a text that follows another one."""
@@ -152,8 +138,8 @@ class RowEncoder:
         soft = prompt.soft
         if soft is None:
             text = prompt.text or ""
-            _check_unicode(text, "the prompt")
-            _check_marks(text, "the prompt")
+            check_unicode(text, "the prompt")
+            check_marks(text, "the prompt")
             rows = self._with_text(batch, text)
         elif soft.insertion == "prepend":
             rows = self._open_rows(Batch(tuple(map(_without_prompt, batch.rows))))
@@ -209,8 +195,8 @@ class RowEncoder:
         text, spaced = "", False
         for part in row:
             if isinstance(part, str):
-                _check_unicode(part, f"row {number}")
-                _check_marks(part, f"row {number}")
+                check_unicode(part, f"row {number}")
+                check_marks(part, f"row {number}")
                 text += part
                 continue
             fill = LABEL_MARK if part is Slot.LABEL else filling
@@ -241,64 +227,6 @@ class RowEncoder:
         )
 
 
-def _joins(tokenizer: Any) -> bool:
-    """Make `_GLUE` remove the space that some tokenizers insert behind an added token.
-
-    Such tokenizers begin every text between added tokens with a space, and so every text behind
-    a mark. Those made from SentencePiece's files insert it in the normalizer (Llama 2, Phi-3,
-    GGUF) or in the pre-tokenizer (T5, XLM-R, Llama with ``legacy``), byte-level ones where
-    ``add_prefix_space`` is set.
-
-    Returns:
-        Whether the tokenizer is such a one.
-    """
-    if not tokenizer.is_fast:
-        return False
-    backend = tokenizer.backend_tokenizer
-    return _joins_in_normalizer(backend) or _joins_in_pre_tokenizer(backend)
-
-
-def _joins_in_normalizer(backend: Any) -> bool:
-    steps = _steps(backend.normalizer)
-    for place, step in enumerate(steps, start=1):
-        if isinstance(step, normalizers.Prepend):
-            steps.insert(place, normalizers.Replace(step.prepend + _GLUE, ""))
-            backend.normalizer = normalizers.Sequence(steps)
-            return True
-    return False
-
-
-def _joins_in_pre_tokenizer(backend: Any) -> bool:
-    steps = _steps(backend.pre_tokenizer)
-    for step in steps:
-        if isinstance(step, pre_tokenizers.Metaspace) and step.prepend_scheme == "always":
-            glued = pre_tokenizers.Split(step.replacement + _GLUE, "removed")
-            backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, glued])
-            return True
-    first = steps[0] if steps else None
-    if not (isinstance(first, pre_tokenizers.ByteLevel) and first.add_prefix_space):
-        return False
-    # its pattern would join the glue to the next word, so the normalizer inserts the space
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=first.use_regex)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([plain, *steps[1:]])
-    backend.normalizer = normalizers.Sequence(
-        [
-            *_steps(backend.normalizer),
-            normalizers.Prepend(" "),
-            normalizers.Replace(Regex(rf"\A (?=[\s{_GLUE}])"), ""),
-            normalizers.Replace(_GLUE, ""),
-        ]
-    )
-    return True
-
-
-def _steps(part: Any) -> list[Any]:
-    """List the steps of a part of a tokenizer, which may be a single one or None."""
-    if part is None:
-        return []
-    return list(part) if hasattr(part, "__getitem__") else [part]
-
-
 def _with_soft(row: EncodedRow, prompt: SoftPrompt) -> EncodedRow:
     ids = prompt.anchor or (0,) * prompt.length
     return replace(
@@ -325,23 +253,6 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
         if a != b:
             return length
     return min(len(first), len(second))
-
-
-def _check_unicode(text: str, name: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{name} holds {text[error.start]!r}, half of a surrogate pair, which no tokenizer "
-            "reads: remove it or decode the text again"
-        ) from error
-
-
-def _check_marks(text: str, name: str) -> None:
-    if any(mark in text for mark in (PROMPT_MARK, LABEL_MARK, _GLUE)):
-        raise InputError(
-            f"{name} holds U+FDD0 to U+FDD2, which are reserved code points: remove them"
-        )
 
 
 def word_notes(

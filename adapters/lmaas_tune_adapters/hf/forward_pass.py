@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from lmaas_tune_adapters.hf.abilities import Abilities
 from lmaas_tune_adapters.hf.attention_mask import positions_and_mask
+from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.kv_cache import (
     States,
     cache_arguments,
@@ -17,16 +20,10 @@ from lmaas_tune_adapters.hf.kv_cache import (
     empty_cache,
     prefix_cache,
 )
+from lmaas_tune_adapters.hf.label_tokens import Reading, Word
 from lmaas_tune_adapters.hf.layer_hooks import vectors_added
 from lmaas_tune_adapters.hf.logits import insert_vectors, logits_at, pad_ids
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
-
-    from lmaas_tune_adapters.hf.abilities import Abilities
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
-    from lmaas_tune_adapters.hf.label_tokens import Reading, Word
-    from lmaas_tune_adapters.hf.request_batch import RequestBatch
+from lmaas_tune_adapters.hf.request_batch import RequestBatch
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 
+from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import label_tokens
+from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.kv_cache import attention_window, cache_arguments, compute_states
+from lmaas_tune_adapters.hf.label_tokens import Reading, Word
+from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.logits import find_body, insert_vectors, logits_at
 from lmaas_tune_adapters.hf.masked import MaskedScorer
 from lmaas_tune_adapters.hf.probe import probe_embeddings
@@ -18,16 +24,7 @@ from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, padded_
 from lmaas_tune_adapters.hf.request_encoder import parts_of
 from lmaas_tune_adapters.hf.seq2seq import Seq2SeqScorer
 from lmaas_tune_adapters.hf.speedups import find_speedups
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lmaas_tune.backend import ScoreRequest
-    from lmaas_tune.prompts import Insertion
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
-    from lmaas_tune_adapters.hf.label_tokens import Reading, Word
-    from lmaas_tune_adapters.hf.loading import LoadedModel
-    from lmaas_tune_adapters.hf.whitebox import WhiteBox
+from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 _KEPT_BYTES = 1 << 30
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from lmaas_tune.backend import ScoreRequest
 from lmaas_tune_adapters.hf.logits import pad_ids
 from lmaas_tune_adapters.hf.request_batch import group_by, slices
-
-if TYPE_CHECKING:
-    from lmaas_tune.backend import ScoreRequest
-    from lmaas_tune_adapters.hf.whitebox import WhiteBox
+from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 _TOKENS_PER_PASS = 2048
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.cache_utils import (
@@ -12,9 +13,6 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, each (prefixes, attention heads, length, width)."""

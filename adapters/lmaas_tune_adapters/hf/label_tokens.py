@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 Word = tuple[int, ...]
 """Token ids of a label word, or of a part of one."""
@@ -78,15 +75,15 @@ def tree(words: Sequence[Word]) -> Reading:
     )
 
 
-def chains(words: Sequence[Word], *, apart: bool = False) -> list[Reading]:
+def chains(words: Sequence[Word], *, separate: bool = False) -> list[Reading]:
     """Read words in chains of tokens; a word shares the chain of a longer word that contains it.
 
     Args:
         words: The label words.
-        apart: Share nothing, for models where later tokens change earlier scores.
+        separate: Share nothing, for models where later tokens change earlier scores.
     """
     inner = {word[:-1] for word in words}
-    longest = [a for a in inner if apart or not any(a != b and b[: len(a)] == a for b in inner)]
+    longest = [a for a in inner if separate or not any(a != b and b[: len(a)] == a for b in inner)]
     home = {a: next(b for b in sorted(longest) if b[: len(a)] == a) for a in inner}
     return [
         Reading(

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
 
 _CLIPPINGS = 5
 
@@ -26,8 +24,8 @@ def find_layers(body: Any, embeddings: torch.Tensor) -> tuple[Any, ...]:
         embeddings: (1, length, H), for a trial.
 
     Returns:
-        From the bottom, each from (n, length, H) to (n, length, H); empty if there is no such
-        stack.
+        From the bottom, each from (n, length, H) to (n, length, H); empty if no layers
+        form one.
     """
     lists = [module for module in body.modules() if isinstance(module, torch.nn.ModuleList)]
     calls: defaultdict[int, list[tuple[int, Any, Any]]] = defaultdict(list)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import transformers
@@ -18,9 +19,6 @@ from transformers.models.auto import modeling_auto
 from lmaas_tune.errors import InputError, MissingExtraError, did_you_mean
 from lmaas_tune_adapters.hf.identity import fingerprint_of, name_of
 from lmaas_tune_adapters.hf.probe import failure
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Family: TypeAlias = Literal["causal", "masked", "seq2seq"]
 
@@ -75,7 +73,7 @@ def load(model: str | Path, *, revision: str | None, device: str, dtype: str) ->
         raise InputError(f"unknown dtype {dtype!r}; {did_you_mean(dtype, DTYPES)}")
     target = _device(device)
     source, options = source_of(model, revision)
-    with quiet(), one_sentence(model):
+    with quiet(), errors_translated(model):
         config = transformers.AutoConfig.from_pretrained(source, **options)
         family = family_of(config, model)
         network, report = AUTO_CLASSES[family].from_pretrained(
@@ -154,7 +152,7 @@ def source_of(model: str | Path, revision: str | None) -> tuple[str, dict[str, A
 
 
 @contextlib.contextmanager
-def one_sentence(model: str | Path) -> Iterator[None]:
+def errors_translated(model: str | Path) -> Iterator[None]:
     """Turn every failure of transformers and the hub into one sentence that names the model."""
     try:
         yield

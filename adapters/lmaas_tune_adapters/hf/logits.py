@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
+from lmaas_tune.prompts import Insertion
+from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.probe import close
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from lmaas_tune.prompts import Insertion
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
 
 
 def logits_at(network: Any, body: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:

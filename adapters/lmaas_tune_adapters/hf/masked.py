@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import label_tokens
 from lmaas_tune_adapters.hf.encoding import EncodedRow
+from lmaas_tune_adapters.hf.label_tokens import Reading, Word
 from lmaas_tune_adapters.hf.layer_hooks import find_layers, vectors_added
+from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.logits import insert_vectors, logits_at, output_replaced, pad_ids
 from lmaas_tune_adapters.hf.probe import probe_embeddings
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, slices
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from lmaas_tune.prompts import Insertion
-    from lmaas_tune_adapters.hf.label_tokens import Reading, Word
-    from lmaas_tune_adapters.hf.loading import LoadedModel
-    from lmaas_tune_adapters.hf.speedups import Speedups
+from lmaas_tune_adapters.hf.speedups import Speedups
 
 _Chunk: TypeAlias = tuple[list[int], list[int], list[EncodedRow]]
 """Requests, row numbers and rows of one forward pass."""
@@ -104,7 +101,7 @@ class MaskedScorer:
     """
 
     label_last = False
-    answers_apart = False
+    label_starts_text = False
 
     def __init__(
         self, loaded: LoadedModel, *, max_tokens_per_pass: int, speedups: Speedups

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
 
+from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune.prompts.soft import VECTORS_KEY
 from lmaas_tune.task import Slot
 from lmaas_tune_adapters.hf.request_encoder import parts_of
-
-if TYPE_CHECKING:
-    import os
-
-    from lmaas_tune.artifact import TunedPrompt
-    from lmaas_tune.prompts import FloatArray
 
 
 def export_peft(
@@ -37,7 +33,7 @@ def export_peft(
         start: (tokens, H) embeddings of the start tokens.
 
     Raises:
-        InputError: peft has no such prompt.
+        InputError: peft does not support the prompt.
         StorageError: The folder cannot be written.
     """
     parts = parts_of(tuned.prompt)

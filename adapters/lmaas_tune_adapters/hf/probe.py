@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 OTHER_SCORES = "it changes the scores"
 
@@ -16,7 +14,7 @@ class TrialFailedError(Exception):
     """A model does not pass a trial; the message is the reason."""
 
 
-def why_not(trial: Callable[[], None]) -> str:
+def failure_reason(trial: Callable[[], None]) -> str:
     """Run a trial that raises where the model does not pass.
 
     Returns:

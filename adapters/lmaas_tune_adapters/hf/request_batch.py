@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-
-    from lmaas_tune.prompts import Insertion
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
-    from lmaas_tune_adapters.hf.label_tokens import Word
+from lmaas_tune.prompts import Insertion
+from lmaas_tune_adapters.hf.encoding import EncodedRow
+from lmaas_tune_adapters.hf.label_tokens import Word
 
 T = TypeVar("T")
 
@@ -67,7 +65,7 @@ class Scorer(Protocol):
         ...
 
     @property
-    def answers_apart(self) -> bool:
+    def label_starts_text(self) -> bool:
         """Whether a label word starts a new text, see `RowEncoder`."""
         ...
 

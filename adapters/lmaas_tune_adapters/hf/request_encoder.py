@@ -33,7 +33,7 @@ class RequestEncoder:
         capabilities: What the model takes.
         vocabulary_size: Token ids are smaller than this.
         ends: Whether the end tokens that the tokenizer adds are read, see `RowEncoder`.
-        answers_apart: Whether a label word starts a new text, see `RowEncoder`.
+        label_starts_text: Whether a label word starts a new text, see `RowEncoder`.
         tokens: Counts the tokens that the model reads for a row.
         positions: Counts the positions of a row with its longest label word, as in
             `Capabilities.max_tokens`.
@@ -48,16 +48,16 @@ class RequestEncoder:
         ends: bool,
         tokens: Count,
         positions: Count,
-        answers_apart: bool = False,
+        label_starts_text: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._encoder = RowEncoder(
             tokenizer,
             label_last=not capabilities.label_anywhere,
             ends=ends,
-            answers_apart=answers_apart,
+            label_starts_text=label_starts_text,
         )
-        self._can, self._vocabulary_size = capabilities, vocabulary_size
+        self._capabilities, self._vocabulary_size = capabilities, vocabulary_size
         self._tokens, self._positions = tokens, positions
         self._lock = threading.Lock()
 
@@ -117,7 +117,7 @@ class RequestEncoder:
             raise InputError(f"the label word {empty!r} has no tokens: choose another")
         for ids in (row.ids, *words):
             self._check_known(ids, number)
-        limit, positions = self._can.max_tokens, self._positions(row, words)
+        limit, positions = self._capabilities.max_tokens, self._positions(row, words)
         if limit is not None and positions > limit:
             raise InputError(
                 f"row {number} has {positions + prompt.extra_positions} tokens with its prompt "
@@ -139,20 +139,22 @@ class RequestEncoder:
         parts = parts_of(prompt)
         if parts.text is not None:
             return parts
-        if parts.above is not None and len(parts.above) + 1 != self._can.deep_layers:
-            raise InputError(f"this model takes {_depth(self._can.deep_layers)}, and not {prompt}")
+        if parts.above is not None and len(parts.above) + 1 != self._capabilities.deep_layers:
+            raise InputError(
+                f"this model takes {_depth(self._capabilities.deep_layers)}, and not {prompt}"
+            )
         soft = parts.soft
         if soft is None:
             raise InputError(f"this model takes soft prompts as vectors, and not {prompt}")
-        if soft.width != self._can.soft_prompt_width:
+        if soft.width != self._capabilities.soft_prompt_width:
             raise InputError(
-                f"this model's embeddings are {self._can.soft_prompt_width} wide, and the "
+                f"this model's embeddings are {self._capabilities.soft_prompt_width} wide, and the "
                 f"soft prompt {soft.width}"
             )
-        if soft.insertion not in self._can.insertions:
+        if soft.insertion not in self._capabilities.insertions:
             raise InputError(
                 f"this model takes no soft prompt with insertion {soft.insertion!r}; it takes "
-                + ", ".join(sorted(self._can.insertions))
+                + ", ".join(sorted(self._capabilities.insertions))
             )
         self.check_ids(soft.anchor, "the anchor token")
         return parts

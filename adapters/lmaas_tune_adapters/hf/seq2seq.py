@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import label_tokens
+from lmaas_tune_adapters.hf.encoding import EncodedRow
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.layer_hooks import find_layers, vectors_added
+from lmaas_tune_adapters.hf.loading import LoadedModel
 from lmaas_tune_adapters.hf.logits import find_body, insert_vectors, logits_at, pad_ids
 from lmaas_tune_adapters.hf.probe import probe_embeddings, sees_later_tokens
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, slices
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from lmaas_tune.prompts import Insertion
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
-    from lmaas_tune_adapters.hf.label_tokens import Word
-    from lmaas_tune_adapters.hf.loading import LoadedModel
 
 Answer: TypeAlias = Literal["auto", "sentinel", "infill", "direct"]
 ANSWERS: tuple[Answer, ...] = ("auto", "sentinel", "infill", "direct")
@@ -49,7 +46,7 @@ class Seq2SeqScorer:
         self._model = loaded.model
         self._max_tokens = max_tokens_per_pass
         self.answer: Answer = _find_answer(loaded, answer)
-        self.label_last, self.answers_apart = self.answer == "direct", self.answer != "infill"
+        self.label_last, self.label_starts_text = self.answer == "direct", self.answer != "infill"
         self.mask_token: Word = _mask_token(loaded, self.answer)
         self._start: Word = (_decoder_start(loaded),)
         if self.answer == "sentinel":
@@ -59,7 +56,7 @@ class Seq2SeqScorer:
             memory = self._model.get_encoder()(inputs_embeds=embedded)
             inputs = {"encoder_outputs": memory, "use_cache": False}
             self._body = find_body(self._model, decoder_inputs_embeds=embedded, **inputs)
-            self._apart = sees_later_tokens(
+            self._sees_later_tokens = sees_later_tokens(
                 lambda written: self._model(decoder_inputs_embeds=written, **inputs).logits,
                 self._model,
             )
@@ -77,7 +74,7 @@ class Seq2SeqScorer:
     def scores(self, batch: RequestBatch) -> torch.Tensor:
         """(requests, rows, words) summed log-probabilities."""
         out = batch.empty_scores()
-        readings = label_tokens.chains(batch.words, apart=self._apart)
+        readings = label_tokens.chains(batch.words, separate=self._sees_later_tokens)
         for requests, numbers, rows in self._chunks(batch):
             memory = self._encode(rows, requests, batch)
             sums = torch.zeros(len(rows), out.shape[2], dtype=torch.float64)

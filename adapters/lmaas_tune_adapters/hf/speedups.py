@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lmaas_tune.backend import Speedup
 from lmaas_tune_adapters.hf.probe import failure
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
 SWITCHED_OFF = "speedups=False"
 
@@ -38,8 +36,8 @@ class PartialLayer:
 
     Attributes:
         module: The layer.
-        computing: Called with the layer and a number of positions; inside the context that it
-            gives, the layer computes only so many positions at the end.
+        computing: Gives a context, for a layer and a number, in which the layer computes only
+            this number of positions at the end.
     """
 
     module: Any
@@ -50,19 +48,6 @@ class PartialLayer:
         return self.computing(self.module, positions)
 
 
-class LastLayerTrial(Protocol):
-    """Compares a causal model with a partial last layer to the whole model."""
-
-    @property
-    def layers(self) -> int:
-        """How many layers keep keys and values."""
-        ...
-
-    def check_last_layer(self, layer: PartialLayer) -> None:
-        """Raise where the scores differ."""
-        ...
-
-
 class Workers(Generic[Worker]):
     """Runs forward passes one after another."""
 
@@ -70,7 +55,7 @@ class Workers(Generic[Worker]):
         self._worker = worker
 
     def count(self, _tokens: int, /) -> int:
-        """How many workers are worth using for so many tokens."""
+        """How many workers to use for a number of tokens."""
         return 1
 
     def map(
@@ -118,9 +103,16 @@ class Speedups:
     def last_layer(
         self,
         body: Any,
-        trial: LastLayerTrial,
+        layers: int,
+        check: Callable[[PartialLayer], None],
     ) -> PartialLayer | None:
-        """Find a causal body's last layer that can be computed in part."""
+        """Find the last layer of a causal body, to compute it in part.
+
+        Args:
+            body: Has a list of `layers` layers.
+            layers: How many keep keys and values.
+            check: Raises where scores with a partial layer differ.
+        """
         self.report("partial last layer", self._reason)
         return None
 

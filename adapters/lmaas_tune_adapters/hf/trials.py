@@ -1,20 +1,23 @@
-"""All trials of a model when it is loaded: what is refused, supported, and made faster.
+"""All trials of a loaded model: whether it can be scored, what it supports, what is faster.
 
 The scores that a backend gives must be those of a plain forward pass of the stock model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from lmaas_tune.backend import Speedup
 from lmaas_tune.errors import InputError
 from lmaas_tune_adapters.hf.abilities import find_abilities
 from lmaas_tune_adapters.hf.causal import CausalScorer
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.layer_hooks import find_layers
 from lmaas_tune_adapters.hf.loading import Family, LoadedModel, quiet
 from lmaas_tune_adapters.hf.logits import find_body, insert_vectors, pad_ids
@@ -30,12 +33,6 @@ from lmaas_tune_adapters.hf.probe import (
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, Scorer
 from lmaas_tune_adapters.hf.seq2seq import Answer, Seq2SeqScorer
 from lmaas_tune_adapters.hf.speedups import Speedups, find_speedups
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from lmaas_tune.backend import Speedup
-    from lmaas_tune_adapters.hf.label_tokens import Word
 
 _ROW_TOKENS, _PROMPT_TOKENS, _REQUESTS = 6, 2, 2
 

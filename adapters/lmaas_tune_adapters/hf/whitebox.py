@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
 from lmaas_tune.errors import InputError
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.loading import (
     Family,
     LoadedModel,
+    errors_translated,
     load,
-    one_sentence,
     quiet,
     source_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from lmaas_tune_adapters.hf.label_tokens import Word
-    from lmaas_tune_adapters.hf.request_encoder import RequestEncoder
-    from lmaas_tune_adapters.hf.seq2seq import Answer
+from lmaas_tune_adapters.hf.request_encoder import RequestEncoder
+from lmaas_tune_adapters.hf.seq2seq import Answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +95,7 @@ class WhiteBox:
                 f"transformers has no classification head for models of type "
                 f"{self.config.model_type!r}"
             )
-        with quiet(), one_sentence(self.source):
+        with quiet(), errors_translated(self.source):
             network = transformers.AutoModelForSequenceClassification.from_pretrained(
                 source, dtype=torch.float32, num_labels=labels, **options
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import socket
 from typing import TYPE_CHECKING, Any
 
 from requests.adapters import HTTPAdapter
@@ -16,8 +17,6 @@ from requests.adapters import HTTPAdapter
 from lmaas_tune.calls import deadline
 
 if TYPE_CHECKING:
-    import socket
-
     from requests import PreparedRequest
 
 _LOOK = 1.0  # seconds between two looks at a deadline, which may be brought forward

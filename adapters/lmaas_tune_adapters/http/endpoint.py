@@ -8,9 +8,10 @@ import os
 import ssl
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -25,9 +26,6 @@ from lmaas_tune_adapters.http.connections import TimedAdapter
 from lmaas_tune_adapters.http.errors import error_of
 from lmaas_tune_adapters.http.key import Key, quoted
 from lmaas_tune_adapters.http.usage import paid, usage_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 CONNECTIONS = 64
 """Most open connections to one endpoint; more workers than this wait for each other."""

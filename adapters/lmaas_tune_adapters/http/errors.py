@@ -6,14 +6,13 @@ import email.utils
 import json
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmaas_tune.errors import PermanentError, TransientError
 from lmaas_tune_adapters.http.key import Key, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import requests
 
 _TRANSIENT = {408, 409, 425, 429} | set(range(500, 600)) - {501, 505, 511}

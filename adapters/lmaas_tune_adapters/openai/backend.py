@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key, RefusedError
 from lmaas_tune_adapters.openai.detect import ScoringMode, detect_mode
 from lmaas_tune_adapters.openai.endpoints import Chat, Completions, RequestFormat, Server
@@ -21,13 +25,6 @@ from lmaas_tune_adapters.openai.margins import MarginScorer
 from lmaas_tune_adapters.openai.rows import Context, contexts_of
 from lmaas_tune_adapters.openai.scorers import EchoScorer, GeneratedTextScorer, Scorer
 from lmaas_tune_adapters.openai.top_logprobs import TopLogprobsScorer
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    from lmaas_tune.calls.retry import Retry
-    from lmaas_tune.prompts import FloatArray
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -132,14 +129,7 @@ class OpenAIBackend:
             deterministic=False,  # other users' requests change the order of a server's sums
             rows_per_call=self._scorer.rows,
         )
-        settings = [
-            f"openai {model} at={_location(server.endpoint.url)}",
-            f"endpoint={self._scorer.endpoint.name} {self._scorer.settings}",
-        ]
-        settings += [f"system={_digest(system)}"] if system is not None else []
-        settings += [f"seed={seed}"] if seed is not None else []
-        settings += [f"extra_body={_digest(json.dumps(extra, sort_keys=True))}"] if extra else []
-        self.identity = " ".join(settings)
+        self.identity = _identity(server, self._scorer, seed, extra)
 
     def __repr__(self) -> str:
         return self._shown
@@ -227,6 +217,21 @@ def _detect(
             status=401,
             reason=error.reason,
         ) from error
+
+
+def _identity(
+    server: Server, scorer: Scorer, seed: int | None, extra_body: Mapping[str, Any]
+) -> str:
+    """Name the model, the scoring mode, and every option that changes answers."""
+    settings = [
+        f"openai {server.model} at={_location(server.endpoint.url)}",
+        f"endpoint={scorer.endpoint.name} {scorer.settings}",
+    ]
+    settings += [f"system={_digest(server.system)}"] if server.system is not None else []
+    settings += [f"seed={seed}"] if seed is not None else []
+    body = json.dumps(extra_body, sort_keys=True)
+    settings += [f"extra_body={_digest(body)}"] if extra_body else []
+    return " ".join(settings)
 
 
 def _checked(extra_body: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import BackendError, InputError, PermanentError, did_you_mean
 from lmaas_tune_adapters.http import RefusedError, ServerError
+from lmaas_tune_adapters.openai.endpoints import GenerationEndpoint, RequestFormat, Server
 from lmaas_tune_adapters.openai.replies import CountError, IncompleteError
 from lmaas_tune_adapters.openai.rows import Context
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from lmaas_tune.calls.retry import Retry
-    from lmaas_tune_adapters.openai.endpoints import GenerationEndpoint, RequestFormat, Server
-    from lmaas_tune_adapters.openai.scorers import Scorer
+from lmaas_tune_adapters.openai.scorers import Scorer
 
 _ROWS = (Context("One and one is", spaced=True), Context("Two and two is", spaced=True))
 _ACCOUNT = (401, 402)  # statuses that refuse the user, not the request

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from types import TracebackType
+from typing import Any, Protocol, TypeAlias
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune_adapters.http import NO_USAGE, BusyError, Endpoint, RefusedError, joined
 from lmaas_tune_adapters.openai.replies import Choice, CountError, IncompleteError, read
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 TOP_COUNTS = (20, 5, 1)
 """Numbers of likeliest tokens to ask for; the next one follows where a server refuses."""
@@ -71,7 +69,7 @@ class RequestFormat:
         return None
 
     def fields(self, max_tokens: int) -> dict[str, Any]:
-        """Fields of every request body that asks for so many tokens."""
+        """Fields of every request body."""
         return {self.limit_field: max_tokens, **({"temperature": 0} if self.greedy else {})}
 
 
@@ -117,7 +115,7 @@ class Server:
     def ask(
         self, path: str, body: Mapping[str, Any], *, prompts: int
     ) -> tuple[list[Choice], Usage]:
-        """Send one request that holds so many prompts; see `GenerationEndpoint.ask`."""
+        """Send one request with `prompts` prompts; see `GenerationEndpoint.ask`."""
         body = {"model": self.model, **self.fields, **body}
         try:
             answer = self.endpoint.post(path, content=body)

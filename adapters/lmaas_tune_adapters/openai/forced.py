@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
+from lmaas_tune.backend import ScoreReply
 from lmaas_tune_adapters.openai.endpoints import (
     GenerationEndpoint,
     SamplingParams,
     TrackedEndpoint,
 )
+from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer, LabelTokens
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.rows import Context, by_spacing
 from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
-from lmaas_tune_adapters.openai.words import bound, spaced, unspaced, whole
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lmaas_tune.backend import ScoreReply
-    from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer, LabelTokens
+from lmaas_tune_adapters.openai.words import (
+    exact_logprobs,
+    strip_space,
+    upper_bound,
+    with_plain_space,
+)
 
 RAISED = 100.0
 """Added to a token's logit to make the model write it; servers accept no more."""
@@ -74,11 +75,13 @@ class ForcedScorer:
                 ((score, exact),) = self._force(endpoint, [context], word)
                 if not exact:
                     raise IncompleteError("logit_bias does not make the model write a word")
-                if _differs(score, named, most=bound(top)):
-                    raise IncompleteError("logit_bias changes the log-probabilities that are told")
+                if _differs(score, named, most=upper_bound(top)):
+                    raise IncompleteError(
+                        "logit_bias changes the log-probabilities that it returns"
+                    )
                 scores.append(score)
             if min(scores) > _CERTAIN:
-                raise IncompleteError("a forced word has the probability 1, whatever it is")
+                raise IncompleteError("every forced word has the probability 1")
 
     def notes(self, words: Sequence[str]) -> list[str]:
         """See `Scorer.notes`."""
@@ -90,7 +93,7 @@ class ForcedScorer:
     def _named(self, context: Context, choice: Choice, words: Sequence[str]) -> list[float | None]:
         """Scores of the words that are one of the likeliest tokens; None for the others."""
         behind_space = context.spaced and self.endpoint.name != "chat"
-        return whole(choice.tokens[0].top, words, spaced=behind_space)
+        return exact_logprobs(choice.tokens[0].top, words, spaced=behind_space)
 
     def _look_up(
         self, endpoint: TrackedEndpoint, contexts: Sequence[Context], words: Sequence[str]
@@ -122,7 +125,7 @@ class ForcedScorer:
             if written is None or len(tokens.pieces) not in (0, len(written)):
                 found.append(self._one_by_one(endpoint, context, tokens, choice))
             else:
-                found.append((sum(map(_logprob, written)), True))
+                found.append((sum(token.known_logprob() for token in written), True))
                 self._tokenizer.learn(tokens, [token.text for token in written])
         return found
 
@@ -144,7 +147,7 @@ class ForcedScorer:
             return max(best, default=0.0), False
         if text == tokens.text:
             self._tokenizer.learn(tokens, [token.text for token in done])
-        return sum(map(_logprob, done)), text == tokens.text
+        return sum(token.known_logprob() for token in done), text == tokens.text
 
     def _next(
         self,
@@ -163,7 +166,7 @@ class ForcedScorer:
                 return None
             token = choice.tokens[0]
             # a token without its own text, as half a character, would be forced without end
-            if spaced(token.text) and tokens.text.startswith(_text([*done, token])):
+            if with_plain_space(token.text) and tokens.text.startswith(_text([*done, token])):
                 return token
             bias[token.text] = -RAISED
         return None
@@ -175,7 +178,7 @@ def _differs(score: float, named: float | None, *, most: float) -> bool:
 
 
 def _text(tokens: Sequence[Token]) -> str:
-    return "".join(spaced(token.text) for token in tokens)
+    return "".join(with_plain_space(token.text) for token in tokens)
 
 
 def _written(choice: Choice, word: str) -> tuple[Token, ...] | None:
@@ -183,12 +186,6 @@ def _written(choice: Choice, word: str) -> tuple[Token, ...] | None:
     content = b""
     for count, token in enumerate(choice.tokens, start=1):
         content += token.content
-        if unspaced(content.decode("utf-8", "replace")) == word:
+        if strip_space(content.decode("utf-8", "replace")) == word:
             return choice.tokens[:count]
     return None
-
-
-def _logprob(token: Token) -> float:
-    if token.logprob is None:
-        raise IncompleteError("the server gives no log-probability for a token that it wrote")
-    return token.logprob

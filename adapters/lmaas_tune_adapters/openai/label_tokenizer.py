@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from lmaas_tune.errors import InputError
 from lmaas_tune_adapters.http import Endpoint, RefusedError, ServerError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from lmaas_tune_adapters.openai.rows import Context
+from lmaas_tune_adapters.openai.rows import Context
 
 _LONGEST = 6  # tokens of a word, where the number is unknown
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
+from lmaas_tune.backend import ScoreReply
 from lmaas_tune_adapters.openai.endpoints import (
     GenerationEndpoint,
     SamplingParams,
     TrackedEndpoint,
 )
 from lmaas_tune_adapters.openai.forced import RAISED, TOLERANCE
+from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError
 from lmaas_tune_adapters.openai.rows import Context, by_spacing
 from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
-from lmaas_tune_adapters.openai.words import bound, shared_beginnings, stated, whole
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lmaas_tune.backend import ScoreReply
-    from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer
+from lmaas_tune_adapters.openai.words import (
+    exact_logprobs,
+    shared_beginnings,
+    stated_logprobs,
+    upper_bound,
+)
 
 _ALL = -0.01  # log of the smallest share of raised words among all tokens
 
@@ -86,9 +87,9 @@ class MarginScorer:
     ) -> tuple[list[float], int]:
         """Scores of the words, and how many of them are bounds."""
         if not choice.tokens:
-            return list(stated(None, len(words))), len(words)
+            return list(stated_logprobs(None, len(words))), len(words)
         top = choice.tokens[0].top
         spaced = context.spaced and self.endpoint.name != "chat"
-        scores = whole(top, words, spaced=spaced)
-        most = bound(top)
+        scores = exact_logprobs(top, words, spaced=spaced)
+        most = upper_bound(top)
         return [most if score is None else score for score in scores], scores.count(None)

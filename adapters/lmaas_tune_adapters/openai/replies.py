@@ -53,6 +53,16 @@ class Token:
     top: tuple[tuple[str, float], ...]
     has_filler: bool
 
+    def known_logprob(self) -> float:
+        """The log-probability.
+
+        Raises:
+            IncompleteError: The server does not give it.
+        """
+        if self.logprob is None:
+            raise IncompleteError("the server gives no log-probability for one of the tokens")
+        return self.logprob
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import Prompt, TextPrompt
 from lmaas_tune.task import Part, Slot, check_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lmaas_tune.backend import ScoreRequest
 
 
 @dataclass(frozen=True)

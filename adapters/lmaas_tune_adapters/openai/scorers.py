@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from lmaas_tune.backend import ScoreReply, Usage
 from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.openai.endpoints import (
     Completions,
     GenerationEndpoint,
@@ -15,13 +17,8 @@ from lmaas_tune_adapters.openai.endpoints import (
     TrackedEndpoint,
 )
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
-from lmaas_tune_adapters.openai.words import after_thought, named_in, stated
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lmaas_tune.prompts import FloatArray
-    from lmaas_tune_adapters.openai.rows import Context
+from lmaas_tune_adapters.openai.rows import Context
+from lmaas_tune_adapters.openai.words import find_word, stated_logprobs, without_thoughts
 
 Tokens: TypeAlias = tuple[Token, ...]
 
@@ -146,13 +143,13 @@ class EchoScorer:
             if tokens[:-length] != first:
                 raise _runs_together(word)
         return [
-            sum(map(_logprob, tokens[-length:]))
+            sum(token.known_logprob() for token in tokens[-length:])
             for tokens, length in zip(read, lengths, strict=True)
         ]
 
 
 class GeneratedTextScorer:
-    """Reads the label from the generated text: stated pseudo-probabilities, see `words.stated`.
+    """Reads the label from the generated text, and scores it by `words.stated_logprobs`.
 
     Args:
         endpoint: Receives the requests.
@@ -168,14 +165,14 @@ class GeneratedTextScorer:
     def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
         """See `Scorer.score`."""
         choices, usage = self.endpoint.ask([c.text for c in contexts], self._params)
-        named = [named_in(choice.text, words) for choice in choices]
-        scores = [stated(label, len(words)) for label in named]
+        named = [find_word(choice.text, words) for choice in choices]
+        scores = [stated_logprobs(label, len(words)) for label in named]
         return reply(scores, words, usage, bounds=len(words) * named.count(None))
 
     def try_out(self, contexts: Sequence[Context], words: Sequence[str]) -> None:
         """See `Scorer.try_out`."""
         choices, _ = self.endpoint.ask([c.text for c in contexts], self._params)
-        if all(choice.thinks and not after_thought(choice.text) for choice in choices):
+        if all(choice.thinks and not without_thoughts(choice.text) for choice in choices):
             raise IncompleteError(f"{THINKS}; or raise answer_tokens, now {self._max_tokens}")
         if not any(choice.text.strip() for choice in choices):
             raise IncompleteError(
@@ -225,12 +222,6 @@ def _read(choice: Choice, text: str) -> Tokens:
 
 def _texts(tokens: Tokens) -> tuple[str, ...]:
     return tuple(token.text for token in tokens)
-
-
-def _logprob(token: Token) -> float:
-    if token.logprob is None:
-        raise IncompleteError("the server gives no log-probability for a token that it read")
-    return token.logprob
 
 
 def _runs_together(word: str) -> InputError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from lmaas_tune.backend import ScoreReply
 from lmaas_tune_adapters.http import RefusedError, ServerError
 from lmaas_tune_adapters.openai.endpoints import (
     ONE_TOKEN,
@@ -13,21 +14,22 @@ from lmaas_tune_adapters.openai.endpoints import (
     TrackedEndpoint,
 )
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
+from lmaas_tune_adapters.openai.rows import Context
 from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
-from lmaas_tune_adapters.openai.words import among, bound, shared_beginnings, stated, whole
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lmaas_tune.backend import ScoreReply
-    from lmaas_tune_adapters.openai.rows import Context
+from lmaas_tune_adapters.openai.words import (
+    exact_logprobs,
+    first_token_logprobs,
+    shared_beginnings,
+    stated_logprobs,
+    upper_bound,
+)
 
 _RETRIES = 4  # vLLM returns filler while it answers other requests that ask for tokens by id
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What the likeliest tokens of one row say.
+    """The likeliest tokens of one row, and the scores of label words from them.
 
     Attributes:
         token: The first written token; None where the model wrote nothing.
@@ -55,8 +57,8 @@ class _Row:
     def bounded(self) -> tuple[list[float], int]:
         """The scores, an upper bound for each missing word, and the number of bounds."""
         if self.token is None:
-            return list(stated(None, len(self.scores))), len(self.scores)
-        most = bound(self.token.top)
+            return list(stated_logprobs(None, len(self.scores))), len(self.scores)
+        most = upper_bound(self.token.top)
         scores = [most if score is None else score for score in self.scores]
         return scores, self.scores.count(None)
 
@@ -65,7 +67,7 @@ class TopLogprobsScorer:
     """Scores a label word by its token among the likeliest ones.
 
     Where a word is missing, more tokens are asked for until the server refuses. A word that is
-    still missing gets the upper bound of `words.bound`, and is counted as a bound. A word of
+    still missing gets the upper bound of `words.upper_bound`, and is counted as a bound. A word of
     several tokens gets the likelihood of its first token.
     """
 
@@ -164,8 +166,8 @@ class TopLogprobsScorer:
         if (token := _first(choice)) is None:
             return _Row(None, [None] * len(words))
         spaced = None if self.endpoint.name == "chat" else context.spaced
-        scores = whole(token.top, words, spaced=spaced)
-        begun = among(token.top, words, spaced=spaced)
+        scores = exact_logprobs(token.top, words, spaced=spaced)
+        begun = first_token_logprobs(token.top, words, spaced=spaced)
         for i, word in enumerate(words):
             if scores[i] is None and begun[i] is not None:
                 scores[i] = begun[i] if self._has_several(endpoint, context, word) else None

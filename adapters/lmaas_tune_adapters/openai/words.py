@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lmaas_tune.prompts import FloatArray
+from lmaas_tune.prompts import FloatArray
 
 RIGHT = 0.9
 """Stated probability of the label that an answer names; the others share the rest."""
@@ -26,7 +23,7 @@ _THOUGHT = re.compile(r"\A\s*<think\w*>.*?</think\w*>", re.IGNORECASE | re.DOTAL
 _ROUNDING = 1e-6  # of a sum of probabilities in float32
 
 
-def bound(top: Sequence[tuple[str, float]]) -> float:
+def upper_bound(top: Sequence[tuple[str, float]]) -> float:
     """Upper bound of the log-probability of a token outside the likeliest ones.
 
     It is at most that of the last of them, and at most the probability that they leave.
@@ -35,27 +32,27 @@ def bound(top: Sequence[tuple[str, float]]) -> float:
     return min(min(logprob for _, logprob in top), math.log(max(rest, 0.0) + _ROUNDING))
 
 
-def unspaced(piece: str) -> str:
+def strip_space(piece: str) -> str:
     """Remove the space before a token."""
     return piece.lstrip(_SPACES)
 
 
-def spaced(piece: str) -> str:
+def with_plain_space(piece: str) -> str:
     """Write the space before a token, if there is one, as a plain space."""
     return f" {piece[1:]}" if piece[:1] in _SPACES and piece else piece
 
 
-def whole(
+def exact_logprobs(
     top: Sequence[tuple[str, float]], words: Sequence[str], *, spaced: bool | None
 ) -> list[float | None]:
-    """Log-probabilities of label words that are one of the likeliest tokens; else as `among`."""
+    """As `first_token_logprobs`, for words that are a whole token only."""
     pieces = _pieces(top, spaced)
     fold = str.casefold if spaced is None else str
     found = [[v for piece, v in pieces if fold(piece) == fold(word)] for word in words]
     return [_added_up(same) if same else None for same in found]
 
 
-def among(
+def first_token_logprobs(
     top: Sequence[tuple[str, float]], words: Sequence[str], *, spaced: bool | None
 ) -> list[float | None]:
     """Log-probabilities of label words' first tokens; None for a word without one here.
@@ -75,7 +72,7 @@ def _pieces(top: Sequence[tuple[str, float]], spaced: bool | None) -> list[tuple
     """Tokens that can begin a word, without the space before them."""
     shows_spaces = any(piece[:1] in _SPACES for piece, _ in top if piece)
     return [
-        (unspaced(piece), logprob)
+        (strip_space(piece), logprob)
         for piece, logprob in top
         if spaced is None or not shows_spaces or (piece[:1] in _SPACES) == spaced
     ]
@@ -95,18 +92,18 @@ def _added_up(same: Sequence[float]) -> float:
     return min(0.0, float(np.logaddexp.reduce(same)))
 
 
-def after_thought(answer: str) -> str:
+def without_thoughts(answer: str) -> str:
     """Remove the thoughts from an answer; empty where it was cut within them."""
     return "" if re.match(_THOUGHT_BEGINS, rest := re.sub(_THOUGHT, "", answer)) else rest
 
 
-def named_in(answer: str, words: Sequence[str]) -> int | None:
+def find_word(answer: str, words: Sequence[str]) -> int | None:
     """Find the word that an answer begins with, or else the only one that it contains.
 
     Returns:
         The word's index; None where the answer contains none of them, or several.
     """
-    text = after_thought(answer).strip().lstrip("\"'`*«“([").casefold()
+    text = without_thoughts(answer).strip().lstrip("\"'`*«“([").casefold()
     longest_first = sorted(range(len(words)), key=lambda i: -len(words[i]))
     found = [i for i in longest_first if re.match(_whole(words[i]), text)][:1]
     for i in () if found else longest_first:
@@ -115,7 +112,7 @@ def named_in(answer: str, words: Sequence[str]) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def stated(label: int | None, labels: int) -> FloatArray:
+def stated_logprobs(label: int | None, labels: int) -> FloatArray:
     """(labels,) stated log-probabilities for the label of an answer; all equal for None."""
     if label is None:
         return np.full(labels, -math.log(labels))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean, named
+from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word, tree
 from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key
@@ -17,15 +23,6 @@ from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
 from lmaas_tune_adapters.vllm.probe import check_server, find_model
 from lmaas_tune_adapters.vllm.rows import RowWriter
 from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from lmaas_tune.calls.retry import Retry
-    from lmaas_tune.prompts import FloatArray, Prompt
-    from lmaas_tune_adapters.hf.encoding import EncodedRow
 
 KEY_VARIABLE = "VLLM_API_KEY"
 
@@ -91,13 +88,7 @@ class VLLMBackend:
         dtype = named("wire_dtype", wire_dtype, WIRE_DTYPES)
         if server not in SERVERS:
             raise InputError(f"unknown server {server!r}; {did_you_mean(server, SERVERS)}")
-        if rows_per_call < 1 or max_body_bytes < 1:
-            raise InputError(
-                f"rows_per_call is {rows_per_call} and max_body_bytes {max_body_bytes}: "
-                "they must be 1 or more"
-            )
-        if max_kept_bytes < 0:
-            raise InputError(f"max_kept_bytes is {max_kept_bytes}; it must be 0 or more")
+        _check_sizes(rows_per_call, max_body_bytes, max_kept_bytes)
         key = Key.find(file=api_key_file, variable=KEY_VARIABLE)
         endpoint = Endpoint(url.rstrip("/").removesuffix("/v1"), key=key, timeout=timeout)
         vocabulary = load_vocabulary(model, revision=revision)
@@ -195,6 +186,16 @@ class VLLMBackend:
                 f"and vLLM returns {MOST_TOKENS} at once: take fewer labels"
             )
         return readings, token_ids
+
+
+def _check_sizes(rows_per_call: int, max_body_bytes: int, max_kept_bytes: int) -> None:
+    if rows_per_call < 1 or max_body_bytes < 1:
+        raise InputError(
+            f"rows_per_call is {rows_per_call} and max_body_bytes {max_body_bytes}: "
+            "they must be 1 or more"
+        )
+    if max_kept_bytes < 0:
+        raise InputError(f"max_kept_bytes is {max_kept_bytes}; it must be 0 or more")
 
 
 def _soft(prompt: Prompt) -> tuple[torch.Tensor, bool]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import TransientError
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.http import (
     Answer,
     BusyError,
@@ -20,11 +22,6 @@ from lmaas_tune_adapters.http import (
     quoted,
     tokens_read,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from lmaas_tune.prompts import FloatArray
 
 PATH = "/v1/completions"
 

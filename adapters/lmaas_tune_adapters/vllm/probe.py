@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmaas_tune.errors import InputError, PermanentError, did_you_mean
+from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.http import Endpoint, RefusedError
 from lmaas_tune_adapters.vllm.completions import Completions, UnfitAnswerError
-
-if TYPE_CHECKING:
-    from lmaas_tune_adapters.hf.label_tokens import Word
-    from lmaas_tune_adapters.vllm.rows import RowWriter
-    from lmaas_tune_adapters.vllm.table import EmbeddingTable
+from lmaas_tune_adapters.vllm.rows import RowWriter
+from lmaas_tune_adapters.vllm.table import EmbeddingTable
 
 _APART = 0.5
 """Largest difference between log-probabilities of one text, sent as ids and as embeddings.
@@ -29,7 +26,7 @@ _OTHER_WIDTH = re.compile(r"hidden_size \d+ does not match the model's hidden_si
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class ServedModel:
     """A model of a server.
 
     Attributes:
@@ -41,7 +38,7 @@ class Served:
     max_tokens: int | None
 
 
-def find_model(endpoint: Endpoint, wanted: str | None) -> Served:
+def find_model(endpoint: Endpoint, wanted: str | None) -> ServedModel:
     """Find the model that a server serves, or the wanted one of several.
 
     Raises:
@@ -65,7 +62,7 @@ def find_model(endpoint: Endpoint, wanted: str | None) -> Served:
     name = next(iter(lengths)) if wanted is None else wanted
     if name not in lengths:
         raise InputError(f"{answer.url} serves no model {name!r}; {did_you_mean(name, lengths)}")
-    return Served(name=name, max_tokens=lengths[name])
+    return ServedModel(name=name, max_tokens=lengths[name])
 
 
 def check_server(completions: Completions, rows: RowWriter, token_ids: Word, model: str) -> None:

@@ -7,13 +7,11 @@ import io
 import threading
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from lmaas_tune_adapters.hf.label_tokens import Word
-    from lmaas_tune_adapters.vllm.table import EmbeddingTable
+from lmaas_tune_adapters.hf.label_tokens import Word
+from lmaas_tune_adapters.vllm.table import EmbeddingTable
 
 
 class RowWriter:

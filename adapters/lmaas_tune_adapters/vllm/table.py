@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers.utils.hub import cached_file
 
 from lmaas_tune.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 _NAMES = (
     "embed_tokens.weight",  # Llama, Qwen, Mistral, Gemma, Phi, OPT and most others

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import transformers
 
 from lmaas_tune.errors import InputError
 from lmaas_tune_adapters.hf.identity import name_of, settings_hash
-from lmaas_tune_adapters.hf.loading import family_of, one_sentence, quiet, source_of
+from lmaas_tune_adapters.hf.loading import errors_translated, family_of, quiet, source_of
 from lmaas_tune_adapters.vllm.table import EmbeddingTable, find_table
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def load_vocabulary(model: str | Path, *, revision: str | None) -> Vocabulary:
             f"the word embeddings of {str(model)!r} cannot be read alone: give the folder that "
             "HFBackend.convert_gguf writes for it"
         )
-    with quiet(), one_sentence(model):
+    with quiet(), errors_translated(model):
         config = transformers.AutoConfig.from_pretrained(source, **options)
         family = family_of(config, model)
         if family != "causal":

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _AXES = {
     "hidden_states": 1,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -19,9 +20,6 @@ from lmaas_tune_adapters.hf.cpu.kernels import (
     short_attention,
 )
 from lmaas_tune_adapters.hf.probe import close, failure
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 _SHORT = "lmaas_tune_short"
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lmaas_tune_adapters.hf.speedups import Item, Result, Worker, Workers
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 _MIN_TOKENS = 256  # a replica reads all weights; fewer tokens are not worth that
 
@@ -39,7 +37,7 @@ class Replicas(Workers[Worker]):
         self._on_cpu = device.type == "cpu"
 
     def count(self, tokens: int, /) -> int:
-        """How many replicas are worth using for so many tokens; one where gradients are needed."""
+        """How many replicas to use for a number of tokens; one where gradients are needed."""
         if not (self._on_cpu and torch.is_inference_mode_enabled()):
             return 1
         return max(1, min(torch.get_num_threads(), tokens // _MIN_TOKENS))

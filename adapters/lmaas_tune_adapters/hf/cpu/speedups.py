@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -14,21 +15,17 @@ from lmaas_tune_adapters.hf.probe import (
     TrialFailedError,
     close,
     failure,
+    failure_reason,
     probe_embeddings,
     probe_logits,
-    why_not,
 )
 from lmaas_tune_adapters.hf.speedups import (
     FEED_FORWARD_LAST,
-    LastLayerTrial,
     PartialLayer,
     Speedups,
     Worker,
     Workers,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class CpuSpeedups(Speedups):
@@ -51,14 +48,14 @@ class CpuSpeedups(Speedups):
         self.report("processor kernels", "; ".join(failures) if usable else OTHER_SCORES)
         return usable
 
-    def last_layer(self, body: Any, trial: LastLayerTrial) -> PartialLayer | None:
+    def last_layer(
+        self, body: Any, layers: int, check: Callable[[PartialLayer], None]
+    ) -> PartialLayer | None:
         """See `Speedups.last_layer`."""
-        module = last_layer(body, trial.layers)
+        module = last_layer(body, layers)
         layer = PartialLayer(module, only_last)
         reason = (
-            "its layers are in no list"
-            if module is None
-            else why_not(lambda: trial.check_last_layer(layer))
+            "its layers are in no list" if module is None else failure_reason(lambda: check(layer))
         )
         self.report("partial last layer", reason)
         return None if reason else layer
@@ -67,7 +64,7 @@ class CpuSpeedups(Speedups):
         """See `Speedups.masked_body`: the attention of the last layer, if it passes a trial."""
         if network.config.model_type not in FEED_FORWARD_LAST:
             return body
-        reason = why_not(lambda: _check_masked(network, body))
+        reason = failure_reason(lambda: _check_masked(network, body))
         self.report("partial last layer", reason)
         return body if reason else _last_attention(body)
 
@@ -84,7 +81,7 @@ class CpuSpeedups(Speedups):
         def try_copy() -> None:
             copy_to(*replicate(network))
 
-        reason = why_not(try_copy)
+        reason = failure_reason(try_copy)
         self.report("parallel passes", reason)
         if reason:
             return Workers(worker)
