@@ -20,12 +20,13 @@ from lmaas_tune.lab.optimizer_spec import OptimizerSpec
 from lmaas_tune.lab.record import Curve, FinalScore, Key, Record, Status, failure
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import Split
+from lmaas_tune.lab.whole_fit import fit_whole
 from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.prompts import FloatArray, PromptSpace
 from lmaas_tune.registry import load_backend, name_of
 from lmaas_tune.result import TuneResult
 from lmaas_tune.settings import Settings
-from lmaas_tune.tuner import Tuner, fit_whole
+from lmaas_tune.tuner import Tuner
 from lmaas_tune.versions import versions
 
 _TURN = threading.Lock()

@@ -18,10 +18,11 @@ from lmaas_tune.lab.baselines import BASELINES, fit_baseline
 from lmaas_tune.lab.paper.rows import FewShot
 from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording
+from lmaas_tune.lab.whole_fit import fit_whole
 from lmaas_tune.prompts import FloatArray, Soft, SoftPrompt, TextPrompt
 from lmaas_tune.prompts.soft import start_from_vocabulary
 from lmaas_tune.settings import Settings
-from lmaas_tune.tuner import Tuner, fit_whole
+from lmaas_tune.tuner import Tuner
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

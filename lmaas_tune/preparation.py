@@ -1,0 +1,230 @@
+"""From rows and settings to a search that is ready to begin; nothing is paid here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from lmaas_tune.backend import Embeds, Measures
+from lmaas_tune.calibration import calibration_named
+from lmaas_tune.callbacks import Callback
+from lmaas_tune.calls.client import Client
+from lmaas_tune.dataset import Dataset, default_template, default_verbalizer
+from lmaas_tune.errors import InputError
+from lmaas_tune.evaluator import Evaluator
+from lmaas_tune.objectives import Objective, objective_named
+from lmaas_tune.optimizers import make_blockwise, make_optimizer
+from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
+from lmaas_tune.prompts import NeedsStds, Prompt, PromptSpace, Setup, resolve
+from lmaas_tune.prompts.text import draw_demonstrations
+from lmaas_tune.registry import name_of
+from lmaas_tune.search import Search
+from lmaas_tune.selection import LowestLoss, selection_named
+from lmaas_tune.settings import Settings
+from lmaas_tune.task import Example, Slot, Task, Template, Verbalizer
+from lmaas_tune.versions import versions
+
+_WHEN_IT_ENDS = ("budget", "allow_bounds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a `Tuner` was asked for, checked.
+
+    Attributes:
+        client: Makes the calls.
+        settings: How to search.
+        optimizer: A name, or a function that builds one.
+        optimizer_options: Its options by name.
+        template: None for the default one.
+        verbalizer: None for the labels themselves.
+        start: p0, where it is given.
+        objective: None for the settings' own.
+        seed: Decides all that is drawn.
+        callbacks: Watch the run.
+    """
+
+    client: Client
+    settings: Settings
+    optimizer: str | OptimizerFactory
+    optimizer_options: Mapping[str, Any]
+    template: Template | None
+    verbalizer: Verbalizer | None
+    start: Prompt | None
+    objective: Objective | None
+    seed: int
+    callbacks: Sequence[Callback]
+
+    def prepared(self, train: Dataset, validation: Dataset | None) -> PreparedRun:
+        """The search on these rows.
+
+        Raises:
+            InputError: Something given cannot work.
+        """
+        train.check_classes()
+        kind, note = resolve(self.settings.prompt, self.client, self._embeds, self.start)
+        count = kind.demonstrations
+        shown, rows = (
+            draw_demonstrations(train.examples, count, seed=self.seed)
+            if count
+            else ([], train.examples)
+        )
+        scored = [Dataset("train", rows), *([] if validation is None else [validation])]
+        task = self._task(rows, prompt_first=count > 0)
+        space = kind.space(self._setup(task, rows, shown))
+        evaluators = self._evaluators(task, scored)
+        search = self._search(evaluators, space)
+        notes = [
+            *([note] if note else []),
+            *_notes_on_rows(scored, shown),
+            *self._notes_on_template(task),
+            *search.check(),
+        ]
+        return PreparedRun(
+            task=task,
+            search=search,
+            provenance=self._provenance(replace(self.settings, prompt=kind), space),
+            digests=[evaluator.digest for evaluator in evaluators],
+            notes=notes,
+        )
+
+    @cached_property
+    def _embeds(self) -> Embeds | None:
+        """The model's word embeddings, where the backend gives them."""
+        backend = self.client.backend
+        return backend if isinstance(backend, Embeds) else None
+
+    def _task(self, rows: Sequence[Example], *, prompt_first: bool) -> Task:
+        template = self.template or default_template(rows[0], prompt_first=prompt_first)
+        verbalizer = self.verbalizer or default_verbalizer(rows)
+        if template.parts[-1] is not Slot.LABEL and not self.client.capabilities.label_anywhere:
+            raise InputError(
+                f"{self.client.identity} reads left to right, so {{label}} must stand last: "
+                f"drop what follows it in the template {template.text!r}"
+            )
+        return Task(template, verbalizer)
+
+    def _setup(self, task: Task, train: Sequence[Example], shown: Sequence[Example]) -> Setup:
+        return Setup(
+            model=self.client,
+            embeds=self._embeds,
+            measures=isinstance(self.client.backend, Measures),
+            task=task,
+            train=train,
+            shown=shown,
+            start=self.start,
+            seed=self.seed,
+        )
+
+    def _evaluators(self, task: Task, sets: Sequence[Dataset]) -> list[Evaluator]:
+        objective = self.objective or objective_named(self.settings.objective)
+        cost = self.client.new_cost_model()
+        return [
+            Evaluator(self.client, task, own.examples, objective, what=own.name, cost=cost)
+            for own in sets
+        ]
+
+    def _notes_on_template(self, task: Task) -> list[str]:
+        fields = task.template.fields
+        if self.template is not None or len(fields) < 2:
+            return []
+        return [
+            f"no template is given, so the model reads {', '.join(fields)}: {task.template.text!r}"
+        ]
+
+    def _search(self, evaluators: Sequence[Evaluator], space: PromptSpace) -> Search:
+        settings = self.settings
+        validation = evaluators[1] if len(evaluators) > 1 else None
+        return Search(
+            train=evaluators[0],
+            validation=validation,
+            space=space,
+            optimizer=self._optimizer_for(space),
+            calibration=calibration_named(settings.calibration),
+            selection=LowestLoss() if validation is None else selection_named(settings.selection),
+            score_start=settings.score_start,
+            budget=settings.budget,
+            allow_bounds=settings.allow_bounds,
+            callbacks=self.callbacks,
+        )
+
+    def _optimizer_for(self, space: PromptSpace) -> Optimizer:
+        calls, seed, options = self.settings.budget.calls, self.seed, self.optimizer_options
+        if space.blocks == 1:
+            return make_optimizer(
+                self.optimizer, space.dim, seed=seed, calls=calls, options=options
+            )
+        before = len(space.starts) * self.settings.score_start
+        before += isinstance(space, NeedsStds) and space.needs_stds
+        return make_blockwise(
+            self.optimizer,
+            space.dim // space.blocks,
+            blocks=space.blocks,
+            seed=seed,
+            calls=None if calls is None else max(1, calls - before),
+            options=options,
+        )
+
+    def _provenance(self, settings: Settings, space: PromptSpace) -> dict[str, Any]:
+        content = settings.to_json()
+        content["optimizer"] = name_of(self.optimizer)
+        content["optimizer_options"] = dict(self.optimizer_options)
+        if self.start is not None:
+            content |= {"start": "given", "prompt_init": None, "prompt_length": None}
+        if self.objective is not None:
+            content["objective"] = name_of(self.objective)
+        return {
+            "backend": self.client.identity,
+            "seed": self.seed,
+            "settings": content,
+            "space": space.digest,
+            "versions": versions(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A search that is ready to begin.
+
+    Attributes:
+        task: Template and label words.
+        search: The search.
+        provenance: How its prompts come to be, see `TunedPrompt.provenance`.
+        digests: Of the rows that are scored, with their targets.
+        notes: Sentences for the user.
+    """
+
+    task: Task
+    search: Search
+    provenance: Mapping[str, Any]
+    digests: Sequence[str]
+    notes: Sequence[str]
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The first line of its journal. A run that is resumed has the same one."""
+        settings = self.provenance["settings"]
+        return {
+            **self.provenance,
+            # these say when a run ends, not what it is: a resumed one may go further
+            "settings": {k: v for k, v in settings.items() if k not in _WHEN_IT_ENDS},
+            "template": self.task.template.text,
+            "label_words": dict(self.task.verbalizer.words),
+            "rows": self.digests,
+        }
+
+
+def _notes_on_rows(sets: Sequence[Dataset], shown: Sequence[Example]) -> list[str]:
+    notes = []
+    if shown:
+        notes.append(
+            f"{len(shown)} of the training rows stand in the prompt with their answers; the "
+            "others are scored"
+        )
+    train, *others = sets
+    notes += train.notes()
+    for other in others:
+        notes += other.notes(train)
+    return notes
