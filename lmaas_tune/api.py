@@ -16,7 +16,11 @@ from lmaas_tune.backend import (
     Usage,
 )
 from lmaas_tune.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
-from lmaas_tune.client import Client
+from lmaas_tune.calls.cache import ScoreCache
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Budget, Price, Spent
+from lmaas_tune.calls.pace import Pace
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.data import few_shot_split, read_examples
 from lmaas_tune.errors import (
     BackendError,
@@ -28,10 +32,6 @@ from lmaas_tune.errors import (
     StorageError,
     TransientError,
 )
-from lmaas_tune.middleware.cache import ScoreCache
-from lmaas_tune.middleware.meter import Budget, Price, Spent
-from lmaas_tune.middleware.pace import Pace
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
 from lmaas_tune.prompts import DeepPrompt, PointPrompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.registry import load_backend

@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from lmaas_tune.backend import Backend, ScoreRequest
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.exactness import warn_of_bounds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, runtime_checkable
 
 from lmaas_tune.prompts import (
@@ -125,6 +125,11 @@ class ScoreRequest:
             own = len(prompt.subspace.words) or _TOKEN * (prompt.subspace.length or 0)
         return self.batch.characters + own * len(self.batch)
 
+    def cut(self, rows: int | None) -> list[ScoreRequest]:
+        """Requests for at most so many rows each, in order; None does not cut."""
+        batches = [self.batch] if rows is None else self.batch.cut(rows)
+        return [replace(self, batch=batch) for batch in batches]
+
 
 @dataclass(frozen=True)
 class ScoreReply:
@@ -168,7 +173,7 @@ class Backend(Protocol):
         character of a text prompt, and falls away before a soft one. Other whitespace (a line
         break) stays where it is.
 
-        A backend that waits for others does so at most `lmaas_tune.middleware.deadline.left()`
+        A backend that waits for others does so at most `lmaas_tune.calls.deadline.left()`
         seconds. What it raises says by `usage` and `usage_unknown` what was paid all the same.
 
         Raises:

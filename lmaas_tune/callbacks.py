@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from lmaas_tune.calls.meter import Budget, Spent
 from lmaas_tune.errors import MissingExtraError, StorageError
-from lmaas_tune.middleware.meter import Budget, Spent
 from lmaas_tune.step import Step
 
 if TYPE_CHECKING:

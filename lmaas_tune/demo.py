@@ -16,10 +16,10 @@ import numpy as np
 from lmaas_tune.artifact import Score, TunedPrompt
 from lmaas_tune.backend import Embeds
 from lmaas_tune.callbacks import Callback
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.result import Comparison, TuneResult
 from lmaas_tune.settings import Settings

@@ -14,7 +14,7 @@ import numpy as np
 from packaging.requirements import Requirement
 
 from lmaas_tune.backend import Backend, ScoreRequest
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.prompts import Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.registry import OURS
 from lmaas_tune.task import Batch, Slot

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lmaas_tune.backend import Inspects, ScoreReply, ScoreRequest, Spread, Usage
+from lmaas_tune.backend import Inspects, ScoreReply, ScoreRequest, Spread
 from lmaas_tune.calibration import Calibration
-from lmaas_tune.client import Client, Ledger
+from lmaas_tune.calls.call import Recorder
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.cost import CostModel
+from lmaas_tune.calls.meter import Meter
 from lmaas_tune.errors import InputError
-from lmaas_tune.middleware.meter import Meter
 from lmaas_tune.objectives import Objective, error_rate
 from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray, Prompt
@@ -68,16 +70,12 @@ class Evaluator:
         examples: Labelled; at least one.
         objective: What is minimised.
         what: What the rows are called in an error ("train").
-        like: Of other rows of the task: where nothing else shows what a prompt takes here, it is
-            thought to take as much for each character that is read as it takes there.
+        cost: The cost model of the run; by default a new one.
 
     Attributes:
+        cost: It learns from inspections here, and from answers in the client.
         batch: The rows.
         digest: SHA-256 of the rows and their targets.
-        usage: What scoring one prompt takes, as far as it is known: by inspection, else by the
-            dearest answer so far.
-        read: Characters that the answer was of which showed it; 0 where none did.
-        seconds: Wall time that one prompt took last; 0 before the first answer.
 
     Raises:
         InputError: A row lacks a field or has an unknown label, or the objective fails.
@@ -91,9 +89,9 @@ class Evaluator:
         objective: Objective,
         *,
         what: str,
-        like: Evaluator | None = None,
+        cost: CostModel | None = None,
     ) -> None:
-        self._client, self._like = client, like
+        self._client, self.cost = client, cost or client.new_cost_model()
         self._objective = objective
         self._what = what
         try:
@@ -104,10 +102,6 @@ class Evaluator:
             raise InputError(f"{what}: {error}") from error
         self._candidates = task.verbalizer.candidates
         self._loss(np.zeros((len(examples), len(self._candidates))))  # of scores that are no news
-        self.usage = Usage(requests=1, sequences=len(self.batch))
-        self.read = 0
-        self.seconds = 0.0
-        self._inspected = False
 
     @property
     def labels(self) -> int:
@@ -124,30 +118,20 @@ class Evaluator:
         if not isinstance(backend, Inspects):
             return ()
         try:
-            inspection = backend.inspect(self._request(prompt))
+            inspection = backend.inspect(*self._requests([prompt]))
         except InputError as error:
             raise InputError(f"{self._what}: {error}") from error
-        usage = self._client.priced(inspection.usage)
-        if usage.tokens > self.usage.tokens:
-            self.usage, self._inspected = usage, True
+        self.cost.inspected(self.batch, inspection.usage)
         return inspection.notes
-
-    def learn(self, usage: Usage, read: int, seconds: float) -> None:
-        """Take note of what one prompt took."""
-        if usage.tokens > self.usage.tokens or usage.money > self.usage.money:
-            self.usage, self.read = replace(usage, requests=1), read
-        elif usage.requests and not self.read:
-            self.read = read  # the backend told nothing of what it took, and will not
-        self.seconds = seconds
 
     def calibrate(
         self,
         prompts: Sequence[Prompt],
         calibration: Calibration,
         meter: Meter,
-        ledger: Ledger | None = None,
+        recorder: Recorder | None = None,
     ) -> list[Evaluation]:
-        """Each prompt's worth, with a bias fitted to its scores on these very rows."""
+        """Each prompt's loss, with a bias fitted to its scores on these very rows."""
         no_bias = np.zeros(len(self._candidates))
         return [
             self._evaluate(
@@ -156,7 +140,9 @@ class Evaluator:
                 if np.isfinite(reply.logprobs).all()
                 else no_bias,
             )
-            for reply in self._replies(prompts, meter, ledger)
+            for reply in self._client.score(
+                self._requests(prompts), meter=meter, recorder=recorder, cost=self.cost
+            )
         ]
 
     def evaluate(
@@ -164,54 +150,20 @@ class Evaluator:
         prompts: Sequence[Prompt],
         biases: Sequence[FloatArray],
         meter: Meter,
-        ledger: Ledger | None = None,
+        recorder: Recorder | None = None,
     ) -> list[Evaluation]:
-        """Each prompt's worth, with the (labels,) bias that other rows gave it."""
-        replies = self._replies(prompts, meter, ledger)
+        """Each prompt's loss, with the (labels,) bias that other rows gave it."""
+        replies = self._client.score(
+            self._requests(prompts), meter=meter, recorder=recorder, cost=self.cost
+        )
         return [self._evaluate(r, bias) for r, bias in zip(replies, biases, strict=True)]
 
     def measure(self, prompt: Prompt, meter: Meter) -> Spread:
         """How widely spread what enters the model's layers is, on these rows under a prompt."""
-        return self._client.measure(self._request(prompt), meter=meter)
+        return self._client.measure(*self._requests([prompt]), meter=meter)
 
-    def _request(self, prompt: Prompt) -> ScoreRequest:
-        return ScoreRequest(prompt, self.batch, self._candidates)
-
-    def _replies(
-        self, prompts: Sequence[Prompt], meter: Meter, ledger: Ledger | None
-    ) -> list[ScoreReply]:
-        rest, found = list(prompts), list[ScoreReply]()
-        while rest:
-            alone = meter.budget.limits_usage and not self._shown
-            asked, rest = (rest[:1], rest[1:]) if alone else (rest, [])
-            replies = self._client.score(
-                [self._request(prompt) for prompt in asked],
-                meter=meter,
-                ledger=ledger,
-                expected=self._expected(asked),
-            )
-            for prompt, reply in zip(asked, replies, strict=True):
-                if not 0 < reply.usage.sequences < len(self.batch):  # the cache knew some rows
-                    self.learn(reply.usage, self._request(prompt).characters, self.seconds)
-            found += replies
-        return found
-
-    @property
-    def _shown(self) -> bool:
-        """Whether anything has shown what a prompt takes: on these rows, or on others."""
-        own = self._inspected or self.read > 0
-        return own or (self._like is not None and self._like.read > 0)
-
-    def _expected(self, prompts: Sequence[Prompt]) -> Usage:
-        """What the longest of the prompts is thought to take."""
-        known = self if self.read or self._like is None else self._like
-        if self._inspected or not known.read:
-            return self.usage
-        share = max(self._request(prompt).characters for prompt in prompts) / known.read
-        if known is self and share <= 1:
-            return self.usage
-        tokens, money = math.ceil(known.usage.tokens * share), known.usage.money * share
-        return replace(self.usage, tokens=tokens, money=money)
+    def _requests(self, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
+        return [ScoreRequest(prompt, self.batch, self._candidates) for prompt in prompts]
 
     def _evaluate(self, reply: ScoreReply, bias: FloatArray) -> Evaluation:
         bounds = reply.bounds / reply.logprobs.size

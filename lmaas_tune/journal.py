@@ -16,8 +16,9 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -25,11 +26,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from lmaas_tune.backend import ScoreReply
+from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.files import reading
-from lmaas_tune.middleware.meter import Spent
 from lmaas_tune.plain import checked, parse_object
-from lmaas_tune.prompts import FloatArray
 
 FORMAT = 2
 FILE_NAME = "journal.jsonl"
@@ -65,7 +66,7 @@ class Journal:
         self._answers: dict[str, Record] = {}
         self._unasked: set[str] = set()
         self._parts: dict[str, Record] = {}  # that no answer in the file has used yet
-        self._used: dict[str, FloatArray] = {}
+        self._used: dict[str, ScoreReply] = {}
         self._lock = threading.Lock()
         self.spent = Spent()
         self._file: FileIO | None = None
@@ -113,30 +114,43 @@ class Journal:
             self._file.close()
             self._file = None
 
-    def answer(self, key: str, of: str, pay: Callable[[], tuple[Record, Spent]]) -> Record:
-        """The recorded answer under `key`; where there is none, `pay` for it and record it.
+    def get(self, key: str, of: str) -> Record | None:
+        """The recorded answer under `key`; None where there is none.
 
         Args:
             key: Names the question within the run.
             of: Digest of the question; a recorded answer to another one is refused.
-            pay: Gives the answer and all that the run has spent by then.
 
         Raises:
-            StorageError: The recorded answer belongs to another question, or the new one
-                cannot be written.
+            StorageError: The recorded answer belongs to another question.
         """
-        if key in self._answers:
-            record = self._answers[key]
-            if record["of"] != of:
-                raise StorageError(
-                    f"{self._path}: the answer {key!r} was recorded for another question, so the "
-                    "replay has left the recorded path; resume with the versions that the "
-                    "journal's first line names, and with the same calls in the budget if the "
-                    "optimizer plans by them"
-                )
-            self._unasked.discard(key)
-            return record
-        content, spent = pay()
+        if (record := self._answers.get(key)) is None:
+            return None
+        if record["of"] != of:
+            raise StorageError(
+                f"{self._path}: the answer {key!r} was recorded for another question, so the "
+                "replay has left the recorded path; resume with the versions that the "
+                "journal's first line names, and with the same calls in the budget if the "
+                "optimizer plans by them"
+            )
+        self._unasked.discard(key)
+        return record
+
+    def append(self, key: str, of: str, content: Mapping[str, Any], spent: Spent) -> Record:
+        """Record an answer.
+
+        Args:
+            key: Names the question within the run.
+            of: Digest of the question.
+            content: The answer.
+            spent: All that the run has spent by now.
+
+        Returns:
+            What is recorded.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
         record = {"key": key, "of": of, **content, "spent": spent.to_json()}
         with self._lock:
             self._write(record)
@@ -144,30 +158,34 @@ class Journal:
         self.spent = spent
         return record
 
-    def known(self, key: bytes) -> tuple[FloatArray, Spent] | None:
-        """See `lmaas_tune.client.Ledger`. What a part took is told once."""
+    def get_part(self, key: bytes) -> tuple[ScoreReply, Spent] | None:
+        """See `lmaas_tune.calls.call.Recorder`."""
         name = key.hex()
-        if name in self._parts:
-            spent = Spent.from_json(self._parts[name]["spent"])
-            self._use(name)
-            return self._used[name], spent
-        return (self._used[name], Spent()) if name in self._used else None
+        with self._lock:
+            if name in self._parts:
+                spent = Spent.from_json(self._parts[name]["spent"])
+                self._use(name)
+            elif name in self._used:
+                spent = Spent()
+            else:
+                return None
+            return replace(self._used[name], usage=spent.usage), spent
 
-    def keep(self, key: bytes, logprobs: FloatArray, spent: Spent) -> None:
-        """See `lmaas_tune.client.Ledger`. What is not finite is left to the whole answer.
+    def append_part(self, key: bytes, reply: ScoreReply, spent: Spent) -> None:
+        """See `lmaas_tune.calls.call.Recorder`; scores that are not finite are not recorded.
 
         Raises:
             StorageError: It cannot be written.
         """
-        if not np.isfinite(logprobs).all():
+        if not np.isfinite(reply.logprobs).all():
             return
-        part = {"part": key.hex(), "logprobs": logprobs.tolist(), "spent": spent.to_json()}
+        part = {"part": key.hex(), "logprobs": reply.logprobs.tolist(), "bounds": reply.bounds}
         with self._lock:
-            self._write(part)
-            self._used[key.hex()] = logprobs
+            self._write({**part, "spent": spent.to_json()})
+            self._used[key.hex()] = reply
 
-    def lose(self, spent: Spent) -> None:
-        """See `lmaas_tune.client.Ledger`.
+    def append_lost(self, spent: Spent) -> None:
+        """See `lmaas_tune.calls.call.Recorder`.
 
         Raises:
             StorageError: It cannot be written.
@@ -176,7 +194,10 @@ class Journal:
             self._write({"lost": True, "spent": spent.to_json()})
 
     def _use(self, name: str) -> None:
-        self._used[name] = np.array(self._parts.pop(name)["logprobs"], dtype=np.float64)
+        part = self._parts.pop(name)
+        logprobs = np.array(part["logprobs"], dtype=np.float64)
+        logprobs.setflags(write=False)
+        self._used[name] = ScoreReply(logprobs, bounds=part["bounds"])
 
     def _load(self, file: FileIO, header: Mapping[str, Any], resume: bool) -> None:
         file.seek(0)
@@ -294,6 +315,7 @@ def _check_line(record: Record) -> None:
         checked(str, record["part"], "part")
         logprobs = checked(Sequence[Sequence[float]], record.get("logprobs"), "logprobs")
         np.array(logprobs, dtype=np.float64)  # rows of one length
+        record["bounds"] = checked(int, record.get("bounds", 0), "bounds")
     elif "lost" not in record:
         for name in ("key", "of"):
             checked(str, record.get(name), name)

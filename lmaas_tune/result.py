@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from lmaas_tune.artifact import Score, TunedPrompt, scores_together
 from lmaas_tune.callbacks import COLUMNS, step_row
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Spent
 from lmaas_tune.data import Rows, read_examples
-from lmaas_tune.middleware.meter import Spent
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.step import Candidate, Step
 

@@ -15,11 +15,11 @@ import numpy as np
 from lmaas_tune.backend import Usage
 from lmaas_tune.calibration import Calibration
 from lmaas_tune.callbacks import Callback
+from lmaas_tune.calls.meter import Budget, Meter, Spent
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
 from lmaas_tune.evaluator import Evaluation, Evaluator
 from lmaas_tune.exactness import WARNED, refuse_bounds, warn_of_bounds
 from lmaas_tune.journal import Journal, Record
-from lmaas_tune.middleware.meter import Budget, Meter, Spent
 from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray, Prompt
@@ -94,14 +94,14 @@ class Search:
         starts = self._space.starts
         notes = [note for e in evaluators for start in starts for note in e.inspect(start)]
         notes += self._selection.notes(self._candidates)
-        usage = self._train.usage
+        usage = self._train.cost.of_prompt(self._train.batch).usage
         if self._budget.money is not None and usage.tokens and not usage.money:
             raise InputError(f"nothing was paid: {_unpriced(self._budget)}")
         first, what = self._planned_generation(), "the first generation"
         if self._score_start:
             first, what = first + self._planned_start(), "the start with the first generation"
         if self._unmeasured is not None:
-            first += _cost(self._train, 1) + Spent(calls=1)
+            first += self._planned(self._train, 1) + Spent(calls=1)
         if refusal := self.meter.refusal(first, what=what):
             raise InputError(
                 f"no call was made: {refusal}. Raise the budget, or take fewer starting words "
@@ -160,13 +160,11 @@ class Search:
         if (space := self._unmeasured) is None:
             return
         start = self._space.starts[0]
-
-        def pay() -> tuple[Record, Spent]:
+        if (answer := self._journal.get("stds", start.digest)) is None:
             spread = self._train.measure(start, self.meter)
             self.meter.book(Spent(calls=1))
-            return {"stds": [float(std) for std in spread.stds]}, self.meter.spent
-
-        answer = self._journal.answer("stds", start.digest, pay)
+            content = {"stds": [float(std) for std in spread.stds]}
+            answer = self._journal.append("stds", start.digest, content, self.meter.spent)
         with self._journal.reading("stds"):
             stds = checked(Sequence[float], answer.get("stds"), "stds")
             self._space = space.with_stds(np.array(stds))
@@ -230,63 +228,65 @@ class Search:
     def _trained(
         self, number: int, points: FloatArray, prompts: Sequence[Prompt]
     ) -> tuple[list[Evaluation], Spent]:
-        def pay() -> list[Evaluation]:
+        """The evaluations of a generation on the training rows, and all that was spent by then."""
+        key, of = f"train/{number}", _digest(points)
+        if (answer := self._journal.get(key, of)) is None:
+            before = self.meter.spent.seconds
             evaluations = self._train.calibrate(
                 prompts, self._calibration, self.meter, self._journal
             )
             self.meter.book(Spent(calls=len(prompts)))
-            return evaluations
-
-        return self._answer(f"train/{number}", _digest(points), len(prompts), self._train, pay)
+            answer = self._append(key, of, self._train, evaluations, before)
+        return self._read(key, answer, len(prompts), self._train)
 
     def _validated(
         self, number: int, candidates: Sequence[Candidate], spent: Spent
     ) -> tuple[list[Candidate], Spent]:
+        """The candidates with their validation losses, and all that was spent by then."""
         validation = self._validation
         if validation is None or not candidates:
             return list(candidates), spent
-
-        def pay() -> list[Evaluation]:
-            biases = [c.train.bias for c in candidates if c.train is not None]
-            evaluations = validation.evaluate(
-                [c.prompt for c in candidates], biases, self.meter, self._journal
-            )
-            self.meter.book(Spent(validation_calls=len(candidates)))
-            return evaluations
-
         key, of = f"validation/{number}", f"{len(candidates)} of generation {number}"
-        evaluations, spent = self._answer(key, of, len(candidates), validation, pay)
+        if (answer := self._journal.get(key, of)) is None:
+            before = self.meter.spent.seconds
+            biases = [c.train.bias for c in candidates if c.train is not None]
+            prompts = [c.prompt for c in candidates]
+            evaluations = validation.evaluate(prompts, biases, self.meter, self._journal)
+            self.meter.book(Spent(validation_calls=len(candidates)))
+            answer = self._append(key, of, validation, evaluations, before)
+        evaluations, spent = self._read(key, answer, len(candidates), validation)
         return [
             replace(c, validation=e) for c, e in zip(candidates, evaluations, strict=True)
         ], spent
 
-    def _answer(
+    def _append(
         self,
         key: str,
         of: str,
-        prompts: int,
         evaluator: Evaluator,
-        pay: Callable[[], list[Evaluation]],
-    ) -> tuple[list[Evaluation], Spent]:
-        def record() -> tuple[Record, Spent]:
-            before = self.meter.spent.seconds
-            evaluations = pay()
-            spent = self.meter.spent
-            content = {
-                "evaluations": [e.to_json() for e in evaluations],
-                "usage": asdict(evaluator.usage),
-                "read": evaluator.read,
-                "seconds": (spent.seconds - before) / len(evaluations),
-            }
-            return content, spent
+        evaluations: Sequence[Evaluation],
+        before: float,
+    ) -> Record:
+        """Record evaluations that were begun when the run had lasted `before` seconds."""
+        cost, spent = evaluator.cost.of_prompt(evaluator.batch), self.meter.spent
+        content = {
+            "evaluations": [e.to_json() for e in evaluations],
+            "usage": asdict(cost.usage),
+            "read": cost.characters,
+            "seconds": (spent.seconds - before) / len(evaluations),
+        }
+        return self._journal.append(key, of, content, spent)
 
-        answer = self._journal.answer(key, of, record)
+    def _read(
+        self, key: str, answer: Record, prompts: int, evaluator: Evaluator
+    ) -> tuple[list[Evaluation], Spent]:
+        """Recorded evaluations, and all that was spent by then; the cost model learns from them."""
         with self._journal.reading(key):
             told: _Told = checked(_Told, answer, "it")
             evaluations = [Evaluation.from_json(e) for e in told.evaluations]
             if [e.bias.shape for e in evaluations] != [(evaluator.labels,)] * prompts:
                 raise ValueError(f"no {prompts} evaluations with a bias for each label")
-            evaluator.learn(told.usage, told.read, told.seconds)  # of a replayed answer too
+            evaluator.cost.learn(evaluator.batch, told.usage, told.read, told.seconds)
             return evaluations, Spent.from_json(answer["spent"])
 
     def _stop_reason(self) -> str | None:
@@ -331,19 +331,22 @@ class Search:
     def _calls_before(self, number: int) -> int:
         return sum(len(step.points) for step in self.steps if 0 < step.generation < number)
 
+    def _planned(self, evaluator: Evaluator, prompts: int) -> Spent:
+        return evaluator.cost.expect(evaluator.batch, prompts)
+
     def _planned_start(self) -> Spent:
-        validation = Spent() if self._validation is None else _cost(self._validation, 1)
+        validation = Spent() if self._validation is None else self._planned(self._validation, 1)
         starts = len(self._space.starts)
-        return _cost(self._train, starts) + validation + Spent(calls=starts)
+        return self._planned(self._train, starts) + validation + Spent(calls=starts)
 
     def _planned_generation(self) -> Spent:
         population = self._optimizer.population
-        planned = _cost(self._train, population) + Spent(calls=population)
+        planned = self._planned(self._train, population) + Spent(calls=population)
         if self._validation is None:
             return planned
         first = self._calls_before(self._next)
         nominated = self._selection.nominate([0.0] * population, first, math.inf)
-        return planned + _cost(self._validation, len(nominated or ()))
+        return planned + self._planned(self._validation, len(nominated or ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,16 +363,6 @@ def _unpriced(budget: Budget) -> str:
     return (
         f"budget {budget}: nothing that is spent has a price; give one (--price-in, or "
         "Client(price=Price(...))), or limit calls, sequences or tokens"
-    )
-
-
-def _cost(evaluator: Evaluator, prompts: int) -> Spent:
-    usage = evaluator.usage
-    return Spent(
-        sequences=usage.sequences * prompts,
-        tokens=usage.tokens * prompts,
-        money=usage.money * prompts,
-        seconds=evaluator.seconds * prompts,
     )
 
 

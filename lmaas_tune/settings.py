@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lmaas_tune.calibration import calibration_named
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError, did_you_mean, named
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.objectives import objective_named
 from lmaas_tune.phrases import STARTING_WORDS
 from lmaas_tune.prompts import INSERTIONS, Insertion, Start

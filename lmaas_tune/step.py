@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lmaas_tune.calls.meter import Budget, Spent
 from lmaas_tune.evaluator import Evaluation
-from lmaas_tune.middleware.meter import Budget, Spent
 from lmaas_tune.prompts import FloatArray, Prompt
 
 

@@ -18,13 +18,13 @@ from lmaas_tune.artifact import TunedPrompt, saved_prompt
 from lmaas_tune.backend import Backend, Embeds
 from lmaas_tune.calibration import calibration_named
 from lmaas_tune.callbacks import Callback, ProgressBar
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.data import Rows, labels_of, read_examples
 from lmaas_tune.deep import DeepSpace, draw_deep
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.evaluator import Evaluator
 from lmaas_tune.journal import FILE_NAME, Journal
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.objectives import Objective, objective_named
 from lmaas_tune.optimizers import make_blockwise, make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
@@ -145,13 +145,13 @@ class Tuner:
         task = self._task(train_rows)
         space = self._space(task, train_rows, shown)
         objective = self._objective or objective_named(self._settings.objective)
-        scored = [Evaluator(self._client, task, train_rows, objective, what="train")]
-        if other_rows is not None:
-            scored.append(
-                Evaluator(
-                    self._client, task, other_rows, objective, what="validation", like=scored[0]
-                )
-            )
+        cost = self._client.new_cost_model()
+        rows = {"train": train_rows, "validation": other_rows}
+        scored = [
+            Evaluator(self._client, task, own, objective, what=name, cost=cost)
+            for name, own in rows.items()
+            if own is not None
+        ]
         search = self._search(scored, space)
         if isinstance(space, TextSpace):
             _inspect_longest(space, scored)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.calls.cache import ScoreCache, score_key
 from lmaas_tune.errors import InputError, StorageError
-from lmaas_tune.middleware.cache import ScoreCache, score_key
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.task import Batch, Example, Template
 
@@ -304,7 +304,7 @@ def test_a_forked_process_neither_uses_nor_closes_what_its_parent_opened(
 WRITER = """
 import itertools, sys
 import numpy as np
-from lmaas_tune.middleware.cache import ScoreCache
+from lmaas_tune.calls.cache import ScoreCache
 cache = ScoreCache(sys.argv[1])
 for number in itertools.count():
     key = number.to_bytes(32, "big")

@@ -16,7 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmaas_tune.backend import ScoreReply, ScoreRequest, Usage
-from lmaas_tune.client import Client
+from lmaas_tune.calls.cache import ScoreCache
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.cost import CostModel
+from lmaas_tune.calls.meter import Budget, Meter, Price, Spent
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import (
     BudgetExceededError,
     InputError,
@@ -24,9 +28,6 @@ from lmaas_tune.errors import (
     StorageError,
     TransientError,
 )
-from lmaas_tune.middleware.cache import ScoreCache
-from lmaas_tune.middleware.meter import Budget, Meter, Price, Spent
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.task import Example, Template
 from lmaas_tune.testing.toy import ToyBackend
@@ -197,6 +198,13 @@ def failing(usage: Usage | None, *, unknown: bool) -> TransientError:
     return error
 
 
+def inspected(client: Client, *, tokens: int) -> CostModel:
+    """A cost model of a backend that told beforehand what a request takes."""
+    cost = client.new_cost_model()
+    cost.inspected(request().batch, Usage(requests=1, sequences=ROWS, tokens=tokens))
+    return cost
+
+
 def test_a_failure_is_booked_as_told_and_as_reserved_where_nothing_was_told() -> None:
     told = Usage(requests=1, sequences=2 * ROWS, tokens=7)
     cases = [
@@ -211,7 +219,7 @@ def test_a_failure_is_booked_as_told_and_as_reserved_where_nothing_was_told() ->
     for error, booked in cases:
         client = Client(Scripted(error), price=Price(input=1e6), retry=Retry(attempts=1))
         with pytest.raises(PermanentError):
-            client.score([request()], expected=Usage(tokens=20))
+            client.score([request()], cost=inspected(client, tokens=20))
         assert paid(client.spent) == booked
 
 
@@ -219,12 +227,12 @@ def test_what_an_answer_took_before_is_reserved_for_the_next_on_its_rows() -> No
     client = Client(Scripted(with_usage(requests=1, sequences=ROWS, tokens=50)))
     client.score([request("a")])
     with pytest.raises(BudgetExceededError, match=r"tokens=49: 49 left, the next request needs 50"):
-        client.score([request("b")], meter=Meter(Budget(tokens=49)), expected=Usage(tokens=10))
+        client.score([request("b")], meter=Meter(Budget(tokens=49)))
 
 
 def test_an_answer_that_does_not_tell_its_tokens_is_booked_as_reserved() -> None:
     client = Client(Scripted(with_usage(requests=1, sequences=ROWS)), price=Price(input=1e6))
-    client.score([request()], expected=Usage(tokens=20))
+    client.score([request()], cost=inspected(client, tokens=20))
     assert paid(client.spent) == Spent(requests=1, sequences=ROWS, tokens=20, money=20.0)
 
 

@@ -17,11 +17,11 @@ from small_models import SMALL, TRAIN, VALIDATION, Bowl, WordBowl, usage_of
 
 from lmaas_tune import Budget, ScoreRequest, Settings, TunedPrompt, Tuner, TuneResult, preset
 from lmaas_tune.backend import Spread
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Meter, Spent
 from lmaas_tune.deep import DeepSpace, draw_deep
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError, TransientError
 from lmaas_tune.journal import FILE_NAME
-from lmaas_tune.middleware.meter import Meter, Spent
 from lmaas_tune.optimizers import make_blockwise
 from lmaas_tune.optimizers.blockwise import Blockwise
 from lmaas_tune.optimizers.cma import CMA

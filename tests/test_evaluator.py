@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from small_models import TRAIN, Bowl, Spoilt, TellingBowl
 
-from lmaas_tune import Client, Price, SoftPrompt, Task, Template, Verbalizer
+from lmaas_tune import Client, Price, SoftPrompt, Task, Template, Usage, Verbalizer
 from lmaas_tune.calibration import fitted_calibration, mean_calibration, no_calibration
+from lmaas_tune.calls.meter import Meter
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
 from lmaas_tune.evaluator import Evaluation, Evaluator
-from lmaas_tune.middleware.meter import Meter
 from lmaas_tune.objectives import cross_entropy
 
 TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({"good": "good", "bad": "bad"}))
@@ -109,17 +109,21 @@ def test_a_row_that_does_not_fit_is_named_with_its_file_and_number() -> None:
         evaluator(Bowl(), [{"sentence": "a", "label": "good"}])
 
 
+def usage_of(evaluator: Evaluator) -> Usage:
+    return evaluator.cost.of_prompt(evaluator.batch).usage
+
+
 def test_what_a_prompt_takes_is_known_by_inspection_or_by_the_dearest_answer() -> None:
     telling = evaluator(Client(TellingBowl(), price=Price(input=1e6)))
-    assert telling.usage.tokens == 0
+    assert usage_of(telling).tokens == 0
     assert telling.inspect(PROMPTS[0]) == ("a bowl says what it costs",)
     tokens = sum(len(text.split()) + 2 for text, _ in TRAIN)
-    assert (telling.usage.tokens, telling.usage.money) == (tokens, tokens)
+    assert (usage_of(telling).tokens, usage_of(telling).money) == (tokens, tokens)
     silent = evaluator(Bowl())
     assert silent.inspect(PROMPTS[0]) == ()
-    assert (silent.usage.tokens, silent.usage.sequences) == (0, len(TRAIN))
+    assert (usage_of(silent).tokens, usage_of(silent).sequences) == (0, len(TRAIN))
     silent.evaluate([SoftPrompt(np.zeros((9, 3))), *PROMPTS], [np.zeros(2)] * 4, Meter())
-    assert silent.usage.tokens == tokens + 7 * len(TRAIN)
+    assert usage_of(silent).tokens == tokens + 7 * len(TRAIN)
 
 
 def test_a_row_that_inspection_refuses_is_named_with_its_file() -> None:
@@ -139,6 +143,6 @@ def test_a_prompt_that_the_cache_knows_in_part_says_nothing_of_what_one_takes(
     whole.calibrate(PROMPTS[:1], no_calibration, Meter())
     part = evaluator(client, rows=[*TRAIN, ("good thing", "good"), ("bad thing", "bad")])
     part.calibrate(PROMPTS[:1], no_calibration, Meter())
-    assert part.usage.tokens == 0
+    assert usage_of(part).tokens == 0
     part.calibrate(PROMPTS[1:2], no_calibration, Meter())
-    assert part.usage.tokens > whole.usage.tokens
+    assert usage_of(part).tokens > usage_of(whole).tokens

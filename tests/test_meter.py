@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmaas_tune.backend import Usage
+from lmaas_tune.calls.meter import Budget, Meter, Price, Spent
 from lmaas_tune.errors import BudgetExceededError, InputError
-from lmaas_tune.middleware.meter import Budget, Meter, Price, Spent
 
 COUNTED = ("calls", "sequences", "tokens", "patience")
 limits: dict[str, st.SearchStrategy[Any]] = {name: st.integers(1, 10**15) for name in COUNTED}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmaas_tune.calls.pace import Pace, Stopped, Throttle
 from lmaas_tune.errors import InputError, TransientError
-from lmaas_tune.middleware.pace import Pace, Stopped, Throttle
 
 
 class Clock:

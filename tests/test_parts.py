@@ -35,9 +35,10 @@ from lmaas_tune import (
     TuneResult,
     Usage,
 )
+from lmaas_tune.calls.cost import CostModel
+from lmaas_tune.calls.meter import Meter, Spent
 from lmaas_tune.data import read_examples
 from lmaas_tune.journal import FILE_NAME, Journal
-from lmaas_tune.middleware.meter import Meter, Spent
 from lmaas_tune.task import Batch, Slot
 
 ROWS_PER_CALL = 4  # of 10 training rows and 5 validation rows: 3 calls and 2
@@ -242,6 +243,13 @@ def test_no_row_is_paid_beyond_the_budget_however_many_work_at_once(
         assert sum(backend.calls) > budget - 4  # and none is left that would have paid a call
 
 
+def inspected(asked: ScoreRequest, *, tokens: int) -> CostModel:
+    """A cost model of a backend that told beforehand what a request takes."""
+    cost = CostModel()
+    cost.inspected(asked.batch, Usage(requests=1, sequences=len(asked.batch), tokens=tokens))
+    return cost
+
+
 def test_what_a_call_is_thought_to_take_is_set_aside_before_it_is_made() -> None:
     together = threading.Barrier(2, timeout=10)
 
@@ -255,8 +263,9 @@ def test_what_a_call_is_thought_to_take_is_set_aside_before_it_is_made() -> None
 
     meter = Meter(Budget(tokens=95))
     with pytest.raises(BudgetExceededError, match="tokens=95"):
+        asked = request(12)
         client(Dear(rows_per_call=4), pace=Pace(workers=3)).score(
-            [request(12)], meter=meter, expected=Usage(tokens=120)
+            [asked], meter=meter, cost=inspected(asked, tokens=120)
         )
     assert meter.spent.tokens == 80
 
@@ -344,20 +353,24 @@ def test_ctrl_c_keeps_the_calls_under_way(tmp_path: Path) -> None:
     assert len(again.calls) == len(whole.calls) - paid
 
 
+def reply(*rows: list[float]) -> ScoreReply:
+    return ScoreReply(np.array(rows))
+
+
 def test_what_is_not_finite_is_not_written_down_by_itself(tmp_path: Path) -> None:
     with Journal(tmp_path / FILE_NAME, {"run": 1}) as journal:
-        journal.keep(b"one", np.array([[np.nan, -1.0]]), Spent(sequences=1))
-        journal.keep(b"two", np.array([[-2.0, -1.0]]), Spent(sequences=1))
-        journal.keep(b"old", np.array([[-2.0, -1.0]]), Spent(sequences=1))
-        journal.answer("train/0", "x", lambda: ({"evaluations": []}, Spent(sequences=2)))
-        journal.keep(b"two", np.array([[-2.0, -1.0]]), Spent(sequences=1))
+        journal.append_part(b"one", reply([np.nan, -1.0]), Spent(sequences=1))
+        journal.append_part(b"two", reply([-2.0, -1.0]), Spent(sequences=1))
+        journal.append_part(b"old", reply([-2.0, -1.0]), Spent(sequences=1))
+        journal.append("train/0", "x", {"evaluations": []}, Spent(sequences=2))
+        journal.append_part(b"two", reply([-2.0, -1.0]), Spent(sequences=1))
     with Journal(tmp_path / FILE_NAME, {"run": 1}, resume=True) as journal:
-        assert journal.known(b"one") is None
+        assert journal.get_part(b"one") is None
         for spent in (Spent(sequences=1), Spent()):  # a part is booked when it is used, and once
-            logprobs, took = journal.known(b"two") or (np.empty(0), None)
-            np.testing.assert_array_equal(logprobs, [[-2.0, -1.0]])
+            found, took = journal.get_part(b"two") or (reply([]), None)
+            np.testing.assert_array_equal(found.logprobs, [[-2.0, -1.0]])
             assert took == spent
-        _, took = journal.known(b"old") or (None, None)
+        _, took = journal.get_part(b"old") or (None, None)
         assert took == Spent()  # the whole answer has booked it
         assert journal.spent == Spent(sequences=2)
 
@@ -369,11 +382,11 @@ def test_what_was_asked_before_is_not_paid_again_in_later_generations(tmp_path: 
     user = client(backend)
     with Journal(tmp_path / FILE_NAME, {"run": 1}) as journal:
         for _ in range(2):
-            user.score([request(10)], meter=meter, ledger=journal)
-            journal.answer(f"{len(backend.calls)}", "x", lambda: ({}, meter.spent))
-            user.score([request(10)], meter=meter, ledger=journal)
+            user.score([request(10)], meter=meter, recorder=journal)
+            journal.append(f"{len(backend.calls)}", "x", {}, meter.spent)
+            user.score([request(10)], meter=meter, recorder=journal)
     with Journal(tmp_path / FILE_NAME, {"run": 1}, resume=True) as journal:
-        user.score([request(10)], meter=meter, ledger=journal)
+        user.score([request(10)], meter=meter, recorder=journal)
     assert len(backend.calls) == 3
     assert (meter.spent.sequences, meter.spent.hits) == (10, 4)
 
@@ -383,7 +396,7 @@ def test_threads_write_whole_lines(tmp_path: Path) -> None:
 
         def write(thread: int) -> None:
             for n in range(20):
-                journal.keep(f"{thread} {n}".encode(), np.full((5, 2), -1.5), Spent())
+                journal.append_part(f"{thread} {n}".encode(), reply(*[[-1.5, -1.5]] * 5), Spent())
 
         threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
         for thread in threads:
@@ -424,10 +437,10 @@ def test_rows_of_uneven_length_do_not_pass_a_limit_on_tokens(limit: int) -> None
     )
     asked = ScoreRequest(TextPrompt("so"), rows, ("good", "bad"))
     meter = Meter(Budget(tokens=limit))
-    expected = Usage(requests=1, sequences=32, tokens=asked.characters)
+    cost = inspected(asked, tokens=asked.characters)
     with contextlib.suppress(BudgetExceededError):
         client(Uneven(rows_per_call=1), pace=Pace(workers=32)).score(
-            [asked], meter=meter, expected=expected
+            [asked], meter=meter, cost=cost
         )
     assert meter.spent.tokens <= limit
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError, TransientError
-from lmaas_tune.middleware.retry import Retry
 
 
 class Time:
@@ -183,7 +183,7 @@ def test_the_first_failure_is_told_in_one_line_with_when_it_is_tried_again() -> 
     time, said = Time(), list[str]()
     with pytest.raises(PermanentError):
         Retry(attempts=5).run(
-            Flaky(*busy(9)), tell=said.append, sleep=time.sleep, chance=lambda: 0.0
+            Flaky(*busy(9)), on_note=said.append, sleep=time.sleep, chance=lambda: 0.0
         )
     assert said == ["attempt 1 of 5 failed: busy; trying again in 0.5 s"]
 
@@ -203,7 +203,7 @@ def test_a_wait_that_is_not_admitted_is_neither_told_nor_waited_for() -> None:
         Retry().run(
             Flaky(*busy(1)),
             admit=refuse,
-            tell=said.append,
+            on_note=said.append,
             sleep=time.sleep,
             chance=lambda: 0.0,
         )

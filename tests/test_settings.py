@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.settings import PRESETS, Settings, preset
 from lmaas_tune.text import TextSettings
 from lmaas_tune.versions import versions

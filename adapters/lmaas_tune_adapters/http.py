@@ -23,10 +23,10 @@ import urllib3
 from requests.utils import get_environ_proxies, select_proxy
 
 from lmaas_tune.backend import Usage
+from lmaas_tune.calls import deadline
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.concealed import shown
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
-from lmaas_tune.middleware import deadline
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune_adapters.timed import TimedAdapter
 
 CONNECTIONS = 64
@@ -182,7 +182,7 @@ class Endpoint:
         url: Up to where the paths begin.
         key: Signs each request; None signs none.
         timeout: Seconds from the connection until the answer is whole. A deadline that applies
-            (`lmaas_tune.middleware.deadline`) may come before.
+            (`lmaas_tune.calls.deadline`) may come before.
 
     Raises:
         InputError: No http(s) URL, or one that holds a password or a query.

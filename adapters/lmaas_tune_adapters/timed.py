@@ -15,13 +15,13 @@ from typing import Any
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 
-from lmaas_tune.middleware import deadline
+from lmaas_tune.calls import deadline
 
 _GLANCE = 1.0  # seconds after which a wait looks whether its deadline was brought forward
 
 
 class TimedAdapter(HTTPAdapter):
-    """Of requests, with connections that heed `lmaas_tune.middleware.deadline`."""
+    """Of requests, with connections that heed `lmaas_tune.calls.deadline`."""
 
     def get_connection_with_tls_context(
         self, request: PreparedRequest, *args: Any, **kwargs: Any

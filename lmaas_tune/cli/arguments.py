@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 from lmaas_tune.backend import Backend
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Price
+from lmaas_tune.calls.pace import Pace
 from lmaas_tune.cli.interrupts import INTERRUPTED as INTERRUPTED
-from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError, LMaaSError, did_you_mean
-from lmaas_tune.middleware.meter import Price
-from lmaas_tune.middleware.pace import Pace
 from lmaas_tune.plain import parse_object
 from lmaas_tune.registry import load_backend
 

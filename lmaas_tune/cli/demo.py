@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from lmaas_tune.callbacks import Callback, ProgressBar
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import Commands, Outcome, add_command, command_line, open_backend
 from lmaas_tune.cli.tune_report import interrupted
 from lmaas_tune.cli.wording import (
@@ -21,11 +23,9 @@ from lmaas_tune.cli.wording import (
     result_json,
     spent_words,
 )
-from lmaas_tune.client import Client
 from lmaas_tune.demo import SETTINGS, Changed, Demo
 from lmaas_tune.errors import InputError
 from lmaas_tune.journal import FILE_NAME
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.models import SMOLLM2, ready_model
 from lmaas_tune.registry import load_backend
 from lmaas_tune.result import Comparison

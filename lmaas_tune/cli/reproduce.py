@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import (
     FAILED,
     Commands,
@@ -19,7 +21,6 @@ from lmaas_tune.cli.arguments import (
 )
 from lmaas_tune.cli.tune_report import note
 from lmaas_tune.cli.wording import count
-from lmaas_tune.client import Client
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.paper import (
     METHODS,
@@ -34,7 +35,6 @@ from lmaas_tune.lab.paper import (
 )
 from lmaas_tune.lab.paper.methods import family_of, method
 from lmaas_tune.lab.paper.tasks import LAYOUTS, paper_task
-from lmaas_tune.middleware.meter import Budget
 
 _ROWS = tuple(name for name in METHODS if not METHODS[name].pretrained)
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import Parser, parse_options
 from lmaas_tune.errors import InputError
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.optimizers import NEVERGRAD, OPTIMIZERS
 from lmaas_tune.settings import PRESETS, Settings, preset
 from lmaas_tune.spaces import PROJECTIONS

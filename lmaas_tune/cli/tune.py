@@ -8,6 +8,7 @@ from typing import Any
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
+from lmaas_tune.calls.meter import Spent
 from lmaas_tune.cli.arguments import (
     Commands,
     Outcome,
@@ -25,7 +26,6 @@ from lmaas_tune.cli.wording import best_words, comparison_table, sentence, spent
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import BackendError, InputError
 from lmaas_tune.exactness import bounds_words
-from lmaas_tune.middleware.meter import Spent
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.tuner import Tuner, default_template, default_verbalizer
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lmaas_tune.artifact import Score
-from lmaas_tune.middleware.meter import Spent
+from lmaas_tune.calls.meter import Spent
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.result import Comparison, TuneResult
 

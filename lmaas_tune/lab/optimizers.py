@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.comparison import COMPARISON
 from lmaas_tune.lab.early_stopping import EarlyStop
@@ -39,7 +40,6 @@ from lmaas_tune.lab.record import Curve, Record
 from lmaas_tune.lab.search_run import BackendChoice, MakeBackend, SearchRun, close_backend
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import NamedTask, Split, named_tasks, read_tasks
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.task import Task, Template, Verbalizer

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias
 
 from lmaas_tune.artifact import Score
 from lmaas_tune.callbacks import step_row
+from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.evaluator import Evaluation
-from lmaas_tune.middleware.meter import Spent
 from lmaas_tune.plain import checked
 from lmaas_tune.step import Step
 

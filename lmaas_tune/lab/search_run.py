@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from lmaas_tune.backend import Backend
 from lmaas_tune.callbacks import Callback
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, LMaaSError, MissingExtraError, StorageError
 from lmaas_tune.lab.early_stopping import EarlyStop, FallenBehindError, Judge
 from lmaas_tune.lab.optimizer_spec import OptimizerSpec

@@ -24,10 +24,10 @@ from service.running import ALICE, Site, command, listening, running
 
 from lmaas_tune import Budget, Client, Settings, Tuner, TuneResult
 from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.calls.pace import Pace
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.cli import main
 from lmaas_tune.errors import TransientError
-from lmaas_tune.middleware.pace import Pace
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import PointPrompt, Subspace
 from lmaas_tune.task import Batch, Slot
 

@@ -26,8 +26,8 @@ from service.running import ALICE, BOB, KEYS, Site, running
 
 from lmaas_tune import Client
 from lmaas_tune.backend import ScoreReply, ScoreRequest
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError, TransientError
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray, PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.spaces import drawn
 from lmaas_tune.task import Batch, Slot

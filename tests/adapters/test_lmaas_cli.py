@@ -16,8 +16,8 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
 from service.running import ALICE, Site, running
 
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.cli import main
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.registry import load_backend
 
 from .faulty_proxy import FaultyProxy, Reply, Request

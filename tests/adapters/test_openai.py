@@ -26,13 +26,13 @@ from lmaas_tune_adapters.openai.channels import Completions  # noqa: E402
 
 from lmaas_tune import Client, Price, Settings, Tuner, load_backend  # noqa: E402
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
+from lmaas_tune.calls.retry import Retry  # noqa: E402
 from lmaas_tune.errors import (  # noqa: E402
     InputError,
     LMaaSError,
     PermanentError,
     TransientError,
 )
-from lmaas_tune.middleware.retry import Retry  # noqa: E402
 from lmaas_tune.prompts import SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.task import Batch, Part, Slot  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402

@@ -20,8 +20,8 @@ from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
 
 from lmaas_tune import Tuner  # noqa: E402
+from lmaas_tune.calls.retry import Retry  # noqa: E402
 from lmaas_tune.errors import InputError, PermanentError  # noqa: E402
-from lmaas_tune.middleware.retry import Retry  # noqa: E402
 
 from .json_server import json_server  # noqa: E402
 from .openai_server import Change, OpenAIServer, Poor, TinyModel  # noqa: E402

@@ -15,7 +15,7 @@ from lmaas_tune_adapters.openai import OpenAIBackend
 
 from lmaas_tune import Budget, Client, Pace, Price, Settings, Tuner, TuneResult
 from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest
-from lmaas_tune.middleware.retry import Retry
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.testing.toy import ToyBackend
 
 from .faulty_proxy import FaultyProxy

@@ -21,10 +21,11 @@ import pytest
 from lmaas_tune_adapters.http import Endpoint
 from lmaas_tune_adapters.openai import OpenAIBackend
 
-from lmaas_tune import Budget, Client, Pace, Settings, Tuner, TuneResult, client
+from lmaas_tune import Budget, Client, Pace, Settings, Tuner, TuneResult
 from lmaas_tune.backend import Backend, ScoreRequest
+from lmaas_tune.calls import client
+from lmaas_tune.calls.deadline import Deadline
 from lmaas_tune.errors import TransientError
-from lmaas_tune.middleware.deadline import Deadline
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.task import Batch, Slot
 

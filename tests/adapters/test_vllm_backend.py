@@ -26,13 +26,13 @@ from lmaas_tune_adapters.vllm import VLLMBackend  # noqa: E402
 
 from lmaas_tune import Settings, Tuner  # noqa: E402
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
+from lmaas_tune.calls.retry import Retry  # noqa: E402
 from lmaas_tune.errors import (  # noqa: E402
     BackendError,
     InputError,
     PermanentError,
     TransientError,
 )
-from lmaas_tune.middleware.retry import Retry  # noqa: E402
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
 

@@ -17,8 +17,8 @@ from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.vllm import VLLMBackend
 
 from lmaas_tune import Client, Pace, ScoreRequest, Settings, TunedPrompt, Tuner
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.testing import BackendConformance
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from lmaas_tune.backend import Inspection, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError, TransientError
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import DeepPrompt, PointPrompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune_adapters.http import Endpoint, Key, RefusedError
 from lmaas_tune_adapters.lmaas.service import Registered, Service

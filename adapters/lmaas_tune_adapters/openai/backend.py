@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key, RefusedError
 from lmaas_tune_adapters.openai.channels import Chat, Completions, Manner, Server

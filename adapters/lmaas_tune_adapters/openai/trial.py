@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import BackendError, InputError, PermanentError, did_you_mean
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune_adapters.http import RefusedError, ServerError
 from lmaas_tune_adapters.openai.channels import Channel, Manner, Server
 from lmaas_tune_adapters.openai.replies import CountError, LackingError

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
+from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean, named
-from lmaas_tune.middleware.retry import Retry
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
 from lmaas_tune_adapters.hf.answers import Reading, Word, tree
 from lmaas_tune_adapters.hf.encoding import EncodedRow

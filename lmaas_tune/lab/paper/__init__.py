@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmaas_tune.backend import Backend
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.lab.paper.cell import TABLE
 from lmaas_tune.lab.paper.deviations import deviations
 from lmaas_tune.lab.paper.methods import METHODS, family_of

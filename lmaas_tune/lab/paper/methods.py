@@ -12,7 +12,7 @@ import numpy as np
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.calibration import fitted_calibration
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, named
 from lmaas_tune.lab.baselines import BASELINES, fit_baseline
 from lmaas_tune.lab.paper.rows import FewShot

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.baselines import FittedBaseline, fit_baseline
 from lmaas_tune.lab.paper.methods import family_of, gradient_start

@@ -13,7 +13,7 @@ import numpy as np
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Inspects, ScoreRequest
-from lmaas_tune.client import Client
+from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.lab.paper.cell import Conditions, LeftOut
 from lmaas_tune.lab.paper.methods import Trial, family_of, gradient_start, method

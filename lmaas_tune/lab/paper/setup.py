@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.lab.paper.tasks import LAYOUTS, Layout, PaperTask, Wording
-from lmaas_tune.middleware.meter import Budget
 from lmaas_tune.settings import Settings, preset
 
 BBTV2 = "bbtv2"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from lmaas_tune.calls.call import Call, Caller, Reply, Stopped
 from lmaas_tune.errors import InputError, TransientError
 
 _MINUTE = 60.0  # seconds
@@ -54,10 +55,6 @@ class Pace:
 
 
 DEFAULT_PACE = Pace()
-
-
-class Stopped(Exception):  # noqa: N818  # ends a thread's work, and is no error
-    """The caller wants no more calls."""
 
 
 class Throttle:
@@ -196,3 +193,34 @@ class Throttle:
             if self._pace.workers == "adaptive" and number > self._halved_at:
                 self._window, self._rising = max(1.0, self._window / 2), False
                 self._halved_at = self._begun
+
+
+class Paced:
+    """Makes each call wait for its turn.
+
+    Args:
+        next_caller: Makes the call.
+        throttle: Gives the turns.
+        clock: Gives seconds that only rise.
+    """
+
+    def __init__(
+        self, next_caller: Caller, throttle: Throttle, *, clock: Callable[[], float]
+    ) -> None:
+        self._next, self._throttle, self._clock = next_caller, throttle, clock
+
+    def __call__(self, call: Call, /) -> list[Reply]:
+        """One reply a request, in order.
+
+        Raises:
+            BudgetExceededError: The turn would come after the run has to end.
+            Stopped: The run has ended already.
+        """
+        tokens, before = call.planned.tokens, call.spent
+        call.run.admit(self._throttle.ahead(tokens))
+        asked = self._clock()
+        with self._throttle.turn(tokens, stopped=call.run.stopped.is_set) as took:
+            call.waited += self._clock() - asked
+            replies = self._next(call)
+            took(call.spent.tokens - before.tokens, call.spent.requests - before.requests)
+        return replies

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.backend import ScoreReply, ScoreRequest
+from lmaas_tune.calls.call import Call, Caller, Reply
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.prompts import FloatArray
 
@@ -334,3 +335,48 @@ def _size(db: sqlite3.Connection) -> int:
             "FROM pragma_page_count pages, pragma_freelist_count free, pragma_page_size size"
         ).fetchone()[0]
     )
+
+
+class Cached:
+    """Answers from a cache what it holds, each as a reply without usage, and fills it.
+
+    Args:
+        next_caller: Answers what the cache lacks.
+        cache: None keeps nothing.
+    """
+
+    def __init__(self, next_caller: Caller, cache: ScoreCache | None) -> None:
+        self._next, self._cache = next_caller, cache
+
+    def __call__(self, call: Call, /) -> list[Reply]:
+        """One reply a request, in order."""
+        if self._cache is None or not call.keys:
+            return self._next(call)
+        asked = dict(zip(call.keys, call.requests, strict=True))
+        found = self._cache.get_many(asked)
+        replies: dict[bytes, Reply] = {
+            key: from_array(array, rows=len(asked[key].batch)) for key, array in found.items()
+        }
+        if missing := [key for key in asked if key not in found]:
+            call.keys, call.requests = missing, [asked[key] for key in missing]
+            paid = dict(zip(missing, self._next(call), strict=True))
+            scores = {k: to_array(r) for k, r in paid.items() if isinstance(r, ScoreReply)}
+            self._cache.put_many(scores)
+            replies |= paid
+        return [replies[key] for key in asked]
+
+
+def to_array(reply: ScoreReply) -> FloatArray:
+    """The log-probabilities as they are kept: where some are bounds, a last row counts them."""
+    if not reply.bounds:
+        return reply.logprobs
+    last = np.zeros((1, reply.logprobs.shape[1]))
+    last[0, 0] = reply.bounds
+    return np.concatenate([reply.logprobs, last])
+
+
+def from_array(array: FloatArray, *, rows: int) -> ScoreReply:
+    """What `to_array` was given for so many rows, without usage."""
+    logprobs = array[:rows]
+    logprobs.setflags(write=False)
+    return ScoreReply(logprobs, bounds=int(array[rows:].sum()))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
+import tenacity
+from tenacity import RetryCallState
 
+from lmaas_tune.calls.call import Call, Caller, Reply
 from lmaas_tune.errors import InputError, PermanentError, TransientError
 
 T = TypeVar("T")
 _JITTER = random.Random()
+_SILENCE = 10.0  # seconds between two sentences about calls that are tried again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,8 @@ class Retry:
         attempt: Callable[[], T],
         *,
         admit: Callable[[float], None] = lambda _: None,
-        tell: Callable[[str], None] = lambda sentence: warnings.warn(sentence, stacklevel=2),
-        sleep: Callable[[float], None] = time.sleep,
+        on_note: Callable[[str], None] = lambda sentence: warnings.warn(sentence, stacklevel=2),
+        sleep: Callable[[float], Any] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _JITTER.random,
     ) -> T:
@@ -67,9 +72,37 @@ class Retry:
 
         Args:
             attempt: Makes one attempt.
+            admit: See `attempts`; so are the others.
+            on_note: See `attempts`.
+            sleep: See `attempts`.
+            clock: See `attempts`.
+            chance: See `attempts`.
+
+        Raises:
+            PermanentError: See `attempts`.
+        """
+        for each in self.attempts_of(
+            admit=admit, on_note=on_note, sleep=sleep, clock=clock, chance=chance
+        ):
+            with each:
+                return attempt()
+        raise AssertionError("the last attempt ends with a result or an error")
+
+    def attempts_of(
+        self,
+        *,
+        admit: Callable[[float], None],
+        on_note: Callable[[str], None],
+        sleep: Callable[[float], Any],
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> Iterator[AbstractContextManager[None]]:
+        """Contexts to make one attempt each in; one that raises a `TransientError` brings another.
+
+        Args:
             admit: Raises where there is no time for a wait of so many seconds.
-            tell: Takes one sentence for the user when the first attempt failed: else a dead server
-                would look like a slow one until the last.
+            on_note: Takes one sentence for the user when the first attempt failed; otherwise a
+                dead server would look like a slow one until the last attempt.
             sleep: Waits for so many seconds.
             clock: Gives seconds that only rise.
             chance: Gives numbers from 0 to 1 for the jitter.
@@ -80,9 +113,6 @@ class Retry:
         """
         start = clock()
 
-        def elapsed() -> float:
-            return clock() - start
-
         def wait(state: RetryCallState) -> float:
             doubled = math.ldexp(self.first_wait, min(state.attempt_number - 1, 64))
             backoff = min(doubled, self.longest_wait) * (1 - self.jitter * chance())
@@ -90,30 +120,30 @@ class Retry:
             return max(backoff, getattr(failure, "retry_after", None) or 0.0)
 
         def stop(state: RetryCallState) -> bool:
-            late = elapsed() + state.upcoming_sleep > self.total
+            late = clock() - start + state.upcoming_sleep > self.total
             return late or state.attempt_number >= self.attempts
 
         def before_sleep(state: RetryCallState) -> None:
             admit(state.upcoming_sleep)
             if state.attempt_number == 1 and state.outcome:
-                tell(
+                on_note(
                     f"attempt 1 of {self.attempts} failed: {state.outcome.exception()}; trying "
                     f"again in {state.upcoming_sleep:.3g} s"
                 )
 
-        retrying = Retrying(
+        attempts = tenacity.Retrying(
             sleep=sleep,
             before_sleep=before_sleep,
-            retry=retry_if_exception_type(TransientError),
+            retry=tenacity.retry_if_exception_type(TransientError),
             wait=wait,
             stop=stop,
             reraise=True,
         )
         try:
-            return retrying(attempt)
+            yield from attempts
         except TransientError as failure:
-            count = retrying.statistics["attempt_number"]
-            raise PermanentError(self._epitaph(failure, count, elapsed())) from failure
+            count = attempts.statistics["attempt_number"]
+            raise PermanentError(self._epitaph(failure, count, clock() - start)) from failure
 
     def _epitaph(self, failure: TransientError, count: int, elapsed: float) -> str:
         attempts = f"{count} attempt{'s' if count > 1 else ''} in {elapsed:.3g} s"
@@ -126,3 +156,57 @@ class Retry:
 
 
 DEFAULT_RETRY = Retry()
+
+
+class Retrying:
+    """Makes a call again after a transient failure.
+
+    Args:
+        next_caller: Makes one attempt.
+        retry: The policy.
+        on_note: Takes a sentence for the user when the first attempt of a call failed, at most
+            one in ten seconds, because many calls fail together.
+        sleep: Waits so many seconds; by default until then, or until the run is stopped.
+        clock: Gives seconds that only rise.
+        chance: Gives numbers from 0 to 1, for the jitter.
+    """
+
+    def __init__(
+        self,
+        next_caller: Caller,
+        retry: Retry,
+        *,
+        on_note: Callable[[str], None],
+        sleep: Callable[[float], None] | None,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._next, self._retry = next_caller, retry
+        self._on_note, self._sleep = on_note, sleep
+        self._clock, self._chance = clock, chance
+        self._silent_until, self._lock = -math.inf, threading.Lock()
+
+    def __call__(self, call: Call, /) -> list[Reply]:
+        """One reply a request, in order.
+
+        Raises:
+            PermanentError: See `Retry.attempts_of`.
+            BudgetExceededError: The next wait would go past the end of the run.
+        """
+        for attempt in self._retry.attempts_of(
+            admit=call.run.admit,
+            on_note=self._note,
+            sleep=self._sleep or call.run.stopped.wait,
+            clock=lambda: self._clock() - call.waited,  # a late turn in the queue is no failure
+            chance=self._chance,
+        ):
+            with attempt:
+                return self._next(call)
+        raise AssertionError("the last attempt ends with a result or an error")
+
+    def _note(self, sentence: str) -> None:
+        with self._lock:
+            if (now := self._clock()) < self._silent_until:
+                return
+            self._silent_until = now + _SILENCE
+        self._on_note(sentence)

@@ -1,0 +1,116 @@
+"""One call of a backend, as the wrappers of a client pass it on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest, Spread, Usage
+from lmaas_tune.calls.cost import CostModel
+from lmaas_tune.calls.deadline import Deadline
+from lmaas_tune.calls.meter import Meter, Spent
+
+Reply: TypeAlias = ScoreReply | Spread
+"""An answer to one request."""
+
+
+class Recorder(Protocol):
+    """Keeps each paid answer of a run when it arrives. Called from several threads."""
+
+    def get_part(self, key: bytes) -> tuple[ScoreReply, Spent] | None:
+        """A recorded answer and its cost. The cost is returned once, by the first `get_part`."""
+        ...
+
+    def append_part(self, key: bytes, reply: ScoreReply, spent: Spent) -> None:
+        """Record an answer."""
+        ...
+
+    def append_lost(self, spent: Spent) -> None:
+        """Record the cost of attempts that brought no answer."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """The run that a call belongs to; all calls of one `Client.score` share it.
+
+    Attributes:
+        meters: Each admits and books every attempt.
+        meter: The run's own of them, if there is one.
+        recorder: Records the answers, if there is one.
+        cost: Estimates what calls cost.
+        deadline: When every call must end.
+        stopped: Set when no further call may begin.
+        active: Keys of the calls that a thread is making.
+    """
+
+    meters: Sequence[Meter]
+    meter: Meter | None
+    recorder: Recorder | None
+    cost: CostModel
+    deadline: Deadline
+    stopped: threading.Event = field(default_factory=threading.Event)
+    active: set[bytes] = field(default_factory=set)
+
+    def admit(self, seconds: float) -> None:
+        """Check that a wait of so many seconds ends before the run does.
+
+        Raises:
+            BudgetExceededError: It does not.
+            Stopped: The run has ended already.
+        """
+        if self.stopped.is_set():
+            raise Stopped
+        for meter in self.meters:
+            meter.admit(Spent(seconds=seconds))
+
+    def book(self, spent: Spent) -> None:
+        """Book with each meter a cost that needed no reservation."""
+        for meter in self.meters:
+            meter.book(spent)
+
+
+class Stopped(Exception):  # noqa: N818  # ends a thread's work, and is no error
+    """The caller wants no more calls."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Call:
+    """Requests that a backend answers together.
+
+    Attributes:
+        requests: At least one.
+        send: Sends the requests to a backend.
+        run: The run that the call belongs to.
+        keys: A cache key for each request; none where answers cannot be cached.
+        expected: The estimated usage of all requests together.
+        is_part: Whether this call is one of several that together answer a generation.
+        spent: The cost of all attempts so far.
+        paid: Keys of the answers that the run paid for, now or before it was resumed.
+        waited: Seconds that the call has spent in the queue so far.
+    """
+
+    requests: Sequence[ScoreRequest]
+    send: Callable[[Backend, list[ScoreRequest]], Sequence[Reply]]
+    run: RunContext
+    keys: Sequence[bytes] = ()
+    expected: Usage = field(default_factory=Usage)
+    is_part: bool = False
+    spent: Spent = field(default_factory=Spent)
+    paid: set[bytes] = field(default_factory=set)
+    waited: float = 0.0
+
+    @property
+    def planned(self) -> Spent:
+        """The cost that is reserved for the next attempt."""
+        return self.run.cost.planned(self.requests, self.expected)
+
+
+class Caller(Protocol):
+    """A wrapper of a backend, or a chain of them."""
+
+    def __call__(self, call: Call, /) -> list[Reply]:
+        """One reply a request, in order."""
+        ...

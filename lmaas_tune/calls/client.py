@@ -1,0 +1,297 @@
+"""The client: how calls are made to a backend. A hit is free, and every attempt is paid."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar, cast
+
+import numpy as np
+
+from lmaas_tune.backend import (
+    Backend,
+    Capabilities,
+    Measures,
+    ScoreReply,
+    ScoreRequest,
+    Spread,
+    Usage,
+)
+from lmaas_tune.calls.cache import Cached, ScoreCache, score_key
+from lmaas_tune.calls.call import Call, Recorder, Reply, RunContext
+from lmaas_tune.calls.cost import CostModel
+from lmaas_tune.calls.deadline import Deadline
+from lmaas_tune.calls.meter import Meter, Spent
+from lmaas_tune.calls.metered import Metered
+from lmaas_tune.calls.pace import DEFAULT_PACE, Pace, Paced, Throttle
+from lmaas_tune.calls.recorded import Recorded
+from lmaas_tune.calls.retry import DEFAULT_RETRY, Retry, Retrying
+from lmaas_tune.errors import InputError, PermanentError
+
+T = TypeVar("T")
+
+_JITTER = random.Random()
+_WAIT = 0.5  # seconds between two looks for a signal
+_LOOK = 0.02  # seconds between two looks whether the last calls have ended
+_GRACE = 10.0  # seconds that calls have to end after an interrupt
+
+
+def warn(note: str) -> None:
+    """Give a note to the user as a `UserWarning`."""
+    warnings.warn(note, stacklevel=3)
+
+
+class Client:
+    """How the user calls a backend: recorded, cached, retried, paced and metered, in this order.
+
+    May be called from several threads.
+
+    Args:
+        backend: The provider's side.
+        cache: A cache, or the file of one; None keeps nothing.
+        retry: When a call is tried again after a transient failure.
+        pace: How many calls are active at once and how many a minute, for a backend that
+            takes a limited number of rows a call (`Capabilities.rows_per_call`).
+        price: Money for the usage of one answer, where the backend reports none: a `Price`, or
+            any function.
+        on_note: Takes sentences for the user; by default each is a `UserWarning`.
+        sleep: Waits so many seconds; by default until then, or until the call is given up.
+        clock: Gives seconds that only rise.
+        chance: Gives numbers from 0 to 1, for the jitter of waits.
+
+    Attributes:
+        backend: As given.
+        meter: Books all that this client ever spends, in addition to the meter of a run.
+
+    Raises:
+        InputError: The price gives no finite number from 0 up.
+        StorageError: The cache's folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        cache: ScoreCache | str | os.PathLike[str] | None = None,
+        retry: Retry = DEFAULT_RETRY,
+        pace: Pace = DEFAULT_PACE,
+        price: Callable[[Usage], float] | None = None,
+        on_note: Callable[[str], None] = warn,
+        sleep: Callable[[float], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = _JITTER.random,
+    ) -> None:
+        self.backend = backend
+        self.meter = Meter(clock=clock)
+        self._price, self._on_note = price, on_note
+        self._cost = self.new_cost_model()
+        self._cost.priced(Usage(requests=1, sequences=1, tokens=1))  # shows a bad price now
+        self._threads, self._throttle = pace.threads, Throttle(pace, clock=clock)
+        if isinstance(cache, str | os.PathLike):
+            cache = ScoreCache(cache)
+        retrying = partial(Retrying, on_note=on_note, sleep=sleep, clock=clock, chance=chance)
+        paced = partial(Paced, clock=clock)
+        self._call = Recorded(
+            Cached(retrying(paced(Metered(backend), self._throttle), retry), cache)
+        )
+
+    @property
+    def identity(self) -> str:
+        """The backend's."""
+        return self.backend.identity
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The backend's."""
+        return self.backend.capabilities
+
+    @property
+    def spent(self) -> Spent:
+        """All that this client ever spent."""
+        return self.meter.spent
+
+    def new_cost_model(self) -> CostModel:
+        """A cost model with this client's price that has observed nothing yet."""
+        return CostModel(self._price)
+
+    def score(
+        self,
+        requests: Sequence[ScoreRequest],
+        *,
+        meter: Meter | None = None,
+        recorder: Recorder | None = None,
+        cost: CostModel | None = None,
+    ) -> list[ScoreReply]:
+        """Answer every request, in order.
+
+        The backend gets only the requests that neither the recorder nor the cache holds, and
+        equal requests once: as one list, or, where the backend takes a limited number of rows a
+        call, cut into calls that several threads make. Only its replies have usage. An answer is
+        kept when it arrives, whatever happens to the others. Where the budget limits tokens or
+        money and nothing has shown yet what a request costs, the first one is sent alone.
+
+        Args:
+            requests: Usually one generation of prompts on one batch.
+            meter: The run's; it is asked before every attempt, and books all of them.
+            recorder: The run's.
+            cost: The run's; estimates what is reserved for each call.
+
+        Returns:
+            One reply a request; its log-probabilities are read-only float64 and at most 0, but
+            NaN or -inf where the backend gave these. Such a reply is never cached.
+
+        Raises:
+            BudgetExceededError: The meter refused an attempt.
+            PermanentError: The backend failed for good, or its replies do not fit the requests.
+            InputError: The backend cannot take one of the requests.
+        """
+        run = self._run(meter, recorder, cost)
+        limited = meter is not None and meter.budget.limits_usage
+        replies: list[ScoreReply] = []
+        while len(replies) < len(requests):
+            rest = requests[len(replies) :]
+            asked = rest[:1] if limited and not run.cost.knows(rest[0].batch) else rest
+            replies += self._answered(asked, run)
+        return replies
+
+    def measure(self, request: ScoreRequest, *, meter: Meter | None = None) -> Spread:
+        """How widely spread the inputs of the model's layers are, see `Measures`.
+
+        Raises:
+            BudgetExceededError: The meter refused an attempt.
+            PermanentError: The backend failed for good.
+            InputError: It measures nothing, or not this request.
+        """
+        if not isinstance(self.backend, Measures):
+            raise InputError(f"{self.identity} does not measure its layers")
+        (reply,) = self._call(
+            Call(requests=[request], send=_measured, run=self._run(meter, None, None))
+        )
+        spread = cast("Spread", reply)
+        if not all(0 < std < float("inf") for std in spread.stds):
+            raise PermanentError(
+                f"backend {self.identity!r} measured {spread.stds} as the spread of what "
+                "enters its layers, which must be positive and finite: the model overflows "
+                "on these rows (try dtype float32)"
+            )
+        return spread
+
+    def _run(
+        self, meter: Meter | None, recorder: Recorder | None, cost: CostModel | None
+    ) -> RunContext:
+        meters = [self.meter] if meter is None else [self.meter, meter]
+        return RunContext(
+            meters=meters,
+            meter=meter,
+            recorder=recorder,
+            cost=cost or self._cost,
+            deadline=Deadline(min(meter.seconds_left for meter in meters)),
+        )
+
+    def _answered(self, requests: Sequence[ScoreRequest], run: RunContext) -> list[ScoreReply]:
+        """One reply a request, joined from the answers to its parts."""
+        rows = self.capabilities.rows_per_call
+        cuts = [request.cut(rows) for request in requests]
+        keys = [[score_key(self.identity, part) for part in parts] for parts in cuts]
+        parts = dict(zip(itertools.chain(*keys), itertools.chain(*cuts), strict=True))
+        expected, longest = run.cost.expected(requests), max(r.characters for r in requests)
+        if rows is None:
+            call = Call(
+                requests=list(parts.values()),
+                send=_scored,
+                run=run,
+                keys=list(parts),
+                expected=_scaled(expected, len(parts)),
+            )
+            answers, paid = dict(zip(parts, self._call(call), strict=True)), call.paid
+        else:
+            calls = [
+                Call(
+                    requests=[part],
+                    send=_scored,
+                    run=run,
+                    keys=[key],
+                    expected=_scaled(expected, part.characters / max(1, longest)),
+                    is_part=True,
+                )
+                for key, part in parts.items()
+            ]
+            answers = self._made_together(calls, run)
+            paid = {key for call in calls for key in call.paid}
+        replies = []
+        for request, own in zip(requests, keys, strict=True):
+            reply = _joined([cast("ScoreReply", answers[key]) for key in own])
+            usage = sum((answers[key].usage for key in own if key in paid), Usage())
+            run.book(Spent(hits=int(paid.isdisjoint(own))))
+            paid = paid.difference(own)  # the second of two equal requests is a hit
+            replies.append(replace(reply, usage=usage))
+            run.cost.observe(request, usage)
+        return replies
+
+    def _made_together(self, calls: Sequence[Call], run: RunContext) -> dict[bytes, Reply]:
+        """The answers to calls of one part each, made by several threads, by key."""
+        answers: dict[bytes, Reply] = {}
+        pool = ThreadPoolExecutor(min(len(calls), self._threads))
+        try:
+            futures = [pool.submit(self._make, call) for call in calls]
+            for future in _finished(futures):
+                answers |= future.result()
+        except BaseException as error:  # the active calls finish, and are kept
+            run.stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._throttle.wake()
+            if isinstance(error, KeyboardInterrupt) and (active := len(run.active)):
+                run.deadline.shorten(_GRACE)
+                self._on_note(
+                    f"calls under way are waited for, at most {_GRACE:g} s, and kept: "
+                    f"{active}; interrupt again to leave them"
+                )
+            while run.active:  # a second interrupt ends this wait
+                time.sleep(_LOOK)
+            raise
+        pool.shutdown()
+        return answers
+
+    def _make(self, call: Call) -> dict[bytes, Reply]:
+        (key,) = call.keys
+        call.run.active.add(key)
+        try:
+            return {key: self._call(call)[0]}
+        finally:
+            call.run.active.discard(key)
+
+
+def _scored(backend: Backend, requests: list[ScoreRequest]) -> Sequence[Reply]:
+    return backend.score(requests)
+
+
+def _measured(backend: Backend, requests: list[ScoreRequest]) -> Sequence[Reply]:
+    return [cast("Measures", backend).measure(request) for request in requests]
+
+
+def _scaled(usage: Usage, share: float) -> Usage:
+    return replace(usage, tokens=math.ceil(usage.tokens * share), money=usage.money * share)
+
+
+def _joined(parts: Sequence[ScoreReply]) -> ScoreReply:
+    """The replies to the parts of a request as one, without usage."""
+    logprobs = np.concatenate([part.logprobs for part in parts])
+    logprobs.setflags(write=False)
+    return ScoreReply(logprobs, bounds=sum(part.bounds for part in parts))
+
+
+def _finished(futures: Sequence[Future[T]]) -> Iterator[Future[T]]:
+    """Futures as they finish. The waits are short, because a signal just before one is lost."""
+    left = set(futures)
+    while left:
+        done, left = wait_for(left, timeout=_WAIT, return_when=FIRST_COMPLETED)
+        yield from done

@@ -1,0 +1,177 @@
+"""The cost model: the only place that estimates what calls cost."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
+
+from lmaas_tune.backend import ScoreRequest, Usage
+from lmaas_tune.calls.meter import Spent
+from lmaas_tune.errors import InputError, LMaaSError
+from lmaas_tune.task import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptCost:
+    """The cost of scoring one prompt on one batch of rows, as far as it is known.
+
+    Attributes:
+        usage: By inspection, else by the most expensive answer so far.
+        characters: Length of the request behind that answer; 0 where there was none.
+        seconds: Wall time of the latest answer; 0 before the first.
+        inspected: Whether the backend told the usage beforehand.
+    """
+
+    usage: Usage = field(default_factory=Usage)
+    characters: int = 0
+    seconds: float = 0.0
+    inspected: bool = False
+
+
+class CostModel:
+    """Estimates costs from inspections, answers and prices. Safe among threads.
+
+    It remembers the most expensive answer for each batch of rows, because the same rows come
+    again with other prompts, and the length of a text does not tell its number of tokens.
+
+    Args:
+        price: Money for the usage of one answer, where the backend reports none.
+    """
+
+    def __init__(self, price: Callable[[Usage], float] | None = None) -> None:
+        self._price = price
+        self._prompts: WeakKeyDictionary[Batch, PromptCost] = WeakKeyDictionary()
+        self._parts: WeakKeyDictionary[Batch, tuple[int, int]] = WeakKeyDictionary()
+        self._lock = threading.RLock()
+
+    def priced(self, usage: Usage) -> Usage:
+        """The usage with its money, by the price where the backend reports none.
+
+        Raises:
+            InputError: The price gives no finite number from 0 up.
+        """
+        if usage.money or self._price is None:
+            return usage
+        money = self._price(usage)
+        if not 0 <= money < math.inf:
+            raise InputError(f"the price gives {money!r} for {usage}: it takes 0 or more")
+        return replace(usage, money=money)
+
+    def of_prompt(self, batch: Batch) -> PromptCost:
+        """The cost of one prompt on these rows."""
+        unknown = PromptCost(usage=Usage(requests=1, sequences=len(batch)))
+        with self._lock:
+            return self._prompts.get(batch, unknown)
+
+    def inspected(self, batch: Batch, usage: Usage) -> None:
+        """Learn from what a backend reported before the first call."""
+        cost, usage = self.of_prompt(batch), self.priced(usage)
+        if usage.tokens > cost.usage.tokens:
+            self._set(batch, replace(cost, usage=usage, inspected=True))
+
+    def observe(self, request: ScoreRequest, usage: Usage) -> None:
+        """Learn from the answer to a request; one that a cache gave in part shows nothing."""
+        if not 0 < usage.sequences < len(request.batch):
+            self.learn(request.batch, usage, request.characters)
+
+    def learn(
+        self, batch: Batch, usage: Usage, characters: int, seconds: float | None = None
+    ) -> None:
+        """Learn the usage, and the wall time, of one prompt on these rows."""
+        cost = self.of_prompt(batch)
+        if usage.tokens > cost.usage.tokens or usage.money > cost.usage.money:
+            cost = replace(cost, usage=replace(usage, requests=1), characters=characters)
+        elif usage.requests and not cost.characters:  # the backend never reports its usage
+            cost = replace(cost, characters=characters)
+        if seconds is not None:
+            cost = replace(cost, seconds=seconds)
+        self._set(batch, cost)
+
+    def knows(self, batch: Batch) -> bool:
+        """Whether an inspection, or an answer for these or other rows, has shown a cost."""
+        with self._lock:
+            answered = any(cost.characters for cost in self._prompts.values())
+        return answered or self.of_prompt(batch).inspected
+
+    def expect(self, batch: Batch, prompts: int) -> Spent:
+        """The cost of so many prompts on these rows."""
+        cost = self.of_prompt(batch)
+        return Spent(
+            sequences=cost.usage.sequences * prompts,
+            tokens=cost.usage.tokens * prompts,
+            money=cost.usage.money * prompts,
+            seconds=cost.seconds * prompts,
+        )
+
+    def expected(self, requests: Sequence[ScoreRequest]) -> Usage:
+        """The usage of the longest of several requests for the same rows.
+
+        What is known of these rows is scaled by characters for a longer prompt; where nothing is,
+        the rows that were answered first serve as typical.
+        """
+        own = self.of_prompt(requests[0].batch)
+        known = own if own.characters else self._typical or own
+        if own.inspected or not known.characters:
+            return own.usage
+        share = max(request.characters for request in requests) / known.characters
+        if known is own and share <= 1:
+            return own.usage
+        tokens, money = math.ceil(known.usage.tokens * share), known.usage.money * share
+        return replace(own.usage, tokens=tokens, money=money)
+
+    def planned(self, requests: Sequence[ScoreRequest], expected: Usage) -> Spent:
+        """The cost to reserve for a call: what is expected, or more if its rows took more."""
+        rows = sum(len(request.batch) for request in requests)
+        tokens = max(expected.tokens, sum(map(self._known_tokens, requests)))
+        priced = self.priced(Usage(requests=1, sequences=rows, tokens=tokens))
+        return Spent(sequences=rows, tokens=tokens, money=max(expected.money, priced.money))
+
+    def answered(self, requests: Sequence[ScoreRequest], expected: Usage, usage: Usage) -> Spent:
+        """The cost to book for an answer with this usage."""
+        if len(requests) == 1:
+            self._learn_tokens(requests[0], usage.tokens)
+        if usage.tokens or not usage.requests:
+            return Spent.of(self.priced(usage))
+        return self._at_least(self.planned(requests, expected), usage)
+
+    def failed(
+        self, requests: Sequence[ScoreRequest], expected: Usage, error: BaseException
+    ) -> Spent:
+        """The cost to book for an attempt that failed."""
+        if not isinstance(error, LMaaSError) or error.usage is None:
+            # an input error is raised before anything is sent
+            return Spent(requests=0 if isinstance(error, InputError) else 1)
+        planned = self.planned(requests, expected)
+        # a row may be sent several times, and is paid once
+        rows = min(error.usage.sequences, planned.sequences)
+        usage = replace(error.usage, sequences=rows)
+        return self._at_least(planned if error.usage_unknown else Spent(), usage)
+
+    @property
+    def _typical(self) -> PromptCost | None:
+        """The cost for the rows that were learned first."""
+        with self._lock:
+            return next(iter(self._prompts.values()), None)
+
+    def _set(self, batch: Batch, cost: PromptCost) -> None:
+        with self._lock:
+            self._prompts[batch] = cost
+
+    def _at_least(self, least: Spent, usage: Usage) -> Spent:
+        rows, tokens = max(usage.sequences, least.sequences), max(usage.tokens, least.tokens)
+        spent = Spent.of(self.priced(replace(usage, sequences=rows, tokens=tokens)))
+        return replace(spent, money=max(spent.money, least.money))
+
+    def _learn_tokens(self, request: ScoreRequest, tokens: int) -> None:
+        if tokens > self._known_tokens(request):
+            with self._lock:
+                self._parts[request.batch] = tokens, max(1, request.characters)
+
+    def _known_tokens(self, request: ScoreRequest) -> int:
+        """At least the tokens that the rows took before, more for a longer prompt; 0 at first."""
+        with self._lock:
+            tokens, characters = self._parts.get(request.batch, (0, 1))
+        return math.ceil(tokens * max(1.0, request.characters / characters))

@@ -1,0 +1,111 @@
+"""Reserves the cost of each attempt, makes it, and books what it really cost."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest, Usage
+from lmaas_tune.calls.call import Call, Reply
+from lmaas_tune.calls.cost import CostModel
+from lmaas_tune.calls.meter import Spent, paying
+from lmaas_tune.errors import InputError, LMaaSError, PermanentError
+from lmaas_tune.prompts import FloatArray
+
+_ROUNDING = 1e-6  # a log-probability may exceed 0 by so much
+
+
+class Metered:
+    """Makes one attempt. The meters of the run admit it beforehand and book its cost afterwards.
+
+    Args:
+        backend: Answers.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __call__(self, call: Call, /) -> list[Reply]:
+        """One reply a request, in order.
+
+        Raises:
+            BudgetExceededError: A meter does not admit the attempt.
+            PermanentError: The backend failed, or its replies do not fit the requests.
+        """
+        run, retries = call.run, int(call.spent.requests > 0)
+        with paying(run.meters, call.planned) as bill, run.deadline.applied():
+            try:
+                replies = [self._priced(reply, run.cost) for reply in self._sent(call)]
+                usage = sum((reply.usage for reply in replies), Usage())
+                bill.spent = run.cost.answered(call.requests, call.expected, usage)
+            except BaseException as error:
+                bill.spent = run.cost.failed(call.requests, call.expected, error)
+                raise
+            finally:
+                bill.spent += Spent(retries=retries)
+                call.spent += bill.spent
+        call.paid.update(call.keys)
+        return self._checked(replies, call.requests)
+
+    def _sent(self, call: Call) -> Sequence[Reply]:
+        """The replies; a failure of the backend's own becomes an error of ours."""
+        try:
+            return list(call.send(self._backend, list(call.requests)))
+        except LMaaSError:
+            raise
+        except Exception as error:
+            raise PermanentError(
+                f"backend {self._backend.identity!r} failed with {type(error).__name__}: {error}"
+            ) from error
+
+    def _priced(self, reply: Reply, cost: CostModel) -> Reply:
+        try:
+            usage = cost.priced(reply.usage)
+            Spent.of(usage)
+            return replace(reply, usage=usage)
+        except (AttributeError, TypeError, InputError) as error:
+            raise PermanentError(
+                f"backend {self._backend.identity!r} gave a reply whose usage cannot be booked: "
+                f"{error}"
+            ) from error
+
+    def _checked(self, replies: list[Reply], requests: Sequence[ScoreRequest]) -> list[Reply]:
+        """The replies in float64, or an error that names the first that does not fit."""
+        identity = self._backend.identity
+        if len(replies) != len(requests):
+            raise PermanentError(
+                f"backend {identity!r} gave {len(replies)} replies to {len(requests)} requests"
+            )
+        checked = []
+        for number, (reply, request) in enumerate(zip(replies, requests, strict=True), start=1):
+            try:
+                checked.append(_fitting(reply, request))
+            except (ValueError, TypeError) as error:
+                raise PermanentError(
+                    f"backend {identity!r}, reply {number} of {len(requests)}: {error}"
+                ) from error
+        return checked
+
+
+def _fitting(reply: Reply, request: ScoreRequest) -> Reply:
+    """The reply with read-only float64 log-probabilities of at most 0.
+
+    Raises:
+        ValueError: It does not fit the request.
+    """
+    if not isinstance(reply, ScoreReply):
+        return reply
+    logprobs: FloatArray = np.array(reply.logprobs, dtype=np.float64)
+    shape = (len(request.batch), len(request.candidates))
+    if logprobs.shape != shape:
+        raise ValueError(f"scores of shape {logprobs.shape} for {shape} (rows, candidates)")
+    if (logprobs > _ROUNDING).any():
+        raise ValueError(f"a log-probability of {np.nanmax(logprobs):g}, which is above 0")
+    if not 0 <= operator.index(reply.bounds) <= logprobs.size:
+        raise ValueError(f"{reply.bounds} bounds among {logprobs.size} scores")
+    logprobs = np.minimum(logprobs, 0.0)
+    logprobs.setflags(write=False)
+    return replace(reply, logprobs=logprobs)
