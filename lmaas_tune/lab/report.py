@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lmaas_tune.lab.comparison_result import ComparisonResult
-from lmaas_tune.lab.html import (
+from lmaas_tune.lab.analysis import Analysis
+from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.statistics import Band, Friedman, Significance
+from lmaas_tune.reports.html import (
     NONE,
     Column,
     Figure,
@@ -24,8 +26,6 @@ from lmaas_tune.lab.html import (
     whole,
     write_page,
 )
-from lmaas_tune.lab.record import Record
-from lmaas_tune.lab.statistics import Band, Friedman, Significance
 
 _SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 _ROWS = {
@@ -36,7 +36,7 @@ _ROWS = {
 _TASK, _OPTIMIZER = Column("Task", "task"), Column("Optimizer", "optimizer")
 
 
-def write_comparison(result: ComparisonResult, path: Path) -> Path:
+def write_comparison(result: Analysis, path: Path) -> Path:
     """Write the report of a comparison, see `ComparisonResult.report`."""
     sections = [
         _ranking(result),
@@ -51,7 +51,7 @@ def write_comparison(result: ComparisonResult, path: Path) -> Path:
     return write_page("Comparison of optimizers", _summary(result), sections, path)
 
 
-def _summary(result: ComparisonResult) -> list[str]:
+def _summary(result: Analysis) -> list[str]:
     records = result.records
     optimizers, tasks, seeds = (
         _count(what, len({record.key[place] for record in records}))
@@ -67,7 +67,7 @@ def _summary(result: ComparisonResult) -> list[str]:
     ]
 
 
-def _verdict(result: ComparisonResult) -> str:
+def _verdict(result: Analysis) -> str:
     lines, tests = lines_of(result.ranking), result.tests
     best = lines[0]
     if best.mean_rank != best.mean_rank:
@@ -91,7 +91,7 @@ def _rank(value: float) -> str:
     return NONE if value != value else f"{value:.2f}"
 
 
-def _ranking(result: ComparisonResult) -> Section:
+def _ranking(result: Analysis) -> Section:
     table = Table(
         "Best first, by mean rank",
         lines_of(result.ranking),
@@ -125,7 +125,7 @@ def _outcomes(counts: tuple[int, int, int]) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _curves(result: ComparisonResult) -> Section:
+def _curves(result: Analysis) -> Section:
     searched = _ranked(result, result.curves("lowest_loss"))
     validated = {r.task for r in result.records if r.rows.get("validation") is not None}
     chosen = [line for line in result.curves("kept_loss") if line.task in validated]
@@ -143,7 +143,7 @@ def _curves(result: ComparisonResult) -> Section:
     )
 
 
-def _ranked(result: ComparisonResult, lines: Sequence[Band]) -> list[Band]:
+def _ranked(result: Analysis, lines: Sequence[Band]) -> list[Band]:
     """Task by task, the best optimizer first."""
     tasks = list(dict.fromkeys(line.task for line in lines))
     order = result.ranking["optimizer"].tolist()
@@ -190,7 +190,7 @@ def _median_after(share: float) -> Any:
     return median
 
 
-def _final(result: ComparisonResult) -> Section:
+def _final(result: Analysis) -> Section:
     table = Table(
         "Each task by itself; ± is the standard deviation over seeds",
         lines_of(result.by_task),
@@ -209,7 +209,7 @@ def _final(result: ComparisonResult) -> Section:
     return Section(title="Final loss and accuracy", figures=figures, tables=[table])
 
 
-def _dots(result: ComparisonResult, anchor: str, task: str) -> Figure:
+def _dots(result: Analysis, anchor: str, task: str) -> Figure:
     """The final losses on one task, a dot a run."""
     frame = result.frame
     frame = frame[frame["loss"].notna() & (frame["task"] == task)]
@@ -227,7 +227,7 @@ def _dots(result: ComparisonResult, anchor: str, task: str) -> Figure:
     )
 
 
-def _target(result: ComparisonResult) -> Section:
+def _target(result: Analysis) -> Section:
     origin = (
         "the lowest training loss that half of all runs of the task reached"
         if result.target is None
@@ -255,7 +255,7 @@ def _target(result: ComparisonResult) -> Section:
     return Section(title="Calls to a target", text=[f"The target is {origin}."], tables=[table])
 
 
-def _tests(result: ComparisonResult) -> Section:
+def _tests(result: Analysis) -> Section:
     tests = result.tests
     text = _what_was_tested(tests)
     if result.stopped_early:
@@ -313,7 +313,7 @@ def _pairs(tests: Significance) -> Table:
     )
 
 
-def _times(result: ComparisonResult) -> Section:
+def _times(result: Analysis) -> Section:
     table = Table(
         "Seconds of the optimizer itself (ask and tell), and of a whole run",
         lines_of(result.times),
@@ -329,7 +329,7 @@ def _times(result: ComparisonResult) -> Section:
     return Section(title="Time", tables=[table])
 
 
-def _runs(result: ComparisonResult) -> Section:
+def _runs(result: Analysis) -> Section:
     part = result.judged_on
     columns = [
         _TASK,

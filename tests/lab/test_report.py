@@ -122,7 +122,7 @@ def test_a_report_replaces_the_one_before_whole_or_not_at_all(tmp_path: Path) ->
 def test_without_the_extra_the_package_to_install_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmaas_tune.lab.extra.find_spec", lambda name: None)
+    monkeypatch.setattr("lmaas_tune.extras.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'lmaas-tune\[compare\]'"):
         ComparisonResult([run()]).report(tmp_path / "report.html")
 
