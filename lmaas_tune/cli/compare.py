@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
             result = compare(
                 backend,
                 _tasks(arguments),
-                optimizers=_contenders(arguments.optimizers),
+                optimizers=_optimizers(arguments.optimizers),
                 seeds=parse_seeds(arguments.seeds),
                 out=arguments.out,
                 settings=read_settings(arguments),
@@ -195,7 +195,7 @@ def _tasks(arguments: argparse.Namespace) -> tuple[NamedTask, ...]:
     return (NamedTask(name="task", label_field=arguments.label_field, **content),)
 
 
-def _contenders(text: str) -> list[OptimizerSpec]:
+def _optimizers(text: str) -> list[OptimizerSpec]:
     """Read ``"cma(population=20),random"``."""
     found = []
     for part in re.findall(r"(?:[^,(]|\([^)]*\)?)+", text):

@@ -212,7 +212,7 @@ def test_another_comparison_in_the_same_folder_is_refused(
         compare_films(tmp_path, "cma", **more)
 
 
-def test_a_contender_with_other_options_under_the_same_name_is_refused(tmp_path: Path) -> None:
+def test_an_optimizer_with_other_options_under_the_same_name_is_refused(tmp_path: Path) -> None:
     own = [OptimizerSpec(optimizer="cma", options={"population": n}, label="mine") for n in (8, 10)]
     compare_films(tmp_path, own[0], seeds=[1])
     with pytest.raises(InputError, match=r"the optimizer_options of 'mine' is \{'population': 8\}"):
