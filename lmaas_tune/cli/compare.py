@@ -33,7 +33,7 @@ from lmaas_tune.lab.tasks import NamedTask, read_tasks
 
 if TYPE_CHECKING:
     from lmaas_tune.lab.comparison_result import ComparisonResult
-    from lmaas_tune.lab.statistics import Significance
+    from lmaas_tune.lab.significance import Significance
 
 _TASK = ("train", "validation", "test", "template", "labels", "shots")
 """Flags of the one task, which a file of tasks has no use for."""

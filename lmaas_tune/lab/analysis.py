@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab import statistics
 from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.significance import Significance, significance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,9 +80,9 @@ class Analysis:
         return statistics.by_task(self.frame)
 
     @cached_property
-    def tests(self) -> statistics.Significance:
+    def tests(self) -> Significance:
         """Friedman's and Wilcoxon's tests, or the reasons why they were not made."""
-        return statistics.significance(self.frame)
+        return significance(self.frame)
 
     @cached_property
     def calls_to_target(self) -> pd.DataFrame:

@@ -31,13 +31,14 @@ from typing import TYPE_CHECKING
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError
 from lmaas_tune.extras import need
+from lmaas_tune.lab.backend_choice import BackendChoice, MakeBackend
 from lmaas_tune.lab.comparison import COMPARISON
 from lmaas_tune.lab.early_stopping import EarlyStop
 from lmaas_tune.lab.optimizer_spec import OptimizerSpec, optimizer_specs
 from lmaas_tune.lab.plan import check_listed
 from lmaas_tune.lab.pool import run_in_workers
 from lmaas_tune.lab.record import Curve, Record
-from lmaas_tune.lab.search_run import BackendChoice, MakeBackend, SearchRun, close_backend
+from lmaas_tune.lab.search_run import SearchRun, close_backend
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import NamedTask, Split, named_tasks, read_tasks
 from lmaas_tune.optimizers import make_optimizer

@@ -9,7 +9,8 @@ from typing import Any
 
 from lmaas_tune.lab.analysis import Analysis
 from lmaas_tune.lab.record import Record
-from lmaas_tune.lab.statistics import Band, Friedman, Significance
+from lmaas_tune.lab.significance import Friedman, Significance
+from lmaas_tune.lab.statistics import Band
 from lmaas_tune.reports.html import (
     NONE,
     Column,
