@@ -82,10 +82,10 @@ def _verdict(result: Analysis) -> str:
     differing = [{pair.first, pair.second} for pair in tests.pairs.of if pair.differ]
     worse = [other for pair in differing for other in pair - {first[0]} if first[0] in pair]
     if worse:
-        return text + f"The tests tell it apart from {', '.join(worse)}, and from no other."
+        return text + f"It differs significantly from {', '.join(worse)}, and from no other."
     if tests.pairs.untested is not None:
         return text + f"Whether that is more than chance was not tested: {tests.pairs.untested}."
-    return text + "The tests tell it apart from none of the others."
+    return text + "It does not differ significantly from the others."
 
 
 def _rank(value: float) -> str:
@@ -106,8 +106,8 @@ def _ranking(result: Analysis) -> Section:
             Column("Runs", "runs failed stopped_early", _outcomes),
         ],
         note="Means over tasks of the means over seeds; ± is the standard deviation over the seeds "
-        "of a task, pooled over tasks. An optimizer asks for whole generations, so it may leave a "
-        "rest of the budget. Ranks are taken within a block, which is one task with one seed.",
+        "of a task, pooled over tasks. An optimizer asks for whole generations, so a rest of "
+        "the budget may be left. Ranks are taken within a block, which is one task with one seed.",
     )
     text = (
         f"Final loss ({result.loss_name}) and accuracy are those on the {_ROWS[result.judged_on]}, "
@@ -132,9 +132,9 @@ def _curves(result: Analysis) -> Section:
     chosen = [line for line in result.curves("kept_loss") if line.task in validated]
     targets = {line.task: line.target for line in lines_of(result.calls_to_target)}
     text = (
-        "A line is the median over seeds, its band goes from the first to the third quartile. "
+        "A line is the median over seeds, and its band goes from the first to the third quartile. "
         "A run that has ended keeps its last loss. The dotted line is the target of the table "
-        "below. The buttons take a series away, in all figures."
+        "below. A button hides a series in all figures."
     )
     lowest, kept = "{}: lowest training loss so far", "{}: validation loss of the prompt kept"
     figures = _figures(searched, "search", lowest, targets)
@@ -232,7 +232,7 @@ def _target(result: Analysis) -> Section:
     origin = (
         "the lowest training loss that half of all runs of the task reached"
         if result.target is None
-        else "the one that was asked for"
+        else "the one that was given"
     )
     table = Table(
         "Calls until the training loss reached the target",
@@ -261,15 +261,14 @@ def _tests(result: Analysis) -> Section:
     text = _what_was_tested(tests)
     if result.stopped_early:
         text.append(
-            "Runs that were stopped early count with the loss they had, which is in favour of "
-            "those that were not."
+            "Runs that were stopped early count with their last loss, which favours the other runs."
         )
     friedman = _friedman(tests.friedman, "", " (statistic {}; p by permuting the blocks)")
     text.append(f"Do they differ at all? {friedman}.")
     if tests.tasks > 1:
-        tell = ", which tells more of other tasks, though the seeds of all are the same"
+        tell = ", which says more about other tasks, though all have the same seeds"
         over = _friedman(tests.friedman_over_tasks, f" over {tests.tasks} tasks", tell)
-        text.append(f"Do they by the means of the tasks? {over}.")
+        text.append(f"Do the means of the tasks differ? {over}.")
     if tests.pairs.untested is not None:
         text.append(f"Which ones differ? Not tested: {tests.pairs.untested}.")
         return Section(title="Tests", text=text)
@@ -279,14 +278,14 @@ def _tests(result: Analysis) -> Section:
 def _what_was_tested(tests: Significance) -> list[str]:
     text = [
         f"Tested over {_count('block', tests.blocks)} of one task with one seed each, where all "
-        "had the same rows, subspace and budget. Blocks of one task have much in common: what "
-        "is told apart here is told apart on these tasks."
+        "had the same rows, subspace and budget. Blocks of one task have much in common, so a "
+        "difference here is a difference on these tasks."
     ]
     if tests.blocks_left_out:
         left_out = _count("block", tests.blocks_left_out)
         text.append(f"Left out, because an optimizer has no loss there: {left_out}.")
     if tests.optimizers_left_out:
-        text.append(f"Without one loss: {', '.join(tests.optimizers_left_out)}.")
+        text.append(f"Left out, because they have no loss: {', '.join(tests.optimizers_left_out)}.")
     return text
 
 
@@ -342,12 +341,12 @@ def _runs(result: Analysis) -> Section:
         Column("How it ended", lambda record: f"{record.status}: {record.reason}"),
     ]
     tables = [
-        Table("Runs that failed, which count nowhere", result.failed, columns),
+        Table("Runs that failed, which are not counted", result.failed, columns),
         Table("Runs that were stopped early", result.stopped_early, columns),
         Table("All runs", result.records, columns, folded=True),
     ]
     notes = dict.fromkeys(note for record in result.records for note in record.notes)
-    text = [f"To the user: {note}" for note in notes]
+    text = [f"Note: {note}" for note in notes]
     return Section(title="Runs", text=text, tables=[table for table in tables if table.lines])
 
 

@@ -124,7 +124,7 @@ def friedman(table: pd.DataFrame, of: str = "block") -> Friedman:
         return Friedman(untested=_too_few(count, attainable, of=of))
     ranks = table.rank(axis="columns").to_numpy()
     if (ranks == ranks[:, :1]).all():
-        return Friedman(untested="all optimizers came to the same losses")
+        return Friedman(untested="all optimizers have the same losses")
     result = stats.permutation_test(
         ranks.T,
         _rank_sums_spread,
@@ -190,6 +190,6 @@ def _too_few(count: int, attainable: float, tests: int = 1, *, of: str = "block"
     pairs = f" (Holm's method, {tests} pairs)" if tests > 1 else ""
     more = "seeds or tasks" if of == "block" else "tasks"
     return (
-        f"{count} {of}{'' if count == 1 else 's'} cannot tell: whatever the losses, p would be "
+        f"{count} {of}{' is' if count == 1 else 's are'} too few: with any losses, p would be "
         f"{attainable:.2g} or more{pairs}; add {more}"
     )

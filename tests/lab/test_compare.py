@@ -347,9 +347,7 @@ def test_what_cannot_work_is_told_before_anything_is_paid(
 
 def test_a_killed_worker_costs_nothing_but_its_unfinished_generation(tmp_path: Path) -> None:
     book = tmp_path / "book"
-    with pytest.warns(
-        UserWarning, match="a worker died .*; taken up again, each by itself: films/"
-    ):
+    with pytest.warns(UserWarning, match="a worker died .*; resumed one by one: films/"):
         result = compare_films(tmp_path / "out", backend=partial(DiesOnce, book), jobs=2)
     assert book.with_suffix(".dead").exists()
     assert not result.failed
