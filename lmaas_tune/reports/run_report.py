@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from lmaas_tune.artifact import Score, TunedPrompt
 from lmaas_tune.calls.meter import Spent
-from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.reports.html import (
     Column,
     Figure,
@@ -79,8 +78,8 @@ class RunReport:
             f"The run ended: {self.stop_reason}.",
             f"The best prompt is that of {where}.",
         ]
-        if isinstance(prompt, TextPrompt):
-            summary.append(f"It says: {prompt.text!r}.")
+        if (text := getattr(prompt, "text", None)) is not None:
+            summary.append(f"It says: {text!r}.")
         steps = [_steps(self.history)]
         sections = [
             Section(title="Loss against calls", figures=_figures(self.history), tables=steps),
