@@ -53,8 +53,7 @@ class Analysis:
 
     @cached_property
     def judged_on(self) -> statistics.Part:
-        """The rows of the final losses: ``test`` if all tasks have test rows, else ``validation``
-        or ``train``."""
+        """Rows of the final losses: the first of test, validation and train that all tasks have."""
         return statistics.judged_on(self.records)
 
     @property

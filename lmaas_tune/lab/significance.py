@@ -139,8 +139,7 @@ def friedman(table: pd.DataFrame, of: str = "block") -> Friedman:
 
 
 def pairs(table: pd.DataFrame) -> Pairs:
-    """Wilcoxon's signed-rank test of every two optimizers over (blocks, optimizers) losses, with
-    p-values adjusted by Holm's method."""
+    """Wilcoxon's test of every two optimizers over (blocks, optimizers) losses, after Holm."""
     count, optimizers = table.shape
     if optimizers < 2:
         return Pairs(untested="there are no two optimizers to compare")
@@ -171,8 +170,10 @@ def pairs(table: pd.DataFrame) -> Pairs:
 
 
 def _wilcoxon(a: FloatArray, b: FloatArray) -> float:
-    """Over all signs of the differences, or a random part of them: the usual approximation is too
-    bold if differences are few or equal."""
+    """The p-value over all signs of the differences, or a random part of them.
+
+    The usual approximation is too small if differences are few or equal.
+    """
     differences = (a - b)[a != b]
     if not len(differences):
         return 1.0

@@ -43,8 +43,7 @@ class Band:
 
 
 def judged_on(records: Sequence[Record]) -> Part:
-    """The part that final losses are compared on: the first of test, validation and training rows
-    that all tasks have."""
+    """Rows of the final losses: the first of test, validation and train that all tasks have."""
     for part in _JUDGES:
         if all(record.rows.get(part) is not None for record in records):
             return part
@@ -73,8 +72,10 @@ def frame(records: Sequence[Record], part: Part) -> pd.DataFrame:
 
 
 def blocks(runs: pd.DataFrame) -> pd.DataFrame:
-    """(blocks, optimizers) losses of the whole blocks, rounded to `DECIMALS`; an optimizer without
-    any loss is left out, so that it does not take all blocks with it."""
+    """(blocks, optimizers) losses of the whole blocks, rounded to `DECIMALS`.
+
+    An optimizer without any loss is left out; else no block would be whole.
+    """
     table = runs.pivot(index=["task", "seed"], columns="optimizer", values="loss").round(DECIMALS)
     whole: pd.DataFrame = table.dropna(axis="columns", how="all").dropna(axis="index")
     return whole
@@ -118,8 +119,11 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_task(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line for each task and optimizer, a task's lowest mean loss first: `runs` with a loss;
-    mean, std and median over seeds of `loss` and `accuracy`."""
+    """One line for each task and optimizer, a task's lowest mean loss first.
+
+    Returns:
+        `runs` with a loss; mean, std and median over seeds of `loss` and `accuracy`.
+    """
     grouped = runs.groupby(["task", "optimizer"], sort=False)
     found = grouped[["loss", "accuracy"]].agg(["mean", "std", "median"])
     found.columns = ["_".join(names) for names in found.columns]

@@ -130,7 +130,9 @@ _PATHS = ("train", "validation", "test")
 
 
 def read_tasks(path: str | os.PathLike[str]) -> tuple[NamedTask, ...]:
-    """Read a file of tasks: a TOML table, or a JSON object, for each, under its name::
+    """Read a file of tasks.
+
+    Each is a TOML table, or a JSON object, under its name::
 
         [sst2]
         train = "sst2/seed-{seed}/train.jsonl"

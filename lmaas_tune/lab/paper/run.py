@@ -136,8 +136,7 @@ class Reproduction:
         return [record for run in runs if (record := self.store.get(run.key)) is not None]
 
     def _cells(self) -> Iterator[tuple[PaperTask, str, Sequence[int]]]:
-        """Task, method and seeds of each cell. Neighbours share a task, so that texts which the
-        model has read are still cached."""
+        """Task, method and seeds of each cell; neighbours share a task, whose texts are cached."""
         for task in map(paper_task, self.tasks):
             for name in self.methods:
                 if task.is_pair or not method(name).pretrained:
