@@ -10,8 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lab.films import compare_films
-from lab.made import run
 from lmaas_tune import InputError, StorageError
 from lmaas_tune.lab.comparison import COMPARISON
 from lmaas_tune.lab.comparison_result import ComparisonResult
@@ -19,6 +17,9 @@ from lmaas_tune.lab.paper import TABLE, read_table
 from lmaas_tune.lab.paper.cell import conditions_of
 from lmaas_tune.lab.record import Record
 from lmaas_tune.lab.store import Store
+
+from .films import compare_films
+from .made import run
 
 RUNS = [
     Record.from_json(
