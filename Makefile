@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 # what a release of a library could take away: equal scores, shared work, speed
 LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
-    tests/hf/test_packing.py tests/hf/test_speed_is_on.py
+    tests/hf/test_kernels.py tests/hf/test_speed_is_on.py
 
 .PHONY: demo test test-latest test-lowest lock test-families test-browser test-kills test-plugin test-vllm test-llamacpp check format examples benchmarks clean
 
@@ -44,7 +44,7 @@ lock: $(VENV)/.user
 
 # every architecture with a language-model head that transformers knows, tiny: about 10 minutes
 test-families: $(VENV)/.dev
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m families
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families
 
 # against a real vLLM server, on the processor: its own environment, a tiny model, about 5 minutes
 test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready

@@ -31,7 +31,7 @@ import tokenizers
 import torch
 import transformers
 from lmaas_tune_adapters.hf import HFBackend
-from lmaas_tune_adapters.hf.packing import PackedLinear
+from lmaas_tune_adapters.hf.cpu.kernels import PackedLinear
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from lmaas_tune.backend import ScoreRequest
@@ -207,8 +207,11 @@ class MatrixRate:
         self.square = self.layers = 0.0
 
     def measure(self) -> None:
-        """Take the fastest so far, in operations a second: of a large square product by torch
-        itself, and of the layers for as many tokens as a pass of the backend has."""
+        """Keep the fastest rates so far, in operations a second.
+
+        They are of a large square product by torch itself, and of the layers for as many tokens
+        as a forward pass of the backend has.
+        """
         self.square = max(self.square, 2 * SQUARE**3 * _rounds(lambda: self._square @ self._square))
         self.layers = max(self.layers, self.a_token * TOKENS * _rounds(self._through))
 

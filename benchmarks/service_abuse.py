@@ -37,7 +37,7 @@ from typing import Any
 
 import requests
 
-from lmaas_tune.service.bounds import MIB, Bounds
+from lmaas_tune.service.server_limits import MIB, ServerLimits
 
 ALICE, BOB = "a" * 43, "b" * 43
 LABEL = {"slot": "label"}
@@ -129,7 +129,7 @@ def draws() -> None:
         _, seconds = timed(it.process.wait)
         codes = [one.result().status_code for one in asked]
         print(
-            f"SIGTERM {seconds:.1f} s (grace {Bounds().grace_seconds} s), "
+            f"SIGTERM {seconds:.1f} s (grace {ServerLimits().grace_seconds} s), "
             f"{codes.count(503)} told that it stops"
         )
 
@@ -209,8 +209,8 @@ def main() -> None:
     draws()
     batches("long rows", ["x" * 8150])
     batches("short texts", ["ab", "c"] * 120)
-    kept, body = Bounds().batch_bytes, Bounds().body_bytes
-    inside = Bounds().queue_bytes // 2 + READING * body
+    kept, body = ServerLimits().batch_bytes, ServerLimits().body_bytes
+    inside = ServerLimits().queue_bytes // 2 + READING * body
     print(f"  the bounds: {kept // MIB} MiB kept, {inside // MIB} MiB of bodies on their way")
     connections()
 

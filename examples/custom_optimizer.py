@@ -6,7 +6,7 @@ place the rest stays as it is.
 
 import numpy as np
 
-from lmaas_tune import Optimizer, Settings, Tuner
+from lmaas_tune import Optimizer, Settings, Soft, Tuner
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.testing.toy import ToyBackend
 
@@ -43,7 +43,7 @@ def build(dim: int, *, seed: int, calls: int | None) -> Optimizer:
     return HillClimber(dim, seed=seed, calls=calls)
 
 
-settings = Settings(intrinsic_dim=8)
+settings = Settings(prompt=Soft(intrinsic_dim=8))
 for optimizer in ("cma", "nevergrad:PSO", build):
     tuner = Tuner(ToyBackend(), optimizer, settings=settings, budget="calls=201", callbacks=[])
     result = tuner.fit(TRAIN)

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lmaas_tune import Backend, Settings, Tuner, load_backend
+from lmaas_tune import Backend, Settings, Soft, Tuner, load_backend
 from lmaas_tune.demo import demo_rows
 from lmaas_tune.models import SMOLLM2, ready_model
 
-SETTINGS = Settings(intrinsic_dim=10, optimizer_options={"population": 6})
+SETTINGS = Settings(prompt=Soft(intrinsic_dim=10), optimizer_options={"population": 6})
 
 
 @contextlib.contextmanager

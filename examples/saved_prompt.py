@@ -2,7 +2,7 @@
 
 import tempfile
 
-from lmaas_tune import Client, Settings, TunedPrompt, Tuner
+from lmaas_tune import Client, Settings, Soft, TunedPrompt, Tuner
 from lmaas_tune.testing.toy import ToyBackend
 
 TRAIN = [
@@ -12,7 +12,12 @@ TRAIN = [
 ]
 
 with tempfile.TemporaryDirectory() as folder:
-    tuner = Tuner(ToyBackend(), settings=Settings(intrinsic_dim=8), budget="calls=201", out=folder)
+    tuner = Tuner(
+        ToyBackend(),
+        settings=Settings(prompt=Soft(intrinsic_dim=8)),
+        budget="calls=201",
+        out=folder,
+    )
     tuner.fit(TRAIN)
 
     # another day, another process

@@ -10,7 +10,7 @@ import sys
 
 from lmaas_tune_adapters.hf import HFBackend
 
-from lmaas_tune import Settings, TextSettings, Tuner
+from lmaas_tune import Settings, Text, Tuner
 from lmaas_tune.demo import demo_rows
 from lmaas_tune.models import SMOLLM2, ready_model
 
@@ -21,7 +21,7 @@ else:
 backend = HFBackend(model)
 
 # the search chooses an instruction of its own lists, and up to two telling words of the rows
-settings = Settings(prompt="text", text=TextSettings(words="train", slots=2))
+settings = Settings(prompt=Text(words="train", slots=2))
 train, test = demo_rows("train"), demo_rows("test")[:40]
 result = Tuner(backend, settings=settings, budget="calls=45", seed=1).fit(train)
 

@@ -33,19 +33,29 @@ from lmaas_tune.errors import (
     TransientError,
 )
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
-from lmaas_tune.prompts import DeepPrompt, PointPrompt, SoftPrompt, Subspace, TextPrompt
+from lmaas_tune.prompts import (
+    Auto,
+    Deep,
+    DeepPrompt,
+    PointPrompt,
+    Soft,
+    SoftPrompt,
+    Subspace,
+    Text,
+    TextPrompt,
+)
 from lmaas_tune.registry import load_backend
 from lmaas_tune.result import Comparison, TuneResult
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.step import Candidate, Step
 from lmaas_tune.task import Batch, Example, Slot, Task, Template, Verbalizer
-from lmaas_tune.text import TextSettings
 from lmaas_tune.tuner import Tuner
 
 if TYPE_CHECKING:
     from lmaas_tune.lab.optimizers import compare
 
 __all__ = [
+    "Auto",
     "Backend",
     "BackendError",
     "Batch",
@@ -57,6 +67,7 @@ __all__ = [
     "Capabilities",
     "Client",
     "Comparison",
+    "Deep",
     "DeepPrompt",
     "Embeds",
     "Example",
@@ -80,6 +91,7 @@ __all__ = [
     "ScoreRequest",
     "Settings",
     "Slot",
+    "Soft",
     "SoftPrompt",
     "Spent",
     "Spread",
@@ -89,8 +101,8 @@ __all__ = [
     "Task",
     "Template",
     "TensorBoardLogger",
+    "Text",
     "TextPrompt",
-    "TextSettings",
     "TransientError",
     "TuneResult",
     "TunedPrompt",

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -22,28 +22,16 @@ import safetensors.numpy
 from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.calls.client import Client
 from lmaas_tune.data import Rows, read_examples
-from lmaas_tune.errors import InputError, PermanentError, StorageError
+from lmaas_tune.errors import InputError, PermanentError, StorageError, named
 from lmaas_tune.exactness import warn_of_bounds
 from lmaas_tune.files import read_object, read_whole, reading, write_whole
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
 from lmaas_tune.plain import checked
-from lmaas_tune.prompts import (
-    DeepPrompt,
-    FloatArray,
-    Insertion,
-    PointPrompt,
-    Prompt,
-    SoftPrompt,
-    Subspace,
-    TextPrompt,
-)
-from lmaas_tune.spaces import drawn
+from lmaas_tune.prompts import PROMPTS, FloatArray, Prompt
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 
 FORMAT = 1
 FILE_NAME = "prompt.json"
-VECTORS_KEY = "prompt_embeddings"  # peft's own, so that its files and ours are read alike
-LAYERS_KEY = "layer_embeddings"
 ROWS_A_REQUEST = 512
 
 
@@ -95,7 +83,7 @@ class TunedPrompt:
             PermanentError: The backend will not answer, or a score is not finite.
         """
         client = backend if isinstance(backend, Client) else Client(backend)
-        fitting = replace(self, prompt=drawn(self.prompt, client.backend))
+        fitting = replace(self, prompt=self.prompt.for_model(client.backend))
         fitting._check(client)
         (scores,) = scores_together([fitting], client, read_examples(rows, labelled=False))
         return scores
@@ -125,7 +113,7 @@ class TunedPrompt:
         path = Path(folder)
         content: dict[str, Any] = {
             "format": FORMAT,
-            "kind": _KINDS[type(self.prompt)],
+            "kind": self.prompt.kind,
             "template": self.task.template.text,
             "label_words": dict(self.task.verbalizer.words),
             "bias": [float(b) for b in self.bias],
@@ -134,24 +122,11 @@ class TunedPrompt:
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if (soft := _soft(self.prompt)) is not None:
-                content |= {
-                    "insertion": soft.insertion,
-                    "anchor": list(soft.anchor),
-                    "shape": list(soft.vectors.shape),
-                }
-                vectors = {VECTORS_KEY: np.ascontiguousarray(soft.vectors)}
-                if isinstance(self.prompt, DeepPrompt):
-                    content["layers"] = self.prompt.layers
-                    above = np.array(self.prompt.above, dtype=np.float32)
-                    vectors[LAYERS_KEY] = above.reshape(-1, *soft.vectors.shape)
-                data = safetensors.numpy.save(vectors, {"format": "pt"})
+            own, arrays = self.prompt.to_files()
+            content |= own
+            if arrays:
+                data = safetensors.numpy.save(dict(arrays), {"format": "pt"})
                 write_whole(path / "prompt.safetensors", data)
-            elif isinstance(self.prompt, TextPrompt):
-                content["text"] = self.prompt.text
-            elif isinstance(self.prompt, PointPrompt):
-                content["subspace"] = self.prompt.subspace.to_json()
-                content["point"] = [float(number) for number in self.prompt.point]
             text = json.dumps(content, indent=1, ensure_ascii=False)
             write_whole(path / FILE_NAME, text.encode() + b"\n")
         except OSError as error:
@@ -172,45 +147,19 @@ class TunedPrompt:
                 content = read_object(path / FILE_NAME)
                 _check_format(content)
                 saved: _Saved = checked(_Saved, content, FILE_NAME)
-                provenance = {key: content[key] for key in content if key not in _OWN_KEYS}
-                return cls(_read_prompt(path, saved), saved.task(), saved.biases(), provenance)
+                prompt = _read_prompt(path, saved, content)
+                own = {"format", *prompt.to_files()[0], *(each.name for each in fields(_Saved))}
+                provenance = {key: content[key] for key in content if key not in own}
+                return cls(prompt, saved.task(), saved.biases(), provenance)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{path}: no saved prompt there ({error.filename} is missing)"
             ) from None
 
     def _check(self, client: Client) -> None:
-        can, origin = client.capabilities, self.provenance.get("backend", "another model")
-        if isinstance(self.prompt, TextPrompt) and not can.text_prompts:
-            raise InputError(
-                f"the prompt is a text, and {client.identity} takes soft prompts only: "
-                f"it was tuned for {origin}"
-            )
-        if isinstance(self.prompt, PointPrompt) and not can.point_prompts:
-            raise InputError(
-                f"the prompt is a point of a subspace of {origin}, and {client.identity} can "
-                "neither draw it nor shows the word embeddings it is made of"
-            )
-        if isinstance(self.prompt, DeepPrompt) and self.prompt.layers != can.deep_layers:
-            layers = can.deep_layers
-            raise InputError(
-                f"the prompt goes through {self.prompt.layers} layers, and {client.identity} takes "
-                f"{'no deep prompts' if layers is None else f'those through {layers}'}: "
-                f"it was tuned for {origin}"
-            )
-        soft = _soft(self.prompt)
-        if soft is not None and soft.width != can.soft_prompt_width:
-            width = can.soft_prompt_width
-            raise InputError(
-                f"the prompt has width {soft.width}, and {client.identity} takes "
-                f"{'no soft prompts' if width is None else f'width {width}'}: "
-                f"it was tuned for {origin}"
-            )
-        if soft is not None and soft.insertion not in can.insertions:
-            raise InputError(
-                f"the prompt enters by insertion {soft.insertion!r}, and {client.identity} "
-                f"takes {', '.join(sorted(can.insertions))}: it was tuned for {origin}"
-            )
+        if (reason := self.prompt.unfit(client)) is not None:
+            origin = self.provenance.get("backend", "another model")
+            raise InputError(f"{reason}: it was tuned for {origin}")
         made_for = self.provenance.get("backend", client.identity)
         if made_for != client.identity:
             warnings.warn(
@@ -260,28 +209,15 @@ def scores_together(
     return [scores + tuned.bias for tuned, scores in zip(prompts, whole, strict=True)]
 
 
-_KINDS: Mapping[type[Prompt], str] = {
-    SoftPrompt: "soft",
-    DeepPrompt: "deep",
-    TextPrompt: "text",
-    PointPrompt: "point",
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """What of ``prompt.json`` is read; `insertion` and the rest are each of one kind of prompt."""
+    """The fields of ``prompt.json`` that every kind of prompt has."""
 
-    kind: Literal["soft", "deep", "text", "point"]
+    kind: str
     template: str
     label_words: Mapping[str, str]
     bias: Sequence[float]
     digest: str
-    insertion: Insertion = "concat"
-    anchor: Sequence[int] = ()
-    text: str = ""
-    subspace: Mapping[str, Any] = field(default_factory=dict)
-    point: Sequence[float] = ()
 
     def task(self) -> Task:
         return Task(Template(self.template), Verbalizer(self.label_words))
@@ -290,9 +226,6 @@ class _Saved:
         if len(self.bias) != len(self.label_words):
             raise InputError(f"bias {self.bias!r:.60} does not fit the label words")
         return np.array(self.bias, dtype=np.float64)
-
-
-_OWN_KEYS = {"format", "shape", "layers"} | {own.name for own in fields(_Saved)}
 
 
 def _check_format(content: Mapping[str, Any]) -> None:
@@ -306,35 +239,18 @@ def _check_format(content: Mapping[str, Any]) -> None:
         )
 
 
-def _read_prompt(path: Path, saved: _Saved) -> Prompt:
-    prompt = _prompt(path, saved)
+def _read_prompt(path: Path, saved: _Saved, content: Mapping[str, Any]) -> Prompt:
+    arrays = path / "prompt.safetensors"
+    kind = named("kind of prompt", saved.kind, PROMPTS)
+    prompt = kind.from_files(content, _arrays(arrays) if kind.has_arrays else {})
     if prompt.digest != saved.digest:
         raise InputError("prompt.json and prompt.safetensors are not of one prompt")
     return prompt
 
 
-def _prompt(path: Path, saved: _Saved) -> Prompt:
-    if saved.kind == "text":
-        return TextPrompt(saved.text)
-    if saved.kind == "point":
-        return PointPrompt(Subspace.from_json(saved.subspace), np.array(saved.point))
-    first, *above = _vectors(path / "prompt.safetensors", deep=saved.kind == "deep")
-    soft = SoftPrompt(first, saved.insertion, tuple(saved.anchor))
-    return DeepPrompt(soft, above) if saved.kind == "deep" else soft
-
-
-def _vectors(path: Path, *, deep: bool) -> list[FloatArray]:
-    """(L, H) vectors of each layer that a prompt enters."""
+def _arrays(path: Path) -> dict[str, FloatArray]:
     data = read_whole(path)
     try:
-        tensors = safetensors.numpy.load(data)
-        return [tensors[VECTORS_KEY], *(tensors[LAYERS_KEY] if deep else ())]
+        return dict(safetensors.numpy.load(data))
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
         raise InputError(f"{path.name}: {error}") from error
-
-
-def _soft(prompt: Prompt) -> SoftPrompt | None:
-    """What of a prompt enters with the embeddings."""
-    if isinstance(prompt, DeepPrompt):
-        return prompt.first
-    return prompt if isinstance(prompt, SoftPrompt) else None

@@ -6,64 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, runtime_checkable
 
-from lmaas_tune.prompts import (
-    DeepPrompt,
-    FloatArray,
-    Insertion,
-    Prompt,
-    SoftPrompt,
-    TextPrompt,
-)
+from lmaas_tune.capabilities import Capabilities, Embeds, FloatArray, Speedup
+from lmaas_tune.prompts.base import Prompt
 from lmaas_tune.task import Batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speedup:
-    """A way in which a backend saves work. It changes how long answers take, never the answers.
-
-    Attributes:
-        name: What is saved.
-        reason: Why it is off; empty where it is on.
-        cost: What is done instead where it is off.
-    """
-
-    name: str
-    reason: str
-    cost: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Capabilities:
-    """What a backend can do; asked before the first paid call, so that a refusal costs nothing.
-
-    Attributes:
-        soft_prompt_width: H of the soft prompts it takes; None if it takes none.
-        insertions: The ways a soft prompt may enter.
-        deep_layers: How many layers a `DeepPrompt` goes through, the first included; None if it
-            takes none.
-        text_prompts: Whether it takes `TextPrompt`.
-        point_prompts: Whether it takes `PointPrompt`: it draws subspaces of its own model.
-        label_anywhere: Whether ``{label}`` may stand before the end of the template (a masked
-            or sequence-to-sequence model); a causal model needs it last.
-        deterministic: Whether a repeated request gets the same answer.
-        max_tokens: The longest row it reads, prompt and label included; None if unknown.
-        rows_per_call: The most rows of one request that one call of `Backend.score` takes; the
-            client cuts the rest off, and sends the parts by its own number of workers, one
-            request a call. None: takes any number of requests and rows at once, and can share
-            work among them.
-        speedups: The ways in which it saves work, on or off.
-    """
-
-    soft_prompt_width: int | None = None
-    insertions: frozenset[Insertion] = frozenset({"concat"})
-    deep_layers: int | None = None
-    text_prompts: bool = True
-    point_prompts: bool = False
-    label_anywhere: bool = False
-    deterministic: bool = True
-    max_tokens: int | None = None
-    rows_per_call: int | None = None
-    speedups: tuple[Speedup, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +40,6 @@ class Usage:
         )
 
 
-_TOKEN = 4  # characters, as a rule
-
-
 @dataclass(frozen=True)
 class ScoreRequest:
     """Score every candidate word in the label's place of every row, under one prompt.
@@ -116,14 +58,7 @@ class ScoreRequest:
     @property
     def characters(self) -> int:
         """How much is read, roughly: all texts, and a vector of the prompt as four characters."""
-        prompt = self.prompt.first if isinstance(self.prompt, DeepPrompt) else self.prompt
-        if isinstance(prompt, TextPrompt):
-            own = len(prompt.text)
-        elif isinstance(prompt, SoftPrompt):
-            own = _TOKEN * prompt.length
-        else:
-            own = len(prompt.subspace.words) or _TOKEN * (prompt.subspace.length or 0)
-        return self.batch.characters + own * len(self.batch)
+        return self.batch.characters + self.prompt.characters * len(self.batch)
 
     def cut(self, rows: int | None) -> list[ScoreRequest]:
         """Requests for at most so many rows each, in order; None does not cut."""
@@ -185,30 +120,6 @@ class Backend(Protocol):
         ...
 
 
-@runtime_checkable
-class Embeds(Protocol):
-    """What a backend with soft prompts can add, so that a prompt can start from words.
-
-    Attributes:
-        embedding_std: Standard deviation of all entries of the word-embedding matrix.
-        vocabulary_size: Number of rows of that matrix.
-    """
-
-    @property
-    def embedding_std(self) -> float: ...
-
-    @property
-    def vocabulary_size(self) -> int: ...
-
-    def tokenize(self, text: str, /) -> tuple[int, ...]:
-        """Ids of the text's tokens, with no start or end token."""
-        ...
-
-    def embed(self, token_ids: Sequence[int], /) -> FloatArray:
-        """(tokens, H) float32 word embeddings."""
-        ...
-
-
 @dataclass(frozen=True)
 class Inspection:
     """What a backend can say of a request without answering it.
@@ -265,3 +176,18 @@ class Measures(Protocol):
             InputError: A request that the capabilities do not cover.
         """
         ...
+
+
+__all__ = [
+    "Backend",
+    "Capabilities",
+    "Embeds",
+    "Inspection",
+    "Inspects",
+    "Measures",
+    "ScoreReply",
+    "ScoreRequest",
+    "Speedup",
+    "Spread",
+    "Usage",
+]

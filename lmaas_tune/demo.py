@@ -20,10 +20,10 @@ from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import FloatArray
+from lmaas_tune.prompts import FloatArray, Soft
+from lmaas_tune.prompts.soft import start_from_words
 from lmaas_tune.result import Comparison, TuneResult
 from lmaas_tune.settings import Settings
-from lmaas_tune.spaces import start_from_words
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.tuner import Tuner
 
@@ -33,7 +33,9 @@ TASK = Task(
         {"billing": "payment", "delivery": "delivery", "returns": "return", "technical": "software"}
     ),
 )
-SETTINGS = Settings(prompt_init=" This message is about", budget=Budget(calls=150, seconds=150))
+SETTINGS = Settings(
+    prompt=Soft(prompt_init=" This message is about"), budget=Budget(calls=150, seconds=150)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,9 @@ class Demo:
         self._train, self._validation = demo_rows("train"), demo_rows("dev")
         self._test = demo_rows("test")
         self._targets = TASK.verbalizer.targets(self._test)
-        start = start_from_words(client.backend, *SETTINGS.starting_words, insertion="concat")
+        start = start_from_words(
+            client.backend, *SETTINGS.prompt.starting_words, insertion="concat"
+        )
         self._plain = TunedPrompt(start, TASK, np.zeros(len(TASK.verbalizer.labels)))
         self._before: FloatArray | None = None
 

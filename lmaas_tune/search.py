@@ -22,9 +22,8 @@ from lmaas_tune.exactness import WARNED, refuse_bounds, warn_of_bounds
 from lmaas_tune.journal import Journal, Record
 from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.plain import checked
-from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
 from lmaas_tune.selection import Selection
-from lmaas_tune.spaces import NeedsStds, SearchSpace
 from lmaas_tune.step import Candidate, Step
 
 
@@ -57,7 +56,7 @@ class Search:
         *,
         train: Evaluator,
         validation: Evaluator | None,
-        space: SearchSpace,
+        space: PromptSpace,
         optimizer: Optimizer,
         calibration: Calibration,
         selection: Selection,
@@ -92,6 +91,7 @@ class Search:
         """
         evaluators = [self._train] + ([] if self._validation is None else [self._validation])
         starts = self._space.starts
+        self._inspect_longest(evaluators)
         notes = [note for e in evaluators for start in starts for note in e.inspect(start)]
         notes += self._selection.notes(self._candidates)
         usage = self._train.cost.of_prompt(self._train.batch).usage
@@ -108,6 +108,22 @@ class Search:
                 "(prompt_init) or a smaller population (an option of the optimizer)"
             )
         return list(dict.fromkeys(notes))
+
+    def _inspect_longest(self, evaluators: Sequence[Evaluator]) -> None:
+        """Check that no prompt of the space is too long.
+
+        Raises:
+            InputError: One is.
+        """
+        try:
+            for evaluator in evaluators:
+                for prompt in self._space.longest:
+                    evaluator.inspect(prompt)
+        except InputError as error:
+            raise InputError(
+                f"{error} (with the longest prompt that this search could try: fewer word slots or "
+                "demonstrations make it shorter)"
+            ) from error
 
     def run(self, journal: Journal) -> str:
         """Search until something ends it, and say what.

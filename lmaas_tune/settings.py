@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from numbers import Integral, Real
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,15 +13,10 @@ from lmaas_tune.calibration import calibration_named
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError, did_you_mean, named
 from lmaas_tune.objectives import objective_named
-from lmaas_tune.phrases import STARTING_WORDS
-from lmaas_tune.prompts import INSERTIONS, Insertion, Start
+from lmaas_tune.prompts import Auto, Deep, PromptKind, Soft, Text
 from lmaas_tune.selection import selection_named
-from lmaas_tune.spaces import PROJECTIONS
-from lmaas_tune.text import TextSettings
 
 DEFAULT_BUDGET = Budget(calls=300)
-
-PROMPT_KINDS = ("auto", "soft", "text")
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,26 +47,8 @@ class Settings:
     """Everything about a search that is not the task, the model or the seed.
 
     Attributes:
-        prompt: ``soft``, ``text``, or ``auto``: text where `text` asks for something or the start
-            is a text, else soft where the backend takes such, else text.
-        text: What a text prompt is made of. What the fields from `start` to `alpha` say is of
-            soft prompts alone, but for `prompt_init`.
-        start: Where p0 comes from: ``words`` (the embeddings of `prompt_init`), ``vocabulary``
-            (tokens drawn from the model's own vocabulary) or ``zero``.
-        prompt_init: The starting words, which are the instruction of a text prompt. Of several,
-            each is scored on the training rows at the price of one call, and the search starts
-            from the best. A search over text may take any of them later; where none are given,
-            further built-in ones too.
-        prompt_length: L, in tokens; None takes as many as the words have.
-        insertion: How the prompt enters, see `lmaas_tune.SoftPrompt`.
-        deep: Layers that have a prompt of their own, searched one after another (BBTv2):
-            ``all``, or numbers, where 0 is the layer that the word embeddings enter. None: a
-            plain soft prompt. Where `calls` limits the budget, whole rounds over them are made.
-        intrinsic_dim: d, the dimension that is searched; with `deep`, in each layer.
-        projection: Kind of the random matrix A: ``vocabulary``, ``normal``, ``uniform`` or
-            ``hadamard``.
-        alpha: Scale of A, in standard deviations of the model's word embeddings, or of what
-            enters the layer; for ``uniform`` absolute (the paper's is 1).
+        prompt: The kind of prompt that is searched, with its settings: `Soft`, `Deep` or `Text`;
+            or `Auto`, which takes soft prompts where the model does, else text.
         optimizer: Name in the registry; ``lmaas-tune optimizers`` lists them.
         optimizer_options: Its options by name.
         objective: ``cross_entropy``, ``hinge``, ``error_rate`` or ``negative_f1``.
@@ -81,24 +57,15 @@ class Settings:
         selection: ``lowest-loss``, or ``candidate@N`` for the reference code's rule.
         score_start: Whether p0 itself is scored first, at the price of one call; then a run
             never ends with something that its selection finds worse than its start.
-        budget: What ends the run.
+        budget: The limits that end the run.
         allow_bounds: Whether the run goes on where more than half of the first scores are upper
             bounds, as those of an API that names a few likeliest tokens can be.
 
     Raises:
-        InputError: A value that cannot be, named with its remedy.
+        InputError: A value is out of range; the message names it and the remedy.
     """
 
-    prompt: str = "auto"
-    text: TextSettings = field(default_factory=TextSettings)
-    start: Start = "words"
-    prompt_init: str | tuple[str, ...] = STARTING_WORDS
-    prompt_length: int | None = None
-    insertion: Insertion = "concat"
-    deep: Literal["all"] | tuple[int, ...] | None = None
-    intrinsic_dim: int = 50
-    projection: str = "vocabulary"
-    alpha: float = 0.2
+    prompt: PromptKind | Auto = field(default_factory=Auto)
     optimizer: str = "cma"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     objective: str = "cross_entropy"
@@ -111,125 +78,132 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
             raise InputError(f"budget={self.budget!r}: give a Budget, as Budget.parse('calls=300')")
-        for name in ("prompt_length", "intrinsic_dim"):
-            value = getattr(self, name)
-            if value is not None or name == "intrinsic_dim":
-                object.__setattr__(self, name, _number(name, value, Integral))
-        object.__setattr__(self, "alpha", _number("alpha", self.alpha, Real))
-        if self.prompt not in PROMPT_KINDS:
+        if not hasattr(self.prompt, "starting_words"):
+            raise InputError(f"prompt={self.prompt!r:.60}: give Soft(...), Deep(...) or Text(...)")
+        starts = len(self.prompt.starting_words)
+        of_words = self.soft is None or self.soft.start == "words"
+        if starts > 1 and of_words and not self.score_start:
             raise InputError(
-                f"unknown prompt {self.prompt!r}; {did_you_mean(str(self.prompt), PROMPT_KINDS)}"
-            )
-        if not isinstance(self.text, TextSettings):
-            raise InputError(f"text={self.text!r}: give TextSettings(...)")
-        if self.prompt == "soft" and self.asks_for_text:
-            raise InputError(f"prompt='soft' has no use for {self.text}: take prompt='text'")
-        if self.asks_for_text and self.start != "words":
-            raise InputError(
-                f"start={self.start!r} is for soft prompts, and a text starts from words: leave "
-                "it out, or take prompt='soft'"
-            )
-        if self.start not in ("words", "vocabulary", "zero"):
-            raise InputError(f"unknown start {self.start!r}; known: words, vocabulary, zero")
-        words = self.prompt_init
-        if not isinstance(words, Sequence) or not all(isinstance(text, str) for text in words):
-            raise InputError(
-                f"prompt_init={words!r:.60}: give words to start from, or several such"
-            )
-        if not self.starting_words or not all(words.strip() for words in self.starting_words):
-            raise InputError("prompt_init is empty: give words to start from, or start='zero'")
-        if len(self.starting_words) > 1 and self.start == "words" and not self.score_start:
-            raise InputError(
-                f"{len(self.starting_words)} prompt_inits and score_start=False, which leaves none "
+                f"{starts} prompt_inits and score_start=False, which leaves none "
                 "to be chosen by its score: give one prompt_init, or score_start=True"
             )
-        if self.prompt_length is not None and self.prompt_length < 1:
-            raise InputError(f"prompt_length={self.prompt_length}: a prompt has 1 token or more")
-        if self.start != "words" and self.prompt_length is None:
-            raise InputError(f"start={self.start!r} needs a prompt_length, as no words give one")
-        if self.insertion not in INSERTIONS:
-            raise InputError(
-                f"unknown insertion {self.insertion!r}; {did_you_mean(self.insertion, INSERTIONS)}"
-            )
-        if self.projection not in PROJECTIONS:
-            raise InputError(
-                f"unknown projection {self.projection!r}; "
-                f"{did_you_mean(self.projection, PROJECTIONS)}"
-            )
-        if self.deep is not None:
-            object.__setattr__(self, "deep", _layers(self.deep))
-            if self.asks_for_text:
-                raise InputError(f"deep={self.deep!r} is for soft prompts: take prompt='soft'")
-        if self.intrinsic_dim < 1:
-            raise InputError(f"intrinsic_dim={self.intrinsic_dim}: it must be 1 or more")
-        if not 0 < self.alpha < float("inf"):
-            raise InputError(f"alpha={self.alpha}: it must be positive and finite")
         object.__setattr__(self, "optimizer_options", plain_options(self.optimizer_options))
         objective_named(self.objective)
         calibration_named(self.calibration)
         selection_named(self.selection)
 
-    @property
-    def starting_words(self) -> tuple[str, ...]:
-        """`prompt_init` as a tuple."""
-        return (self.prompt_init,) if isinstance(self.prompt_init, str) else tuple(self.prompt_init)
-
-    @property
-    def asks_for_text(self) -> bool:
-        """Whether something is set that only a text prompt has."""
-        return self.prompt == "text" or self.text != TextSettings()
-
     def to_json(self) -> dict[str, Any]:
         """A dict for the journal and the saved prompt; the budget as text."""
-        content = asdict(self)
+        content = {each.name: getattr(self, each.name) for each in fields(self)}
         content["budget"] = str(self.budget)
-        content["prompt_init"] = list(self.starting_words)
-        content["text"] = self.text.to_json()
-        if self.deep is None:
-            del content["deep"]  # journals from before there was one go on
-        elif self.deep != "all":
-            content["deep"] = list(self.deep)
         content["optimizer_options"] = dict(self.optimizer_options)
-        return content
+        # the fields of the kinds that are not searched stand at their defaults
+        return {**content, **Auto().to_json(), **self.prompt.to_json()}
+
+    @property
+    def soft(self) -> Soft | None:
+        """The settings of soft prompts, where these may be searched."""
+        prompt = self.prompt.soft if isinstance(self.prompt, Auto) else self.prompt
+        return prompt if isinstance(prompt, Soft) else None
 
 
-def _number(name: str, value: Any, kind: type[Any]) -> Any:
-    """A number of a kind as Python's own.
+def with_fields(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """Settings with some fields changed: their own, or those of their kind of prompt.
+
+    Args:
+        settings: As a preset has them.
+        given: By name. ``prompt`` takes a kind, or the name of one, ``soft``, ``text`` or
+            ``auto``; ``deep`` takes layers; the others are fields of `Settings` and of the kinds.
 
     Raises:
-        InputError: It is none.
+        InputError: A value is out of range, or none of the kinds has such a field.
     """
-    if isinstance(value, bool) or not isinstance(value, kind):
-        what = "a whole number" if kind is Integral else "a number"
-        raise InputError(f"{name}={value!r}: it takes {what}")
-    return int(value) if kind is Integral else float(value)
+    own = {each.name for each in fields(Settings)}
+    mine = {name: value for name, value in given.items() if name in own and name != "prompt"}
+    rest = {name: value for name, value in given.items() if name not in own}
+    prompt = given.get("prompt", settings.prompt)
+    if isinstance(prompt, str):
+        prompt = _kind_named(prompt, settings.prompt)
+    return replace(settings, **mine, prompt=_changed(prompt, rest))
 
 
-def _layers(deep: Any) -> Literal["all"] | tuple[int, ...]:
-    """Layers as they were given, their numbers rising.
+def _kind_named(name: str, prompt: PromptKind | Auto) -> PromptKind | Auto:
+    """The kind of this name, with the settings that the present one has for it.
 
     Raises:
-        InputError: They are neither ``all`` nor numbers.
+        InputError: There is no such kind.
     """
-    if deep == "all":
-        return "all"
-    numbers = () if isinstance(deep, str) or not isinstance(deep, Sequence) else tuple(deep)
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
-    if not numbers or not whole or len(set(numbers)) < len(numbers):
+    if isinstance(prompt, Soft):
+        auto = Auto(soft=prompt)
+    elif isinstance(prompt, Text):
+        auto = Auto(text=prompt)
+    else:
+        auto = prompt if isinstance(prompt, Auto) else Auto()
+    kinds: dict[str, PromptKind | Auto] = {"auto": auto, "soft": auto.soft, "text": auto.text}
+    return named("prompt", name, kinds)
+
+
+def _changed(prompt: PromptKind | Auto, given: Mapping[str, Any]) -> PromptKind | Auto:
+    """The kind with some of its fields changed; `Auto` changes both of its own.
+
+    Raises:
+        InputError: A value is out of range, or the kind has no such field.
+    """
+    if isinstance(prompt, Auto):
+        of_soft = {name: value for name, value in given.items() if name not in _TEXT - _SOFT}
+        of_text = {name: value for name, value in given.items() if name in _TEXT}
+        soft = _changed_soft(prompt.soft, of_soft)
+        return Auto(soft=soft, text=_changed_text(prompt.text, of_text))
+    if isinstance(prompt, Soft):
+        return _changed_soft(prompt, given)
+    if isinstance(prompt, Text):
+        return _changed_text(prompt, given)
+    kind: Any = prompt  # somebody's own, or none, which `Settings` refuses
+    return replace(kind, **given) if given else kind  # type: ignore[no-any-return]
+
+
+def _changed_soft(soft: Soft, given: Mapping[str, Any]) -> Soft:
+    fields_given = dict(given)
+    if "deep" in fields_given:
+        plain = {name: getattr(soft, name) for name in _SOFT}
+        layers = fields_given.pop("deep")
+        soft = Soft(**plain) if layers is None else Deep(**plain, layers=layers)
+    for name in fields_given:
+        if name in _TEXT - _SOFT:
+            raise InputError(f"prompt='soft' has no use for {name}: take prompt='text'")
+        if name not in _SOFT:
+            raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _SOFT)}")
+    return replace(soft, **fields_given)
+
+
+def _changed_text(text: Text, given: Mapping[str, Any]) -> Text:
+    """The fields that soft prompts alone have are left out, but for one that asks for vectors."""
+    if given.get("start", "words") != "words":
         raise InputError(
-            f"deep={deep!r}: it takes 'all', or the numbers of layers from 0 up, once each"
+            f"start={given['start']!r} is for soft prompts, and a text starts from words: leave "
+            "it out, or take prompt='soft'"
         )
-    return tuple(sorted(numbers))
+    if given.get("deep") is not None:
+        raise InputError(f"deep={given['deep']!r} is for soft prompts: take prompt='soft'")
+    for name in given:
+        if name not in _TEXT | _SOFT | {"deep"}:
+            raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _TEXT)}")
+    return replace(text, **{name: value for name, value in given.items() if name in _TEXT})
+
+
+_SOFT = {each.name for each in fields(Soft)}
+_TEXT = {each.name for each in fields(Text)}
 
 
 _REFERENCE = Settings(  # in full, so that our own defaults can move without it
-    prompt="soft",
-    start="vocabulary",
-    prompt_length=50,
-    insertion="add",
-    intrinsic_dim=500,
-    projection="normal",
-    alpha=1.0,
+    prompt=Soft(
+        start="vocabulary",
+        prompt_length=50,
+        insertion="add",
+        intrinsic_dim=500,
+        projection="normal",
+        alpha=1.0,
+    ),
     optimizer="cma",
     objective="cross_entropy",
     calibration="none",
@@ -241,9 +215,9 @@ _REFERENCE = Settings(  # in full, so that our own defaults can move without it
 PRESETS: Mapping[str, Settings] = {
     "default": Settings(),
     # Sun et al. 2022, table 2. The step size is not in the paper: 0.5 is the code's of that year.
-    "paper-icml22": Settings(
-        **{
-            **vars(_REFERENCE),
+    "paper-icml22": with_fields(
+        _REFERENCE,
+        {
             "projection": "uniform",
             "optimizer_options": {
                 "population": 20,
@@ -251,29 +225,27 @@ PRESETS: Mapping[str, Settings] = {
                 "sigma0": 0.5,
                 "step_rule": "csa",
             },
-        }
+        },
     ),
     # the reference repository as it stood last (e4013f7)
-    "repo-head": Settings(
-        **{
-            **vars(_REFERENCE),
-            "optimizer_options": {"population": 20, "sigma0": 1.0, "step_rule": "csa"},
-        }
+    "repo-head": replace(
+        _REFERENCE,
+        optimizer_options={"population": 20, "sigma0": 1.0, "step_rule": "csa"},
     ),
     # Sun et al., EMNLP 2022, by the command of the reference repository's README
-    "bbtv2": Settings(
-        **{
-            **vars(_REFERENCE),
+    "bbtv2": with_fields(
+        _REFERENCE,
+        {
             "deep": "all",
             "alpha": 0.2 / 0.2,  # their alpha over their sigma, which they divide A by
             "optimizer_options": {"population": 20, "sigma0": 0.2, "step_rule": "csa"},
-        }
+        },
     ),
 }
 
 
 def preset(name: str) -> Settings:
-    """Settings by name; change some with ``dataclasses.replace``.
+    """Settings by name; change some with `with_fields`.
 
     Raises:
         InputError: No preset has this name.

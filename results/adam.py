@@ -30,7 +30,7 @@ from lmaas_tune import Budget, Example, Settings, SoftPrompt, Task, TunedPrompt,
 from lmaas_tune.lab.baselines.prompt_tuning import PromptScorer
 from lmaas_tune.lab.paper import PAPER_TASKS
 from lmaas_tune.prompts import Subspace
-from lmaas_tune.spaces import draw
+from lmaas_tune.prompts.soft import draw
 from lmaas_tune.versions import versions
 
 DIMENSIONS = (5, 10, 20, 50, 100, 200, 500)

@@ -18,7 +18,7 @@ import numpy as np
 
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.prompts import FloatArray, TextPrompt
-from lmaas_tune.text import TextSpace
+from lmaas_tune.prompts.text import TextSpace
 
 INSTRUCTIONS, WORDS, SLOTS, CALLS, PROBLEMS = 16, 40, 3, 200, 24
 SIZES = (INSTRUCTIONS, *[WORDS + 1] * SLOTS)

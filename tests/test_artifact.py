@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from small_models import TRAIN, Bowl
 
 from lmaas_tune import (
     Client,
@@ -27,6 +26,7 @@ from lmaas_tune import (
 from lmaas_tune.artifact import ROWS_A_REQUEST, Score
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.prompts import FloatArray
+from tests.support.small_models import TRAIN, Bowl
 
 TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({"bad": "bad", "good": "good"}))
 SOFT = SoftPrompt(np.full((2, 3), 0.5))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_models import TRAIN, VALIDATION, Bowl, Spoilt, small_tuner
 
 from lmaas_tune import Budget, CSVLogger, ProgressBar, Spent, Step, TensorBoardLogger, TuneResult
 from lmaas_tune.callbacks import Callback, describe_spent, share_spent, step_row
 from lmaas_tune.errors import MissingExtraError, PermanentError, StorageError
+from tests.support.small_models import TRAIN, VALIDATION, Bowl, Spoilt, small_tuner
 
 
 class Terminal(io.StringIO):

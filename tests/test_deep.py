@@ -13,21 +13,30 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import SMALL, TRAIN, VALIDATION, Bowl, WordBowl, usage_of
 
 from lmaas_tune import Budget, ScoreRequest, Settings, TunedPrompt, Tuner, TuneResult, preset
 from lmaas_tune.backend import Spread
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Meter, Spent
-from lmaas_tune.deep import DeepSpace, draw_deep
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError, TransientError
 from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.optimizers import make_blockwise
 from lmaas_tune.optimizers.blockwise import Blockwise
 from lmaas_tune.optimizers.cma import CMA
 from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt, Subspace
-from lmaas_tune.spaces import RandomEmbedding
+from lmaas_tune.prompts.deep import DeepSpace, draw_deep
+from lmaas_tune.prompts.soft import RandomEmbedding
 from lmaas_tune.task import Batch, Slot
+from tests.support.small_models import (
+    FIELDS,
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    WordBowl,
+    changed,
+    usage_of,
+)
 
 LAYERS, LENGTH, WIDTH = 4, 2, 3
 ONE_ROW = Batch((("good ", Slot.PROMPT, Slot.LABEL),))
@@ -56,19 +65,19 @@ class Deep(WordBowl):
         return Spread(np.arange(1.0, layers), usage_of(request))
 
 
-DEEP = replace(SMALL, deep="all", projection="normal", budget=Budget(calls=62))
+DEEP = changed(SMALL, deep="all", projection="normal", budget=Budget(calls=62))
 """The start, its measuring, and 3 rounds over 4 layers with 5 prompts each."""
-WORDS = replace(DEEP, start="words", prompt_length=None)
+WORDS = changed(DEEP, start="words", prompt_length=None)
 
 
 def fit(
     backend: Bowl | None = None, *, settings: Settings = DEEP, resume: bool = False, **wish: Any
 ) -> TuneResult:
     own = {"optimizer", "start"} & wish.keys()
-    changes = {name: wish.pop(name) for name in vars(DEEP).keys() & wish.keys() - own}
+    changes = {name: wish.pop(name) for name in FIELDS & wish.keys() - own}
     tuner = Tuner(
         Deep() if backend is None else backend,
-        settings=replace(settings, **changes),
+        settings=changed(settings, **changes),
         template="{text} {prompt} {label}",
         callbacks=(),
         **wish,
@@ -423,7 +432,7 @@ def test_a_run_that_is_cut_off_anywhere_ends_with_the_same_prompt(tmp_path: Path
 
 
 def test_c2_the_bbtv2_preset_spends_exactly_sixteen_rounds_over_twenty_four_layers() -> None:
-    settings = replace(preset("bbtv2"), intrinsic_dim=2, prompt_length=1)  # what costs no calls
+    settings = changed(preset("bbtv2"), intrinsic_dim=2, prompt_length=1)  # what costs no calls
     backend = Deep(layers=24, insertions=frozenset({"add"}))
     rows = [("good a", "good"), ("bad b", "bad")]
     tuner = Tuner(backend, settings=settings, template="{text} {prompt} {label}", callbacks=())
@@ -502,7 +511,7 @@ def test_a_search_goes_on_from_a_saved_deep_prompt(tmp_path: Path) -> None:
     second = fit(start=saved, seed=1)
     assert second.start.prompt.digest == first.prompt.prompt.digest
     assert second.best.judged.loss <= first.best.judged.loss
-    with pytest.raises(InputError, match=r"through 4 layers: go on from it with .*deep='all'"):
+    with pytest.raises(InputError, match=r"through 4 layers: go on from it with prompt=Deep\(\)"):
         fit(start=saved, deep=None)
     with pytest.raises(InputError, match="goes through 4 layers, and bowl has 3"):
         fit(Deep(layers=3), start=saved)

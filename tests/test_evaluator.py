@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import TRAIN, Bowl, Spoilt, TellingBowl
 
 from lmaas_tune import Client, Price, SoftPrompt, Task, Template, Usage, Verbalizer
 from lmaas_tune.calibration import fitted_calibration, mean_calibration, no_calibration
@@ -17,6 +16,7 @@ from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
 from lmaas_tune.evaluator import Evaluation, Evaluator
 from lmaas_tune.objectives import cross_entropy
+from tests.support.small_models import TRAIN, Bowl, Spoilt, TellingBowl
 
 TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({"good": "good", "bad": "bad"}))
 PROMPTS = [SoftPrompt(np.full((2, 3), level)) for level in (0.0, 0.7, 5.0)]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 from lmaas_tune import Client, PermanentError, ScoreReply, ScoreRequest, TuneResult
 from lmaas_tune.doctor import probe
 from lmaas_tune.evaluator import Evaluation
 from lmaas_tune.exactness import bounds_words
+from tests.support.small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 
 class Guessing(Bowl):

@@ -322,9 +322,8 @@ def test_a_journal_line_nested_too_deeply_is_told(
 @given(data=st.data())
 @fuzzed
 def test_any_damage_to_a_run_of_a_comparison_is_told(tmp_path: Path, data: Any) -> None:
-    from lab import made
-
     from lmaas_tune.lab.comparison_result import ComparisonResult
+    from tests.lab import made
 
     content = [
         as_stored(record, "comparison")
@@ -437,11 +436,13 @@ def test_a_file_of_tasks_that_is_nested_too_deeply_is_told(
 
 
 def test_a_limit_of_five_thousand_digits_is_told(tmp_path: Path) -> None:
+    from lmaas_tune.service.key_quota import DEFAULT_QUOTA
     from lmaas_tune.service.keys import read_keys
-    from lmaas_tune.service.limits import USUAL
 
     (tmp_path / "keys").write_text(f"alice {'k' * 30} requests={'9' * 5000}")
-    assert "up to 18 digits" in str(answered(lambda: read_keys(tmp_path / "keys", limits=USUAL)))
+    assert "up to 18 digits" in str(
+        answered(lambda: read_keys(tmp_path / "keys", quota=DEFAULT_QUOTA))
+    )
 
 
 def test_a_report_that_somebody_wrote_over_is_made_again(tmp_path: Path) -> None:

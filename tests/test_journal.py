@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,23 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_models import SMALL, TRAIN, VALIDATION, Bowl, WordBowl, small_tuner
 
 from lmaas_tune import ScoreRequest, TunedPrompt, TuneResult, Usage
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.prompts import FloatArray
+from tests.support.small_models import (
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    WordBowl,
+    changed,
+    small_tuner,
+)
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 COUNTED = ("calls", "validation_calls", "hits", "retries", "requests", "sequences", "tokens")
 
 
@@ -189,8 +196,8 @@ class Lost(Bowl):
 CHILD = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from small_models import TRAIN, VALIDATION, Bowl, small_tuner
+sys.path.insert(0, {root!r})
+from tests.support.small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 class Noted(Bowl):
     def score(self, requests):
@@ -205,7 +212,7 @@ tuner.fit(TRAIN, VALIDATION, resume=True)
 
 
 def child(folder: Path, before: str = "") -> list[str]:
-    places = {"tests": str(TESTS), "asked": str(folder / "asked"), "folder": str(folder / "run")}
+    places = {"root": str(ROOT), "asked": str(folder / "asked"), "folder": str(folder / "run")}
     return [sys.executable, "-c", CHILD.format(before=before, **places)]
 
 
@@ -355,7 +362,7 @@ def test_a_saved_prompt_is_not_written_over_by_a_run_that_starts_from_it(
 def test_a_run_goes_on_under_limits_of_another_kind(
     tmp_path: Path, first: str, second: str
 ) -> None:
-    words = replace(SMALL, start="words", prompt_init=("one", "two", "three"))
+    words = changed(SMALL, start="words", prompt_init=("one", "two", "three"))
     fit(tmp_path, WordBowl(), resume=False, settings=words, budget=first)
     resumed = fit(tmp_path, WordBowl(), settings=words, budget=second)
     assert [len(step.evaluations) for step in resumed.steps] == [3, 5, 5, 5, 5]

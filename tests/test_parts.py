@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 from lmaas_tune import (
     Budget,
@@ -40,6 +39,7 @@ from lmaas_tune.calls.meter import Meter, Spent
 from lmaas_tune.data import read_examples
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.task import Batch, Slot
+from tests.support.small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 ROWS_PER_CALL = 4  # of 10 training rows and 5 validation rows: 3 calls and 2
 COUNTED = ("calls", "validation_calls", "requests", "sequences", "tokens")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 from lmaas_tune.errors import MissingExtraError
+from tests.support.small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 
 @pytest.fixture(autouse=True)

@@ -27,8 +27,10 @@ from lmaas_tune import (
     TunedPrompt,
     Tuner,
 )
-from lmaas_tune.spaces import PointSpace, draw, drawn
+from lmaas_tune.prompts.soft import draw
+from lmaas_tune.prompts.subspace import PointSpace
 from lmaas_tune.testing.toy import ToyBackend
+from tests.support.small_models import changed
 
 TRAIN = [("a fine film", "good"), ("fine acting", "good"), ("a dull film", "bad"), ("dull", "bad")]
 WORDS = Subspace(
@@ -49,13 +51,13 @@ class Drawing:
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
         self.seen += [type(request.prompt).__name__ for request in requests]
         return self._model.score(
-            [replace(r, prompt=drawn(r.prompt, self._model)) for r in requests]
+            [replace(r, prompt=r.prompt.for_model(self._model)) for r in requests]
         )
 
 
 def tuner(backend: Backend, **wish: Any) -> Tuner:
     wish = {"prompt_init": ("It was", "This is"), "intrinsic_dim": 4, **wish}
-    settings = replace(Settings(), **wish)
+    settings = changed(Settings(), **wish)
     return Tuner(backend, settings=settings, budget="calls=60", seed=5, callbacks=[])
 
 
@@ -72,7 +74,7 @@ def test_a_search_over_points_is_the_search_over_their_vectors(start: str, proje
     # one point at a time and many at once differ in the last bits
     losses = [[step.loss for step in result.steps] for result in (points, vectors)]
     np.testing.assert_allclose(*losses, atol=1e-7)
-    there = drawn(points.prompt.prompt, local)
+    there = points.prompt.prompt.for_model(local)
     assert isinstance(there, SoftPrompt)
     assert isinstance(vectors.prompt.prompt, SoftPrompt)
     np.testing.assert_allclose(there.vectors, vectors.prompt.prompt.vectors, atol=1e-5)
@@ -82,10 +84,10 @@ def test_a_search_may_start_from_a_saved_prompt_of_ones_own() -> None:
     start = SoftPrompt(ToyBackend().embed([3, 4]))
     backend = Drawing()
     result = Tuner(
-        backend, settings=replace(Settings(), projection="uniform", intrinsic_dim=4),
+        backend, settings=changed(Settings(), projection="uniform", intrinsic_dim=4),
         start=start, budget="calls=40", callbacks=[],
     ).fit(TRAIN)  # fmt: skip
-    there = drawn(result.start.prompt, ToyBackend())
+    there = result.start.prompt.for_model(ToyBackend())
     assert isinstance(there, SoftPrompt)
     assert there.digest == start.digest
     assert set(backend.seen) == {"PointPrompt"}
@@ -96,7 +98,7 @@ def test_a_description_comes_back_from_json(subspace: Subspace) -> None:
     again = Subspace.from_json(json.loads(json.dumps(subspace.to_json())))
     assert again.digest == subspace.digest
     point = np.arange(4.0)
-    one, other = (drawn(PointPrompt(s, point), ToyBackend()) for s in (subspace, again))
+    one, other = (PointPrompt(s, point).for_model(ToyBackend()) for s in (subspace, again))
     assert one.digest == other.digest
 
 
@@ -152,7 +154,7 @@ def test_a_point_that_does_not_lie_in_its_subspace_is_refused(point: Any) -> Non
 def test_a_point_is_drawn_as_its_vectors(numbers: list[float]) -> None:
     backend = ToyBackend()
     (vectors,) = draw([WORDS], backend).prompts(np.array([numbers]))
-    assert drawn(PointPrompt(WORDS, np.array(numbers)), backend).digest == vectors.digest
+    assert PointPrompt(WORDS, np.array(numbers)).for_model(backend).digest == vectors.digest
 
 
 def test_a_saved_point_serves_its_provider_and_who_has_the_model(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_a_point_elsewhere_is_refused_in_words(tmp_path: Path) -> None:
 def test_a_search_from_a_point_needs_its_vectors() -> None:
     saved = tuner(Drawing()).fit(TRAIN).prompt
     onward = Tuner(ToyBackend(), start=saved, budget="calls=40", callbacks=[]).fit(TRAIN)
-    there = drawn(saved.prompt, ToyBackend())
+    there = saved.prompt.for_model(ToyBackend())
     assert onward.start.prompt.digest == there.digest
     with pytest.raises(InputError, match="start from words, or use the model itself"):
         Tuner(Drawing(), start=saved)

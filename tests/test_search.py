@@ -15,16 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from small_models import (
-    SMALL,
-    TRAIN,
-    VALIDATION,
-    Bowl,
-    Spoilt,
-    TellingBowl,
-    WordBowl,
-    small_tuner,
-)
 
 from lmaas_tune import (
     Budget,
@@ -47,11 +37,22 @@ from lmaas_tune.journal import Journal
 from lmaas_tune.objectives import cross_entropy
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, SoftPrompt
+from lmaas_tune.prompts.soft import RandomEmbedding
 from lmaas_tune.search import Search, penalised
 from lmaas_tune.selection import LowestLoss
-from lmaas_tune.spaces import RandomEmbedding
 from lmaas_tune.task import Task, Template, Verbalizer
 from lmaas_tune.testing.toy import ToyBackend
+from tests.support.small_models import (
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    Spoilt,
+    TellingBowl,
+    WordBowl,
+    changed,
+    small_tuner,
+)
 
 POPULATION = 5
 ROWS, OTHER_ROWS = len(TRAIN), len(VALIDATION)
@@ -169,7 +170,7 @@ def test_validation_rows_are_thought_to_cost_as_much_a_character_as_training_row
 
 
 def test_a_longer_text_is_thought_to_cost_more() -> None:
-    texts = replace(SMALL, prompt="text", prompt_init=("so", "so " * 30), start="words")
+    texts = changed(SMALL, prompt="text", prompt_init=("so", "so " * 30), start="words")
     usage = Usage(requests=1, sequences=ROWS, tokens=4 * ROWS)
 
     class Wordy(Bowl):
@@ -208,7 +209,7 @@ def test_a_limit_on_what_nobody_tells_ends_the_run_with_a_sentence() -> None:
 
 
 def test_the_papers_budget_buys_exactly_400_generations_and_80_looks() -> None:
-    own = replace(preset("paper-icml22"), intrinsic_dim=2, prompt_length=2)
+    own = changed(preset("paper-icml22"), intrinsic_dim=2, prompt_length=2)
     backend = WordBowl(insertions=frozenset({"add"}))
     tuner = small_tuner(backend, settings=own)
     result = tuner.fit(TRAIN, VALIDATION)
@@ -544,7 +545,7 @@ def test_the_start_that_was_chosen_is_kept_until_something_is_better() -> None:
 
     result = small_tuner(
         Wrong(),
-        settings=replace(SMALL, start="words", prompt_length=None, calibration="none"),
+        settings=changed(SMALL, start="words", prompt_length=None, calibration="none"),
         prompt_init=("aaaa bbbb", "aaaaaaa bbbbbbb", "cc cc"),
         selection="candidate@100",
         budget="calls=28",

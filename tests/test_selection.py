@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 from lmaas_tune import ScoreRequest
 from lmaas_tune.errors import InputError
@@ -17,6 +16,7 @@ from lmaas_tune.evaluator import Evaluation
 from lmaas_tune.objectives import cross_entropy, error_rate
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.selection import EveryNth, LowestLoss, selection_named
+from tests.support.small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 
 def worth(loss: float, accuracy: float = 0.5) -> Evaluation:

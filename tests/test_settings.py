@@ -10,8 +10,8 @@ import pytest
 
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError
-from lmaas_tune.settings import PRESETS, Settings, preset
-from lmaas_tune.text import TextSettings
+from lmaas_tune.prompts import Deep, Soft, Text
+from lmaas_tune.settings import PRESETS, Settings, preset, with_fields
 from lmaas_tune.versions import versions
 
 PAPER = {
@@ -26,7 +26,7 @@ PAPER = {
     "calibration": "none",
     "selection": "candidate@100",
     "score_start": False,
-    "budget": Budget(calls=8000),
+    "budget": "calls=8000",
 }
 
 
@@ -66,13 +66,13 @@ PAPER = {
 def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) -> None:
     settings = preset(name)
     for field, value in {**PAPER, **own}.items():
-        assert getattr(settings, field) == value, field
+        assert settings.to_json()[field] == value, field
 
 
 @pytest.mark.parametrize(
     ("wish", "sentence"),
     [
-        ({"start": "word"}, "unknown start 'word'; known: words, vocabulary, zero"),
+        ({"start": "word"}, "unknown start 'word'; did you mean 'words'"),
         ({"start": "words", "prompt_init": " "}, "prompt_init is empty"),
         ({"start": "words", "prompt_init": ()}, "prompt_init is empty"),
         (
@@ -87,16 +87,14 @@ def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) ->
         ({"optimizer_options": {"sigma0": float("inf")}}, "option sigma0=inf .* finite numbers"),
         ({"optimizer_options": [("sigma0", 1)]}, "give a mapping, as {'sigma0': 0.5}"),
         ({"prompt": "txt"}, "unknown prompt 'txt'; did you mean 'text'"),
-        ({"text": {"slots": 2}}, r"text=\{'slots': 2\}: give TextSettings"),
+        ({"prompt": 7}, r"prompt=7: give Soft\(...\), Deep\(...\) or Text\(...\)"),
+        ({"slot": 2}, "settings have no field 'slot'"),
+        ({"prompt": "soft", "slots": 2}, "prompt='soft' has no use for slots: take prompt='text'"),
         (
-            {"prompt": "soft", "text": TextSettings(slots=2)},
-            "prompt='soft' has no use for .*slots=2.*: take prompt='text'",
-        ),
-        (
-            {"text": TextSettings(slots=2), "start": "zero", "prompt_length": 2},
+            {"prompt": "text", "slots": 2, "start": "zero", "prompt_length": 2},
             "start='zero' is for soft prompts, and a text starts from words",
         ),
-        ({"prompt_length": 0}, "prompt_length=0: a prompt has 1 token or more"),
+        ({"prompt_length": 0}, "prompt_length=0: it must be 1 or more"),
         ({"start": "zero", "prompt_length": None}, "start='zero' needs a prompt_length"),
         ({"insertion": "cat"}, "unknown insertion 'cat'; did you mean 'concat'"),
         ({"projection": "unifrom"}, "unknown projection 'unifrom'; did you mean 'uniform'"),
@@ -117,20 +115,20 @@ def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) ->
 )
 def test_a_setting_that_cannot_be_gets_one_sentence(wish: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        Settings(**wish)
+        with_fields(Settings(), wish)
 
 
 def test_numpys_numbers_are_settings_that_a_file_can_hold() -> None:
     settings = Settings(
-        intrinsic_dim=np.int64(5),  # type: ignore[arg-type]
-        prompt_length=np.int32(2),  # type: ignore[arg-type]
-        alpha=np.float32(0.5),  # type: ignore[arg-type]
+        prompt=Soft(
+            intrinsic_dim=np.int64(5),  # type: ignore[arg-type]
+            prompt_length=np.int32(2),  # type: ignore[arg-type]
+            alpha=np.float32(0.5),  # type: ignore[arg-type]
+        ),
         optimizer_options={"sigma0": np.float64(2), "bounds": np.array([-1.0, 1.0])},
     )
     plain = Settings(
-        intrinsic_dim=5,
-        prompt_length=2,
-        alpha=0.5,
+        prompt=Soft(intrinsic_dim=5, prompt_length=2, alpha=0.5),
         optimizer_options={"sigma0": 2.0, "bounds": [-1.0, 1.0]},
     )
     assert json.dumps(settings.to_json()) == json.dumps(plain.to_json())
@@ -144,15 +142,15 @@ def test_settings_are_recorded_as_plain_json(name: str) -> None:
 
 
 def test_layers_are_recorded_in_their_order_and_not_at_all_where_there_are_none() -> None:
-    assert Settings(deep=[20, 0, 10]).deep == (0, 10, 20)  # type: ignore[arg-type]
-    content = Settings(deep=(20, 0, 10)).to_json()
+    assert Deep(layers=[20, 0, 10]).layers == (0, 10, 20)
+    content = Settings(prompt=Deep(layers=(20, 0, 10))).to_json()
     assert content["deep"] == [0, 10, 20]
     assert json.loads(json.dumps(content)) == content
     assert "deep" not in Settings().to_json()  # so that older journals go on
 
 
 def test_words_of_ones_own_are_recorded_as_a_list() -> None:
-    content = Settings(text=TextSettings(words=("so", "far"), demonstrations=2)).to_json()
+    content = Settings(prompt=Text(words=("so", "far"), demonstrations=2)).to_json()
     assert content["text"] == {"words": ["so", "far"], "slots": 3, "demonstrations": 2}
     assert json.loads(json.dumps(content)) == content
 
@@ -177,4 +175,4 @@ def test_the_versions_that_decide_a_run_are_recorded() -> None:
 )
 def test_a_value_of_the_wrong_kind_is_named(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        Settings(**changes)
+        with_fields(Settings(), changes)

@@ -12,17 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import WordBowl
 
-from lmaas_tune import spaces
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, SoftPrompt
-from lmaas_tune.spaces import (
-    PROJECTIONS,
-    RandomEmbedding,
-    start_from_vocabulary,
-    start_from_words,
-)
+from lmaas_tune.prompts import projections as spaces
+from lmaas_tune.prompts.projections import PROJECTIONS
+from lmaas_tune.prompts.soft import RandomEmbedding, start_from_vocabulary, start_from_words
+from tests.support.small_models import WordBowl
 
 KINDS = ["normal", "uniform", "hadamard"]
 
@@ -229,7 +225,7 @@ LARGE = """
 import resource, time
 import numpy as np
 from lmaas_tune.prompts import SoftPrompt
-from lmaas_tune.spaces import RandomEmbedding
+from lmaas_tune.prompts.soft import RandomEmbedding
 
 start = SoftPrompt(np.zeros((50, 4096)))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

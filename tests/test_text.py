@@ -15,16 +15,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import SMALL, TRAIN, VALIDATION, Bowl, TellingBowl, small_tuner, words_of
 
 from lmaas_tune import Budget, Example, Settings, SoftPrompt, TextPrompt, TunedPrompt, Tuner
 from lmaas_tune.backend import ScoreReply, ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers import optimizer_names
-from lmaas_tune.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS, WORDS, telling_words
-from lmaas_tune.prompts import Prompt
+from lmaas_tune.prompts import Prompt, Setup
+from lmaas_tune.prompts.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS, WORDS, telling_words
+from lmaas_tune.prompts.text import Text, TextSpace, draw_demonstrations
 from lmaas_tune.task import Task, Template, Verbalizer
-from lmaas_tune.text import TextSettings, TextSpace, draw_demonstrations, text_space
+from tests.support.small_models import (
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    TellingBowl,
+    changed,
+    small_tuner,
+    words_of,
+)
 
 FIRST = "{prompt}\n\nText: {text}\nAnswer: {label}"
 LABELS = Verbalizer({"good": "fine", "bad": "poor"})
@@ -196,16 +205,16 @@ def test_the_digest_changes_with_everything_that_decides_a_prompt(change: dict[s
 )
 def test_a_text_setting_that_cannot_be_gets_one_sentence(wish: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        TextSettings(**wish)
+        Text(**wish)
 
 
 def test_words_are_given_built_in_or_of_the_training_rows() -> None:
     rows = [Example({"text": text}, label) for text, label in TRAIN]
-    assert TextSettings(words=("a ", "b", "a")).list_words(rows) == ("a", "b")
-    assert TextSettings().list_words(rows) == WORDS
-    assert TextSettings(words="train").list_words(rows)[:2] == ("bad", "good")
+    assert Text(words=("a ", "b", "a")).list_words(rows) == ("a", "b")
+    assert Text().list_words(rows) == WORDS
+    assert Text(words="train").list_words(rows)[:2] == ("bad", "good")
     with pytest.raises(InputError, match="the training rows have no words; give a list"):
-        TextSettings(words="train").list_words([Example({"text": "7"}, str(n)) for n in range(2)])
+        Text(words="train").list_words([Example({"text": "7"}, str(n)) for n in range(2)])
 
 
 def test_telling_words_are_those_of_one_label_in_turns_whatever_the_order_of_rows() -> None:
@@ -222,7 +231,7 @@ def test_telling_words_are_those_of_one_label_in_turns_whatever_the_order_of_row
 
 
 def test_built_in_phrases_begin_with_the_starting_words_and_are_all_different() -> None:
-    assert LEAD_INS[: len(STARTING_WORDS)] == STARTING_WORDS == Settings().starting_words
+    assert LEAD_INS[: len(STARTING_WORDS)] == STARTING_WORDS == Settings().prompt.starting_words
     for phrases in (LEAD_INS, DIRECTIONS, WORDS):
         assert len({phrase.casefold() for phrase in phrases}) == len(phrases)
         assert all(phrase == phrase.strip() != "" for phrase in phrases)
@@ -263,9 +272,8 @@ def test_demonstrations_that_leave_no_row_of_a_label_are_refused() -> None:
 def test_a_demonstration_reads_as_the_row_does() -> None:
     task = Task(Template(FIRST), LABELS)
     rows = [Example({"text": "a film"}, "good"), Example({"text": "a play"}, "bad")]
-    space = text_space(
-        TextSettings(slots=0), task, instructions=["Judge."], starting=1, train=rows, shown=rows
-    )
+    setup = Setup(model=Reader(), embeds=None, measures=False, task=task, train=rows, shown=rows)
+    space = Text(slots=0, prompt_init="Judge.").space(setup)
     (row,) = task.template.batch([Example({"text": "a book"})]).rows
     pieces = [part if isinstance(part, str) else "" for part in row]
     assert "".join([text_of(space.starts[0]), *pieces]).split("\n\n") == [
@@ -285,7 +293,7 @@ def test_a_template_without_room_for_demonstrations_is_refused(template: str) ->
 
 
 def small_text(backend: Any, *, template: str | None = FIRST, calls: int = 40, **text: Any) -> Any:
-    settings = Settings(prompt="text", text=TextSettings(**text))
+    settings = Settings(prompt=Text(**text))
     return tune(backend, settings=settings, template=template, calls=calls)
 
 
@@ -324,7 +332,7 @@ def test_a_model_that_takes_texts_alone_needs_no_further_word() -> None:
 
 @pytest.mark.parametrize("optimizer", [*optimizer_names(), "nevergrad:DiscreteOnePlusOne"])
 def test_every_optimizer_serves_text(optimizer: str) -> None:
-    settings = Settings(text=TextSettings(words=(*Reader.FAVOURITES, "so", "far"), slots=4))
+    settings = Settings(prompt=Text(words=(*Reader.FAVOURITES, "so", "far"), slots=4))
     result = tune(Reader(), optimizer=optimizer, settings=settings, calls=130)
     assert result.spent.calls <= 130
     losses = [e.loss for step in result.steps for e in step.evaluations]
@@ -351,7 +359,7 @@ def test_a_flat_loss_ends_nothing_early() -> None:
 
 def test_equal_prompts_of_a_generation_are_paid_once() -> None:
     backend = Reader()
-    result = tune(backend, settings=Settings(text=TextSettings(words=("so",), slots=1)), calls=100)
+    result = tune(backend, settings=Settings(prompt=Text(words=("so",), slots=1)), calls=100)
     assert result.spent.calls > 80
     assert result.spent.requests == len(backend.requests) < 75
     assert result.spent.requests + result.spent.hits == result.spent.calls
@@ -366,7 +374,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_another() -> None:
 
 
 def test_a_run_that_goes_on_pays_nothing_twice(tmp_path: Path) -> None:
-    settings = Settings(prompt="text", text=TextSettings(demonstrations=2))
+    settings = Settings(prompt=Text(demonstrations=2))
     wish = {"settings": settings, "template": FIRST}
     tune(Reader(), out=tmp_path, calls=30, **wish)
     second, whole = Reader(), Reader()
@@ -381,9 +389,9 @@ def test_a_run_that_goes_on_pays_nothing_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"words": ("a", "b")}, {"slots": 2}, {"demonstrations": 4}])
 def test_a_run_does_not_go_on_with_other_words(change: dict[str, Any], tmp_path: Path) -> None:
-    settings = Settings(prompt="text", text=TextSettings(demonstrations=2))
+    settings = Settings(prompt=Text(demonstrations=2))
     tune(Reader(), out=tmp_path, calls=30, settings=settings, template=FIRST)
-    other = replace(settings, text=replace(settings.text, **change))
+    other = changed(settings, **change)
     tuner = Tuner(Reader(), settings=other, out=tmp_path, template=FIRST, callbacks=())
     with pytest.warns(UserWarning, match="stand in"), pytest.raises(InputError, match="run"):
         tuner.fit(TRAIN, resume=True)
@@ -414,15 +422,15 @@ def test_built_in_instructions_suit_where_the_prompt_stands(
     assert [text_of(r.prompt) for r in backend.requests[:5]] == list(phrases[:5])
     assert len(begun) > 5
     own = Reader()
-    tune(own, template=template, settings=Settings(prompt_init=(" I say ", "We say")))
+    tune(own, template=template, settings=changed(Settings(), prompt_init=(" I say ", "We say")))
     assert [text_of(r.prompt) for r in own.requests[:2]] == ["I say", "We say"]
     assert all(text_of(r.prompt).startswith(("I say", "We say")) for r in own.requests)
 
 
 def test_auto_takes_text_where_something_asks_for_it() -> None:
     for wish in (
-        {"settings": Settings(prompt="text")},
-        {"settings": Settings(text=TextSettings(slots=1))},
+        {"settings": Settings(prompt=Text())},
+        {"settings": Settings(prompt=Text(slots=1))},
         {"start": TextPrompt("It was")},
     ):
         assert isinstance(tune(Bowl(), **wish).prompt.prompt, TextPrompt)
@@ -437,13 +445,13 @@ SOFT = SoftPrompt(np.zeros((2, 3)))
     [
         (
             Bowl(text_prompts=False),
-            {"settings": Settings(prompt="text")},
+            {"settings": Settings(prompt=Text())},
             "takes soft prompts only",
         ),
-        (Reader(), {"settings": SMALL}, "takes text prompts only.* take Settings.prompt='text'"),
+        (Reader(), {"settings": SMALL}, "takes text prompts only.* take prompt=Text"),
         (Reader(), {"settings": "paper-icml22"}, "takes text prompts only"),
         (Reader(), {"start": SOFT}, "is asked for text prompts, and the start is a soft one"),
-        (Reader(), {"settings": replace(SMALL, prompt="auto")}, "the start is a soft one"),
+        (Reader(), {"settings": changed(SMALL, prompt="auto")}, "the start is a soft one"),
         (Bowl(), {"settings": SMALL, "start": TextPrompt("a")}, "must be a soft one of width 3"),
         (Counting(20), {}, "train: row 1 has .* longest prompt that this search could try: fewer"),
     ],
@@ -474,7 +482,7 @@ def test_a_limit_in_tokens_counts_the_longest_prompt_beforehand() -> None:
     budget = Budget(tokens=len(TRAIN) * 5 * max(map(len, LEAD_INS)))  # pays the five starts
     tuner = Tuner(
         Dear(),
-        settings=Settings(prompt="text"),
+        settings=Settings(prompt=Text()),
         budget=budget,
         callbacks=(),
         template="{text} {prompt} {label}",

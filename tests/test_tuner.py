@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import SMALL, TRAIN, VALIDATION, Bowl, Spoilt, WordBowl, small_tuner
 
 from lmaas_tune import (
     Budget,
     Example,
     ScoreRequest,
     Settings,
+    Soft,
     SoftPrompt,
     Template,
     TextPrompt,
@@ -30,6 +30,16 @@ from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.testing.toy import ToyBackend
 from lmaas_tune.tuner import default_template, default_verbalizer
+from tests.support.small_models import (
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    Bowl,
+    Spoilt,
+    WordBowl,
+    changed,
+    small_tuner,
+)
 
 FORMS = {
     "pairs": TRAIN,
@@ -277,7 +287,7 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
             "objective='hinge' is no function: a name goes into",
         ),
         ({"callbacks": ProgressBar()}, TRAIN, "callbacks=<.*ProgressBar.*: give a list of them"),
-        ({"start": "It was"}, TRAIN, "start='It was' is no prompt: .* into Settings.prompt_init"),
+        ({"start": "It was"}, TRAIN, "start='It was' is no prompt: .* into the settings, as Soft"),
         ({"start": SoftPrompt(np.zeros((2, 4)))}, TRAIN, "must be a soft one of width 3 for bowl"),
         (
             {"start": TunedPrompt(TextPrompt("a"), None, np.zeros(2))},  # type: ignore[arg-type]
@@ -290,14 +300,14 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
             "bowl does not take a prompt by insertion 'prepend'; it takes concat",
         ),
         (
-            {"settings": replace(SMALL, prompt_length=10**8)},
+            {"settings": changed(SMALL, prompt_length=10**8)},
             TRAIN,
             "prompt_length=100000000: bowl reads 512 tokens at most, the row's included",
         ),
         (
-            {"settings": Settings(start="words", prompt_init="a")},
+            {"settings": Settings(prompt=Soft(start="words", prompt_init="a"))},
             TRAIN,
-            r"bowl does not give word embeddings.* Settings\(start='zero'",
+            r"bowl does not give word embeddings.* start='zero'",
         ),
     ],
 )
@@ -322,9 +332,7 @@ def test_what_cannot_work_gets_one_sentence_and_costs_nothing(
 def test_a_text_only_model_is_no_match_for_soft_prompts_that_are_asked_for() -> None:
     backend: Any = Bowl()
     backend.capabilities = type(backend.capabilities)(soft_prompt_width=None)
-    with pytest.raises(
-        InputError, match=r"bowl takes text prompts only.*prompt='text'.*or .* such as 'hf'"
-    ):
+    with pytest.raises(InputError, match=r"bowl takes text prompts only.*Text.*or .* such as 'hf'"):
         small_tuner(backend).fit(TRAIN)
 
 
@@ -419,7 +427,7 @@ def test_a_replay_that_fails_leaves_the_finished_prompt_alone(tmp_path: Path) ->
 @pytest.mark.parametrize("validation", [None, VALIDATION])
 def test_a_model_that_cannot_tell_its_price_is_asked_once_first(validation: Any) -> None:
     model = WordBowl()
-    settings = replace(SMALL, start="words", prompt_init=("one", "two", "three"))
+    settings = changed(SMALL, start="words", prompt_init=("one", "two", "three"))
     result = small_tuner(model, settings=settings, budget="tokens=700").fit(TRAIN, validation)
     assert len(result.steps[0].evaluations) == 3
     assert 0 < result.spent.tokens <= 700

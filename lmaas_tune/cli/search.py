@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import Parser, parse_options
 from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers import NEVERGRAD, OPTIMIZERS
-from lmaas_tune.settings import PRESETS, Settings, preset
-from lmaas_tune.spaces import PROJECTIONS
-from lmaas_tune.text import SOURCES
+from lmaas_tune.prompts import Text
+from lmaas_tune.prompts.projections import PROJECTIONS
+from lmaas_tune.prompts.text import SOURCES
+from lmaas_tune.settings import PRESETS, Settings, preset, with_fields
 
 
 def _layers(text: str) -> str | tuple[int, ...]:
@@ -65,18 +65,19 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
     group = command.add_argument_group("the search", "What is not given is the preset's.")
     group.add_argument("--preset", default="default", help=f"{', '.join(PRESETS)} (default)")
     default = PRESETS["default"]
+    content = default.to_json()
     group.add_argument(
         "--prompt-init",
         action="append",
         metavar="WORDS",
         help="the starting words; given again and again, the best of them starts "
-        f"({' / '.join(default.starting_words)})",
+        f"({' / '.join(default.prompt.starting_words)})",
     )
     group.add_argument(
         "--instructions", metavar="FILE", help="starting words from a file, one a line"
     )
     for name, kind, says in _FIELDS:
-        value = getattr(default, name)
+        value = content.get(name)
         shown = "" if value is None else f" ({value})"
         group.add_argument(_flag(name), type=kind, metavar=_METAVARS[kind], help=says + shown)
     group.add_argument(
@@ -102,7 +103,7 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
 
 def _add_text(command: Parser) -> None:
     group = command.add_argument_group("text prompts", "What one has beside its starting words.")
-    default = PRESETS["default"].text
+    default = Text()
     group.add_argument(
         "--prompt-words",
         metavar="WHENCE",
@@ -139,7 +140,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
             )
         given["prompt_init"] = _lines(arguments.instructions)
     if text := _text(arguments):
-        given = {"prompt": "text", **given, "text": replace(base.text, **text)}
+        given = {"prompt": "text", **given, **text}
     _check_start(arguments, given)
     if "prompt_init" in given:  # words say where to start, and how long the prompt is
         given = {"start": "words", "prompt_length": None, **given}
@@ -151,7 +152,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         OPTIMIZERS.offer(optimizer)  # a wrong name shows before a model is loaded
     options = dict(base.optimizer_options) if optimizer == base.optimizer else {}
     options |= parse_options(arguments.optimizer_options or "")
-    return replace(base, **given, optimizer_options=options)
+    return with_fields(base, {**given, "optimizer_options": options})
 
 
 def _text(arguments: argparse.Namespace) -> dict[str, Any]:

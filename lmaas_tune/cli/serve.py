@@ -1,4 +1,4 @@
-"""``lmaas-tune serve``: a model as a service."""
+"""The command ``lmaas-tune serve``: a model as an HTTP service."""
 
 from __future__ import annotations
 
@@ -37,58 +37,60 @@ def add_to(commands: Commands) -> None:
     service.add_argument(
         "--api-key-file",
         metavar="FILE",
-        help="who may use it: lines of a key, or of a name, a key and its limits",
+        help="the keys that may use it: lines of a key, or of a name, a key and its limits",
     )
     service.add_argument(
         "--limits",
         default="",
         metavar="NAME=N,...",
-        help="what a key may use whose line does not say: requests and tokens a minute, "
-        "concurrent requests, as requests=600,tokens=200000,concurrent=8",
+        help="the default quota of a key: requests and tokens a minute, concurrent requests, "
+        "as requests=600,tokens=200000,concurrent=8",
     )
     service.add_argument(
         "--bounds",
         default="",
         metavar="NAME=N,...",
-        help="what the service takes on, as rows=64,queue=100,wait_seconds=30",
+        help="the limits of the service, as rows=64,queue=100,wait_seconds=30",
     )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Serve until told to stop."""
+    """Serve until a signal stops it."""
     try:
-        from lmaas_tune.service.bounds import Bounds
-        from lmaas_tune.service.run import Service, bind
+        from lmaas_tune.service.server import Service, bind
+        from lmaas_tune.service.server_limits import ServerLimits
     except ImportError as error:
         raise MissingExtraError(
             "lmaas-tune serve", package=error.name or str(error), extra="serve"
         ) from error
-    bounds = Bounds.of(parse_options(arguments.bounds))
+    limits = ServerLimits.of(parse_options(arguments.bounds))
     keyring = _keyring(arguments)
     with bind(arguments.host, arguments.port) as socket:  # a port that is taken shows at once
         options = parse_options(arguments.backend_options)
         backend = open_backend(arguments.backend, arguments.model, options)
         with (
             warnings.catch_warnings(),
-            Service(backend, socket=socket, keyring=keyring, bounds=bounds, log=sys.stderr) as it,
+            Service(
+                backend, socket=socket, keyring=keyring, limits=limits, log=sys.stderr
+            ) as service,
             contextlib.suppress(KeyboardInterrupt),  # Ctrl-C, or SIGTERM
         ):
             warnings.simplefilter("ignore")  # they may quote what a client sent
             names = None if keyring.open else [key.name for key in keyring.keys]
-            _tell({"url": it.url, "identity": backend.identity, "keys": names}, arguments)
-            it.wait()
+            _announce({"url": service.url, "identity": backend.identity, "keys": names}, arguments)
+            service.wait()
     return Outcome(None, "stopped")
 
 
 def _keyring(arguments: argparse.Namespace) -> Keyring:
+    from lmaas_tune.service.key_quota import KeyQuota
     from lmaas_tune.service.keys import Keyring, read_keys
-    from lmaas_tune.service.limits import Limits
-    from lmaas_tune.service.run import is_loopback
+    from lmaas_tune.service.server import is_loopback
 
-    limits = Limits.of(parse_options(arguments.limits))
+    quota = KeyQuota.of(parse_options(arguments.limits))
     if arguments.api_key_file is not None:
-        return read_keys(arguments.api_key_file, limits=limits)
+        return read_keys(arguments.api_key_file, quota=quota)
     if not is_loopback(arguments.host):
         raise InputError(
             f"--host {arguments.host} is reached from other machines: give the keys of those who "
@@ -99,10 +101,10 @@ def _keyring(arguments: argparse.Namespace) -> Keyring:
         UserWarning,
         stacklevel=2,
     )
-    return Keyring(None, limits=limits)
+    return Keyring(None, quota=quota)
 
 
-def _tell(content: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Where it listens, while it does."""
-    said = json.dumps(content) if arguments.json else f"listening on {content['url']}"
-    print(said, file=arguments.stdout, flush=True)
+def _announce(content: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print the address while the service runs."""
+    line = json.dumps(content) if arguments.json else f"listening on {content['url']}"
+    print(line, file=arguments.stdout, flush=True)

@@ -24,10 +24,11 @@ from lmaas_tune.cli.search import add_search, read_settings
 from lmaas_tune.cli.tune_report import check_test_rows, interrupted, note, report
 from lmaas_tune.cli.wording import best_words, comparison_table, sentence, spent_words
 from lmaas_tune.data import read_examples
+from lmaas_tune.dataset import default_template, default_verbalizer
 from lmaas_tune.errors import BackendError, InputError
 from lmaas_tune.exactness import bounds_words
 from lmaas_tune.task import Example, Task, Template, Verbalizer
-from lmaas_tune.tuner import Tuner, default_template, default_verbalizer
+from lmaas_tune.tuner import Tuner
 
 
 def add_to(commands: Commands) -> None:
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     train = _rows(arguments, "train")
     validation = None if arguments.validation is None else _rows(arguments, "validation")
     test = None if arguments.test is None else _rows(arguments, "test")
-    task = _task(arguments, train, prompt_first=settings.text.demonstrations > 0)
+    task = _task(arguments, train, prompt_first=settings.prompt.demonstrations > 0)
     if test is not None:
         check_test_rows(task, test)
         _note_known(test, [*train, *(validation or ())])

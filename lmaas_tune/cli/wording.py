@@ -9,7 +9,6 @@ from typing import Any
 
 from lmaas_tune.artifact import Score
 from lmaas_tune.calls.meter import Spent
-from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.result import Comparison, TuneResult
 
 
@@ -43,7 +42,7 @@ def result_json(result: TuneResult) -> dict[str, Any]:
         },
         "bounds": result.bounds,
         "prompt_digest": prompt.digest,
-        "prompt_text": prompt.text if isinstance(prompt, TextPrompt) else None,
+        "prompt_text": prompt.text,
         "out": None if result.out is None else str(result.out.resolve()),
     }
 

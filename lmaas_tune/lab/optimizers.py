@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmaas_tune.calls.meter import Budget
+from lmaas_tune.dataset import default_template, default_verbalizer
 from lmaas_tune.errors import InputError
 from lmaas_tune.extras import need
 from lmaas_tune.lab.backend_choice import BackendChoice, MakeBackend
@@ -42,9 +43,9 @@ from lmaas_tune.lab.search_run import SearchRun, close_backend
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import NamedTask, Split, named_tasks, read_tasks
 from lmaas_tune.optimizers import make_optimizer
+from lmaas_tune.prompts import Soft
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.task import Task, Template, Verbalizer
-from lmaas_tune.tuner import default_template, default_verbalizer
 
 if TYPE_CHECKING:
     from lmaas_tune.lab.comparison_result import ComparisonResult
@@ -162,7 +163,7 @@ class _Plan:
         for spec in self.specs:
             make_optimizer(
                 spec.optimizer,
-                self.settings.intrinsic_dim,
+                (self.settings.soft or Soft()).intrinsic_dim,
                 seed=self.seeds[0],
                 calls=self.settings.budget.calls,
                 options=self._settings_of(spec).optimizer_options,
@@ -217,7 +218,7 @@ class _Plan:
         return replace(self.settings, optimizer=name, optimizer_options=dict(spec.options or own))
 
     def _task(self, named: NamedTask, split: Split) -> Task:
-        first = self.settings.text.demonstrations > 0
+        first = self.settings.prompt.demonstrations > 0
         task = Task(
             default_template(split.train[0], prompt_first=first)
             if named.template is None

@@ -19,11 +19,10 @@ from lmaas_tune.lab.record import Curve, FinalScore, Key, Record, Status, failur
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import Split
 from lmaas_tune.optimizers.base import Ends, Optimizer
-from lmaas_tune.prompts import FloatArray, TextPrompt
+from lmaas_tune.prompts import FloatArray, PromptSpace
 from lmaas_tune.registry import name_of
 from lmaas_tune.result import TuneResult
 from lmaas_tune.settings import Settings
-from lmaas_tune.spaces import SearchSpace
 from lmaas_tune.tuner import Tuner, fit_whole
 from lmaas_tune.versions import versions
 
@@ -159,7 +158,7 @@ class _Attempt(Callback):
             settings=prompt.provenance["settings"],
             spent=self._result.spent.to_json(),
             curve=Curve.of(self._result.steps),
-            prompt_text=prompt.prompt.text if isinstance(prompt.prompt, TextPrompt) else None,
+            prompt_text=prompt.prompt.text,
         )
 
     def _make_tuner(self) -> _TimedTuner:
@@ -213,7 +212,7 @@ class _TimedTuner(Tuner):
         """In ask and tell, replayed ones included: as if the run had been made at one go."""
         return 0.0 if self._timed is None else self._timed.seconds
 
-    def _optimizer_for(self, space: SearchSpace) -> Optimizer:
+    def _optimizer_for(self, space: PromptSpace) -> Optimizer:
         self._timed = _Timed(super()._optimizer_for(space))
         return self._timed
 

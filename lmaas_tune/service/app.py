@@ -1,37 +1,36 @@
-"""The endpoints: what each reads, asks of the model, and answers."""
+"""The endpoints: each reads a request, calls the model, and answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
-from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from starlette.exceptions import HTTPException
 
-from lmaas_tune.errors import InputError, TransientError
 from lmaas_tune.prompts import Insertion, SoftPrompt, TextPrompt
-from lmaas_tune.service import wire
-from lmaas_tune.service.gate import Visit, internal
+from lmaas_tune.service import bodies, wire
+from lmaas_tune.service.auth_middleware import RequestContext
+from lmaas_tune.service.cancellation import run_within, score_within
+from lmaas_tune.service.errors import ApiError, add_error_handlers
 from lmaas_tune.service.keys import Key
 from lmaas_tune.service.metrics import CONTENT_TYPE, Metrics
-from lmaas_tune.service.model import Model
-from lmaas_tune.service.refusal import STATUS, RefusalError
+from lmaas_tune.service.model import ServedModel
 from lmaas_tune.service.scheduler import Job, Scheduler
-from lmaas_tune.service.waiting import scored, waited
 
 T = TypeVar("T")
 
 _JSON = "application/json"
-_LARGE = 1 << 16  # bytes of a prompt that take longer to read than to hand to a thread
+_LARGE = 1 << 16  # bytes of a prompt that take longer to read than to pass to a thread
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {
         "model": wire.ErrorAnswer,
-        "description": ", ".join(sorted(code for code in STATUS if STATUS[code] == status)),
+        "description": ", ".join(
+            sorted(code for code in wire.STATUS if wire.STATUS[code] == status)
+        ),
     }
-    for status in sorted(set(STATUS.values()) - {499})
+    for status in sorted(set(wire.STATUS.values()) - {wire.STATUS["client_gone"]})
 }
 for _status in (429, 503):
     _ERRORS[_status]["headers"] = {
@@ -55,20 +54,24 @@ _SCORES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _visit(request: Request) -> Visit:
-    return cast(Visit, request.state.visit)
+def _context(request: Request) -> RequestContext:
+    return cast(RequestContext, request.state.context)
 
 
-Visiting = Annotated[Visit, Depends(_visit)]
+def _key(request: Request) -> Key:
+    return cast(Key, _context(request).key)  # the middleware refuses a request without one
 
 
-def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
-    """The application that `Gate` stands before.
+Caller = Annotated[Key, Depends(_key)]
+
+
+def build_app(model: ServedModel, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
+    """The application behind the `AuthMiddleware`.
 
     Args:
-        model: What is served.
-        scheduler: Whom scores are asked of.
-        metrics: What ``/metrics`` shows.
+        model: The model that is served.
+        scheduler: Calls the model for scores.
+        metrics: Shown at ``/metrics``.
     """
     app = FastAPI(
         title="lmaas-tune: a language model as a service",
@@ -79,110 +82,122 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
         redoc_url=None,
         responses=_ERRORS,
     )
-    _add_refusals(app)
+    add_error_handlers(app, _note)
 
     @app.get("/health", summary="Whether it answers")
     async def health() -> wire.HealthAnswer:
         return wire.HealthAnswer(status="ok")
 
     signed = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False))])
+    _add_metrics(signed, metrics)
+    _add_registration(signed, model)
+    _add_scoring(signed, model, scheduler)
+    app.include_router(signed)
+    return app
 
-    @signed.get(
+
+def _note(request: Request, error: ApiError) -> None:
+    _context(request).code = error.code
+
+
+def _add_metrics(router: APIRouter, metrics: Metrics) -> None:
+    @router.get(
         "/metrics",
         summary="Counters for Prometheus",
         response_class=Response,
         responses={200: {"content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}},
     )
-    async def read_metrics(visit: Visiting) -> Response:
-        if not _key(visit).metrics:
-            raise RefusalError(
+    async def read_metrics(key: Caller) -> Response:
+        if not key.metrics:
+            raise ApiError(
                 "forbidden",
-                "the metrics tell of all keys, and this key may not read them: ask for metrics=yes",
+                "the metrics cover all keys, and this key may not read them: ask for metrics=yes",
             )
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
-    @signed.get("/v1/model", summary="What is served, and within which limits")
-    async def describe(visit: Visiting) -> wire.ModelAnswer:
-        return model.describe(_key(visit))
 
-    async def within(request: Request, work: Coroutine[Any, Any, T]) -> T:
-        return await waited(work, request, model.bounds.wait_seconds)
+def _add_registration(router: APIRouter, model: ServedModel) -> None:
+    """The endpoints that cost nothing."""
 
-    @signed.post(
+    async def read_json(request: Request, read: Callable[[Key, bytes], T]) -> T:
+        """Read a body of JSON in a thread, in the turn of its key."""
+        _check_type(request, _JSON)
+        key, content = _key(request), await request.body()
+        work = model.reading.run(key.name, lambda _: read(key, content))
+        return await run_within(model.limits.wait_seconds, work, request)
+
+    @router.get("/v1/model", summary="What is served, and within which limits")
+    async def describe(key: Caller) -> wire.ModelAnswer:
+        return model.describe(key)
+
+    @router.post(
         "/v1/batches",
         status_code=201,
         summary="Register rows and label words",
-        openapi_extra=_body({_JSON: {"schema": wire.schema(wire.BatchBody)}}, "Rows and words"),
+        openapi_extra=_body({_JSON: bodies.BATCH}, "Rows and words"),
     )
-    async def add_batch(request: Request, visit: Visiting) -> wire.BatchAnswer:
-        _kind(request, _JSON)
-        key, content = _key(visit), await request.body()
-        work = model.aside.do(key.name, lambda _: model.add_batch(key, content))
-        return await within(request, work)
+    async def add_batch(request: Request) -> wire.BatchAnswer:
+        return await read_json(request, model.add_batch)
 
-    @signed.post(
+    @router.post(
         "/v1/subspaces",
         status_code=201,
         summary="Register a subspace: p0 + A z",
-        openapi_extra=_body({_JSON: {"schema": wire.schema(wire.SubspaceBody)}}, "A subspace"),
+        openapi_extra=_body({_JSON: bodies.SUBSPACE}, "A subspace"),
     )
-    async def add_subspace(request: Request, visit: Visiting) -> wire.SubspaceAnswer:
-        _kind(request, _JSON)
-        key, content = _key(visit), await request.body()
-        read = model.aside.do(key.name, lambda _: model.read_subspace(content))
-        subspace, start = await within(request, read)
+    async def add_subspace(request: Request, key: Caller) -> wire.SubspaceAnswer:
+        subspace, start = await read_json(request, model.read_subspace)
         if start is None:
-            drawing = model.draws.do(key.name, lambda check: model.drawn.draw(subspace, check))
-            start = await within(request, drawing)
+            drawing = model.drawing.run(key.name, lambda check: model.drawn.draw(subspace, check))
+            start = await run_within(model.limits.wait_seconds, drawing, request)
         return model.add_subspace(key, subspace, start)
 
-    @signed.post(
+    @router.post(
         "/v1/inspect/{batch}",
         summary="What scoring would take; costs nothing",
         openapi_extra=_body(
-            {_JSON: {"schema": wire.schema(wire.TextBody, wire.SoftBody, wire.PointBody)}},
+            {_JSON: bodies.INSPECT},
             "A prompt, or any point of a registered subspace: they all cost the same",
         ),
     )
-    async def inspect(batch: str, request: Request, visit: Visiting) -> wire.InspectAnswer:
-        _kind(request, _JSON)
-        key, content = _key(visit), await request.body()
-        work = model.aside.do(key.name, lambda _: model.inspect(key, batch, content))
-        return await within(request, work)
+    async def inspect(batch: str, request: Request) -> wire.InspectAnswer:
+        return await read_json(request, lambda key, content: model.inspect(key, batch, content))
 
-    async def score(visit: Visit, request: Request, job: Job) -> Response:
-        visit.reserve(job.tokens)
-        reply = await within(request, scored(scheduler, job))
-        visit.usage = reply.usage
-        content = wire.logprob_bytes(reply.logprobs)
+
+def _add_scoring(router: APIRouter, model: ServedModel, scheduler: Scheduler) -> None:
+    """The endpoints that the model is called for."""
+
+    async def score(request: Request, job: Job) -> Response:
+        context = _context(request)
+        context.reserve(job.tokens)
+        reply = await score_within(model.limits.wait_seconds, scheduler, job, request)
+        context.usage = reply.usage
+        content = wire.float_bytes(reply.logprobs)
         headers = {
             "Content-Digest": wire.content_digest(content),
             "Tokens": str(reply.usage.tokens),
         }
         return Response(content, media_type=wire.BINARY, headers=headers)
 
-    @signed.post(
+    @router.post(
         "/v1/score/{batch}/{subspace}",
         summary="Score under a point of a subspace",
         response_class=Response,
         responses=_SCORES,
-        openapi_extra=_body({wire.BINARY: _NUMBERS}, "z, as d little-endian float32"),
+        openapi_extra=_body({wire.BINARY: None}, "z, as d little-endian float32"),
     )
-    async def score_point(batch: str, subspace: str, request: Request, visit: Visiting) -> Response:
-        _kind(request, wire.BINARY)
-        job = model.score_point(_key(visit), batch, subspace, await request.body())
-        return await score(visit, request, job)
+    async def score_point(batch: str, subspace: str, request: Request, key: Caller) -> Response:
+        _check_type(request, wire.BINARY)
+        job = model.score_point(key, batch, subspace, await request.body())
+        return await score(request, job)
 
-    @signed.post(
+    @router.post(
         "/v1/score/{batch}",
         summary="Score under a prompt",
         response_class=Response,
         responses=_SCORES,
         openapi_extra=_body(
-            {
-                _JSON: {"schema": wire.schema(wire.TextBody, wire.SoftBody)},
-                wire.BINARY: _NUMBERS,
-            },
+            {_JSON: bodies.PROMPT, wire.BINARY: None},
             "A prompt; or the vectors of a soft one as raw little-endian numbers, one vector "
             "after the other, with length, dtype and insertion in the query",
         ),
@@ -190,17 +205,15 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
     async def score_prompt(
         batch: str,
         request: Request,
-        visit: Visiting,
+        key: Caller,
         length: Annotated[int | None, Query(ge=1)] = None,
         dtype: wire.DType = "float32",
         insertion: Insertion = "concat",
     ) -> Response:
-        key, content = _key(visit), await request.body()
-        is_raw = _kind(request, _JSON, wire.BINARY) == wire.BINARY
+        content = await request.body()
+        is_raw = _check_type(request, _JSON, wire.BINARY) == wire.BINARY
         if is_raw and length is None:
-            raise RefusalError(
-                "bad_request", "raw vectors need their number: add ?length=L to the path"
-            )
+            raise wire.MalformedError("raw vectors need their number: add ?length=L to the path")
 
         def read() -> SoftPrompt | TextPrompt:
             if length is None or not is_raw:
@@ -208,75 +221,32 @@ def build_app(model: Model, scheduler: Scheduler, metrics: Metrics) -> FastAPI:
             return wire.soft_prompt(content, dtype, length=length, insertion=insertion)
 
         if len(content) > _LARGE:
-            prompt = await within(request, model.aside.do(key.name, lambda _: read()))
+            reading = model.reading.run(key.name, lambda _: read())
+            prompt = await run_within(model.limits.wait_seconds, reading, request)
         else:
             prompt = read()
-        return await score(visit, request, model.score_prompt(key, batch, prompt))
-
-    app.include_router(signed)
-    return app
+        return await score(request, model.score_prompt(key, batch, prompt))
 
 
-def _key(visit: Visit) -> Key:
-    return cast(Key, visit.key)  # the gate lets nobody in without
-
-
-def _kind(request: Request, *taken: str) -> str:
+def _check_type(request: Request, *accepted: str) -> str:
     """The media type of the body.
 
     Raises:
-        RefusalError: It is none of those that are taken.
+        ApiError: It is none of the accepted ones.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in taken:
-        raise RefusalError(
+    if kind not in accepted:
+        raise ApiError(
             "bad_request",
-            f"send Content-Type: {' or '.join(taken)}, not {kind!r}: see /openapi.json",
+            f"send Content-Type: {' or '.join(accepted)}, not {kind!r}: see /openapi.json",
         )
     return kind
 
 
-def _body(content: Mapping[str, Any], description: str) -> dict[str, Any]:
+def _body(kinds: Mapping[str, Any], description: str) -> dict[str, Any]:
+    """A body for the description of the API: the message by media type, None for raw numbers."""
+    content = {
+        media: _NUMBERS if kind is None else {"schema": bodies.schema(kind)}
+        for media, kind in kinds.items()
+    }
     return {"requestBody": {"required": True, "description": description, "content": content}}
-
-
-def _add_refusals(app: FastAPI) -> None:
-    """Every error as the protocol says it."""
-
-    def told(make: Callable[[Any], RefusalError]) -> Callable[..., Any]:
-        async def handle(request: Request, error: Exception) -> Response:
-            refusal = make(error)
-            _visit(request).code = refusal.code
-            return refusal.response()
-
-        return handle
-
-    app.exception_handler(RefusalError)(told(lambda error: error))
-    app.exception_handler(InputError)(told(lambda error: RefusalError("unprocessable", str(error))))
-    app.exception_handler(TransientError)(told(_upstream))
-    app.exception_handler(RequestValidationError)(told(_invalid))
-    app.exception_handler(HTTPException)(told(_by_status))
-    app.exception_handler(Exception)(told(lambda _: internal()))  # the gate logs it
-
-
-def _upstream(error: TransientError) -> RefusalError:
-    """A model that is itself somebody's service asks to wait."""
-    return RefusalError(
-        "overloaded", "the model is busy: send it again later", retry_after=error.retry_after or 1.0
-    )
-
-
-def _invalid(error: RequestValidationError) -> RefusalError:
-    return wire.bad_json([(fault["loc"], fault["msg"]) for fault in error.errors()])
-
-
-def _by_status(error: HTTPException) -> RefusalError:
-    """What the framework refuses by itself."""
-    if error.status_code == STATUS["not_found"]:
-        return RefusalError("not_found", "there is no such path: /openapi.json lists all")
-    if error.status_code == STATUS["method_not_allowed"]:
-        headers = dict(error.headers or {})
-        return RefusalError("method_not_allowed", "this path takes another method", headers=headers)
-    if error.status_code < 500:
-        return RefusalError("bad_request", "the body cannot be read: see /openapi.json")
-    return internal()

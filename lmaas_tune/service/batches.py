@@ -1,7 +1,8 @@
-"""Registered batches: what they hold, and what they cost."""
+"""Registered batches: their rows and label words, their memory and their tokens."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,20 +10,20 @@ from dataclasses import dataclass
 from lmaas_tune.errors import InputError
 from lmaas_tune.task import Batch, Slot
 
-OBJECT = 1024
-"""Bytes of memory of a batch or a subspace beside its rows, words and vectors, about."""
+OBJECT_BYTES = 1024
+"""Approximate memory of a batch or a subspace without its rows, words and vectors."""
 
-_MARKS = 4  # tokens that a model may add to a row, at most
+_SPECIAL_TOKENS = 4  # most tokens that a model adds to a row
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredBatch:
     """Rows and the label words to score in them.
 
     Attributes:
         batch: The rows.
         candidates: The words.
-        tokens: What the model reads of them without a prompt, at most.
+        tokens: Most tokens that the model reads of them without a prompt.
     """
 
     batch: Batch
@@ -34,23 +35,23 @@ class Registered:
         """Bytes of memory."""
         rows = self.batch.rows
         parts = [part for row in rows for part in row if isinstance(part, str)]
-        things = (rows, *rows, *parts, self.candidates, *self.candidates)
-        apart = {id(thing): thing for thing in things}  # equal short texts are one
-        return OBJECT + sum(map(sys.getsizeof, apart.values()))
+        objects = (rows, *rows, *parts, self.candidates, *self.candidates)
+        distinct = {id(one): one for one in objects}  # equal short texts are one object
+        return OBJECT_BYTES + sum(map(sys.getsizeof, distinct.values()))
 
 
 def most_tokens(batch: Batch, candidates: Iterable[str]) -> int:
-    """No tokenizer makes more tokens of a text than it has bytes."""
+    """The most tokens of a batch: no tokenizer makes more tokens of a text than it has bytes."""
     texts = (part for row in batch.rows for part in row if isinstance(part, str))
     words = sum(len(word.encode()) for word in candidates)
-    return sum(len(text.encode()) for text in texts) + len(batch) * (words + _MARKS)
+    return sum(len(text.encode()) for text in texts) + len(batch) * (words + _SPECIAL_TOKENS)
 
 
 def check_slots(batch: Batch) -> None:
-    """Each row has one label, and one prompt at most.
+    """Check that each row has one label slot and at most one prompt slot.
 
     Raises:
-        InputError: One has not.
+        InputError: A row has other slots.
     """
     for number, row in enumerate(batch.rows, start=1):
         if row.count(Slot.LABEL) != 1 or row.count(Slot.PROMPT) > 1:
@@ -58,3 +59,8 @@ def check_slots(batch: Batch) -> None:
                 f"row {number} has {row.count(Slot.LABEL)} label slots and "
                 f"{row.count(Slot.PROMPT)} prompt slots: it takes one label, and one prompt at most"
             )
+
+
+def short_id(*parts: str) -> str:
+    """16 hexadecimal digits; equal content has the same."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Connections: so many at once, each with a request in time; and what happens without descriptors.
+"""Limits on connections: their number, slow requests, slow readers, exhausted file descriptors.
 
-uvicorn's own `limit_concurrency` counts idle connections, and refuses ``/health`` with all others;
-and it waits for the head of a request for ever. Here a new connection takes the place of the one
-that has been idle longest: who opens many, or sends little on each, shuts out nobody.
+uvicorn's own `limit_concurrency` counts idle connections and refuses ``/health`` with all others,
+and uvicorn waits for the head of a request without limit. Here a new connection replaces the one
+that has been idle longest: a client that opens many, or sends little on each, excludes nobody.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, TypeAlias, cast
 from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lmaas_tune.service.bounds import Bounds
 from lmaas_tune.service.log import Log, described
+from lmaas_tune.service.server_limits import ServerLimits
 
 Address: TypeAlias = tuple[str, int]
 
 BACKLOG = 128
-"""Connections that the event loop accepts at once, before it can end another for them."""
+"""Connections that the event loop accepts at once, before it can close another for them."""
 
-_SPARE = 16  # connections beside those of requests under way, so that /health finds one
-_OTHERS = 64  # descriptors that the rest of the process needs, about
+_SPARE = 16  # connections beside those of requests in progress, so that /health finds one
+_OTHERS = 64  # approximate number of descriptors that the rest of the process needs
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -33,25 +33,25 @@ class Connections:
     """All connections of a service. For the event loop's thread.
 
     Args:
-        bounds: `connections`, `head_seconds` and `body_seconds`.
-        log: Is told what was ended, a line a second.
+        limits: `connections`, `head_seconds` and `body_seconds`.
+        log: Gets a line a second about closed connections.
 
     Attributes:
-        most_busy: Requests that may be under way at once.
+        most_busy: Requests that may be in progress at once.
     """
 
-    def __init__(self, bounds: Bounds, log: Log) -> None:
-        self.most_busy = max(1, min(bounds.connections, _descriptors() - BACKLOG - _OTHERS))
-        self._bounds, self._log = bounds, log
+    def __init__(self, limits: ServerLimits, log: Log) -> None:
+        self.most_busy = max(1, min(limits.connections, _descriptors() - BACKLOG - _OTHERS))
+        self._limits, self._log = limits, log
         self._open: dict[Address, _Connection] = {}  # first the one used longest ago
 
     def protocol(self, **given: Any) -> asyncio.Protocol:
-        """What uvicorn calls for each connection, with what its own protocols take."""
-        return _Connection(H11Protocol(**given), self._bounds, self)
+        """Called by uvicorn for each connection, with the arguments of its own protocols."""
+        return _Connection(H11Protocol(**given), self._limits, self)
 
     @contextmanager
     def busy(self, scope: Scope) -> Iterator[None]:
-        """While it is inside, the connection of a request is not ended."""
+        """Within ``with``, the connection of a request is not closed."""
         connection = self._open.get(scope["client"])
         if connection is None:  # the client has gone already
             yield
@@ -65,32 +65,32 @@ class Connections:
                 self._open[connection.address] = connection
 
     def opened(self, connection: _Connection) -> None:
-        """Count a connection, and end another one where there are too many."""
+        """Count a connection, and close another one if there are too many."""
         if len(self._open) >= self.most_busy + _SPARE:
             self._log.rarely("connections_full", most=self.most_busy)
-            self._end_one()
+            self._close_idle()
         self._open[connection.address] = connection
 
     def closed(self, connection: _Connection) -> None:
-        """Count a connection no more."""
+        """Stop counting a connection."""
         if self._open.get(connection.address) is connection:
             del self._open[connection.address]
 
     def slow(self, connection: _Connection, why: str) -> None:
-        """End a connection that is too slow."""
+        """Close a connection that is too slow."""
         self._log.rarely("connection_ended", why=why)
         connection.end()
 
     def failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Handles what fails in the event loop itself, as accepting without descriptors does."""
+        """Handle errors of the event loop itself, such as accepting without descriptors."""
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
             self._log.rarely("no_descriptors", error=errno.errorcode[error.errno])
-            self._end_one()  # the loop accepts again after a second
+            self._close_idle()  # the loop accepts again after a second
         else:
             self._log.rarely("fault", **({} if error is None else described(error)))
 
-    def _end_one(self) -> None:
+    def _close_idle(self) -> None:
         for connection in self._open.values():
             if connection.idle:
                 self._open.pop(connection.address)
@@ -103,16 +103,16 @@ _NO_READER = "did not read its answer"
 
 
 class _Connection(asyncio.Protocol):
-    """Passes on to uvicorn's protocol what happens, and times it."""
+    """Passes all events on to uvicorn's protocol, and times them."""
 
-    def __init__(self, inner: H11Protocol, bounds: Bounds, connections: Connections) -> None:
+    def __init__(self, inner: H11Protocol, limits: ServerLimits, connections: Connections) -> None:
         self._inner, self._connections = inner, connections
-        self._seconds = {_NO_HEAD: bounds.head_seconds, _NO_READER: bounds.body_seconds}
+        self._seconds = {_NO_HEAD: limits.head_seconds, _NO_READER: limits.body_seconds}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.idle = True
 
     def begin(self) -> None:
-        """A request is there."""
+        """A request has arrived."""
         self.idle = False
         self._stop(_NO_HEAD)
 
@@ -121,7 +121,7 @@ class _Connection(asyncio.Protocol):
         self.idle = True
 
     def end(self) -> None:
-        """Close it, whatever is on its way."""
+        """Close it, with anything in transit."""
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -155,7 +155,7 @@ class _Connection(asyncio.Protocol):
         self._inner.connection_lost(exc)
 
     def _time(self, why: str) -> None:
-        """End the connection for this reason, unless it is stopped in time."""
+        """Close the connection for this reason, unless the timer is stopped in time."""
         slow = self._connections.slow
         loop = asyncio.get_running_loop()
         self._timers[why] = loop.call_later(self._seconds[why], slow, self, why)
@@ -166,7 +166,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _descriptors() -> int:
-    """How many files this process may have open."""
+    """The number of files that this process may have open."""
     try:
         import resource
     except ImportError:  # no Unix: no such limit

@@ -1,19 +1,19 @@
-"""Who may use a service: a file of keys, of which only digests are kept.
+"""API keys of a service: a file of keys, of which only digests are kept in memory.
 
 One key a line; empty lines and those that begin with ``#`` are skipped. A line holds the key
-alone, or a name for it, the key, and what it may use::
+alone, or a name, the key, and its quota::
 
     # name   key                                           limits
     alice    tW3n0kC0fXn1q8Yb5Zf0rVYl7v2vQf0m1Jj4p3d6N9s   requests=600 tokens=200000 concurrent=8
     bob      sha256:448232393b389be738d38ce289254c69d86d12fd68980d7d6833fd073e7c8807
     monitor  Xk2m9s4vQe7Jc1RrT5wYz8uAoBdHfLgN3pVxE6iKqM0   metrics=yes
 
-A key may stand as ``sha256:`` and the hexadecimal SHA-256 of it, so that the file gives no key
-away. Logs and metrics call a key by its name; without one it is called after its line.
+A key may be written as ``sha256:`` and its hexadecimal SHA-256, so that the file reveals no key.
+Logs and metrics show the name of a key; without one, the number of its line.
 
-A plain SHA-256, and not a slow hash with salt as for passwords: those make up for secrets that
-can be guessed. A key of 128 random bits or more cannot be, at any speed, and a slow hash would
-let anybody keep the service busy by sending wrong keys. A key must be random, then.
+This is a plain SHA-256, and no slow hash with salt as for passwords: those protect secrets that
+can be guessed. A key of 128 random bits or more cannot be guessed at any speed, and with a slow
+hash anybody could keep the service busy by sending wrong keys. Therefore a key must be random.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ import hmac
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmaas_tune.concealed import shown
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.service.limits import USUAL, Limits
+from lmaas_tune.service.key_quota import DEFAULT_QUOTA, KeyQuota
 
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
-_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,24}")  # so short that few keys can stand there by mistake
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,24}")  # so short that few keys can be taken for one
 _SHORT = 20  # characters; of base64 they hold 120 bits
-_OPTIONS = (*(limit.name for limit in fields(Limits)), "metrics")
+_OPTIONS = (*KeyQuota.model_fields, "metrics")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One of those who may use a service.
+    """A key that may use a service.
 
     Attributes:
-        name: What logs and metrics call it.
+        name: Shown in logs and metrics.
         digest: SHA-256 of the key.
-        limits: What it may use.
-        metrics: Whether it may read the metrics, which tell of all keys.
+        quota: Its quota.
+        metrics: Whether it may read the metrics, which cover all keys.
     """
 
     name: str
     digest: bytes = field(repr=False)
-    limits: Limits = USUAL
+    quota: KeyQuota = DEFAULT_QUOTA
     metrics: bool = False
 
 
@@ -57,24 +57,24 @@ class Keyring:
     """The keys of a service.
 
     Args:
-        keys: All of them; None lets anybody in, who then count as one key.
-        limits: What they may use then, all together.
+        keys: All keys; None accepts everybody, as one key.
+        quota: The quota of that one key.
 
     Raises:
         InputError: No key, or two of one name, or one twice.
     """
 
-    def __init__(self, keys: Iterable[Key] | None, *, limits: Limits = USUAL) -> None:
+    def __init__(self, keys: Iterable[Key] | None, *, quota: KeyQuota = DEFAULT_QUOTA) -> None:
         self.open = keys is None
-        anybody = Key(name="anybody", digest=b"", limits=limits, metrics=True)
+        anybody = Key(name="anybody", digest=b"", quota=quota, metrics=True)
         self.keys = (anybody,) if keys is None else tuple(keys)
         if not self.keys:
             raise InputError("there is no key, so that nobody could use the service: add one")
-        _check_apart(self.keys, [key.name for key in self.keys], "name")
-        _check_apart(self.keys, [key.digest for key in self.keys], "key")
+        _check_distinct(self.keys, [key.name for key in self.keys], "name")
+        _check_distinct(self.keys, [key.digest for key in self.keys], "key")
 
     def find(self, token: str) -> Key | None:
-        """Whose key this is; how long that takes does not tell how near a wrong one was."""
+        """The key of this text, found in constant time; None for a wrong one."""
         if self.open:
             return self.keys[0]
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
@@ -85,18 +85,18 @@ class Keyring:
         return found
 
 
-def _check_apart(keys: Sequence[Key], values: Sequence[object], what: str) -> None:
+def _check_distinct(keys: Sequence[Key], values: Sequence[object], field_name: str) -> None:
     same = [key.name for key, value in zip(keys, values, strict=True) if values.count(value) > 1]
     if same:
-        raise InputError(f"{same[0]!r} and {same[1]!r} have the same {what}: change one")
+        raise InputError(f"{same[0]!r} and {same[1]!r} have the same {field_name}: change one")
 
 
-def read_keys(path: str | Path, *, limits: Limits) -> Keyring:
+def read_keys(path: str | Path, *, quota: KeyQuota) -> Keyring:
     """The keys of a file.
 
     Args:
-        path: See the head of this module.
-        limits: What a key may use whose line does not say otherwise.
+        path: A file as this module describes.
+        quota: The default for what a line does not set.
 
     Raises:
         InputError: The file cannot be read, or a line of it; keys are never quoted.
@@ -111,7 +111,7 @@ def read_keys(path: str | Path, *, limits: Limits) -> Keyring:
         words = line.split()
         if words and not words[0].startswith("#"):
             try:
-                keys.append(_key(words, number, limits))
+                keys.append(_key(words, number, quota))
             except InputError as error:
                 raise InputError(f"{path}, line {number}: {error}") from None
     try:
@@ -120,7 +120,7 @@ def read_keys(path: str | Path, *, limits: Limits) -> Keyring:
         raise InputError(f"{path}: {error}") from None
 
 
-def _key(words: list[str], number: int, limits: Limits) -> Key:
+def _key(words: list[str], number: int, quota: KeyQuota) -> Key:
     name, secret = (f"line-{number}", words[0]) if len(words) == 1 else (words[0], words[1])
     if not _NAME.fullmatch(name):
         raise InputError(
@@ -134,10 +134,11 @@ def _key(words: list[str], number: int, limits: Limits) -> Key:
     metrics = options.pop("metrics", "no")
     if metrics not in ("yes", "no"):
         raise InputError("metrics is yes or no")
+    own = {option: _whole(text) for option, text in options.items()}
     return Key(
         name=name,
         digest=_digest(secret, name),
-        limits=replace(limits, **{option: _whole(value) for option, value in options.items()}),
+        quota=KeyQuota.of(quota.model_dump() | own),
         metrics=metrics == "yes",
     )
 

@@ -1,9 +1,10 @@
-"""What a service logs: JSON lines without prompts, texts or keys."""
+"""The log of a service: JSON lines without prompts, texts or keys, written in a separate thread."""
 
 from __future__ import annotations
 
 import json
 import logging
+import logging.handlers
 import math
 import queue
 import threading
@@ -12,80 +13,53 @@ import traceback
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
-_LINES = 10_000
-_END = ""
+_LINES = 10_000  # lines that wait for a slow reader; further ones are dropped
 
 
 class Log:
-    """Writes one JSON object a line, in a thread of its own: a reader that stalls stalls nobody.
+    """Logs events through a queue, so that a reader of the log that stalls stalls nothing else.
 
-    What does not fit the buffer then is dropped, and counted in the next line that does.
+    Lines that do not fit the queue are dropped, and counted in the next line that does.
 
     Args:
-        stream: Where to.
+        stream: Where the lines are written.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lines: queue.Queue[str] = queue.Queue(_LINES)
-        self._dropped = 0
-        self._rare: dict[
-            str, tuple[float, int]
-        ] = {}  # when it was written, how often it came since
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-        self._thread.start()
+        lines: queue.Queue[logging.LogRecord] = queue.Queue()
+        self._logger = logging.Logger("lmaas_tune.service")
+        self._logger.addHandler(_BoundedHandler(lines))
+        self._rare = _OncePerSecond()
+        self._logger.addFilter(self._rare)
+        listener = logging.handlers.QueueListener(lines, _Writer(stream))
+        listener.start()
+        self._end = threading.Thread(target=listener.stop, name="log", daemon=True)
 
     def write(self, event: str, **fields: object) -> None:
         """Log an event; fields that are None are left out."""
-        content = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
-        content |= {"event": event}
-        if self._dropped:
-            fields["dropped"] = self._dropped
-        known = {name: value for name, value in fields.items() if value is not None}
-        try:
-            self._lines.put_nowait(json.dumps({**content, **known}))
-            self._dropped = 0
-        except queue.Full:
-            self._dropped += 1
+        self._logger.info(event, extra={"fields": fields})
 
     def rarely(self, event: str, **fields: object) -> None:
-        """Log an event that a flood of clients can cause: a line a second.
+        """Log an event that a flood of clients can cause: at most one line a second.
 
-        What came between two lines is counted in the later one, as `before`.
+        The next line counts the events in between, as `before`.
         """
-        now = time.monotonic()
-        written, count = self._rare.get(event, (-math.inf, 0))
-        if now - written < 1:
-            self._rare[event] = (written, count + 1)
-            return
-        self._rare[event] = (now, 0)
-        self.write(event, before=count or None, **fields)
+        self._logger.warning(event, extra={"fields": fields})
 
     def close(self, seconds: float = 2.0) -> None:
-        """Write what is left, as far as it can be written in time."""
-        for event, (_, count) in self._rare.items():
-            if count:
-                self.write(event, before=count)
-        try:
-            self._lines.put(_END, timeout=seconds)
-        except queue.Full:
-            return
-        self._thread.join(seconds)
-
-    def _write(self) -> None:
-        while line := self._lines.get():
-            try:
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            except (OSError, ValueError):  # nobody reads it any more
-                continue
+        """Write the lines that are left, as far as the time suffices; a second call waits too."""
+        for event, count in self._rare.suppressed().items():
+            self.write(event, before=count)
+        if self._end.ident is None:
+            self._end.start()
+        self._end.join(seconds)
 
 
 class Relay(logging.Handler):
-    """Passes records of the standard logging on, without their arguments.
+    """Passes records of other loggers on, without their arguments, which may quote a text.
 
     Args:
-        log: Where to.
+        log: Where they are logged.
     """
 
     def __init__(self, log: Log) -> None:
@@ -99,7 +73,61 @@ class Relay(logging.Handler):
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """An error nobody expected: its kind and place, as its words may quote a text."""
+    """An unexpected error by its type and place; its message may quote a text."""
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
     return {"error": type(error).__name__, "at": places}
+
+
+class _OncePerSecond(logging.Filter):
+    """Passes one warning of each kind a second, with the number of those suppressed before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[str, tuple[float, int]] = {}  # time of the last line, warnings since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter.filter`."""
+        if record.levelno < logging.WARNING:
+            return True
+        now = time.monotonic()
+        written, count = self._seen.get(record.msg, (-math.inf, 0))
+        is_due = now - written >= 1
+        self._seen[record.msg] = (now, 0) if is_due else (written, count + 1)
+        vars(record)["fields"]["before"] = count or None
+        return is_due
+
+    def suppressed(self) -> dict[str, int]:
+        """Warnings since the last line of their kind."""
+        return {event: count for event, (_, count) in self._seen.items() if count}
+
+
+class _BoundedHandler(logging.handlers.QueueHandler):
+    """Queues records as JSON, and drops those for which there is no room."""
+
+    def __init__(self, lines: queue.Queue[logging.LogRecord]) -> None:
+        super().__init__(lines)
+        self.setFormatter(_JsonFormatter())
+        self._lines, self._dropped = lines, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
+        if self._lines.qsize() >= _LINES:
+            self._dropped += 1
+            return
+        vars(record)["fields"]["dropped"] = self._dropped or None
+        self._dropped = 0
+        super().emit(record)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, timezone.utc)
+        content = {"time": moment.isoformat(timespec="milliseconds"), "event": record.msg}
+        content |= vars(record)["fields"]
+        return json.dumps({name: value for name, value in content.items() if value is not None})
+
+
+class _Writer(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # its name is fixed
+        """Ignore a stream that nobody reads any more."""

@@ -1,4 +1,4 @@
-"""What a service counts, for Prometheus; keys appear by name."""
+"""The counters of a service, for Prometheus; keys appear by name."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Metrics:
     """The counters of one service. May be used from several threads.
 
     Args:
-        inside: Tells how many requests are not answered yet.
-        waiting: Tells how many of them wait for the model.
-        drawing: Tells how many subspaces wait to be drawn.
-        drawn_bytes: Tells what drawn subspaces take.
-        registered_bytes: Tells what batches and descriptions of subspaces take.
+        inside: Gives the number of unanswered requests.
+        waiting: Gives the number of those that wait for the model.
+        drawing: Gives the number of subspaces that wait to be drawn.
+        drawn_bytes: Gives the memory of drawn subspaces.
+        registered_bytes: Gives the memory of batches and descriptions of subspaces.
     """
 
     def __init__(
@@ -65,24 +65,27 @@ class Metrics:
             registry=registry,
         )
         self._passing = Histogram(
-            "lmaas_pass_seconds", "What that took", buckets=_SECONDS, registry=registry
+            "lmaas_pass_seconds",
+            "Seconds that it took",
+            buckets=_SECONDS,
+            registry=registry,
         )
-        for name, what, value in (
+        for name, meaning, value in (
             ("lmaas_inside", "Requests not answered yet", inside),
             ("lmaas_queue", "Requests that wait for the model", waiting),
             ("lmaas_draws", "Subspaces that wait to be drawn", drawing),
             ("lmaas_drawn_subspace_bytes", "p0 and A of the subspaces kept", drawn_bytes),
             ("lmaas_registered_bytes", "Batches and descriptions of subspaces", registered_bytes),
         ):
-            Gauge(name, what, registry=registry).set_function(value)
+            Gauge(name, meaning, registry=registry).set_function(value)
 
     def answered(self, route: str, status: int, key: str, seconds: float) -> None:
-        """Count a request; `key` is empty where none was known."""
+        """Count a request; `key` is empty if it is unknown."""
         self._requests.labels(route, str(status), key).inc()
         self._seconds.labels(route).observe(seconds)
 
     def scored(self, key: str, usage: Usage) -> None:
-        """Count what an answer took."""
+        """Count the tokens and rows of an answer."""
         self._tokens.labels(key).inc(usage.tokens)
         self._sequences.labels(key).inc(usage.sequences)
 
@@ -92,5 +95,5 @@ class Metrics:
         self._passing.observe(seconds)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """All counters in the format of Prometheus."""
         return generate_latest(self._registry)

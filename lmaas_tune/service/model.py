@@ -1,4 +1,4 @@
-"""The model that is served: what clients register with it, inspect, and ask of it."""
+"""The served model: it registers batches and subspaces of each key, inspects them, makes jobs."""
 
 from __future__ import annotations
 
@@ -12,134 +12,131 @@ from pydantic import TypeAdapter
 
 from lmaas_tune.backend import Backend, Inspection, Inspects, ScoreRequest, Usage
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace, TextPrompt
-from lmaas_tune.service import wire
-from lmaas_tune.service.aside import Aside
-from lmaas_tune.service.batches import OBJECT, Registered, check_slots, most_tokens
-from lmaas_tune.service.bounds import Bounds
+from lmaas_tune.service import bodies, wire
+from lmaas_tune.service.batches import (
+    OBJECT_BYTES,
+    RegisteredBatch,
+    check_slots,
+    most_tokens,
+    short_id,
+)
+from lmaas_tune.service.errors import ApiError, too_large
+from lmaas_tune.service.fair_pool import FairPool
 from lmaas_tune.service.keys import Key
-from lmaas_tune.service.refusal import RefusalError, too_large
+from lmaas_tune.service.lru_cache import LRUStore
 from lmaas_tune.service.scheduler import Job
-from lmaas_tune.service.shelf import Shelf
+from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.service.subspaces import DrawnSubspaces
 
 T = TypeVar("T")
 
 
-class Model:
-    """A backend, and what each key registered with it.
+class ServedModel:
+    """A backend, and the batches and subspaces that each key registered.
 
     Args:
-        backend: Scores.
-        bounds: What is refused above.
+        backend: Computes the scores.
+        limits: Larger requests are refused.
         keys: Names of all keys.
 
     Attributes:
-        bounds: As given.
-        drawn: The subspaces' p0 and A.
-        aside: Where bodies are read and rows inspected.
-        draws: Where subspaces are drawn, one at a time.
+        limits: As given.
+        drawn: p0 and A of the subspaces.
+        reading: The threads that read bodies and inspect rows.
+        drawing: The thread that draws subspaces, one at a time.
     """
 
-    def __init__(self, backend: Backend, bounds: Bounds, keys: Iterable[str]) -> None:
-        self._backend, self.bounds = backend, bounds
-        self.drawn = DrawnSubspaces(backend, bounds)
-        self._batches: dict[str, Shelf[Registered]] = {}
-        self._subspaces: dict[str, Shelf[Subspace]] = {}
+    def __init__(self, backend: Backend, limits: ServerLimits, keys: Iterable[str]) -> None:
+        self._backend, self.limits = backend, limits
+        self.drawn = DrawnSubspaces(backend, limits)
+        self._batches: dict[str, LRUStore[RegisteredBatch]] = {}
+        self._subspaces: dict[str, LRUStore[Subspace]] = {}
         for key in keys:
-            self._batches[key] = Shelf(count=bounds.batches, size=bounds.batch_bytes)
-            self._subspaces[key] = Shelf(count=bounds.subspaces, size=bounds.batch_bytes)
-        self.aside = Aside("aside", threads=4, most=bounds.queue, bound="queue")
-        self.draws = Aside("draw", threads=1, most=bounds.draws, bound="draws")
+            self._batches[key] = LRUStore(count=limits.batches, size=limits.batch_bytes)
+            self._subspaces[key] = LRUStore(count=limits.subspaces, size=limits.batch_bytes)
+        self.reading = FairPool("read", threads=4, most=limits.queue, limit="queue")
+        self.drawing = FairPool("draw", threads=1, most=limits.draws, limit="draws")
 
     @property
     def registered_bytes(self) -> int:
-        """Memory that the registered batches and subspaces of all keys take."""
-        batches = sum(shelf.taken for shelf in self._batches.values())
-        return batches + sum(shelf.taken for shelf in self._subspaces.values())
+        """Memory of the registered batches and subspaces of all keys."""
+        batches = sum(store.taken for store in self._batches.values())
+        return batches + sum(store.taken for store in self._subspaces.values())
 
     def stop(self) -> None:
-        """Begin nothing aside any more, and end the drawing that is under way."""
-        self.aside.stop()
-        self.draws.stop()
+        """Start no more tasks, and end the drawing that runs."""
+        self.reading.stop()
+        self.drawing.stop()
 
     def close(self) -> None:
-        """Return when nothing is done aside any more."""
-        self.aside.close()
-        self.draws.close()
+        """Return when no task runs."""
+        self.reading.close()
+        self.drawing.close()
 
     def describe(self, key: Key) -> wire.ModelAnswer:
-        """What is served, and what this key may use."""
-        bounds, can = self.bounds, self._backend.capabilities
+        """The model, the service's limits and this key's quota."""
+        limits = self.limits.model_dump() | key.quota.model_dump() | {"rows": self._most_rows}
         return wire.ModelAnswer(
             protocol=wire.PROTOCOL,
             identity=self._backend.identity,
-            capabilities=wire.CapabilitiesAnswer.of(can),
-            limits=wire.LimitsAnswer(
-                body_bytes=bounds.body_bytes,
-                rows=self._rows,
-                candidates=bounds.candidates,
-                prompt_length=bounds.prompt_length,
-                prompt_characters=bounds.prompt_characters,
-                dimensions=bounds.dimensions,
-                subspace_bytes=bounds.subspace_bytes,
-                requests=key.limits.requests,
-                tokens=key.limits.tokens,
-                concurrent=key.limits.concurrent,
-            ),
+            capabilities=wire.CapabilitiesAnswer.of(self._backend.capabilities),
+            limits=wire.decode(wire.LimitsAnswer, limits),
         )
 
     def add_batch(self, key: Key, content: bytes) -> wire.BatchAnswer:
-        """Keep rows and label words, as JSON, for a key.
+        """Register rows and label words, given as JSON, for a key.
 
-        They are inspected as far as that goes without a prompt.
+        They are inspected as far as that is possible without a prompt.
 
         Raises:
-            RefusalError: They are none, or too many.
-            InputError: The model cannot read them.
+            ApiError: The content is no batch, or too large.
+            InputError: The model cannot read it.
         """
-        body = self._read(wire.BATCH, content)
+        body = self._read(bodies.BATCH, content)
         batch, candidates = body.batch(), tuple(body.candidates)
-        _check(len(batch), self._rows, "rows")
-        _check(len(candidates), self.bounds.candidates, "candidates")
+        _check(len(batch), self._most_rows, "rows")
+        _check(len(candidates), self.limits.candidates, "candidates")
         check_slots(batch)
-        found = self._inspect(ScoreRequest(self._no_prompt(), batch, candidates))
+        found = self._inspect(ScoreRequest(self._shortest_prompt(), batch, candidates))
         tokens = found.usage.tokens or most_tokens(batch, candidates)
-        registered = Registered(batch, candidates, tokens)
-        _check(registered.size, self.bounds.batch_bytes, "batch_bytes")
-        name = wire.short_id(batch.digest, json.dumps(candidates))
+        registered = RegisteredBatch(batch, candidates, tokens)
+        _check(registered.size, self.limits.batch_bytes, "batch_bytes")
+        name = short_id(batch.digest, json.dumps(candidates))
         self._batches[key.name].put(name, registered, registered.size)
         return wire.BatchAnswer(id=name, notes=list(found.notes))
 
-    def read_subspace(self, content: bytes) -> tuple[Subspace, SoftPrompt | None]:
-        """A subspace described as JSON, and its p0 where it is drawn already.
+    def read_subspace(self, _: Key, content: bytes) -> tuple[Subspace, SoftPrompt | None]:
+        """A subspace described as JSON, and its p0 if it is drawn already.
 
         Raises:
-            RefusalError: It is none, or too large.
-            InputError: It is none that a model has.
+            ApiError: The content is no subspace, or too large.
+            MalformedError: The vectors of its p0 are no numbers.
+            InputError: No model has such a subspace.
         """
-        body = self._read(wire.SUBSPACE, content)
-        _check(body.dim, self.bounds.dimensions, "dimensions")
-        _check(body.length or 1, self.bounds.prompt_length, "prompt_length")
-        _check(len(body.words), self.bounds.prompt_characters, "prompt_characters")
+        body = self._read(bodies.SUBSPACE, content)
+        _check(body.dim, self.limits.dimensions, "dimensions")
+        _check(body.length or 1, self.limits.prompt_length, "prompt_length")
+        _check(len(body.words), self.limits.prompt_characters, "prompt_characters")
         subspace = body.subspace()
         return subspace, self.drawn.kept(subspace)
 
     def add_subspace(self, key: Key, subspace: Subspace, start: SoftPrompt) -> wire.SubspaceAnswer:
-        """Keep the description of a subspace with this p0 for a key."""
+        """Register the description of a subspace with this p0 for a key."""
         own = subspace.start.vectors.nbytes if isinstance(subspace.start, SoftPrompt) else 0
-        size = OBJECT + own + sys.getsizeof(subspace.words)
-        name = wire.short_id(subspace.digest)
+        size = OBJECT_BYTES + own + sys.getsizeof(subspace.words)
+        name = short_id(subspace.digest)
         self._subspaces[key.name].put(name, subspace, size)
         return wire.SubspaceAnswer(id=name, length=start.length, width=start.width)
 
     def inspect(self, key: Key, batch: str, content: bytes) -> wire.InspectAnswer:
-        """What scoring under a prompt, as JSON, would take.
+        """The cost of scoring under a prompt, given as JSON.
 
         Raises:
-            RefusalError: It is none, or something is not registered, or too long.
+            ApiError: The content is no prompt or too long, or something is not registered.
+            MalformedError: Its vectors are no numbers.
             InputError: The model cannot score it.
         """
-        body = self._read(wire.INSPECT, content)
+        body = self._read(bodies.INSPECT, content)
         registered = self._registered(key, batch)
         if isinstance(body, wire.PointBody):
             subspace = self._subspace(key, body.subspace)
@@ -157,7 +154,8 @@ class Model:
         """A job for z in a registered subspace.
 
         Raises:
-            RefusalError: Something is not registered, or z is no d numbers.
+            ApiError: Something is not registered.
+            MalformedError: z is not d numbers.
         """
         registered = self._registered(key, batch)
         described = self._subspace(key, subspace)
@@ -176,16 +174,17 @@ class Model:
         """A prompt from JSON.
 
         Raises:
-            RefusalError: It is none.
-            InputError: It is one that no model takes.
+            ApiError: The content is no prompt.
+            MalformedError: Its vectors are no numbers.
+            InputError: No model takes it.
         """
-        return self._read(wire.PROMPT, content).prompt()
+        return self._read(bodies.PROMPT, content).prompt()
 
     def score_prompt(self, key: Key, batch: str, prompt: SoftPrompt | TextPrompt) -> Job:
         """A job for a prompt.
 
         Raises:
-            RefusalError: The batch is not registered, or the prompt is too long.
+            ApiError: The batch is not registered, or the prompt is too long.
         """
         registered, checked = self._registered(key, batch), self._checked(prompt)
         length = len(checked.text.encode()) if isinstance(checked, TextPrompt) else checked.length
@@ -196,17 +195,18 @@ class Model:
         return ScoreRequest(prompt, registered.batch, registered.candidates)
 
     def _read(self, kind: TypeAdapter[T], content: bytes) -> T:
-        return wire.read(kind, content, values=256 * self.bounds.rows + self.bounds.candidates)
+        values = 256 * self.limits.rows + self.limits.candidates
+        return bodies.read(kind, content, values=values)
 
     @property
-    def _rows(self) -> int:
-        """Most rows of one batch: a model that takes fewer a call gets no more."""
-        return min(self.bounds.rows, self._backend.capabilities.rows_per_call or self.bounds.rows)
+    def _most_rows(self) -> int:
+        """Most rows of one batch: no more than the model takes in one call."""
+        return min(self.limits.rows, self._backend.capabilities.rows_per_call or self.limits.rows)
 
-    def _registered(self, key: Key, name: str) -> Registered:
+    def _registered(self, key: Key, name: str) -> RegisteredBatch:
         found = self._batches[key.name].get(name)
         if found is None:
-            raise RefusalError(
+            raise ApiError(
                 "unknown_batch", "this batch is not registered, or no longer: do it again"
             )
         return found
@@ -225,13 +225,12 @@ class Model:
 
     def _checked(self, prompt: SoftPrompt | TextPrompt) -> SoftPrompt | TextPrompt:
         if isinstance(prompt, SoftPrompt):
-            _check(prompt.length, self.bounds.prompt_length, "prompt_length")
-        if isinstance(prompt, TextPrompt):
-            _check(len(prompt.text), self.bounds.prompt_characters, "prompt_characters")
+            _check(prompt.length, self.limits.prompt_length, "prompt_length")
+        else:
+            _check(len(prompt.text), self.limits.prompt_characters, "prompt_characters")
         return prompt
 
-    def _no_prompt(self) -> Prompt:
-        """The least that can stand in a row."""
+    def _shortest_prompt(self) -> Prompt:
         can = self._backend.capabilities
         if can.text_prompts:
             return TextPrompt("")
@@ -245,19 +244,21 @@ class Model:
         return Inspection(usage=Usage(sequences=len(request.batch)))
 
 
-def _job(key: Key, registered: Registered, length: int, prepare: Callable[[], ScoreRequest]) -> Job:
-    """A job for rows under a prompt of so many tokens at most."""
+def _job(
+    key: Key, registered: RegisteredBatch, length: int, prepare: Callable[[], ScoreRequest]
+) -> Job:
+    """A job for rows under a prompt of at most `length` tokens."""
     rows = len(registered.batch)
     tokens = registered.tokens + rows * length
     return Job(key=key.name, rows=rows, tokens=tokens, prepare=prepare)
 
 
-def _check(value: int, bound: int, name: str) -> None:
-    if value > bound:
-        raise too_large(name.replace("_", " "), value, bound, name)
+def _check(value: int, limit: int, name: str) -> None:
+    if value > limit:
+        raise too_large(name.replace("_", " "), value, limit, name)
 
 
-def _unknown_subspace() -> RefusalError:
-    return RefusalError(
+def _unknown_subspace() -> ApiError:
+    return ApiError(
         "unknown_subspace", "this subspace is not registered, or no longer: do it again"
     )

@@ -1,4 +1,4 @@
-"""One thread that asks the model: fair among keys, and many requests in one pass."""
+"""The thread that calls the model: fair queuing among keys, many requests in one forward pass."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest
-from lmaas_tune.service.bounds import Bounds
-from lmaas_tune.service.refusal import RefusalError, stopping
+from lmaas_tune.service.errors import ApiError, stopping
+from lmaas_tune.service.server_limits import ServerLimits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """A request that waits for its turn.
+    """A request that waits for the model.
 
     Attributes:
-        key: Name of the key it came with.
-        rows: Rows it will score.
-        tokens: What the model will read for it at most, as far as that can be told before.
-        prepare: Gives what the model is asked; called when its turn has come, so that nothing
-            large waits with it.
-        reply: Gets the answer, or the error.
+        key: Name of its key.
+        rows: Rows to score.
+        tokens: Most tokens that the model will read, estimated.
+        prepare: Builds the request for the model; called at the job's turn, so that nothing large
+            waits in the queue.
+        reply: Receives the reply, or the error.
     """
 
     key: str
@@ -35,29 +35,29 @@ class Job:
     reply: Future[ScoreReply] = field(default_factory=Future)
 
 
-class Watches(Protocol):
-    """Who is told what the scheduler does, from its thread."""
+class Observer(Protocol):
+    """Is notified of the scheduler's calls, from its thread."""
 
     def passed(self, requests: int, seconds: float, /) -> None:
-        """So many requests went through the model together."""
+        """The model answered this number of requests together."""
         ...
 
 
 class Scheduler:
-    """Takes what waits, in rounds, and scores requests on the same batch together.
+    """Takes waiting jobs in rounds, and scores requests on the same batch together.
 
-    The next turn is the key's that had the fewest rows so far among those that wait, so that a
-    key with a thousand requests does not keep one with two waiting. A key that comes anew begins
-    where the others are: it cannot save turns up.
+    Fair queuing: the next job is that of the waiting key with the fewest rows so far, so that a
+    key with a thousand requests does not delay one with two. Idle keys accrue no credit: a key
+    that returns starts at the level of the others.
 
     Args:
-        backend: The model. Only this thread asks it for scores.
-        bounds: Of the queue and of a round.
-        watch: Is told.
+        backend: The model. Only this thread calls it for scores.
+        limits: `queue` and `round_rows`.
+        observer: Is notified of each call.
     """
 
-    def __init__(self, backend: Backend, bounds: Bounds, watch: Watches) -> None:
-        self._backend, self._bounds, self._watch = backend, bounds, watch
+    def __init__(self, backend: Backend, limits: ServerLimits, observer: Observer) -> None:
+        self._backend, self._limits, self._observer = backend, limits, observer
         self._waiting: dict[str, deque[Job]] = {}
         self._served: defaultdict[str, int] = defaultdict(int)  # rows
         self._level = 0  # rows that the last key had when its turn came
@@ -69,20 +69,20 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Jobs whose turn has not come."""
+        """Jobs that wait."""
         return self._jobs
 
     def submit(self, job: Job) -> None:
         """Queue a job.
 
         Raises:
-            RefusalError: The queue is full, or the service stops.
+            ApiError: The queue is full, or the service stops.
         """
         with self._changed:
             if self._closing:
                 raise stopping()
-            if self._jobs >= self._bounds.queue:
-                raise RefusalError(
+            if self._jobs >= self._limits.queue:
+                raise ApiError(
                     "overloaded",
                     f"{self._jobs} requests wait already: send it again later, or fewer at once",
                     retry_after=1.0,
@@ -95,7 +95,7 @@ class Scheduler:
             self._changed.notify()
 
     def withdraw(self, job: Job) -> bool:
-        """Take a job out of the queue; False if its turn has come already."""
+        """Remove a job from the queue; False if its turn has come already."""
         with self._changed:
             jobs = self._waiting.get(job.key, ())
             if job not in jobs:
@@ -104,10 +104,11 @@ class Scheduler:
             return True
 
     def close(self, grace: float) -> None:
-        """Take no more; return when all that was taken is answered.
+        """Accept no more jobs; return when all accepted ones are answered.
 
         Args:
-            grace: Seconds after which what still waits is refused. What runs is always finished.
+            grace: Seconds after which jobs that still wait are refused. A running one is always
+                finished.
         """
         with self._changed:
             self._closing = True
@@ -127,18 +128,18 @@ class Scheduler:
             pass
 
     def _round(self) -> bool:
-        """Answer what is taken at once; False if there is no more to come."""
+        """Answer the jobs of one round; False if there will be no more."""
         jobs = self._take()
-        for group in _alike(_prepared(jobs)):
+        for group in _grouped(_prepared(jobs)):
             self._answer(group)
         return bool(jobs)
 
     def _take(self) -> list[Job]:
-        """What the next round answers, at least one; nothing when closed and empty."""
+        """The jobs of the next round, at least one; none when closed and empty."""
         jobs: list[Job] = []
         rows = 0
         with self._changed:
-            while not jobs or (self._waiting and rows < self._bounds.round_rows):
+            while not jobs or (self._waiting and rows < self._limits.round_rows):
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if not self._waiting:
                     break
@@ -163,13 +164,13 @@ class Scheduler:
             del self._waiting[job.key]
 
     def _answer(self, group: Sequence[tuple[Job, ScoreRequest]]) -> None:
-        # a model that takes so many rows a call takes one request a call
+        # a model with a limit of rows a call takes one request a call
         step = len(group) if self._backend.capabilities.rows_per_call is None else 1
         for start in range(0, len(group), step):
             part = group[start : start + step]
             began = time.perf_counter()
             outcomes = self._scores([request for _, request in part])
-            self._watch.passed(len(part), time.perf_counter() - began)
+            self._observer.passed(len(part), time.perf_counter() - began)
             for (job, _), outcome in zip(part, outcomes, strict=True):
                 if isinstance(outcome, Exception):
                     job.reply.set_exception(outcome)
@@ -177,10 +178,10 @@ class Scheduler:
                     job.reply.set_result(outcome)
 
     def _scores(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | Exception]:
-        """A reply or an error a request: where one fails, its neighbours are asked without it."""
+        """A reply or an error for each request: if one fails, the others are asked without it."""
         try:
             return _checked(list(self._backend.score(requests)), requests)
-        except BaseException as error:  # a panic of a tokenizer is no Exception
+        except BaseException as error:  # a panic in a tokenizer is no Exception
             if len(requests) == 1:
                 return [_as_exception(error)]
         middle = len(requests) // 2
@@ -198,14 +199,14 @@ def _prepared(jobs: Iterable[Job]) -> list[tuple[Job, ScoreRequest]]:
 
 
 def _as_exception(error: BaseException) -> Exception:
-    """What may be handed to who asked; the thread that met it goes on."""
+    """The error as the caller may receive it; the scheduler's thread continues."""
     return error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
 
 
-def _alike(
+def _grouped(
     prepared: Iterable[tuple[Job, ScoreRequest]],
 ) -> list[list[tuple[Job, ScoreRequest]]]:
-    """Jobs that can share passes, together."""
+    """Jobs grouped by batch and label words, which share forward passes."""
     groups: defaultdict[tuple[object, ...], list[tuple[Job, ScoreRequest]]] = defaultdict(list)
     for job, request in prepared:
         groups[request.batch.digest, request.candidates].append((job, request))

@@ -1,7 +1,8 @@
-"""What goes over the wire: JSON and raw numbers, read into the values of the core and back.
+"""The messages between `lmaas-tune serve` and its clients: JSON bodies, raw numbers, error codes.
 
-JSON is read strictly: an unknown name, a number as a string, NaN are refused. Numbers travel as
-little-endian float32 or bfloat16, by themselves or as base64; nothing is ever unpickled.
+The service and its client both use this module, which needs nothing beyond the core. The service
+checks bodies against the types and the constraints that stand here (`bodies.py`). Numbers travel
+as little-endian float32 or bfloat16, raw or as base64; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -10,210 +11,235 @@ import base64
 import binascii
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, TypeVar, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    FailFast,
-    Field,
-    FiniteFloat,
-    TypeAdapter,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
 
 from lmaas_tune.backend import Capabilities
 from lmaas_tune.errors import named
+from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray, Insertion, SoftPrompt, Start, Subspace, TextPrompt
-from lmaas_tune.service.refusal import STATUS, RefusalError, too_large
-from lmaas_tune.spaces import PROJECTIONS
-from lmaas_tune.task import Batch, Part, Slot, check_text
+from lmaas_tune.prompts.projections import PROJECTIONS
+from lmaas_tune.task import Batch, Part, Slot
 
 T = TypeVar("T")
+S = TypeVar("S", bound="StartBody")
 
 PROTOCOL = 1
-"""Version of all that stands here; a client asks for it at ``/v1/model``."""
+"""Version of the paths and messages; ``/v1/model`` states it."""
 
 BINARY = "application/octet-stream"
 
-Anchor = Annotated[list[int], FailFast()]
 DType = Literal["float32", "bfloat16"]
 _BYTES = {"float32": 4, "bfloat16": 2}
+_LIST = {"fail_fast": True}  # a list of all faults of a body could be huge
+_BASE64 = {"json_schema_extra": {"contentEncoding": "base64"}}
+
+STATUS = {
+    "bad_request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "unknown_batch": 404,
+    "unknown_subspace": 404,
+    "method_not_allowed": 405,
+    "timeout": 408,
+    "too_large": 413,
+    "unprocessable": 422,
+    "rate_limited": 429,
+    "client_gone": 499,
+    "internal": 500,
+    "overloaded": 503,
+}
+"""The error codes, each with its HTTP status."""
 
 
-Text = Annotated[str, AfterValidator(lambda text: check_text(text, "text"))]
-"""Without half characters, which JSON can say and no model reads."""
+class MalformedError(ValueError):
+    """Bytes or text that are no numbers of the format stated."""
 
 
-def _projection(name: str) -> str:
-    named("projection", name, PROJECTIONS)
-    return name
+def encode(message: Any) -> dict[str, Any]:
+    """A message as JSON values."""
+    return asdict(message)
 
 
-def _one_of(names: Iterable[str]) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "enum": sorted(names)})
+def decode(kind: type[T], content: object) -> T:
+    """A message from JSON values; unknown names are ignored.
+
+    Raises:
+        InputError: The content is no message of this kind.
+    """
+    found: T = checked(kind, content, kind.__name__)
+    return found
 
 
-class _Message(BaseModel):
-    """Of what is wrong with one, the first thing is told: a list of all could be huge."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_names(cls, content: Any) -> Any:
-        if isinstance(content, dict):
-            for name in content:
-                if name not in cls.model_fields:
-                    known = ", ".join(cls.model_fields)
-                    raise ValueError(f"{str(name)[:40]!r} is no name here; known: {known}")
-        return content
+# -- requests
 
 
-# -- what is asked
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """A body that a client sends; the service refuses other names and converts no types."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True}
 
 
-class SlotPart(_Message):
-    """Where the prompt or the label stands."""
+@dataclass(frozen=True, kw_only=True)
+class SlotPart(_Request):
+    """The position of the prompt or of the label in a row."""
 
     slot: Literal["prompt", "label"]
 
 
-InRow = Text | Annotated[SlotPart, WithJsonSchema(SlotPart.model_json_schema())]
-
-
-class BatchBody(_Message):
+@dataclass(frozen=True, kw_only=True)
+class BatchBody(_Request):
     """Rows, each of texts and slots in reading order, and the label words to score."""
 
-    rows: Annotated[list[Annotated[list[InRow], FailFast()]], FailFast(), Field(min_length=1)]
-    candidates: Annotated[list[Text], FailFast(), Field(min_length=1)]
+    rows: list[list[str | SlotPart]] = field(metadata=_LIST | {"min_length": 1})
+    candidates: list[str] = field(metadata=_LIST | {"min_length": 1})
+
+    @classmethod
+    def of(cls, batch: Batch, candidates: Sequence[str]) -> BatchBody:
+        """The message for a batch."""
+        rows = [[_encoded(part) for part in row] for row in batch.rows]
+        return cls(rows=rows, candidates=list(candidates))
 
     def batch(self) -> Batch:
-        """The rows as the core has them: neighbouring texts are one."""
+        """The batch; neighbouring texts are joined."""
         return Batch(tuple(tuple(_joined(row)) for row in self.rows))
+
+
+def _encoded(part: Part) -> str | SlotPart:
+    return part if isinstance(part, str) else SlotPart(slot=part.value)
 
 
 def _joined(row: list[str | SlotPart]) -> Iterator[Part]:
     for is_text, parts in itertools.groupby(row, key=lambda part: isinstance(part, str)):
         if is_text:
-            yield "".join(cast(list[str], list(parts)))
+            yield "".join(part for part in parts if isinstance(part, str))
         else:
-            yield from (Slot(cast(SlotPart, part).slot) for part in parts)
+            yield from (Slot(part.slot) for part in parts if isinstance(part, SlotPart))
 
 
-class StartBody(_Message):
-    """A p0 of the client's own."""
+@dataclass(frozen=True, kw_only=True)
+class StartBody(_Request):
+    """L vectors as base64, one after the other: a p0 of the client's own, in float32."""
 
-    vectors: str = Field(json_schema_extra={"contentEncoding": "base64"})
-    length: Annotated[int, Field(ge=1)]
+    vectors: str = field(metadata=_BASE64)
+    length: int = field(metadata={"ge": 1})
     insertion: Insertion
-    anchor: Anchor = []
+    anchor: list[int] = field(default_factory=list, metadata=_LIST)
 
-
-class SubspaceBody(_Message):
-    """What p0 and A are drawn from: `lmaas_tune.prompts.Subspace`."""
-
-    start: Start | Annotated[StartBody, WithJsonSchema(StartBody.model_json_schema())]
-    words: Text = ""
-    length: Annotated[int, Field(ge=1)] | None = None
-    insertion: Insertion = "concat"
-    dim: Annotated[int, Field(ge=1)]
-    projection: Annotated[str, AfterValidator(_projection), _one_of(PROJECTIONS)]
-    alpha: Annotated[FiniteFloat, Field(gt=0)]
-    seed: Annotated[int, Field(ge=0)]
-
-    def subspace(self) -> Subspace:
-        """The same as the core has it.
-
-        Raises:
-            RefusalError: The vectors of p0 are no numbers.
-            InputError: p0 is no soft prompt.
-        """
-        content = self.model_dump()
-        if isinstance(self.start, StartBody):
-            start = self.start
-            content["start"] = soft_prompt(
-                _unpacked(start.vectors),
-                "float32",
-                length=start.length,
-                insertion=start.insertion,
-                anchor=start.anchor,
-            )
-        return Subspace(**content)
-
-
-class TextBody(_Message):
-    """A prompt of words."""
-
-    kind: Literal["text"]
-    text: Text
-
-    def prompt(self) -> TextPrompt:
-        """The same as the core has it."""
-        return TextPrompt(self.text)
-
-
-class SoftBody(_Message):
-    """A prompt of L vectors, one after the other."""
-
-    kind: Literal["soft"]
-    vectors: str = Field(json_schema_extra={"contentEncoding": "base64"})
-    dtype: DType = "float32"
-    length: Annotated[int, Field(ge=1)]
-    insertion: Insertion = "concat"
-    anchor: Anchor = []
+    @classmethod
+    def of(cls: type[S], prompt: SoftPrompt, **more: Any) -> S:
+        """The message for a soft prompt, with the `more` fields of a subclass."""
+        return cls(
+            vectors=base64.b64encode(float_bytes(prompt.vectors)).decode(),
+            length=prompt.length,
+            insertion=prompt.insertion,
+            anchor=list(prompt.anchor),
+            **more,
+        )
 
     def prompt(self) -> SoftPrompt:
-        """The same as the core has it.
+        """The prompt.
 
         Raises:
-            RefusalError: The vectors are no numbers.
+            MalformedError: The vectors are no numbers.
             InputError: They are no soft prompt.
         """
+        return self._prompt("float32")
+
+    def _prompt(self, dtype: DType) -> SoftPrompt:
+        try:
+            content = base64.b64decode(self.vectors, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise MalformedError(f"the vectors are no base64: {error}") from None
         return soft_prompt(
-            _unpacked(self.vectors),
-            self.dtype,
-            length=self.length,
-            insertion=self.insertion,
-            anchor=self.anchor,
+            content, dtype, length=self.length, insertion=self.insertion, anchor=self.anchor
         )
 
 
-class PointBody(_Message):
-    """Any point of a registered subspace: they all cost the same."""
+@dataclass(frozen=True, kw_only=True)
+class SoftBody(StartBody):
+    """A soft prompt of L vectors."""
+
+    kind: Literal["soft"]
+    dtype: DType = "float32"
+    insertion: Insertion = "concat"
+
+    def prompt(self) -> SoftPrompt:
+        """See `StartBody.prompt`."""
+        return self._prompt(self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBody(_Request):
+    """A text prompt."""
+
+    kind: Literal["text"]
+    text: str
+
+    def prompt(self) -> TextPrompt:
+        """The prompt."""
+        return TextPrompt(self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointBody(_Request):
+    """Any point of a registered subspace: all of them cost the same."""
 
     kind: Literal["point"]
     subspace: str
 
 
-BATCH, SUBSPACE = TypeAdapter(BatchBody), TypeAdapter(SubspaceBody)
-PROMPT: TypeAdapter[TextBody | SoftBody] = TypeAdapter(
-    Annotated[TextBody | SoftBody, Field(discriminator="kind")]
-)
-INSPECT: TypeAdapter[TextBody | SoftBody | PointBody] = TypeAdapter(
-    Annotated[TextBody | SoftBody | PointBody, Field(discriminator="kind")]
-)
-"""What `read` reads."""
+@dataclass(frozen=True, kw_only=True)
+class SubspaceBody(_Request):
+    """The description from which p0 and A are drawn: `lmaas_tune.prompts.Subspace`."""
+
+    start: Start | StartBody
+    words: str = ""
+    length: int | None = field(default=None, metadata={"ge": 1})
+    insertion: Insertion = "concat"
+    dim: int = field(metadata={"ge": 1})
+    projection: str = field(metadata={"json_schema_extra": {"enum": sorted(PROJECTIONS)}})
+    alpha: float = field(metadata={"gt": 0, "allow_inf_nan": False})
+    seed: int = field(metadata={"ge": 0})
+
+    def __post_init__(self) -> None:
+        named("projection", self.projection, PROJECTIONS)
+
+    @classmethod
+    def of(cls, subspace: Subspace) -> SubspaceBody:
+        """The message for a subspace."""
+        start = subspace.start
+        content = subspace.to_json()
+        content["start"] = StartBody.of(start) if isinstance(start, SoftPrompt) else start
+        return cls(**content)
+
+    def subspace(self) -> Subspace:
+        """The subspace.
+
+        Raises:
+            MalformedError: The vectors of p0 are no numbers.
+            InputError: p0 is no soft prompt.
+        """
+        content = dict(vars(self))
+        if isinstance(self.start, StartBody):
+            content["start"] = self.start.prompt()
+        return Subspace(**content)
 
 
-def schema(*kinds: type[BaseModel]) -> dict[str, Any]:
-    """One of these, for the description of the API."""
-    return {"oneOf": [kind.model_json_schema() for kind in kinds]}
+# -- answers
 
 
-# -- what is answered
-
-
-class CapabilitiesAnswer(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class CapabilitiesAnswer:
     """See `lmaas_tune.backend.Capabilities`."""
 
     soft_prompt_width: int | None
-    insertions: list[Insertion]
+    insertions: Sequence[Insertion]
     text_prompts: bool
     point_prompts: bool
     label_anywhere: bool
@@ -222,7 +248,7 @@ class CapabilitiesAnswer(BaseModel):
 
     @classmethod
     def of(cls, can: Capabilities) -> CapabilitiesAnswer:
-        """What a model behind this service can do: it draws subspaces, if it takes vectors."""
+        """The capabilities of a service, which draws subspaces if its model takes vectors."""
         return cls(
             soft_prompt_width=can.soft_prompt_width,
             insertions=sorted(can.insertions),
@@ -233,9 +259,16 @@ class CapabilitiesAnswer(BaseModel):
             max_tokens=can.max_tokens,
         )
 
+    def capabilities(self, rows_per_call: int) -> Capabilities:
+        """The capabilities of a client of that service."""
+        content = dict(vars(self))
+        content["insertions"] = frozenset(self.insertions)
+        return Capabilities(**content, rows_per_call=rows_per_call)
 
-class LimitsAnswer(BaseModel):
-    """What one request may hold, and what this key may use in a minute and at once."""
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsAnswer:
+    """The limits of one request, and the quota of this key."""
 
     body_bytes: int
     rows: int
@@ -249,8 +282,9 @@ class LimitsAnswer(BaseModel):
     concurrent: int | None
 
 
-class ModelAnswer(BaseModel):
-    """What is served."""
+@dataclass(frozen=True, kw_only=True)
+class ModelAnswer:
+    """The model that is served."""
 
     protocol: int
     identity: str
@@ -258,14 +292,16 @@ class ModelAnswer(BaseModel):
     limits: LimitsAnswer
 
 
-class BatchAnswer(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class BatchAnswer:
     """A batch is registered."""
 
     id: str
-    notes: list[str]
+    notes: Sequence[str]
 
 
-class SubspaceAnswer(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class SubspaceAnswer:
     """A subspace is registered: of L vectors, H wide."""
 
     id: str
@@ -273,63 +309,38 @@ class SubspaceAnswer(BaseModel):
     width: int
 
 
-class InspectAnswer(BaseModel):
-    """What scoring would take, where the model can tell."""
+@dataclass(frozen=True, kw_only=True)
+class InspectAnswer:
+    """The cost of scoring, where the model can tell it."""
 
-    notes: list[str]
+    notes: Sequence[str]
     tokens: int
     sequences: int
 
 
-class HealthAnswer(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class HealthAnswer:
     """The service answers."""
 
     status: Literal["ok"]
 
 
-class ErrorContent(BaseModel):
-    """Why not."""
+@dataclass(frozen=True, kw_only=True)
+class ErrorContent:
+    """The reason of an error."""
 
-    code: Annotated[str, _one_of(STATUS)]
+    code: str = field(metadata={"json_schema_extra": {"enum": sorted(STATUS)}})
     message: str
 
 
-class ErrorAnswer(BaseModel):
-    """Every answer that is none has this shape."""
+@dataclass(frozen=True, kw_only=True)
+class ErrorAnswer:
+    """The body of every error."""
 
     error: ErrorContent
 
 
 # -- numbers
-
-
-def read(kind: TypeAdapter[T], content: bytes, *, values: int) -> T:
-    """What a body of JSON says.
-
-    Args:
-        kind: What it should be.
-        content: The body.
-        values: Most values that it may hold; one takes up to forty times its bytes in memory.
-
-    Raises:
-        RefusalError: It is none of this kind.
-    """
-    _check_values(content, values)
-    try:
-        return kind.validate_json(content)
-    except ValidationError as error:
-        raise bad_json([(found["loc"], found["msg"]) for found in error.errors()]) from None
-
-
-def _check_values(content: bytes, most: int) -> None:
-    """Counts the values of JSON by its punctuation, before anything is made of them."""
-    plain = content.replace(rb"\\", b"").replace(rb"\"", b"")  # quotes left begin or end a text
-    count = plain.count(b'"') // 2
-    if count <= most:
-        between = b"".join(plain.split(b'"')[::2])
-        count = sum(map(between.count, (b",", b"[", b"{", b":")))
-    if count > most:
-        raise too_large("values in the body", count, most, "rows and candidates")
 
 
 def soft_prompt(
@@ -338,20 +349,19 @@ def soft_prompt(
     *,
     length: int,
     insertion: Insertion,
-    anchor: list[int] | tuple[int, ...] = (),
+    anchor: Sequence[int] = (),
 ) -> SoftPrompt:
-    """L vectors from raw numbers, as wide as their count says.
+    """L vectors from raw numbers; their count gives the width.
 
     Raises:
-        RefusalError: They do not make up L vectors.
+        MalformedError: They do not make up L vectors.
         InputError: They are no soft prompt.
     """
     numbers = floats(content, dtype)
     if not len(numbers) or len(numbers) % length:
-        raise RefusalError(
-            "bad_request",
+        raise MalformedError(
             f"{len(numbers)} numbers of {dtype} do not make up {length} vectors: send length x "
-            "width of them, one vector after the other",
+            "width of them, one vector after the other"
         )
     return SoftPrompt(numbers.reshape(length, -1), insertion, tuple(anchor))
 
@@ -360,14 +370,13 @@ def point(content: bytes, dim: int) -> FloatArray:
     """z as (d,) float32.
 
     Raises:
-        RefusalError: These are no d finite numbers.
+        MalformedError: The content is not d finite numbers.
     """
     numbers = floats(content, "float32")
     if len(numbers) != dim or not np.isfinite(numbers).all():
-        raise RefusalError(
-            "bad_request",
+        raise MalformedError(
             f"the body holds {len(numbers)} numbers and the subspace has {dim} dimensions: send "
-            "as many finite float32, little-endian",
+            "as many finite float32, little-endian"
         )
     return numbers
 
@@ -376,12 +385,11 @@ def floats(content: bytes, dtype: DType) -> FloatArray:
     """Little-endian numbers as float32.
 
     Raises:
-        RefusalError: The bytes do not make up whole numbers.
+        MalformedError: The bytes are not a whole number of values.
     """
     if len(content) % _BYTES[dtype]:
-        raise RefusalError(
-            "bad_request",
-            f"{len(content)} bytes are no whole number of {dtype}, which has {_BYTES[dtype]} each",
+        raise MalformedError(
+            f"{len(content)} bytes are no whole number of {dtype}, which has {_BYTES[dtype]} each"
         )
     if dtype == "float32":
         return np.frombuffer(content, "<f4").astype(np.float32)
@@ -389,29 +397,11 @@ def floats(content: bytes, dtype: DType) -> FloatArray:
     return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def logprob_bytes(logprobs: FloatArray) -> bytes:
-    """(rows, candidates) as little-endian float32, row by row."""
-    return logprobs.astype("<f4").tobytes()
+def float_bytes(numbers: FloatArray) -> bytes:
+    """An array, row by row, as little-endian float32."""
+    return numbers.astype("<f4").tobytes()
 
 
 def content_digest(content: bytes) -> str:
-    """The header ``Content-Digest`` (RFC 9530), by which a client knows a damaged body."""
+    """The header ``Content-Digest`` (RFC 9530), which reveals a damaged body."""
     return f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"
-
-
-def short_id(*parts: str) -> str:
-    """16 hexadecimal digits that equal content has in common."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def bad_json(faults: list[tuple[tuple[int | str, ...], str]]) -> RefusalError:
-    """Says the first things that are wrong with a body or a query, and where."""
-    said = "; ".join(f"{'.'.join(map(str, place))}: {what}" for place, what in faults[:3])
-    return RefusalError("bad_request", f"this is not what /openapi.json describes: {said}")
-
-
-def _unpacked(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RefusalError("bad_request", f"the vectors are no base64: {error}") from None

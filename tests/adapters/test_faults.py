@@ -20,9 +20,8 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
 from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
-from service.running import ALICE, Site, command, listening, running
 
-from lmaas_tune import Budget, Client, Settings, Tuner, TuneResult
+from lmaas_tune import Budget, Client, Settings, Soft, Tuner, TuneResult
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.calls.pace import Pace
 from lmaas_tune.calls.retry import Retry
@@ -30,23 +29,21 @@ from lmaas_tune.cli import main
 from lmaas_tune.errors import TransientError
 from lmaas_tune.prompts import PointPrompt, Subspace
 from lmaas_tune.task import Batch, Slot
-
-from .faulty_proxy import KINDS, TRICKLES, FaultyProxy, Request
-from .waiting import wait_for
+from tests.support.faulty_proxy import KINDS, TRICKLES, FaultyProxy, Request
+from tests.support.service import ALICE, Site, command, listening, running
+from tests.support.waiting import wait_for
 
 TRAIN = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(4)]
 VALIDATION = [(f"a {text}", label) for text, label in TRAIN[::2]]
+CALLS = 240
 SEARCH = Settings(
-    prompt_init="so very",
-    intrinsic_dim=6,
-    projection="normal",
-    alpha=1.0,
+    prompt=Soft(prompt_init="so very", intrinsic_dim=6, projection="normal", alpha=1.0),
     optimizer="cma",
     optimizer_options={"population": 20},
     calibration="none",
     selection="lowest-loss",
     score_start=False,
-    budget=Budget(calls=400),
+    budget=Budget(calls=CALLS),
 )
 PATIENT = Retry(attempts=30, first_wait=0.002, longest_wait=0.02, total=60.0)
 
@@ -85,7 +82,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def search(
     url: str, key_file: Path, *, timeout: float = 10.0, retry: Retry = PATIENT
 ) -> TuneResult:
-    """A run of 400 calls."""
+    """A run of `CALLS` calls."""
     remote = LMaaSBackend(url, api_key_file=key_file, timeout=timeout)
     client = Client(remote, retry=retry, pace=Pace(workers=4))
     tuner = Tuner(client, settings=SEARCH, template="{text} {prompt} {label}", callbacks=())
@@ -116,7 +113,7 @@ def test_a_spoilt_answer_is_the_right_one_or_none(kind: str, site: Site, key_fil
     truth = [reply.logprobs for reply in LMaaSBackend(site.url, api_key_file=key_file).score(asked)]
     with FaultyProxy(site.url, share=0.0, kinds=(kind,)) as proxy:
         is_late = kind == "stalled" or kind in TRICKLES
-        timeout = 1.0 if is_late else 10.0
+        timeout = 0.5 if is_late else 10.0
         remote = LMaaSBackend(proxy.url, api_key_file=key_file, timeout=timeout)
         remote.score(asked)
         proxy.share = 1.0
@@ -135,13 +132,13 @@ def test_a_fifth_of_all_answers_spoilt_gives_the_clean_runs_prompt(
     clean: TuneResult, site: Site, key_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with FaultyProxy(site.url, share=0.2) as proxy:
-        faulty = search(proxy.url, key_file, timeout=0.5)
+        faulty = search(proxy.url, key_file, timeout=0.3)
     with capsys.disabled():
         print("\n" + proxy.table())
     assert essence(faulty) == essence(clean)
-    assert faulty.spent.calls == 400
+    assert faulty.spent.calls == CALLS
     assert set(proxy.met) == set(KINDS)
-    assert faulty.spent.retries > 50
+    assert faulty.spent.retries > CALLS / 8
     assert faulty.spent.tokens > clean.spent.tokens  # what was damaged on its way was read
     assert faulty.spent.requests >= clean.spent.requests + faulty.spent.retries
 
@@ -164,7 +161,7 @@ def test_a_service_killed_and_started_again_gives_the_clean_runs_prompt(
         process = stack.enter_context(command(*flags, "0", log=log))
         url = listening(process)["url"]
         run = threads.submit(search, url, key_file, retry=waits)
-        wait_for(lambda: scored(log) > 100)
+        wait_for(lambda: scored(log) > CALLS / 4)
         process.send_signal(signal.SIGKILL)
         process.wait()
         listening(stack.enter_context(command(*flags, str(urlsplit(url).port), log=log)))

@@ -20,14 +20,13 @@ import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
-from lmaas_tune_adapters import http
 from lmaas_tune_adapters.http import Answer, BusyError, Endpoint, Key, RefusedError, retry_after
 from tblib import pickling_support
 
+from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
-
-from .raw_server import RawServer, Say, reply
-from .waiting import wait_for
+from tests.support.raw_server import RawServer, Say, reply
+from tests.support.waiting import wait_for
 
 SECRET = "sk-0123456789-VERY/secret+key=="
 
@@ -122,7 +121,7 @@ def test_requests_after_one_another_share_a_connection_refused_ones_too() -> Non
 def test_threads_get_their_own_answers_over_no_more_connections_than_agreed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "CONNECTIONS", 3)
+    monkeypatch.setattr("lmaas_tune_adapters.http.endpoint.CONNECTIONS", 3)
     with RawServer(lambda r: Say(reply(r.split(b"\r\n\r\n", 1)[1]))) as server:
         endpoint = Endpoint(server.url)
         bodies = [f"body {i}".encode() for i in range(60)]
@@ -133,7 +132,7 @@ def test_threads_get_their_own_answers_over_no_more_connections_than_agreed(
 
 
 def test_a_large_body_may_take_longer_than_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_CONNECT", 1.0)
+    monkeypatch.setattr("lmaas_tune_adapters.http.endpoint._CONNECT", 1.0)
     body = bytes(10 * 2**20)
     with RawServer(reply(b"got it"), unhurried=0.008) as server:
         began = time.monotonic()
@@ -232,7 +231,7 @@ def test_missing_certificates_are_an_error_of_ours(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_MAX_REPLY", 2**20)
+    monkeypatch.setattr("lmaas_tune_adapters.http.endpoint._MAX_REPLY", 2**20)
     with RawServer(
         Say(CHUNKED + (b"10000\r\n" + bytes(65536) + b"\r\n") * 40, "silence")
     ) as server:
@@ -435,7 +434,7 @@ def test_a_key_does_not_show_in_what_holds_it() -> None:
     signed = key(requests.Request("GET", "http://127.0.0.1:1").prepare())
     for thing in (key, [key], {"k": key}, endpoint, signed.headers, vars(signed)):
         assert SECRET not in f"{thing!r}{thing}"
-    for thing in (key, endpoint, Answer("u", {}, b"", http.Usage(), key)):
+    for thing in (key, endpoint, Answer("u", {}, b"", Usage(), key)):
         with pytest.raises(TypeError, match="not written down"):
             pickle.dumps(thing)
         with pytest.raises(TypeError, match="not written down"):

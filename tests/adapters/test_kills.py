@@ -19,18 +19,16 @@ import requests
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
-from service.running import command, listening
-
-from lmaas_tune import Budget, Client, Pace, Settings, TunedPrompt, Tuner
+from lmaas_tune import Budget, Client, Pace, Settings, Soft, TunedPrompt, Tuner
 from lmaas_tune.journal import FILE_NAME
-
-from .waiting import wait_for
+from tests.support.service import command, listening
+from tests.support.waiting import wait_for
 
 KILLS = int(os.environ.get("KILLS", "5"))
 WORKERS, ROWS_PER_CALL = 4, 4
 TRAIN = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(6)]
 CALLS_A_LIFE = 10  # prompts that are scored between two kills, about
-IMPORTED = ["cma", "lmaas_tune.service.run", "lmaas_tune_adapters.lmaas", "pytest"]
+IMPORTED = ["cma", "lmaas_tune.service.server", "lmaas_tune_adapters.lmaas", "pytest"]
 """What takes a process long to begin with."""
 
 
@@ -39,8 +37,7 @@ def tune(url: str, out: str) -> None:
     from lmaas_tune_adapters.lmaas import LMaaSBackend
 
     settings = Settings(
-        prompt_init="so very",
-        intrinsic_dim=6,
+        prompt=Soft(prompt_init="so very", intrinsic_dim=6),
         optimizer_options={"population": 10},
         budget=Budget(calls=CALLS_A_LIFE * (KILLS + 2) // 10 * 10),
     )

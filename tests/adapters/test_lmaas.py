@@ -20,23 +20,22 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
+
 from lmaas_tune_adapters.http import RefusedError
 from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
-from service.running import ALICE, BOB, KEYS, Site, running
 
 from lmaas_tune import Client
 from lmaas_tune.backend import ScoreReply, ScoreRequest
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError, TransientError
 from lmaas_tune.prompts import FloatArray, PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
-from lmaas_tune.spaces import drawn
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing import BackendConformance
 from lmaas_tune.testing.toy import ToyBackend
-
-from .raw_server import RawServer, Say, reply
-from .toys import InspectingToy
-from .waiting import wait_for
+from tests.support.raw_server import RawServer, Say, reply
+from tests.support.service import ALICE, BOB, KEYS, Site, running
+from tests.support.toys import InspectingToy
+from tests.support.waiting import wait_for
 
 WORDS = ("bad", "good")
 BATCH = Batch(tuple((f"film {i} ", Slot.PROMPT, " It was ", Slot.LABEL) for i in range(5)))
@@ -137,7 +136,7 @@ def test_answers_are_the_models_own_to_the_last_float32(
 ) -> None:
     toy = ToyBackend()
     (there,) = remote.score([asked(prompt)])
-    (here,) = toy.score([asked(drawn(prompt, toy))])
+    (here,) = toy.score([asked(prompt.for_model(toy))])
     assert np.array_equal(there.logprobs, here.logprobs.astype(np.float32))
     assert there.logprobs.dtype == np.float64
     assert there.usage.sequences == here.usage.sequences
@@ -461,7 +460,12 @@ MODEL = {
         "deterministic": True,
         "max_tokens": None,
     },
-    "limits": {"rows": 10},
+    "limits": {
+        **dict.fromkeys(("body_bytes", "candidates", "prompt_length", "dimensions"), 1000),
+        **dict.fromkeys(("prompt_characters", "subspace_bytes"), 10**6),
+        **dict.fromkeys(("requests", "tokens", "concurrent")),
+        "rows": 10,
+    },
 }
 
 

@@ -14,15 +14,14 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
 from lmaas_tune_adapters.lmaas import LMaaSBackend, backend
-from service.running import ALICE, Site, running
 
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.cli import main
 from lmaas_tune.registry import load_backend
-
-from .faulty_proxy import FaultyProxy, Reply, Request
-from .raw_server import RawServer, reply
-from .toys import InspectingToy
+from tests.support.faulty_proxy import FaultyProxy, Reply, Request
+from tests.support.raw_server import RawServer, reply
+from tests.support.service import ALICE, Site, running
+from tests.support.toys import InspectingToy
 
 ROWS = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(4)]
 
@@ -162,7 +161,7 @@ def sentence(printed: Printed) -> str:
     [
         (["--backend", "lmaas"], "the backend 'lmaas' needs a URL: give --url"),
         (["--backend", "lmaas", "--url", "127.0.0.1:8000"], "no URL: give one like http://"),
-        (["--backend", "lmaas", "--url", "http://u:p@127.0.0.1"], "holds more than a place"),
+        (["--backend", "lmaas", "--url", "http://u:p@127.0.0.1"], "holds more than an address"),
         (
             ["--backend", "lmaas", "--url", "http://127.0.0.1:1", "--model", "m"],
             "the backend 'lmaas' takes no model: leave out --model",

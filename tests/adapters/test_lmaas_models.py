@@ -18,16 +18,15 @@ pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
 import torch
-from hf import models
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.lmaas import LMaaSBackend
-from service.running import ALICE, running
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
-from lmaas_tune.spaces import drawn
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing import BackendConformance
+from tests.hf import models
+from tests.support.service import ALICE, running
 
 FAMILIES = ("llama", "roberta", "t5")
 
@@ -107,7 +106,7 @@ def test_answers_are_the_models_own(pair: Pair) -> None:
     for prompt in prompts(pair.local):
         there, here = (
             ScoreRequest(wanted, rows, ("great", "bad"))
-            for wanted in (prompt, drawn(prompt, pair.local))
+            for wanted in (prompt, prompt.for_model(pair.local))
         )
         (remote,), (local,) = pair.remote.score([there]), pair.local.score([here])
         assert np.abs(remote.logprobs - local.logprobs).max() < 1e-5, prompt

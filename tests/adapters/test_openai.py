@@ -6,8 +6,7 @@ import json
 import logging
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,19 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
-from hf import models  # noqa: E402
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.http import RefusedError  # noqa: E402
 from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
-from lmaas_tune_adapters.openai.channels import Completions  # noqa: E402
+from lmaas_tune_adapters.openai.endpoints import Completions  # noqa: E402
 
-from lmaas_tune import Client, Price, Settings, Tuner, load_backend  # noqa: E402
+from lmaas_tune import (  # noqa: E402
+    Client,
+    Price,
+    Settings,
+    Text,
+    Tuner,
+    load_backend,
+)
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
 from lmaas_tune.calls.retry import Retry  # noqa: E402
 from lmaas_tune.errors import (  # noqa: E402
@@ -36,8 +41,7 @@ from lmaas_tune.errors import (  # noqa: E402
 from lmaas_tune.prompts import SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.task import Batch, Part, Slot  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
-
-from .openai_server import Change, OpenAIServer, Poor, TinyModel, Written, speaker  # noqa: E402
+from tests.support.openai_server import Change, OpenAIServer, Written, speaker  # noqa: E402
 
 SECRET = "sk-0123456789-VERY-secret"
 WORDS = ("good", "bad", "fine")
@@ -46,26 +50,6 @@ CHAT = "/v1/chat/completions"
 NO_LOGPROBS = ("echo", "logprobs", "top_logprobs")
 
 Serve = Callable[..., OpenAIServer]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.build("llama", tmp_path_factory.mktemp("openai") / "llama")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> TinyModel:
-    torch.set_num_threads(1)
-    return TinyModel(folder)
-
-
-@pytest.fixture
-def serve(tiny: TinyModel) -> Iterator[Serve]:
-    """serve(change, **what it lacks): a server of the tiny model."""
-    with ExitStack() as stack:
-        yield lambda change=None, model=tiny, **poor: stack.enter_context(
-            OpenAIServer(model, Poor(**poor), change)
-        )
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +261,7 @@ def test_a_word_that_runs_together_with_the_text_is_refused(serve: Serve, learnt
 @pytest.mark.filterwarnings("ignore:a row is sent 2 times")
 def test_the_same_text_is_found_as_with_the_local_model(serve: Serve, folder: Path) -> None:
     train = [(f"it was {word}", label) for label in ("good", "bad") for word in (label, "dull")]
-    settings = Settings(prompt="text", optimizer="cma", optimizer_options={"population": 5})
+    settings = Settings(prompt=Text(), optimizer="cma", optimizer_options={"population": 5})
     found = [
         Tuner(scored, settings=settings, budget="calls=15", seed=3, callbacks=()).fit(train)
         for scored in (backend(serve()), HFBackend(folder, device="cpu"))
@@ -547,8 +531,8 @@ def test_a_reply_of_no_use_is_paid_all_the_same(serve: Serve, several: bool) -> 
     asked = request("a film", "a book")
     (whole,) = scored.score([asked])
     scorer = scored._scorer
-    assert isinstance(scorer.channel, Completions)
-    scorer.channel.manner = replace(scorer.channel.manner, several=several)
+    assert isinstance(scorer.endpoint, Completions)
+    scorer.endpoint.request_format = replace(scorer.endpoint.request_format, batched=several)
     server.changed = spoilt
     client = Client(scored, retry=Retry(attempts=1), price=Price(input=1e6))
     with pytest.raises(PermanentError, match="gave 0 choices"):
@@ -737,7 +721,7 @@ def test_it_is_found_by_its_name() -> None:
     ("row", "words"),
     [
         (("a film ", Slot.PROMPT), "row 2 has no {label} slot"),
-        ((Slot.LABEL, " it was ", Slot.PROMPT), "row 2 goes on after {label}"),
+        ((Slot.LABEL, " it was ", Slot.PROMPT), "row 2 continues after {label}"),
         (("a film ", Slot.LABEL), "row 2 has no {prompt} slot"),
         (("\ud800 ", Slot.PROMPT, " ", Slot.LABEL), "row 2 .*half a character"),
     ],

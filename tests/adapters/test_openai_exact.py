@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,25 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
-from hf import models  # noqa: E402
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
 
 from lmaas_tune import Tuner  # noqa: E402
 from lmaas_tune.calls.retry import Retry  # noqa: E402
 from lmaas_tune.errors import InputError, PermanentError  # noqa: E402
+from tests.support.openai_server import Change, OpenAIServer, TinyModel  # noqa: E402
+from tests.support.server import Server, json_handler  # noqa: E402
 
-from .json_server import json_server  # noqa: E402
-from .openai_server import Change, OpenAIServer, Poor, TinyModel  # noqa: E402
-from .test_openai import CHAT, NO_LOGPROBS, ROWS, Serve, _Suite, backend, request  # noqa: E402
+from .test_openai import (  # noqa: E402
+    CHAT,
+    NO_LOGPROBS,
+    ROWS,
+    Serve,
+    _no_key_of_the_user,  # noqa: F401
+    _Suite,
+    backend,
+    request,
+)
 
 WORDS = ("good", "great", "wonderful", "technologically", "very bad")
 ONE_TOKEN = ("great", "the")  # each to the tiny model
@@ -33,25 +40,6 @@ NO_ECHO: dict[str, Any] = {"ignores": ("echo",)}
 LLAMA_CPP: dict[str, Any] = {**NO_ECHO, "bias": "chosen by", "keys": True, "entries": True}
 HOSTED: dict[str, Any] = {**NO_ECHO, "bias": "chosen by"}
 BIASED: dict[str, Any] = {**NO_ECHO, "bias": "told"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.build("llama", tmp_path_factory.mktemp("exact") / "llama")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> TinyModel:
-    torch.set_num_threads(1)
-    return TinyModel(folder)
-
-
-@pytest.fixture
-def serve(tiny: TinyModel) -> Iterator[Serve]:
-    with ExitStack() as stack:
-        yield lambda change=None, model=tiny, **poor: stack.enter_context(
-            OpenAIServer(model, Poor(**poor), change)
-        )
 
 
 @pytest.fixture(scope="module")
@@ -377,10 +365,10 @@ def test_a_server_that_fails_without_a_key_is_asked_twice_and_the_key_is_named()
         return 500, "Internal Server Error"
 
     with (
-        json_server(broken) as url,
+        Server(json_handler(broken)) as server,
         pytest.raises(InputError, match=r"no key was given, by api_key_file or in OPENAI_API_KEY"),
     ):
-        OpenAIBackend("tiny", url=url, retry=Retry(attempts=10, first_wait=0.0))
+        OpenAIBackend("tiny", url=server.url, retry=Retry(attempts=10, first_wait=0.0))
     assert asked == ["/v1/completions", "/v1/models"]
 
 
@@ -390,10 +378,10 @@ def test_a_key_that_is_refused_everywhere_is_to_be_checked(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-nobody")
     refused = {"error": {"message": "No connected db."}}  # LiteLLM, of a wrong key
     with (
-        json_server(lambda *_: (400, refused)) as url,
+        Server(json_handler(lambda *_: (400, refused))) as server,
         pytest.raises(PermanentError, match=r"/models is refused too .*: check the key$"),
     ):
-        OpenAIBackend("tiny", url=url, retry=Retry(attempts=1))
+        OpenAIBackend("tiny", url=server.url, retry=Retry(attempts=1))
 
 
 @pytest.mark.filterwarnings("ignore:label words are looked for")

@@ -17,9 +17,9 @@ from lmaas_tune import Budget, Client, Pace, Price, Settings, Tuner, TuneResult
 from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.testing.toy import ToyBackend
-
-from .faulty_proxy import FaultyProxy
-from .openai_server import OpenAIServer, speaker
+from tests.support.faulty_proxy import FaultyProxy
+from tests.support.openai_server import OpenAIServer, speaker
+from tests.support.small_models import changed
 
 LONG, SHORT = " internationalisationalism", " a b c d e f g h i j k l m n o p"
 TRAIN = [
@@ -69,7 +69,8 @@ def openai_provider(stack: ExitStack, tmp_path: Path) -> Provider:
 def lmaas_provider(stack: ExitStack, tmp_path: Path) -> Provider:
     pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
     from lmaas_tune_adapters.lmaas import LMaaSBackend
-    from service.running import ALICE, running
+
+    from tests.support.service import ALICE, running
 
     count = Count()
 
@@ -89,10 +90,10 @@ def lmaas_provider(stack: ExitStack, tmp_path: Path) -> Provider:
 
 def vllm_provider(stack: ExitStack, tmp_path: Path) -> Provider:
     pytest.importorskip("torch", reason="the extra 'vllm' is not installed")
-    from hf import models
     from lmaas_tune_adapters.vllm import VLLMBackend
 
-    from .vllm_server import StandIn
+    from tests.hf import models
+    from tests.support.vllm_server import StandIn
 
     count = Count()
 
@@ -113,7 +114,8 @@ def fit(backend: Backend, budget: Budget) -> TuneResult:
     tuner = Tuner(
         Client(backend, pace=Pace(workers=16), price=PRICE, retry=RETRY),
         "cma",
-        settings=Settings(
+        settings=changed(
+            Settings(),
             prompt=prompt,
             prompt_init="so very",
             optimizer_options={"population": 5},

@@ -21,21 +21,21 @@ import pytest
 from lmaas_tune_adapters.http import Endpoint
 from lmaas_tune_adapters.openai import OpenAIBackend
 
-from lmaas_tune import Budget, Client, Pace, Settings, Tuner, TuneResult
+from lmaas_tune import Budget, Client, Pace, Settings, Text, Tuner, TuneResult
 from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.calls import client
 from lmaas_tune.calls.deadline import Deadline
 from lmaas_tune.errors import TransientError
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.task import Batch, Slot
-
-from .faulty_proxy import TRICKLES, FaultyProxy
-from .openai_server import OpenAIServer, speaker
-from .raw_server import RawServer, Say
+from tests.support.faulty_proxy import TRICKLES, FaultyProxy
+from tests.support.openai_server import OpenAIServer, speaker
+from tests.support.raw_server import RawServer, Say
 
 BATCH = Batch((("a good film", Slot.PROMPT, " ", Slot.LABEL),))
 REQUEST = ScoreRequest(TextPrompt("It was"), BATCH, ("bad", "good"))
 TRAIN = [(f"{word} film {n}", word) for word in ("good", "bad") for n in range(4)]
+TIMEOUT = 1.5
 SOON = 15.0
 """Seconds: far more than the deadlines here, on a busy machine too, and far less than for ever."""
 
@@ -98,7 +98,7 @@ def tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
 @pytest.mark.parametrize("trick", TRICKLES)
 def test_an_encrypted_request_ends_at_its_timeout_too(trick: str, tls: ssl.SSLContext) -> None:
     with RawServer(trickling(trick), tls=tls) as server:
-        is_late(Endpoint(server.url, timeout=1.0), 1.0)
+        is_late(Endpoint(server.url, timeout=0.6), 0.6)
 
 
 @pytest.mark.parametrize("trick", TRICKLES)
@@ -165,32 +165,33 @@ def openai_backend(stack: ExitStack, tmp_path: Path) -> tuple[FaultyProxy, Calla
     server = stack.enter_context(OpenAIServer(speaker(lambda _: "good")))
     proxy = stack.enter_context(FaultyProxy(server.url.removesuffix("/v1"), share=0.0))
     return proxy, lambda: OpenAIBackend(
-        "tiny", url=proxy.url, endpoint="chat", scores="text", timeout=3.0
+        "tiny", url=proxy.url, endpoint="chat", scores="text", timeout=TIMEOUT
     )
 
 
 def lmaas_backend(stack: ExitStack, tmp_path: Path) -> tuple[FaultyProxy, Callable[[], Backend]]:
     pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
     from lmaas_tune_adapters.lmaas import LMaaSBackend
-    from service.running import ALICE, running
+
+    from tests.support.service import ALICE, running
 
     key = tmp_path / "alice.key"
     key.write_text(ALICE)
     site = stack.enter_context(running(folder=tmp_path))
     proxy = stack.enter_context(FaultyProxy(site.url, share=0.0))
-    return proxy, lambda: LMaaSBackend(proxy.url, api_key_file=key, timeout=3.0)
+    return proxy, lambda: LMaaSBackend(proxy.url, api_key_file=key, timeout=TIMEOUT)
 
 
 def vllm_backend(stack: ExitStack, tmp_path: Path) -> tuple[FaultyProxy, Callable[[], Backend]]:
     pytest.importorskip("torch", reason="the extra 'vllm' is not installed")
-    from hf import models
     from lmaas_tune_adapters.vllm import VLLMBackend
 
-    from .vllm_server import StandIn
+    from tests.hf import models
+    from tests.support.vllm_server import StandIn
 
     server = stack.enter_context(StandIn(models.build("llama", tmp_path / "llama")))
     proxy = stack.enter_context(FaultyProxy(server.url, share=0.0))
-    return proxy, lambda: VLLMBackend(proxy.url, server.folder, timeout=3.0)
+    return proxy, lambda: VLLMBackend(proxy.url, server.folder, timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize("made", [lmaas_backend, openai_backend, vllm_backend])
@@ -202,10 +203,10 @@ def test_every_backend_ends_a_call_at_its_timeout(made: Any, tmp_path: Path) -> 
         proxy.share, proxy.kinds = 1.0, tuple(TRICKLES)
 
         def is_late(number: int) -> None:
-            with pytest.raises(TransientError, match=r"did not answer within 3 s"):
+            with pytest.raises(TransientError, match=r"did not answer within 1.5 s"):
                 backend.score([replace(REQUEST, prompt=TextPrompt(f"It was {number}"))])
 
-        with within(3.0 + SOON), ThreadPoolExecutor(30) as threads:
+        with within(TIMEOUT + SOON), ThreadPoolExecutor(30) as threads:
             list(threads.map(is_late, range(30)))
     assert set(proxy.met) == set(TRICKLES)
 
@@ -229,7 +230,7 @@ def fit(proxy: FaultyProxy, budget: Budget) -> TuneResult:
     tuner = Tuner(
         Client(backend, pace=Pace(workers=4)),
         "random",
-        settings=Settings(prompt="text", budget=budget),
+        settings=Settings(prompt=Text(), budget=budget),
         template="{text} {prompt} {label}",
         callbacks=(),
     )
@@ -252,11 +253,11 @@ def spoil_after(proxy: FaultyProxy, count: int, then: Callable[[], None] = lambd
 
 
 def test_a_run_ends_by_its_seconds_though_answers_begin_to_trickle(turncoat: FaultyProxy) -> None:
-    spoil_after(turncoat, 100)
-    with within(3.0 + SOON):
-        result = fit(turncoat, Budget(seconds=3.0))
-    assert result.stop_reason.startswith("budget seconds=3: ")
-    assert result.spent.seconds < 3.0 + SOON / 3
+    spoil_after(turncoat, 50)
+    with within(TIMEOUT + SOON):
+        result = fit(turncoat, Budget(seconds=TIMEOUT))
+    assert result.stop_reason.startswith(f"budget seconds={TIMEOUT:g}: ")
+    assert result.spent.seconds < TIMEOUT + SOON / 3
     assert sum(turncoat.met.values()) >= 4
 
 

@@ -19,12 +19,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'vllm' is not installed")
 pytest.importorskip("transformers", reason="the extra 'vllm' is not installed")
 
-from hf import models, reference  # noqa: E402
-from hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft  # noqa: E402
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 from lmaas_tune_adapters.vllm import VLLMBackend  # noqa: E402
 
-from lmaas_tune import Settings, Tuner  # noqa: E402
+from lmaas_tune import (  # noqa: E402
+    Settings,
+    Soft,
+    Tuner,
+)
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
 from lmaas_tune.calls.retry import Retry  # noqa: E402
 from lmaas_tune.errors import (  # noqa: E402
@@ -35,8 +37,9 @@ from lmaas_tune.errors import (  # noqa: E402
 )
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
-
-from .vllm_server import Refusal, StandIn  # noqa: E402
+from tests.hf import models, reference  # noqa: E402
+from tests.hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft  # noqa: E402
+from tests.support.vllm_server import Refusal, StandIn  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -360,7 +363,7 @@ def test_a_model_of_another_width_is_refused_with_both_widths(
 
 def test_another_model_of_the_same_width_is_found_out(server: StandIn, tmp_path: Path) -> None:
     other = models.build("llama", tmp_path / "other", seed=1)
-    assert "the model 'tiny' there has others" in refusal(server, model=other)
+    assert "the model 'tiny' there has other embeddings" in refusal(server, model=other)
 
 
 @pytest.mark.parametrize("given", [None, "wrong"])
@@ -499,7 +502,7 @@ def test_a_search_through_the_server_is_the_search_on_this_machine(
     remote: VLLMBackend, local: HFBackend
 ) -> None:
     train = [("a gripping film", "great"), ("a dull and lifeless affair", "bad")] * 2
-    settings = Settings(intrinsic_dim=5, prompt_init="overall , it was")
+    settings = Settings(prompt=Soft(intrinsic_dim=5, prompt_init="overall , it was"))
     histories = [
         tuner.fit(train).history
         for backend in (remote, local)

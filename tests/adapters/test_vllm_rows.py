@@ -95,9 +95,9 @@ def test_no_more_is_kept_than_allowed(kept: int) -> None:
     writes = writer(kept=kept)
     for first in range(20):
         writes.soft((first, 1, 2, 3), 1, vectors(1, 5, 0), adds=False)
-        held = sum(frame.nbytes for frame in writes._kept.values())
+        held = sum(frame.nbytes for frame in writes._frames.values())
         assert held == writes._bytes <= kept
-    assert bool(writes._kept) == (kept > 100)
+    assert bool(writes._frames) == (kept > 100)
 
 
 def test_threads_do_not_mix_rows_up() -> None:
@@ -113,4 +113,4 @@ def test_threads_do_not_mix_rows_up() -> None:
     alone = writer(kept=0)
     for (ids, seed), row in zip(jobs, found, strict=True):
         assert row == alone.soft(ids, 1, vectors(2, 5, seed), adds=False)
-    assert writes._bytes == sum(frame.nbytes for frame in writes._kept.values())
+    assert writes._bytes == sum(frame.nbytes for frame in writes._frames.values())

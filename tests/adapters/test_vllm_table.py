@@ -19,12 +19,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'vllm' is not installed")
 transformers = pytest.importorskip("transformers", reason="the extra 'vllm' is not installed")
 
-from hf import models  # noqa: E402
 from lmaas_tune_adapters.vllm.table import EmbeddingTable, find_table  # noqa: E402
 from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lmaas_tune.errors import InputError  # noqa: E402
+from tests.hf import models  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,3 @@
 """The settings of the tests of the backend ``hf``: one thread, no network."""
 
-from hf.conftest import one_thread  # noqa: F401
+from tests.hf.conftest import one_thread  # noqa: F401

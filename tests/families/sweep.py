@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from hf import models, reference
 from lmaas_tune_adapters.hf import HFBackend
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Example, Template
+from tests.hf import models, reference
 
 from . import architectures
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hf import models
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.causal import CausalScorer
 
@@ -15,6 +14,7 @@ from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.task import Example, Template
+from tests.hf import models
 
 from . import architectures, sweep
 
@@ -92,7 +92,7 @@ def test_a_model_whose_scores_are_not_a_plain_forwards_is_refused(
 ) -> None:
     folder = saved("gpt_neox", "causal", tmp_path)
     scores = CausalScorer.scores
-    monkeypatch.setattr(CausalScorer, "scores", lambda self, cohort: scores(self, cohort) + 0.1)
+    monkeypatch.setattr(CausalScorer, "scores", lambda self, batch: scores(self, batch) + 0.1)
     with pytest.raises(InputError, match="gives other scores than a plain forward"):
         HFBackend(folder, device="cpu")
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hf import models
 from lmaas_tune_adapters.hf import HFBackend
-from lmaas_tune_adapters.hf.encoding import Encoder
+from lmaas_tune_adapters.hf.encoding import PromptParts, RowEncoder
 from tokenizers import normalizers, pre_tokenizers, processors
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Example, Template
+from tests.hf import models
 
 TEXTS = ("a gripping film", " begins with a space", "ends (", "it's told", "tab\there")
 TEMPLATES = (
@@ -89,9 +89,9 @@ TOKENIZERS = {
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_row_and_label_word_are_the_tokens_of_the_whole_text(name: str, template: str) -> None:
     tokenizer = TOKENIZERS[name]()
-    encoder = Encoder(tokenizer, label_last=True, ends=False)
+    encoder = RowEncoder(tokenizer, label_last=True, ends=False)
     batch = Template(template).batch([Example({"text": text}) for text in TEXTS])
-    rows = encoder.rows(batch, TextPrompt("it was"))
+    rows = encoder.rows(batch, PromptParts(text="it was"))
     compared = 0
     for text, row in zip(TEXTS, rows, strict=True):
         whole = template.format(text=text, prompt="it was", label="")
@@ -107,8 +107,8 @@ def test_row_and_label_word_are_the_tokens_of_the_whole_text(name: str, template
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_text_behind_a_soft_prompt_gains_no_space(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
-    encoder = Encoder(tokenizer, label_last=True, ends=False)
-    prompt = SoftPrompt(np.zeros((2, 4)))
+    encoder = RowEncoder(tokenizer, label_last=True, ends=False)
+    prompt = PromptParts(soft=SoftPrompt(np.zeros((2, 4))))
     for template in ("the plot{prompt}\nit was {label}", "the plot{prompt}: bad {label}"):
         (row,) = encoder.rows(Template(template).batch([Example({"text": ""})]), prompt)
         text = template.replace("{prompt}", "").removesuffix(" {label}")
@@ -142,7 +142,7 @@ def test_a_word_behind_a_line_break_is_scored_as_its_own_tokens(tmp_path: Path) 
 def test_an_answer_of_its_own_begins_as_a_text_does(tmp_path: Path) -> None:
     tokenizer = models.sentence_piece()
     words = [
-        Encoder(tokenizer, label_last=False, ends=True, answers_apart=True).words(
+        RowEncoder(tokenizer, label_last=False, ends=True, answers_apart=True).words(
             ("bad",), spaced=spaced
         )
         for spaced in (True, False)

@@ -15,13 +15,14 @@ import torch
 import transformers
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf import backend as backend_module
-from lmaas_tune_adapters.hf.stack import clipped_std, plain_stack
+from lmaas_tune_adapters.hf.layer_hooks import clipped_std, find_layers
 
 from lmaas_tune import TunedPrompt, Tuner, preset
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import DeepPrompt, FloatArray, SoftPrompt
 from lmaas_tune.task import Batch
+from tests.support.small_models import changed
 
 from . import models, reference
 from . import test_exact as exact
@@ -331,11 +332,11 @@ def test_a_stack_is_what_hands_one_state_up_from_layer_to_layer() -> None:
     probe = torch.ones(1, 5, 4)
     with torch.inference_mode():
         body = Body((0, 1, 2))
-        assert plain_stack(body, probe) == tuple(body.layers)
+        assert find_layers(body, probe) == tuple(body.layers)
         for order in ((0, 2, 1), (0, 1), (0, 1, 2, 0, 1, 2)):
-            assert plain_stack(Body(order), probe) == ()
-        assert plain_stack(Body((0, 1, 2), between=0.1), probe) == ()
-        assert plain_stack(Body((0, 1, 2), inner=True), probe) == ()
+            assert find_layers(Body(order), probe) == ()
+        assert find_layers(Body((0, 1, 2), between=0.1), probe) == ()
+        assert find_layers(Body((0, 1, 2), inner=True), probe) == ()
 
 
 # --- what enters the layers
@@ -383,7 +384,7 @@ def test_measuring_reads_rows_from_all_of_the_batch_within_its_memory(
     model = load("llama")
     batch = batch_of("{text} {prompt} It was {label}", ("one", "two", "six", "ten", "odd"))
     request = ScoreRequest(deep(model, 1)[0], batch, ("great", "bad"))
-    longest = max(len(row.ids) for row in model._reader.rows(request))
+    longest = max(len(row.ids) for row in model._encoder.rows(request))
     a_row = 4 * 32 * (LAYERS - 1) * longest  # bytes
     for room, rows in ((5 * a_row, 5), (2 * a_row, 2), (1, 1)):
         monkeypatch.setattr(backend_module, "_MEASURED_BYTES", room)
@@ -403,7 +404,7 @@ def test_a_search_through_a_models_layers_lowers_its_loss_and_can_be_used_again(
     load: Callable[[str], HFBackend], tmp_path: Path
 ) -> None:
     train = [("a gripping film", "great"), ("two hours that i will not get back", "bad")] * 2
-    settings = replace(
+    settings = changed(
         preset("bbtv2"),
         insertion="concat",
         start="words",
@@ -437,7 +438,7 @@ def test_the_bbtv2_preset_runs_as_it_is_on_other_families(
     name: str, load: Callable[[str], HFBackend]
 ) -> None:
     rows = [("a gripping film", "great"), ("two hours", "bad")]
-    settings = replace(preset("bbtv2"), intrinsic_dim=5, prompt_length=7)
+    settings = changed(preset("bbtv2"), intrinsic_dim=5, prompt_length=7)
     tuner = Tuner(load(name), settings=settings, budget="calls=161", callbacks=())
     result = tuner.fit(rows, rows)
     assert result.spent.calls == 1 + 2 * 20 * LAYERS

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from lmaas_tune_adapters.hf import HFBackend
-from lmaas_tune_adapters.hf.last_layer import last_layer, only_last
-from lmaas_tune_adapters.hf.memory import cached, empty_cache
+from lmaas_tune_adapters.hf.cpu.last_layer import last_layer, only_last
+from lmaas_tune_adapters.hf.kv_cache import cache_arguments, empty_cache
 from transformers.cache_utils import Cache, DynamicCache
 
 from lmaas_tune.backend import ScoreRequest
@@ -30,15 +30,15 @@ def test_the_positions_read_come_out_as_from_the_whole_layer(
 
     def logits(reads: int) -> torch.Tensor:
         cache = DynamicCache()
-        model(input_ids=kept[0], **cached(model, cache))
+        model(input_ids=kept[0], **cache_arguments(model, cache))
         with only_last(layer, reads):
-            output = model(input_ids=kept[1], **cached(model, cache))
+            output = model(input_ids=kept[1], **cache_arguments(model, cache))
         return output.logits[:, -reads:]  # type: ignore[no-any-return]
 
     with torch.inference_mode():
         whole = model(input_ids=ids, use_cache=False).logits
         with only_last(layer, 1):
-            alone = model(input_ids=ids, **cached(model, empty_cache(2))).logits[:, -1:]
+            alone = model(input_ids=ids, **cache_arguments(model, empty_cache(2))).logits[:, -1:]
         for reads, got in ((1, alone), (1, logits(1)), (2, logits(2)), (4, logits(4))):
             torch.testing.assert_close(got, whole[:, -reads:], rtol=1e-4, atol=1e-4)
         after = model(input_ids=ids, use_cache=False).logits

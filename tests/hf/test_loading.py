@@ -15,8 +15,7 @@ import pytest
 import torch
 import transformers
 from lmaas_tune_adapters.hf import HFBackend, convert_gguf
-from lmaas_tune_adapters.hf.backend import _max_tokens
-from lmaas_tune_adapters.hf.loading import LoadedModel
+from lmaas_tune_adapters.hf.loading import max_tokens
 from tokenizers import normalizers
 
 from lmaas_tune.backend import Backend, Embeds, Inspects, ScoreRequest
@@ -52,7 +51,7 @@ def test_bart_embeds_words_as_it_takes_them_scaled(load: Callable[[str], HFBacke
         ({"model": "/no/such/folder"}, "there is no folder '/no/such/folder'"),
         ({"model": "missing.gguf"}, "no GGUF file 'missing.gguf'"),
         ({"device": "tpu"}, "unknown device 'tpu'; known: auto, cpu"),
-        ({"device": "mps"}, "the device 'mps' is not to be had"),
+        ({"device": "mps"}, "the device 'mps' is not available"),
         ({"dtype": "float31"}, "unknown dtype 'float31'; did you mean"),
         ({"answer": "sentinels"}, "unknown answer 'sentinels'; did you mean 'sentinel'"),
         ({"max_tokens_per_pass": 0}, "max_tokens_per_pass is 0"),
@@ -117,7 +116,7 @@ def test_a_model_that_reads_embeddings_otherwise_than_their_tokens_is_refused(
         scale_embedding=True,  # of ids alone
     )
     network = transformers.PegasusForConditionalGeneration(config)
-    with pytest.raises(InputError, match="does not say of embeddings what it says of the tokens"):
+    with pytest.raises(InputError, match="gives other scores for embeddings than for the tokens"):
         HFBackend(models.save(tmp_path, network, tokenizer), device="cpu")
 
 
@@ -160,8 +159,7 @@ def test_a_model_without_its_tokenizer_is_refused(
 def test_as_many_tokens_fit_as_the_model_has_places_for(config: Any, limit: int | None) -> None:
     with torch.device("meta"):
         network = transformers.AutoModel.from_config(config)
-    loaded = LoadedModel(model=network, tokenizer=None, family="causal", name="", fingerprint="")
-    assert _max_tokens(loaded) == limit
+    assert max_tokens(network) == limit
 
 
 def test_answers_that_a_model_has_no_token_for_are_refused(folder: Callable[[str], Path]) -> None:

@@ -87,6 +87,7 @@ def test_a_masked_model_computes_its_last_layer_at_the_masks_alone(
     assert {one.name: one.reason for one in speedups} == {
         "processor kernels": "",
         "partial last layer": "",
+        "parallel passes": "",
     }
 
 

@@ -150,8 +150,8 @@ def test_a_tokenizer_that_begins_each_stretch_anew_reads_the_text_as_it_stands(
         ScoreRequest(prompt, batch, words)
         for prompt in (TextPrompt("overall"), SoftPrompt(model.embed((7, 8))))
     )
-    (row,), (around,) = model._reader.rows(text), model._reader.rows(soft)
-    (great, _) = model._reader.words(text, row)
+    (row,), (around,) = model._encoder.rows(text), model._encoder.rows(soft)
+    (great, _) = model._encoder.words(text, row)
     whole = template.format(text="a gripping film", prompt="overall", label="great")
     assert row.ids + great == tuple(model._tokenizer(whole)["input_ids"][:-1])  # less the end
     before, behind = around.ids[: around.prompt], around.ids[around.prompt + 2 :]

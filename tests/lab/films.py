@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmaas_tune import ScoreReply, ScoreRequest, compare
+from lmaas_tune import ScoreReply, ScoreRequest, Soft, compare
 from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.optimizers import NamedTask
 from lmaas_tune.optimizers.random import RandomSearch
@@ -17,7 +17,7 @@ from lmaas_tune.settings import Settings
 from lmaas_tune.testing.toy import ToyBackend
 
 WORDS = {"good": ["great", "lovely", "superb"], "bad": ["awful", "dull", "poor"]}
-SMALL = Settings(intrinsic_dim=6, prompt_init="so very")
+SMALL = Settings(prompt=Soft(intrinsic_dim=6, prompt_init="so very"))
 CALLS = 41  # the start, and two generations of 20
 
 

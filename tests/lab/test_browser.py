@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from lab.films import FILMS, SMALL
-from lab.made import a_comparison
 from lmaas_tune import Tuner
 from lmaas_tune.testing.toy import ToyBackend
+from tests.lab.films import FILMS, SMALL
+from tests.lab.made import a_comparison
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 

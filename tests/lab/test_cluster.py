@@ -10,9 +10,9 @@ from pathlib import Path
 import joblib
 import pytest
 
-from lab.films import DiesOnce, compare_films
-from lab.test_compare import essence
 from lmaas_tune.cli import main
+from tests.lab.films import DiesOnce, compare_films
+from tests.lab.test_compare import essence
 
 distributed = pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
 

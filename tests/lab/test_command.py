@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lab.films import rows
 from lmaas_tune.cli import main
+from tests.lab.films import rows
 
 SMALL = ["--intrinsic-dim", "6", "--prompt-init", "so very"]
 TASK = ["--train", "train.jsonl", "--validation", "validation.jsonl", "--test", "test.jsonl"]

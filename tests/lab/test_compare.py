@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab.films import (
+from lmaas_tune import InputError, StorageError, TunedPrompt, Tuner
+from lmaas_tune.errors import PermanentError
+from lmaas_tune.lab.comparison_result import ComparisonResult
+from lmaas_tune.lab.optimizers import EarlyStop, NamedTask, OptimizerSpec
+from lmaas_tune.lab.search_run import _Timed
+from lmaas_tune.optimizers.random import RandomSearch
+from lmaas_tune.prompts import FloatArray
+from lmaas_tune.testing.toy import ToyBackend
+from tests.lab.films import (
     CALLS,
     FILMS,
     SMALL,
@@ -29,14 +36,7 @@ from lab.films import (
     dies_while_built,
     rows,
 )
-from lmaas_tune import InputError, StorageError, TunedPrompt, Tuner
-from lmaas_tune.errors import PermanentError
-from lmaas_tune.lab.comparison_result import ComparisonResult
-from lmaas_tune.lab.optimizers import EarlyStop, NamedTask, OptimizerSpec
-from lmaas_tune.lab.search_run import _Timed
-from lmaas_tune.optimizers.random import RandomSearch
-from lmaas_tune.prompts import FloatArray
-from lmaas_tune.testing.toy import ToyBackend
+from tests.support.small_models import changed
 
 
 def scored(book: Path) -> list[str]:
@@ -397,7 +397,7 @@ def test_runs_end_early_only_where_asked_and_it_is_recorded(tmp_path: Path) -> N
     optimizers = [OptimizerSpec(optimizer="cma", options={"population": n}) for n in (8, 10, 12)]
     optimizers.append(OptimizerSpec(optimizer=Hopeless, label="hopeless"))
     rule = EarlyStop(after=0.5, rivals=3)
-    no_start = {"settings": replace(SMALL, score_start=False), "budget": "calls=60"}
+    no_start = {"settings": changed(SMALL, score_start=False), "budget": "calls=60"}
     through = compare_films(tmp_path / "through", *optimizers, **no_start)
     assert not through.stopped_early
     result = compare_films(tmp_path / "early", *optimizers, **no_start, early_stop=rule)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.films import FILMS, SMALL
-from lab.made import a_comparison, run, table
 from lmaas_tune import MissingExtraError, StorageError, Tuner
 from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.testing.toy import ToyBackend
+from tests.lab.films import FILMS, SMALL
+from tests.lab.made import a_comparison, run, table
 
 
 class Reader(HTMLParser):

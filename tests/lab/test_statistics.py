@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lab.made import run, table
 from lmaas_tune import InputError
 from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.record import Curve, Record
 from lmaas_tune.lab.significance import friedman, pairs
 from lmaas_tune.lab.statistics import curves
+from tests.lab.made import run, table
 
 THREE = {"a": [0.1, 0.2, 0.3, 0.4], "b": [0.2, 0.3, 0.4, 0.6], "c": [0.3, 0.1, 0.5, 0.5]}
 

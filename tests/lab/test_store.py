@@ -17,9 +17,8 @@ from lmaas_tune.lab.paper import TABLE, read_table
 from lmaas_tune.lab.paper.cell import conditions_of
 from lmaas_tune.lab.record import Record
 from lmaas_tune.lab.store import Store
-
-from .films import compare_films
-from .made import run
+from tests.lab.films import compare_films
+from tests.lab.made import run
 
 RUNS = [
     Record.from_json(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lab.films import rows
 from lmaas_tune import InputError
 from lmaas_tune.lab.optimizers import NamedTask, OptimizerSpec, read_tasks
+from tests.lab.films import rows
 
 TOML = """
 [films]

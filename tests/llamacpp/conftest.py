@@ -3,59 +3,27 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import requests
 
 from lmaas_tune.models import SMOLLM2, model_file
+from tests.support.process import free_port, server_process, wait_until_up
 
 KEY = "sk-of-these-tests-alone-0123456789abcdef"
 _PATIENCE = 180  # seconds until a server answers
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager
 def _running(command: Sequence[str], url: str, log: Path) -> Iterator[str]:
     """A process that answers at a URL within ``with``."""
     quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **quiet, "PYTHONPATH": ""},
-        ) as process,
-    ):
-        try:
-            _wait(process, url, log)
-            yield url
-        finally:
-            process.terminate()
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if requests.get(f"{url}/v1/models", timeout=5, headers=signed()).ok:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"no server at {url}:\n{log.read_text(errors='replace')[-2000:]}")
+    environment = {**os.environ, **quiet, "PYTHONPATH": ""}
+    with server_process(command, log, grace=10, env=environment) as process:
+        wait_until_up(process, f"{url}/v1/models", log, seconds=_PATIENCE, headers=signed())
+        yield url
 
 
 def signed() -> dict[str, str]:
@@ -81,7 +49,7 @@ def gguf() -> Path:
 @pytest.fixture(scope="session")
 def llamacpp(python: Path, gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of llama.cpp's server."""
-    port = _free_port()
+    port = free_port()
     command = [str(python), str(Path(__file__).with_name("serve.py")), str(gguf), str(port)]
     log = tmp_path_factory.mktemp("llamacpp") / "log"
     with _running(command, f"http://127.0.0.1:{port}", log) as url:
@@ -91,7 +59,7 @@ def llamacpp(python: Path, gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def litellm(python: Path, llamacpp: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of LiteLLM's proxy before it."""
-    folder, port = tmp_path_factory.mktemp("litellm"), _free_port()
+    folder, port = tmp_path_factory.mktemp("litellm"), free_port()
     config = folder / "config.yaml"
     config.write_text(
         "model_list:\n"

@@ -12,14 +12,24 @@ from typing import Any
 import pytest
 import requests
 
-from lmaas_tune.service import wire
-from lmaas_tune.service.bounds import MIB, Bounds
+from lmaas_tune.service import bodies
+from lmaas_tune.service.errors import ApiError
 from lmaas_tune.service.keys import Key
-from lmaas_tune.service.model import Model
-from lmaas_tune.service.refusal import RefusalError
+from lmaas_tune.service.model import ServedModel
+from lmaas_tune.service.server_limits import MIB, ServerLimits
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import ALICE, DEADLINE, MONITOR, ROWS, WORDS, Held, Site, running, text, until
+from tests.support.service import (
+    ALICE,
+    DEADLINE,
+    MONITOR,
+    ROWS,
+    WORDS,
+    Held,
+    Site,
+    running,
+    text,
+    until,
+)
 
 LABEL = {"slot": "label"}
 KEY = Key(name="alice", digest=b"")
@@ -44,7 +54,7 @@ def send(site: Site, body: bytes) -> requests.Response:
 def test_a_batch_is_accounted_at_what_it_holds(row: list[Any]) -> None:
     rows = [[*row[:-1], LABEL, str(n)] if row[-1] is LABEL else row for n in range(1000)]
     content = json.dumps({"rows": rows, "candidates": list(WORDS)}, ensure_ascii=False).encode()
-    model = Model(ToyBackend(), Bounds(), ["alice"])
+    model = ServedModel(ToyBackend(), ServerLimits(), ["alice"])
     model.add_batch(KEY, content.replace(b'"bad"', b'"sad"'))  # what is made once, is made
     before = model.registered_bytes
     tracemalloc.start()
@@ -88,10 +98,10 @@ def test_punctuation_inside_texts_is_no_value() -> None:
     texts = ["a, b: [c] {d} \\", '"quoted", \\" and \\\\', ",,,," * 100]
     rows = [[words, LABEL] for words in texts]
     content = json.dumps({"rows": rows, "candidates": ["a"]}).encode()
-    body = wire.read(wire.BATCH, content, values=30)
+    body = bodies.read(bodies.BATCH, content, values=30)
     assert [row[0] for row in body.rows] == texts
-    with pytest.raises(RefusalError) as caught:
-        wire.read(wire.BATCH, content, values=10)
+    with pytest.raises(ApiError) as caught:
+        bodies.read(bodies.BATCH, content, values=10)
     assert caught.value.code == "too_large"
 
 
@@ -114,8 +124,8 @@ def test_bodies_are_read_beside_the_event_loop(
         names.append(threading.current_thread().name)
         return actual(*given, **more)
 
-    actual = wire.read
-    monkeypatch.setattr(wire, "read", read)
+    actual = bodies.read
+    monkeypatch.setattr(bodies, "read", read)
     with running(folder=tmp_path) as site:
         alice = site.visitor()
         batch = alice.batch()

@@ -17,8 +17,8 @@ import requests
 from lmaas_tune.cli import main
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import (
+from tests.support.process import free_port
+from tests.support.service import (
     ALICE,
     DEADLINE,
     KEYS,
@@ -26,7 +26,6 @@ from .running import (
     Visitor,
     command,
     expected,
-    free_port,
     listening,
     running,
     text,
@@ -160,7 +159,7 @@ def test_without_the_extra_it_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "lmaas_tune.service.run", raising=False)
+    monkeypatch.delitem(sys.modules, "lmaas_tune.service.server", raising=False)
     assert main(["serve", *TOY]) == 2
     assert "pip install 'lmaas-tune[serve]'" in capsys.readouterr().err
 
@@ -169,10 +168,20 @@ def test_the_core_does_not_know_the_service() -> None:
     code = (
         "import sys, lmaas_tune.cli, lmaas_tune_adapters.http;"
         "print([m for m in sys.modules if m.split('.')[0] in ('fastapi', 'uvicorn', "
-        "'prometheus_client') or m.startswith('lmaas_tune.service')])"
+        "'prometheus_client', 'pydantic', 'cachetools') or m.startswith('lmaas_tune.service')])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert printed.stdout == "[]\n"
+
+
+def test_the_client_needs_nothing_of_the_extra() -> None:
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['cachetools', 'fastapi', 'prometheus_client', "
+        "'pydantic', 'starlette', 'uvicorn']);"
+        "import lmaas_tune_adapters.lmaas; print('imported')"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert printed.stdout == "imported\n", printed.stderr
 
 
 def test_stopping_waits_for_what_runs(tmp_path: Path, keys: str) -> None:

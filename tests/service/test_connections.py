@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .running import (
+from tests.support.service import (
     ALICE,
     BOB,
     DEADLINE,

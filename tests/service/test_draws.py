@@ -13,8 +13,7 @@ import pytest
 from lmaas_tune import spaces
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import (
+from tests.support.service import (
     ALICE,
     BOB,
     DEADLINE,
@@ -135,8 +134,12 @@ def test_a_draw_that_nobody_waits_for_ends(
         backend.go.set()
         until(lambda: drawing(site) == 0, "the end of the one at work")
         assert backend.asked == 1  # of nine times
-        codes = [event["code"] for event in site.logged() if event.get("status") == 499]
-        assert codes == ["client_gone"] * 2
+
+        def codes() -> list[str]:
+            return [event["code"] for event in site.logged() if event.get("status") == 499]
+
+        until(lambda: len(codes()) == 2, "two lines of the log")
+        assert codes() == ["client_gone"] * 2
 
 
 def test_a_subspace_too_large_is_refused_before_it_is_drawn(tmp_path: Path) -> None:

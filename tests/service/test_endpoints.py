@@ -23,11 +23,10 @@ from lmaas_tune_adapters.http import Endpoint, Key
 from lmaas_tune.backend import Capabilities, ScoreRequest
 from lmaas_tune.errors import TransientError
 from lmaas_tune.prompts import Subspace, TextPrompt
-from lmaas_tune.service.bounds import Bounds
-from lmaas_tune.spaces import draw
+from lmaas_tune.prompts.soft import draw
+from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import (
+from tests.support.service import (
     ALICE,
     BATCH,
     BOB,
@@ -106,7 +105,8 @@ def test_the_model_tells_who_it_is_what_it_can_do_and_within_which_limits(alice:
         "max_tokens": 512,
     }
     limits = content["limits"]
-    assert limits["rows"] == Bounds().rows and limits["dimensions"] == Bounds().dimensions
+    assert limits["rows"] == ServerLimits().rows
+    assert limits["dimensions"] == ServerLimits().dimensions
     assert limits["requests"] is None and limits["concurrent"] == 64
 
 
@@ -507,9 +507,9 @@ def test_bounds_are_named_where_they_are_passed(tmp_path: Path) -> None:
 
 
 def test_a_body_too_large_is_refused_however_it_comes(site: Site, alice: Visitor) -> None:
-    large = Bounds().body_bytes + 1
+    large = ServerLimits().body_bytes + 1
     said = error(alice.post("/v1/score/x?length=1", bytes(large)), 413, "too_large")
-    assert str(Bounds().body_bytes) in said
+    assert str(ServerLimits().body_bytes) in said
 
     def chunks() -> Iterator[bytes]:
         for _ in range(large // 65536 + 1):
@@ -820,8 +820,7 @@ def test_a_log_that_nobody_reads_stops_nobody(tmp_path: Path) -> None:
             return super().write(text)
 
     stuck = Stuck()
-    with running(folder=tmp_path) as site:
-        site.service._log._stream = stuck
+    with running(folder=tmp_path, log=stuck) as site:
         visitor = site.visitor()
         for _ in range(50):
             assert visitor.get("/health").status_code == 200

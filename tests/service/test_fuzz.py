@@ -16,8 +16,7 @@ import pytest
 
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import (
+from tests.support.service import (
     DEADLINE,
     KEYS,
     MONITOR,
@@ -64,7 +63,7 @@ def test_its_openapi_is_true_and_nothing_made_from_it_breaks_it(
         [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config)),
             *("run", f"{monitor.url}/openapi.json", "-H", f"Authorization: Bearer {MONITOR}"),
-            *("--seed", "1", "-n", "30", "--no-color", "--continue-on-failure"),
+            *("--seed", "1", "-n", "15", "--no-color", "--continue-on-failure"),
         ],
         capture_output=True,
         text=True,

@@ -12,27 +12,26 @@ import pytest
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.service import keys
+from lmaas_tune.service.key_quota import DEFAULT_QUOTA, KeyQuota
 from lmaas_tune.service.keys import Keyring, read_keys
-from lmaas_tune.service.limits import USUAL, Limits
-
-from .running import ALICE, BOB
+from tests.support.service import ALICE, BOB
 
 
-def ring(folder: Path, text: str, limits: Limits = USUAL) -> Keyring:
+def ring(folder: Path, text: str, quota: KeyQuota = DEFAULT_QUOTA) -> Keyring:
     path = folder / "keys"
     path.write_text(text)
-    return read_keys(path, limits=limits)
+    return read_keys(path, quota=quota)
 
 
 def test_a_line_is_a_key_or_a_name_a_key_and_what_it_may_use(tmp_path: Path) -> None:
     found = ring(
         tmp_path,
         f"# who may come\n\n{ALICE}\nbob {BOB} requests=600 tokens=2000 metrics=yes\n",
-        Limits(concurrent=3),
+        KeyQuota(concurrent=3),
     ).keys
     assert [key.name for key in found] == ["line-3", "bob"]
-    assert found[0].limits == Limits(concurrent=3)
-    assert found[1].limits == Limits(requests=600, tokens=2000, concurrent=3)
+    assert found[0].quota == KeyQuota(concurrent=3)
+    assert found[1].quota == KeyQuota(requests=600, tokens=2000, concurrent=3)
     assert [key.metrics for key in found] == [False, True]
 
 
@@ -121,10 +120,10 @@ def test_a_file_that_leaves_doubt_is_refused(tmp_path: Path, text: str, said: st
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
-        read_keys(tmp_path / "nowhere", limits=USUAL)
+        read_keys(tmp_path / "nowhere", quota=DEFAULT_QUOTA)
     (tmp_path / "odd").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="odd"):
-        read_keys(tmp_path / "odd", limits=USUAL)
+        read_keys(tmp_path / "odd", quota=DEFAULT_QUOTA)
 
 
 def test_a_short_key_is_taken_with_a_word_of_warning(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_a_short_key_is_taken_with_a_word_of_warning(tmp_path: Path) -> None:
 
 
 def test_without_keys_anybody_comes_in_as_one() -> None:
-    found = Keyring(None, limits=Limits(requests=5))
+    found = Keyring(None, quota=KeyQuota(requests=5))
     for key in ("", ALICE):
         who = found.find(key)
-        assert who is not None and who.metrics and who.limits.requests == 5
+        assert who is not None and who.metrics and who.quota.requests == 5

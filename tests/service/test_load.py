@@ -14,14 +14,23 @@ import pytest
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import FloatArray, Subspace, TextPrompt
-from lmaas_tune.spaces import draw
+from lmaas_tune.prompts.soft import draw
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import ALICE, BOB, KEYS, MONITOR, SUBSPACE, Visitor, command, listening, text
+from tests.support.service import (
+    ALICE,
+    BOB,
+    KEYS,
+    MONITOR,
+    SUBSPACE,
+    Visitor,
+    command,
+    listening,
+    text,
+)
 
 CLIENTS = 64
-REQUESTS = 60  # of each: ten minutes of one every ten seconds
+REQUESTS = 30  # of each: five minutes of one every ten seconds
 PROMPTS = 12
 DIM = 20
 

@@ -17,15 +17,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
-from hf import models  # noqa: E402
 
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
 from lmaas_tune.prompts import SoftPrompt, Subspace, TextPrompt  # noqa: E402
+from lmaas_tune.prompts.soft import draw  # noqa: E402
 from lmaas_tune.registry import load_backend  # noqa: E402
-from lmaas_tune.spaces import draw  # noqa: E402
 from lmaas_tune.task import Batch, Slot  # noqa: E402
-
-from .running import (  # noqa: E402
+from tests.hf import models  # noqa: E402
+from tests.support.service import (  # noqa: E402
     ALICE,
     BOB,
     KEYS,

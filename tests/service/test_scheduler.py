@@ -13,13 +13,12 @@ import pytest
 from lmaas_tune.backend import Capabilities, ScoreReply, ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import TextPrompt
-from lmaas_tune.service.bounds import Bounds
-from lmaas_tune.service.refusal import RefusalError
+from lmaas_tune.service.errors import ApiError
 from lmaas_tune.service.scheduler import Job, Scheduler
+from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing.toy import ToyBackend
-
-from .running import BATCH, DEADLINE, WORDS, Held, expected, until
+from tests.support.service import BATCH, DEADLINE, WORDS, Held, expected, until
 
 OTHER = Batch((("another row", Slot.PROMPT, Slot.LABEL),))
 
@@ -59,7 +58,7 @@ def passes() -> Passes:
 
 
 def started(backend: Picky, passes: Passes, **bounds: int) -> Scheduler:
-    return Scheduler(backend, Bounds(**bounds), passes)
+    return Scheduler(backend, ServerLimits(**bounds), passes)
 
 
 @pytest.fixture
@@ -184,12 +183,12 @@ def test_a_request_that_fails_fails_alone(
 
 def test_a_job_that_cannot_be_prepared_fails_alone(scheduler: Scheduler, backend: Picky) -> None:
     def prepare() -> ScoreRequest:
-        raise RefusalError("unknown_batch", "gone")
+        raise ApiError("unknown_batch", "gone")
 
     busy(scheduler, backend)
     replies = submitted(scheduler, Job(key="alice", rows=1, tokens=1, prepare=prepare), job("b"))
     backend.go.set()
-    assert isinstance(replies[0].exception(DEADLINE), RefusalError)
+    assert isinstance(replies[0].exception(DEADLINE), ApiError)
     assert replies[1].result(DEADLINE)
 
 
@@ -233,7 +232,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(
     busy(scheduler, backend)
     waiting = [job() for _ in range(20)]
     submitted(scheduler, *waiting)
-    with pytest.raises(RefusalError) as caught:
+    with pytest.raises(ApiError) as caught:
         scheduler.submit(job())
     assert caught.value.status == 503 and caught.value.headers["Retry-After"] == "1"
     scheduler.withdraw(waiting[5])
@@ -252,7 +251,7 @@ def test_closing_finishes_what_was_taken_on(backend: Picky, passes: Passes) -> N
         late = job("late")
         try:
             scheduler.submit(late)
-        except RefusalError as refusal:
+        except ApiError as refusal:
             return refusal.status == 503 and "Retry-After" in refusal.headers
         return not scheduler.withdraw(late)
 
@@ -270,7 +269,7 @@ def test_what_still_waits_after_the_grace_is_refused(backend: Picky, passes: Pas
     scheduler.submit(second)
     closing = threading.Thread(target=scheduler.close, args=(0.0,))
     closing.start()
-    assert isinstance(second.reply.exception(DEADLINE), RefusalError)
+    assert isinstance(second.reply.exception(DEADLINE), ApiError)
     backend.go.set()
     closing.join(DEADLINE)
     assert first.reply.result(0)  # what runs is always finished

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from lmaas_tune import Backend, Budget, Settings, Tuner, load_backend
+from lmaas_tune import Backend, Budget, Settings, Soft, Tuner, load_backend
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.testing import BackendConformance, OptimizerConformance
 
 ROWS = [(f"good {n}", "good") for n in range(4)] + [(f"bad {n}", "bad") for n in range(4)]
 SETTINGS = Settings(
-    start="zero", prompt_length=2, projection="uniform", alpha=1.0, budget=Budget(calls=60)
+    prompt=Soft(start="zero", prompt_length=2, projection="uniform", alpha=1.0),
+    budget=Budget(calls=60),
 )
 FLAGS = ["--start", "zero", "--prompt-length", "2", "--projection", "uniform", "--alpha", "1"]
 

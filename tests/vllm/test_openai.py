@@ -11,7 +11,7 @@ from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.http import Endpoint, Key, RefusedError
 from lmaas_tune_adapters.openai import OpenAIBackend
 
-from lmaas_tune import Settings, Tuner
+from lmaas_tune import Settings, Text, Tuner
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError, PermanentError
 from lmaas_tune.prompts import TextPrompt
@@ -97,7 +97,7 @@ def test_answers_are_taken_at_their_word(vllm_server: VLLMServer, endpoint: Any)
 
 @pytest.mark.filterwarnings("ignore:a row is sent 2 times")
 def test_the_same_text_is_found_as_with_the_local_model(vllm_server: VLLMServer) -> None:
-    settings = Settings(prompt="text", optimizer="cma", optimizer_options={"population": 5})
+    settings = Settings(prompt=Text(), optimizer="cma", optimizer_options={"population": 5})
     found = [
         Tuner(scored, settings=settings, budget="calls=25", seed=3, callbacks=()).fit(TRAIN)
         for scored in (backend(vllm_server), HFBackend(vllm_server.model, device="cpu"))

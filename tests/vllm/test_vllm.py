@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hf import reference
-from hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.vllm import VLLMBackend
 
-from lmaas_tune import Client, Pace, ScoreRequest, Settings, TunedPrompt, Tuner
+from lmaas_tune import Client, Pace, ScoreRequest, Settings, Soft, TunedPrompt, Tuner
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.testing import BackendConformance
+from tests.hf import reference
+from tests.hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft
 
 from .conftest import tiny_llama
 from .server import MAX_MODEL_LEN, VLLMServer
@@ -153,7 +153,7 @@ def test_a_run_is_the_run_of_the_local_backend_and_its_prompt_predicts_there(
 
     def run(backend: Any) -> Any:
         client = Client(backend, pace=Pace(workers=4))
-        settings = Settings(intrinsic_dim=8, prompt_init="overall , it was")
+        settings = Settings(prompt=Soft(intrinsic_dim=8, prompt_init="overall , it was"))
         return Tuner(client, settings=settings, budget="calls=41", seed=3, callbacks=()).fit(train)
 
     there, here = run(remote), run(local)

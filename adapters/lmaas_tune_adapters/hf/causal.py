@@ -1,179 +1,189 @@
-"""Causal language models: what many sequences begin with is read once and shared."""
+"""Causal language models: prefixes that many sequences have in common are computed once."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
-from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import Insertion
-from lmaas_tune_adapters.hf import answers
-from lmaas_tune_adapters.hf.answers import Reading
-from lmaas_tune_adapters.hf.cohort import Cohort, alike, fitting, slices
+from lmaas_tune_adapters.hf import label_tokens
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
-from lmaas_tune_adapters.hf.forward import sees_later
-from lmaas_tune_adapters.hf.lanes import Lanes
-from lmaas_tune_adapters.hf.loading import LoadedModel
-from lmaas_tune_adapters.hf.memory import States
-from lmaas_tune_adapters.hf.passes import CausalPasses, Item
+from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass, Item
+from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, padded_runs, slices
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+
+    from lmaas_tune.prompts import Insertion
+    from lmaas_tune_adapters.hf.kv_cache import States
+    from lmaas_tune_adapters.hf.label_tokens import Reading, Word
+    from lmaas_tune_adapters.hf.speedups import Workers
 
 
-class HeadStore:
-    """Keeps the states of heads between calls, the last used longest, within a bound of bytes."""
+class PrefixStore:
+    """Keeps keys and values of prefixes between calls; drops the least recently used ones.
+
+    Args:
+        max_bytes: Most memory for what is kept.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._kept: OrderedDict[tuple[answers.Word, ...], tuple[int, States]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Word, ...], tuple[int, States]] = OrderedDict()
 
-    def get(self, heads: tuple[answers.Word, ...], compute: Callable[[], States]) -> States:
-        """States of these heads, computed unless they are kept."""
-        if heads in self._kept:
-            self._kept.move_to_end(heads)
-            return self._kept[heads][1]
+    def get(self, prefixes: tuple[Word, ...], compute: Callable[[], States]) -> States:
+        """Return the states of these prefixes, computed unless they are kept."""
+        if prefixes in self._kept:
+            self._kept.move_to_end(prefixes)
+            return self._kept[prefixes][1]
         states = compute()
         size = sum(k.nbytes + v.nbytes for k, v in states)
         if size <= self._max_bytes:
-            self._kept[heads] = (size, states)
+            self._kept[prefixes] = (size, states)
             self._bytes += size
         while self._bytes > self._max_bytes:
             self._bytes -= self._kept.popitem(last=False)[1][0]
         return states
 
 
-def by_row(cohort: Cohort) -> list[Item]:
-    """Heads are the texts before the prompt: the same under every prompt, for the whole run."""
+def by_row(batch: RequestBatch) -> list[Item]:
+    """Share the text before the prompt, which is the same under every prompt of a search."""
     return [
-        Item(request, number, row, head := min(row.prompt, len(row.ids) - 1), row.ids[:head])
-        for request, number, row in cohort.items()
+        Item(request, number, row, cut := min(row.prompt, len(row.ids) - 1), row.ids[:cut])
+        for request, number, row in batch.items()
     ]
 
 
-def by_request(cohort: Cohort) -> list[Item]:
-    """Heads are what all rows of a request begin with, the prompt as a rule."""
-    heads = [_common_head(rows, soft=cohort.vectors is not None) for rows in cohort.rows]
+def by_request(batch: RequestBatch) -> list[Item]:
+    """Share the start that all rows of a request have in common, usually the prompt."""
+    prefixes = [_common_prefix(rows, soft=batch.vectors is not None) for rows in batch.rows]
     return [
-        Item(request, number, row, heads[request], request)
-        for request, number, row in cohort.items()
+        Item(request, number, row, prefixes[request], request)
+        for request, number, row in batch.items()
     ]
 
 
-def _common_head(rows: Sequence[EncodedRow], *, soft: bool) -> int:
+def whole_rows(batch: RequestBatch) -> list[Item]:
+    """Share nothing."""
+    return [Item(request, number, row, 0, ()) for request, number, row in batch.items()]
+
+
+def _common_prefix(rows: Sequence[EncodedRow], *, soft: bool) -> int:
     first = rows[0]
     length = min(common_length(first.ids, row.ids) for row in rows)
     if soft and any(row.prompt != first.prompt for row in rows):
-        length = min(length, *(row.prompt for row in rows))  # equal ids there are no equal vectors
+        # the ids of a soft prompt's positions say nothing about its vectors
+        length = min(length, *(row.prompt for row in rows))
     return min(length, min(len(row.ids) for row in rows) - 1)
 
 
 class CausalScorer:
-    """Reads shared beginnings once, and the head of the vocabulary only where a label is read.
+    """Scores label words with a causal model.
 
-    Of each generation it shares whichever saves more: the prompt over the rows (where the prompt
-    comes first) or the rows over the prompts (where the text does; kept between calls). A model
-    whose memory is not plain keys and values (sliding windows, states) reads every row whole.
+    Of each generation it shares what saves more: the prompt among the rows (where the prompt
+    comes first), or the rows' texts among the prompts (where the text comes first; kept between
+    calls). A model that caches more than plain keys and values (sliding windows, recurrent
+    states) reads every row whole.
 
     Args:
-        loaded: The model.
+        forward_pass: Runs the model.
+        workers: Call `forward_pass` or copies of it.
         max_tokens_per_pass: Most tokens in one pass, shared ones included.
         max_kept_bytes: Most memory for what is kept between calls.
-        speedups: Whether to lean on private parts of transformers, where they work.
     """
 
     label_last = True
     answers_apart = False
-    hole: answers.Word = ()
+    mask_token: Word = ()
     insertions: frozenset[Insertion] = frozenset({"concat", "add"})
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        forward_pass: CausalForwardPass,
+        workers: Workers[CausalForwardPass],
         *,
         max_tokens_per_pass: int,
         max_kept_bytes: int,
-        speedups: bool = True,
     ) -> None:
         self._max_tokens = max_tokens_per_pass
-        self._store = HeadStore(max_kept_bytes)
-        with torch.inference_mode():
-            _check_order(loaded)
-            self._passes = CausalPasses(loaded.model, speedups=speedups)
-        self.speedups = loaded.speedups + self._passes.abilities.speedups
-        self._lanes = Lanes(self._passes, self._passes.twin, device=loaded.model.device)
-        self.layers = self._passes.layers
+        self._store = PrefixStore(max_kept_bytes)
+        self._forward_pass, self._workers = forward_pass, workers
+        self.layers = forward_pass.layers
 
     def tokens(self, row: EncodedRow) -> int:
         """How many tokens the model reads before the label word."""
         return len(row.ids)
 
-    def places(self, row: EncodedRow, longest: int) -> int:
-        """How many places a row takes, the longest label word less its last token included."""
+    def positions(self, row: EncodedRow, longest: int) -> int:
+        """How many positions a row takes: the last token of its label word needs none."""
         return len(row.ids) + longest - 1
 
-    def scores(self, cohort: Cohort) -> torch.Tensor:
+    def scores(self, batch: RequestBatch) -> torch.Tensor:
         """(requests, rows, words) summed log-probabilities."""
-        out = cohort.scores()
-        can = self._passes.abilities
-        tree, chains = [answers.tree(cohort.words)], answers.chains(cohort.words)
-        longest = None if can.window is None else can.window - len(tree[0].fill) - 1
-        shared, whole = self._items(cohort, longest)
-        steered = tree if can.steers or tree[0].is_chain else chains
-        for items, readings in ((shared, steered), (whole, chains)):
-            for heads in self._slices(items):
-                self._score(heads, readings, cohort, out)
+        out = batch.empty_scores()
+        can = self._forward_pass.abilities
+        tree, chains = label_tokens.tree(batch.words), label_tokens.chains(batch.words)
+        longest = None if can.window is None else can.window - len(tree.fill) - 1
+        shared, whole = self._items(batch, longest)
+        joint = [tree] if can.takes_masks or tree.is_chain else chains
+        for items, readings in ((shared, joint), (whole, chains)):
+            for prefixes in self._slices(items):
+                self._score(prefixes, readings, batch, out)
         return out
+
+    def read(self, batch: RequestBatch) -> None:
+        """See `lmaas_tune_adapters.hf.request_batch.Scorer.read`."""
+        for group in group_by(whole_rows(batch), key=lambda item: item.suffix):
+            for chunk in slices(group, self._max_tokens // group[0].suffix):
+                self._forward_pass.whole(chunk, batch)
 
     def _score(
         self,
-        heads: Sequence[list[Item]],
+        prefixes: Sequence[list[Item]],
         readings: Sequence[Reading],
-        cohort: Cohort,
+        batch: RequestBatch,
         out: torch.Tensor,
     ) -> None:
-        """Fill in the scores of items behind heads that fit in a pass."""
-        states = self._states(heads, cohort)
-        sums = partial(_sums, readings, heads, states, cohort)
+        """Fill in the scores of items whose prefixes fit into one pass."""
+        states = self._states(prefixes, batch)
+        work = partial(_sum_logprobs, readings, prefixes, states, batch)
         behind = max(len(reading.fill) for reading in readings)
-        lanes, chunks = self._chunks([item for head in heads for item in head], behind)
-        results = self._lanes.map(sums, chunks, most=lanes)
+        most, chunks = self._chunks([item for group in prefixes for item in group], behind)
+        results = self._workers.map(work, chunks, most=most)
         for chunk, values in zip(chunks, results, strict=True):
             out[[item.request for item in chunk], [item.number for item in chunk]] = values
 
-    def read(self, cohort: Cohort) -> None:
-        """See `lmaas_tune_adapters.hf.cohort.Scorer.read`."""
-        items = [Item(request, number, row, 0, ()) for request, number, row in cohort.items()]
-        for group in alike(items, key=lambda item: item.tail):
-            for chunk in slices(group, self._max_tokens // group[0].tail):
-                self._passes.whole(chunk, cohort)
-
     def _chunks(self, items: Sequence[Item], behind: int) -> tuple[int, list[list[Item]]]:
-        """How many lanes the items are worth, and what is read at once, the most work first;
-        behind each item stand so many tokens of label words."""
-        lanes, most = self._lanes.count(sum(item.tail for item in items)), self._max_tokens
-        if lanes > 1:  # so many that they end together, as far as rows can be dealt out
+        """Cut items into passes, the largest first, with `behind` label tokens each.
+
+        Returns:
+            How many workers to use, and the items of each pass.
+        """
+        workers, most = self._workers.count(sum(item.suffix for item in items)), self._max_tokens
+        if workers > 1:  # passes of equal size, so that the workers end together
             sizes = [len(item.row.ids) + behind for item in items]
-            rounds = math.ceil(sum(sizes) / (lanes * most))
-            most = min(most, sum(sizes) // (lanes * rounds) + max(sizes))
+            rounds = math.ceil(sum(sizes) / (workers * most))
+            most = min(most, sum(sizes) // (workers * rounds) + max(sizes))
         chunks = [
             chunk
-            for group in alike(items, key=lambda item: item.tail)
-            for chunk in fitting(group, lambda item: len(item.row.ids) + behind, most)
+            for group in group_by(items, key=lambda item: item.suffix)
+            for chunk in padded_runs(group, lambda item: len(item.row.ids) + behind, most)
         ]
-        return lanes, sorted(chunks, key=lambda chunk: -len(chunk) * chunk[0].tail)
+        return workers, sorted(chunks, key=lambda chunk: -len(chunk) * chunk[0].suffix)
 
-    def _items(self, cohort: Cohort, longest: int | None) -> tuple[list[Item], list[Item]]:
-        """Those that share their heads, and those that do not: of more tokens than `longest`."""
-        whole = [Item(request, number, row, 0, ()) for request, number, row in cohort.items()]
-        if not self._passes.abilities.shares:
+    def _items(self, batch: RequestBatch, longest: int | None) -> tuple[list[Item], list[Item]]:
+        """Rows that share prefixes, and rows of more than `longest` tokens, which do not."""
+        whole = whole_rows(batch)
+        if not self._forward_pass.abilities.shares_prefixes:
             return [], whole
-        rows, requests = by_row(cohort), by_request(cohort)
-        rows_cost = sum(item.tail for item in rows)
-        heads = {item.request: item.head for item in requests}
-        requests_cost = sum(item.tail for item in requests) + sum(heads.values())
+        rows, requests = by_row(batch), by_request(batch)
+        rows_cost = sum(item.suffix for item in rows)
+        prefixes = {item.request: item.prefix for item in requests}
+        requests_cost = sum(item.suffix for item in requests) + sum(prefixes.values())
         shared = rows if rows_cost < requests_cost else requests
         if longest is None:
             return shared, []
@@ -183,64 +193,53 @@ class CausalScorer:
         )
 
     def _slices(self, items: list[Item]) -> Iterator[Sequence[list[Item]]]:
-        """Items by head, as many heads at once as fit in a pass, the shortest first.
+        """Group items by prefix, and prefixes into passes, the shortest first.
 
-        They are of one length where the model cannot be told what to see.
+        Prefixes of one pass have one length where the model takes no attention mask.
         """
-        heads = alike(items, key=lambda item: item.key)
-        for group in alike(heads, key=lambda head: self._alike_by(head[0].head)):
-            yield from fitting(group, lambda head: head[0].head, self._max_tokens)
+        prefixes = group_by(items, key=lambda item: item.key)
+        for group in group_by(prefixes, key=lambda prefix: self._joint_key(prefix[0].prefix)):
+            yield from padded_runs(group, lambda prefix: prefix[0].prefix, self._max_tokens)
 
-    def _alike_by(self, head: int) -> Hashable:
-        return head > 0 if self._passes.abilities.steers else head
+    def _joint_key(self, length: int) -> Hashable:
+        return length > 0 if self._forward_pass.abilities.takes_masks else length
 
-    def _states(self, heads: Sequence[list[Item]], cohort: Cohort) -> States | None:
-        """Those of the heads, which come by length, with zeros behind the shorter ones."""
-        firsts = [head[0] for head in heads]
-        longest = firsts[-1].head
-        if not longest:
+    def _states(self, prefixes: Sequence[list[Item]], batch: RequestBatch) -> States | None:
+        """Keys and values of prefixes in order of length, shorter ones padded with zeros."""
+        firsts = [prefix[0] for prefix in prefixes]
+        if not firsts[-1].prefix:
             return None
 
         def compute() -> States:
-            parts = [self._passes.heads(group, cohort) for group in alike(firsts, lambda i: i.head)]
+            groups = group_by(firsts, lambda item: item.prefix)
+            parts = [self._forward_pass.prefix_states(group, batch) for group in groups]
             return [
                 (padded([keys for keys, _ in layer]), padded([values for _, values in layer]))
                 for layer in zip(*parts, strict=True)
             ]
 
-        if isinstance(firsts[0].key, tuple):
-            return self._store.get(tuple(first.row.ids[: first.head] for first in firsts), compute)
+        if isinstance(firsts[0].key, tuple):  # text, which later calls have too
+            return self._store.get(tuple(item.row.ids[: item.prefix] for item in firsts), compute)
         return compute()
 
 
-def _check_order(loaded: LoadedModel) -> None:
-    """Refuse a model that is saved as a causal one and sees what comes later."""
-    network = loaded.model
-    if sees_later(lambda x: network(inputs_embeds=x, use_cache=False).logits, network):
-        raise InputError(
-            f"the model {loaded.name!r} is saved as a causal language model, and its tokens see "
-            "later ones: choose another model; an encoder such as BERT needs is_decoder=true in "
-            "its config.json"
-        )
-
-
-def _sums(
+def _sum_logprobs(
     readings: Sequence[Reading],
-    heads: Sequence[list[Item]],
+    prefixes: Sequence[list[Item]],
     states: States | None,
-    cohort: Cohort,
-    passes: CausalPasses,
+    batch: RequestBatch,
+    forward_pass: CausalForwardPass,
     items: Sequence[Item],
 ) -> torch.Tensor:
-    """(n, words) log-probabilities of items that are read at once."""
-    sums = torch.zeros(len(items), len(cohort.words), dtype=torch.float64)
+    """(n, words) log-probabilities of items that are read in one pass."""
+    sums = torch.zeros(len(items), len(batch.words), dtype=torch.float64)
     for reading in readings:
-        reading.add_up(passes.read(items, heads, states, reading, cohort), sums)
+        reading.add_up(forward_pass.read(items, prefixes, states, reading, batch), sums)
     return sums
 
 
 def padded(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(n, attention heads, length, width) of several lengths, the longest last, as one."""
+    """Join (n, attention heads, length, width) of several lengths, the longest last."""
     longest = parts[-1].shape[-2]
     return torch.cat(
         [torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[-2])) for part in parts]

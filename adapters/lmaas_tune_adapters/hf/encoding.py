@@ -1,27 +1,59 @@
-"""From rows to token ids: what the model reads, and where prompt and label stand in it."""
+"""Encoding rows as token ids, with the positions of prompt and label."""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Batch, Part, Slot
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmaas_tune.prompts import FloatArray, SoftPrompt
+
 PROMPT_MARK, LABEL_MARK = "\ufdd0", "\ufdd1"
-"""Stand for the slots while a whole row is tokenized at once, as cutting it first would change
-its tokens. Unicode keeps these two for such private use."""
+"""Stand for the slots while a whole row is tokenized, since cutting it first would change its
+tokens. Unicode reserves these code points for private use."""
 
 _GLUE = "\ufdd2"
-"""Stands behind a mark where the tokenizer would put a space before whatever follows it."""
+"""Stands behind a mark where the tokenizer would insert a space before the text that follows."""
 
-_BATCHES_KEPT = 8
+_MAX_BATCHES = 8  # that stay encoded
+_MAX_WORDS = 4096  # label words that stay encoded
+
+
+@dataclass(frozen=True)
+class PromptParts:
+    """A prompt as rows contain it. All parts are empty for a prompt that no row can contain.
+
+    Attributes:
+        text: Of a text prompt.
+        soft: What enters with the embeddings.
+        above: Of a deep prompt, for each layer above the first, (L, H) vectors.
+    """
+
+    text: str | None = None
+    soft: SoftPrompt | None = None
+    above: Sequence[FloatArray] | None = None
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Equal for prompts that can go through the model together."""
+        if self.soft is None:
+            return ()
+        return self.soft.insertion, self.soft.length, self.above is not None
+
+    @property
+    def extra_positions(self) -> int:
+        """How many vectors stand outside the model's positions."""
+        return self.soft.length if self.soft and self.soft.insertion == "prepend" else 0
 
 
 @dataclass(frozen=True)
@@ -29,12 +61,12 @@ class EncodedRow:
     """Token ids of a row, start tokens included.
 
     Attributes:
-        ids: All tokens; a soft prompt that takes places among them has 0 there (or its anchor),
-            the label none.
+        ids: All tokens. A soft prompt that takes positions among them has its anchor there, or
+            zeros; the label has no tokens.
         prompt: Index where the prompt begins; the tokens before it do not depend on it.
-        label: Index before which the label belongs.
+        label: Index where the label is inserted.
         label_first: Whether the label stands before the prompt.
-        spaced: Whether a label word here begins with a space.
+        spaced: Whether a label word begins with a space here.
     """
 
     ids: tuple[int, ...]
@@ -44,22 +76,21 @@ class EncodedRow:
     spaced: bool
 
     def with_label(self, fill: tuple[int, ...]) -> EncodedRow:
-        """The row with tokens in the label's place."""
+        """Insert tokens in the label's place."""
         shift = len(fill) if self.label_first else 0
         ids = self.ids[: self.label] + fill + self.ids[self.label :]
         return replace(self, ids=ids, prompt=self.prompt + shift)
 
 
-class Encoder:
+class RowEncoder:
     """Encodes rows and label words for one model.
 
     Args:
         tokenizer: The model's.
         label_last: Whether the model needs the label at the end of the row.
         ends: Whether the end tokens that the tokenizer adds are read (not by a causal model,
-            which goes on with the label word).
-        answers_apart: Whether a label word is an answer of its own, which begins as a text does,
-            and does not go on with the row.
+            which continues with the label word).
+        answers_apart: Whether a label word starts a new text instead of continuing the row.
     """
 
     def __init__(
@@ -78,68 +109,66 @@ class Encoder:
             special_tokens=True,
         )
         self._glue = _GLUE if _joins(self._marking) else ""
-        # XLM-R's and others take a line break before a word for a space
+        # XLM-R's tokenizer and others read a line break before a word as a space
         self._breaks = self.text("a\nb") == self.text("a b")
         self._prompt_id, self._label_id = self._marking.convert_tokens_to_ids(
             [PROMPT_MARK, LABEL_MARK]
         )
-        self._kept: OrderedDict[str, tuple[EncodedRow, ...]] = OrderedDict()
-        self._words: dict[tuple[str, bool], tuple[int, ...]] = {}
+        self._batches: OrderedDict[str, tuple[EncodedRow, ...]] = OrderedDict()
+        self._word = lru_cache(_MAX_WORDS)(self._encode_word)
 
     def text(self, text: str) -> tuple[int, ...]:
-        """Ids of a text, with no start or end token."""
+        """Encode a text without start or end token."""
         _check_unicode(text, "the text")
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return tuple(ids)
 
     def words(self, candidates: Sequence[str], *, spaced: bool) -> tuple[tuple[int, ...], ...]:
-        """Ids of every label word as it follows a text, with a space before it where `spaced`."""
+        """Encode label words as they follow a text, with a space before each where `spaced`."""
         return tuple(self._word(candidate.strip(), spaced) for candidate in candidates)
 
-    def _word(self, word: str, spaced: bool) -> tuple[int, ...]:
-        if (word, spaced) not in self._words:
-            _check_unicode(word, "a label word")
-            _check_marks(word, "a label word")
-            text = (" " if spaced else "") + word
-            self._words[word, spaced] = (
-                self.text(text) if self._answers_apart else self._behind_mark(text)
-            )
-        return self._words[word, spaced]
+    def _encode_word(self, word: str, spaced: bool) -> tuple[int, ...]:
+        _check_unicode(word, "a label word")
+        _check_marks(word, "a label word")
+        text = (" " if spaced else "") + word
+        return self.text(text) if self._answers_apart else self._behind_mark(text)
 
     def _behind_mark(self, text: str) -> tuple[int, ...]:
-        """Ids of a text that another one goes before."""
+        """Encode a text that follows another one."""
         marked: list[int] = self._marking(
             LABEL_MARK + self._glue + text, add_special_tokens=False, verbose=False
         )["input_ids"]
         return tuple(marked[marked.index(self._label_id) + 1 :])
 
-    def rows(self, batch: Batch, prompt: SoftPrompt | TextPrompt) -> tuple[EncodedRow, ...]:
-        """All rows of a batch, `prompt` in its place.
+    def rows(self, batch: Batch, prompt: PromptParts) -> tuple[EncodedRow, ...]:
+        """Encode all rows of a batch, the prompt in its place.
 
         Raises:
-            InputError: A row that this model or prompt cannot take, by its number from 1.
+            InputError: The model or the prompt does not fit a row, named by its number from 1.
         """
         for number, row in enumerate(batch.rows, start=1):
-            if Slot.PROMPT not in row and prompt != TextPrompt(""):
+            if Slot.PROMPT not in row and prompt.text != "":
                 raise InputError(f"row {number} has no {{prompt}} slot for the prompt to stand in")
-        if isinstance(prompt, TextPrompt):
-            _check_unicode(prompt.text, "the prompt")
-            _check_marks(prompt.text, "the prompt")
-            rows = self._with_text(batch, prompt.text)
-        elif prompt.insertion == "prepend":
+        soft = prompt.soft
+        if soft is None:
+            text = prompt.text or ""
+            _check_unicode(text, "the prompt")
+            _check_marks(text, "the prompt")
+            rows = self._with_text(batch, text)
+        elif soft.insertion == "prepend":
             rows = self._open_rows(Batch(tuple(map(_without_prompt, batch.rows))))
         else:
-            rows = tuple(_with_soft(row, prompt) for row in self._open_rows(batch))
+            rows = tuple(_with_soft(row, soft) for row in self._open_rows(batch))
         return tuple(self._started(row, number) for number, row in enumerate(rows, start=1))
 
     def _open_rows(self, batch: Batch) -> tuple[EncodedRow, ...]:
-        """Rows with an empty place for the prompt: the same for every soft prompt."""
-        if batch.digest not in self._kept:
-            self._kept[batch.digest] = self._encode(batch, PROMPT_MARK)
-        self._kept.move_to_end(batch.digest)
-        if len(self._kept) > _BATCHES_KEPT:
-            self._kept.popitem(last=False)
-        return self._kept[batch.digest]
+        """Encode rows without their prompt, which are the same for every soft prompt."""
+        if batch.digest not in self._batches:
+            self._batches[batch.digest] = self._encode(batch, PROMPT_MARK)
+        self._batches.move_to_end(batch.digest)
+        if len(self._batches) > _MAX_BATCHES:
+            self._batches.popitem(last=False)
+        return self._batches[batch.digest]
 
     def _with_text(self, batch: Batch, text: str) -> tuple[EncodedRow, ...]:
         return tuple(
@@ -148,7 +177,7 @@ class Encoder:
         )
 
     def _started(self, row: EncodedRow, number: int) -> EncodedRow:
-        """An empty row gets a start token: a model that reads nothing says nothing."""
+        """Give an empty row a start token: a model needs one token at least."""
         if row.ids:
             return row
         start = self._tokenizer.bos_token_id
@@ -169,12 +198,12 @@ class Encoder:
         )
 
     def _marked(self, row: tuple[Part, ...], filling: str, number: int) -> tuple[str, bool]:
-        """The row as one text with marks for slots, and whether a space stood before the label."""
+        """Join a row with marks for its slots; also whether a space stands before the label."""
         if Slot.LABEL not in row:
             raise InputError(f"row {number} has no {{label}} slot")
         if self._label_last and row[-1] is not Slot.LABEL:
             raise InputError(
-                f"row {number} goes on after {{label}}, which this model cannot read: "
+                f"row {number} continues after {{label}}, which this model cannot read: "
                 "put {label} last in the template"
             )
         text, spaced = "", False
@@ -187,10 +216,10 @@ class Encoder:
             fill = LABEL_MARK if part is Slot.LABEL else filling
             if part is Slot.LABEL:
                 spaced = text[-1:].isspace() if self._breaks else text.endswith(" ")
-            # the space before a slot belongs to what fills it: only a text prompt spells it out
+            # the space before a slot belongs to its content; only a text prompt contains it
             keeps_space = part is Slot.PROMPT and fill not in ("", PROMPT_MARK)
             text = (text if keeps_space else text.removesuffix(" ")) + fill
-            # a label's place is a token, behind which a text begins as the tokenizer has it begin
+            # behind a label, which is a token, a text begins as the tokenizer begins texts
             text += self._glue if fill == PROMPT_MARK else ""
         return text, spaced
 
@@ -213,12 +242,15 @@ class Encoder:
 
 
 def _joins(tokenizer: Any) -> bool:
-    """Let `_GLUE` undo the space that a tokenizer begins every stretch of a text with.
+    """Make `_GLUE` remove the space that some tokenizers insert behind an added token.
 
-    A stretch is what stands between added tokens, so also what stands behind a mark. Tokenizers
-    made of SentencePiece's files begin it with a space in the normalizer (Llama 2, Phi-3, GGUF) or
-    in the pre-tokenizer (T5, XLM-R, Llama with ``legacy``), byte-level ones with
-    ``add_prefix_space``. False for all others.
+    Such tokenizers begin every text between added tokens with a space, and so every text behind
+    a mark. Those made from SentencePiece's files insert it in the normalizer (Llama 2, Phi-3,
+    GGUF) or in the pre-tokenizer (T5, XLM-R, Llama with ``legacy``), byte-level ones where
+    ``add_prefix_space`` is set.
+
+    Returns:
+        Whether the tokenizer is such a one.
     """
     if not tokenizer.is_fast:
         return False
@@ -246,7 +278,7 @@ def _joins_in_pre_tokenizer(backend: Any) -> bool:
     first = steps[0] if steps else None
     if not (isinstance(first, pre_tokenizers.ByteLevel) and first.add_prefix_space):
         return False
-    # its pattern would join the glue to what follows: the normalizer puts the space there instead
+    # its pattern would join the glue to the next word, so the normalizer inserts the space
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=first.use_regex)
     backend.pre_tokenizer = pre_tokenizers.Sequence([plain, *steps[1:]])
     backend.normalizer = normalizers.Sequence(
@@ -261,62 +293,64 @@ def _joins_in_pre_tokenizer(backend: Any) -> bool:
 
 
 def _steps(part: Any) -> list[Any]:
-    """The steps of a tokenizer's part, which may be one or none."""
+    """List the steps of a part of a tokenizer, which may be a single one or None."""
     if part is None:
         return []
     return list(part) if hasattr(part, "__getitem__") else [part]
 
 
 def _with_soft(row: EncodedRow, prompt: SoftPrompt) -> EncodedRow:
-    places = prompt.anchor or (0,) * prompt.length
+    ids = prompt.anchor or (0,) * prompt.length
     return replace(
         row,
-        ids=row.ids[: row.prompt] + places + row.ids[row.prompt :],
+        ids=row.ids[: row.prompt] + ids + row.ids[row.prompt :],
         label=row.label if row.label_first else row.label + prompt.length,
     )
 
 
 def _without_prompt(row: tuple[Part, ...]) -> tuple[Part, ...]:
-    """The row that follows a prompt before the start token, less the space between them."""
+    """Remove a prompt that comes before the start token, and the space behind it."""
     if row[0] is not Slot.PROMPT:
         raise InputError(
             "a soft prompt with insertion 'prepend' stands before everything: "
             "put {prompt} first in the template"
         )
-    head, *rest = row[1:]
-    return (head.removeprefix(" "), *rest) if isinstance(head, str) else row[1:]
+    first, *rest = row[1:]
+    return (first.removeprefix(" "), *rest) if isinstance(first, str) else row[1:]
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their start."""
+    """Count the tokens that two sequences have in common at their start."""
     for length, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return length
     return min(len(first), len(second))
 
 
-def _check_unicode(text: str, what: str) -> None:
+def _check_unicode(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{what} holds {text[error.start]!r}, half of a surrogate pair, which no tokenizer "
+            f"{name} holds {text[error.start]!r}, half of a surrogate pair, which no tokenizer "
             "reads: remove it or decode the text again"
         ) from error
 
 
-def _check_marks(text: str, what: str) -> None:
+def _check_marks(text: str, name: str) -> None:
     if any(mark in text for mark in (PROMPT_MARK, LABEL_MARK, _GLUE)):
-        raise InputError(f"{what} holds U+FDD0 to U+FDD2, which are no characters: remove them")
+        raise InputError(
+            f"{name} holds U+FDD0 to U+FDD2, which are reserved code points: remove them"
+        )
 
 
 def word_notes(
     candidates: Sequence[str], words: Sequence[tuple[int, ...]], tokenizer: Any
 ) -> list[str]:
-    """What a user should know about label words.
+    """Note label words of several tokens, and words that begin with the same token.
 
     Raises:
-        InputError: A word is unknown to the model, or two are the same to it.
+        InputError: A word is unknown to the model, or two words have the same tokens.
     """
     same: dict[tuple[int, ...], str] = {}
     firsts: defaultdict[int, list[str]] = defaultdict(list)
@@ -339,8 +373,8 @@ def word_notes(
                 f"the label word {candidate!r} is {len(ids)} tokens to the model and begins with "
                 f"{pieces[0]!r}; its log-probability is the sum over {pieces}"
             )
-    for sharing in firsts.values():
-        if len(sharing) > 1:
-            listed = ", ".join(map(repr, sharing))
-            notes.append(f"the label words {listed} begin with the same token")
-    return notes
+    return notes + [
+        f"the label words {', '.join(map(repr, sharing))} begin with the same token"
+        for sharing in firsts.values()
+        if len(sharing) > 1
+    ]

@@ -1,4 +1,4 @@
-"""A GGUF file, turned once into a folder that loads fast."""
+"""Converting a GGUF file once into a folder that loads fast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmaas_tune_adapters.hf.loading import AUTO_CLASSES, load, quiet
 def convert_gguf(gguf_file: str | Path, folder: str | Path) -> Path:
     """Write the model and tokenizer of a GGUF file as a safetensors folder, in float32.
 
-    The folder appears whole or not at all. One that is already there is left as it is.
+    The folder appears whole or not at all. An existing one is left unchanged.
 
     Returns:
         The folder.
@@ -29,9 +29,9 @@ def convert_gguf(gguf_file: str | Path, folder: str | Path) -> Path:
         return target
     if Path(gguf_file).suffix != ".gguf":
         raise InputError(f"{str(gguf_file)!r} is not a .gguf file")
-    loaded = load(gguf_file, revision=None, device="cpu", dtype="float32", pack=False)
+    loaded = load(gguf_file, revision=None, device="cpu", dtype="float32")
     with quiet():
-        # transformers takes a model from GGUF for a quantised one and refuses to save it
+        # transformers treats a model from GGUF as quantised and refuses to save it
         config = loaded.model.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -45,10 +45,10 @@ def convert_gguf(gguf_file: str | Path, folder: str | Path) -> Path:
         try:
             plain.save_pretrained(draft)
             loaded.tokenizer.save_pretrained(draft)
-            draft.chmod(0o755)  # a temporary folder is its owner's alone
+            draft.chmod(0o755)  # a temporary folder is private to its owner
             draft.rename(target)
         except OSError as error:
-            if not target.exists():  # else another process was faster, which is as good
+            if not target.exists():  # else another process wrote it
                 raise StorageError(f"cannot write the folder {str(target)!r}: {error}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)

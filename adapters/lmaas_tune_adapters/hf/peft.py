@@ -1,18 +1,24 @@
-"""A tuned prompt as a prompt-tuning adapter of the library peft."""
+"""Export of a tuned prompt as a prompt-tuning adapter of the library peft."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
 
-from lmaas_tune.artifact import VECTORS_KEY, TunedPrompt
 from lmaas_tune.errors import InputError, StorageError
-from lmaas_tune.prompts import FloatArray, SoftPrompt
+from lmaas_tune.prompts.soft import VECTORS_KEY
 from lmaas_tune.task import Slot
+from lmaas_tune_adapters.hf.request_encoder import parts_of
+
+if TYPE_CHECKING:
+    import os
+
+    from lmaas_tune.artifact import TunedPrompt
+    from lmaas_tune.prompts import FloatArray
 
 
 def export_peft(
@@ -20,22 +26,23 @@ def export_peft(
 ) -> Path:
     """Write the folder that ``peft.PeftModel.from_pretrained`` loads.
 
-    peft puts its vectors before everything, so the template has to begin with ``{prompt}``, and
-    the start tokens that a tokenizer adds go into the adapter, before the prompt: feed it the
-    ids of the text behind the prompt without special tokens.
+    peft puts its vectors before everything, so the template must begin with ``{prompt}``. The
+    start tokens that a tokenizer adds go into the adapter, before the prompt: give the model
+    the ids of the text behind the prompt, without special tokens.
 
     Args:
         tuned: A soft prompt.
-        folder: Written anew.
+        folder: Created, or overwritten.
         base_model: Hub name or folder of the model.
         start: (tokens, H) embeddings of the start tokens.
 
     Raises:
-        InputError: The prompt's layout has no counterpart in peft.
+        InputError: peft has no such prompt.
         StorageError: The folder cannot be written.
     """
-    prompt = tuned.prompt
-    if not isinstance(prompt, SoftPrompt) or prompt.insertion != "concat":
+    parts = parts_of(tuned.prompt)
+    prompt = parts.soft
+    if prompt is None or parts.above is not None or prompt.insertion != "concat":
         raise InputError("peft's prompt tuning takes a soft prompt inserted by 'concat' only")
     if tuned.task.template.parts[0] is not Slot.PROMPT:
         raise InputError(

@@ -1,32 +1,160 @@
-"""The ways in which this backend saves work, in the words that a user reads."""
+"""The ways in which the backend saves work, and the interface that `hf/cpu/` implements."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
 from lmaas_tune.backend import Speedup
+from lmaas_tune_adapters.hf.probe import failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
 SWITCHED_OFF = "speedups=False"
-OTHER_SCORES = "it changes the scores"
+
+COSTS = {
+    "processor kernels": "the model's modules are the stock ones, which are slower on a processor",
+    "shared prefixes": "every row is read whole under every prompt",
+    "joint passes": "each length of text, and each label word of several tokens, takes a pass of "
+    "its own",
+    "partial last layer": "the last layer is computed at every position",
+    "parallel passes": "forward passes run one after another, and cores wait for each other",
+}
+"""By the name of each way: the work that is done where it is off."""
+
+FEED_FORWARD_LAST = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+"""Types of masked models whose last layer works position by position behind its attention."""
+
+Worker = TypeVar("Worker")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def processor_kernels(reason: str) -> Speedup:
-    """Modules replaced by faster ones."""
-    cost = "the model's modules are the stock ones, which are slower on a processor"
-    return Speedup(name="processor kernels", reason=reason, cost=cost)
+@dataclass(frozen=True)
+class PartialLayer:
+    """A last layer that can be computed for the last positions alone.
+
+    Attributes:
+        module: The layer.
+        computing: Called with the layer and a number of positions; inside the context that it
+            gives, the layer computes only so many positions at the end.
+    """
+
+    module: Any
+    computing: Callable[[Any, int], AbstractContextManager[None]]
+
+    def last(self, positions: int) -> AbstractContextManager[None]:
+        """A context in which the layer computes only its last positions."""
+        return self.computing(self.module, positions)
 
 
-def shared_prefixes(reason: str) -> Speedup:
-    """Beginnings that rows have in common, read once."""
-    cost = "every row is read whole under every prompt"
-    return Speedup(name="shared prefixes", reason=reason, cost=cost)
+class LastLayerTrial(Protocol):
+    """Compares a causal model with a partial last layer to the whole model."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers keep keys and values."""
+        ...
+
+    def check_last_layer(self, layer: PartialLayer) -> None:
+        """Raise where the scores differ."""
+        ...
 
 
-def joint_passes(reason: str) -> Speedup:
-    """Rows of all lengths, and all label words, in one pass."""
-    cost = "each length of text, and each label word of several tokens, takes a pass of its own"
-    return Speedup(name="joint passes", reason=reason, cost=cost)
+class Workers(Generic[Worker]):
+    """Runs forward passes one after another."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def count(self, _tokens: int, /) -> int:
+        """How many workers are worth using for so many tokens."""
+        return 1
+
+    def map(
+        self,
+        work: Callable[[Worker, Item], Result],
+        items: Sequence[Item],
+        *,
+        most: int,
+    ) -> list[Result]:
+        """Call `work` with a worker and each item; at most `most` at the same time."""
+        return [work(self._worker, item) for item in items]
 
 
-def partial_last_layer(reason: str) -> Speedup:
-    """The last layer, where a label is read only."""
-    cost = "the last layer is computed at every position"
-    return Speedup(name="partial last layer", reason=reason, cost=cost)
+class Speedups:
+    """The stock model: nothing that is only speed is used.
+
+    Args:
+        reason: Why.
+
+    Attributes:
+        reports: Each way that was tried, on or off.
+    """
+
+    def __init__(self, reason: str = SWITCHED_OFF) -> None:
+        self._reason = reason
+        self.reports: list[Speedup] = []
+
+    def report(self, name: str, reason: str) -> None:
+        """Note that a way is on, or off for a reason."""
+        self.reports.append(Speedup(name=name, reason=reason, cost=COSTS[name]))
+
+    def install_kernels(self, network: Any, logits: Any) -> bool:
+        """Replace modules of a network on a processor by faster ones.
+
+        Args:
+            network: Changed in place.
+            logits: What `probe_logits` gives for it; None where it gives nothing.
+
+        Returns:
+            False if the network is spoilt and must be loaded again.
+        """
+        self.report("processor kernels", self._reason)
+        return True
+
+    def last_layer(
+        self,
+        body: Any,
+        trial: LastLayerTrial,
+    ) -> PartialLayer | None:
+        """Find a causal body's last layer that can be computed in part."""
+        self.report("partial last layer", self._reason)
+        return None
+
+    def masked_body(self, network: Any, body: Any) -> Any:
+        """Find an earlier module of a masked model whose output can be cut to the masks."""
+        if network.config.model_type in FEED_FORWARD_LAST:
+            self.report("partial last layer", self._reason)
+        return body
+
+    def workers(
+        self,
+        worker: Worker,
+        network: Any,
+        copy_to: Callable[[Any, Callable[[Any], Any]], Worker],
+    ) -> Workers[Worker]:
+        """Workers for forward passes of one network.
+
+        Args:
+            worker: The first.
+            network: The model that it calls.
+            copy_to: Makes another worker from a copy of the network, and from a function that
+                finds the copy of any of its modules.
+        """
+        if network.device.type == "cpu":
+            self.report("parallel passes", self._reason)
+        return Workers(worker)
+
+
+def find_speedups(*, on: bool) -> Speedups:
+    """The speedups of `hf/cpu/`, or none."""
+    if not on:
+        return Speedups()
+    try:
+        from lmaas_tune_adapters.hf.cpu.speedups import CpuSpeedups
+    except Exception as error:  # it uses private parts of torch and transformers
+        return Speedups(failure(error))
+    return CpuSpeedups()

@@ -1,17 +1,15 @@
-"""The model of a backend, opened: copies of it that gradients go through."""
+"""Access to a backend's model: copies that can be differentiated or get another head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from lmaas_tune.errors import InputError
-from lmaas_tune_adapters.hf.answers import Word
 from lmaas_tune_adapters.hf.loading import (
     Family,
     LoadedModel,
@@ -20,13 +18,18 @@ from lmaas_tune_adapters.hf.loading import (
     quiet,
     source_of,
 )
-from lmaas_tune_adapters.hf.reader import Reader
-from lmaas_tune_adapters.hf.seq2seq import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lmaas_tune_adapters.hf.label_tokens import Word
+    from lmaas_tune_adapters.hf.request_encoder import RequestEncoder
+    from lmaas_tune_adapters.hf.seq2seq import Answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WhiteBox:
-    """What a backend keeps to itself. Nothing done to a box reaches the backend.
+    """A backend's model and how it reads. Changes to it do not reach the backend.
 
     Attributes:
         source: Name on the hub, folder, or path of a ``.gguf`` file.
@@ -37,10 +40,10 @@ class WhiteBox:
         family: How the model answers.
         device: Where it is.
         dtype: Of its weights.
-        reader: Turns requests into tokens, as the backend does.
-        answer: How a sequence-to-sequence model says the label; ``auto`` for the other families.
-        hole: What stands in the label's place where a label is read: a mask or sentinel, or
-            nothing, where it is read at the end.
+        encoder: Turns requests into tokens, as the backend does.
+        answer: How a sequence-to-sequence model gives the label; ``auto`` for the other families.
+        mask_token: The token in the label's place where a label is read (a mask or sentinel);
+            empty where it is read at the end of the row.
         max_tokens: The longest row it reads; None if unknown.
     """
 
@@ -52,27 +55,25 @@ class WhiteBox:
     family: Family
     device: torch.device
     dtype: torch.dtype
-    reader: Reader
+    encoder: RequestEncoder
     answer: Answer
-    hole: Word
+    mask_token: Word
     max_tokens: int | None
 
     @cached_property
     def loaded(self) -> LoadedModel:
         """A copy of the model, frozen and without dropout, in the backend's dtype.
 
-        Its layers are transformers' own, where the backend may have others that give the same
-        numbers faster and no gradient.
+        Its modules are transformers' own; the backend's may be faster ones without gradients.
 
         Raises:
-            InputError: It is a model of other weights by now.
+            InputError: The weights have changed since the backend was loaded.
         """
         loaded = load(
             self.source,
             revision=self.revision,
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
-            pack=False,
         )
         if f"weights={loaded.fingerprint}" not in self.identity:
             raise InputError(
@@ -82,12 +83,13 @@ class WhiteBox:
         return loaded
 
     def load_classifier(self, labels: int) -> Any:
-        """A copy of the model in float32 with a new head for so many labels, to be trained.
+        """Load a copy of the model in float32 with a new classification head, for training.
 
-        The head's weights are drawn from torch's global generator.
+        Args:
+            labels: Outputs of the head; its weights are drawn from torch's global generator.
 
         Raises:
-            InputError: transformers has no such head for the model, or it cannot be had.
+            InputError: transformers has no such head for the model, or it cannot be loaded.
         """
         source, options = source_of(self.source, self.revision)
         known: Mapping[Any, Any] = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING

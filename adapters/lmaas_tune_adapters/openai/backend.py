@@ -1,37 +1,40 @@
-"""The backend itself: options in, a scorer that the server takes, requests and replies."""
+"""The backend `openai`: its options, the detected scorer, requests and replies."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Usage
-from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key, RefusedError
-from lmaas_tune_adapters.openai.channels import Chat, Completions, Manner, Server
-from lmaas_tune_adapters.openai.forced import Forced
-from lmaas_tune_adapters.openai.likeliest import Likeliest
-from lmaas_tune_adapters.openai.margins import Margins
-from lmaas_tune_adapters.openai.rows import Question, questions
-from lmaas_tune_adapters.openai.scorers import Echoed, Scorer, Spoken
-from lmaas_tune_adapters.openai.spelling import Spelling
-from lmaas_tune_adapters.openai.trial import Way, first_that_works
+from lmaas_tune_adapters.openai.detect import ScoringMode, detect_mode
+from lmaas_tune_adapters.openai.endpoints import Chat, Completions, RequestFormat, Server
+from lmaas_tune_adapters.openai.forced import ForcedScorer
+from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer
+from lmaas_tune_adapters.openai.margins import MarginScorer
+from lmaas_tune_adapters.openai.rows import Context, contexts_of
+from lmaas_tune_adapters.openai.scorers import EchoScorer, GeneratedTextScorer, Scorer
+from lmaas_tune_adapters.openai.top_logprobs import TopLogprobsScorer
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from lmaas_tune.calls.retry import Retry
+    from lmaas_tune.prompts import FloatArray
 
 OPENAI = "https://api.openai.com/v1"
 
-Channel: TypeAlias = Literal["auto", "completions", "chat"]
+EndpointName: TypeAlias = Literal["auto", "completions", "chat"]
 Scores: TypeAlias = Literal["auto", "echo", "forced", "margins", "logprobs", "text"]
 
-_WAYS = (
+_MODES = (
     ("completions", "echo"),
     ("completions", "forced"),
     ("completions", "margins"),
@@ -44,44 +47,45 @@ _WAYS = (
 )
 """Best first."""
 
-_OURS = frozenset(
+_RESERVED = frozenset(
     {"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "n"}
     | {"seed", "stream", "echo", "logprobs", "top_logprobs", "logit_bias"}
 )
-"""Fields of a request that are not the user's."""
+"""Fields of a request that `extra_body` may not hold."""
 
 
 class OpenAIBackend:
     """A model behind an OpenAI-compatible completions or chat endpoint, with text prompts.
 
-    At the start it asks two short rows in each way that is open, the best first, until the
-    server goes one of them: label words' own tokens, echoed (exact); the words forced by
-    `logit_bias` where they are not among the likeliest tokens (exact); raised together (exact
-    differences); the likeliest first tokens; the answer's text. `identity` says which it was.
+    At the start it tries the scoring modes that the options leave open on two short rows, the
+    best first, until the server supports one: the echoed tokens of label words (exact); words
+    forced by `logit_bias` where they are not among the likeliest tokens (exact); words raised
+    together (exact differences); the likeliest first tokens; the answer's text. `identity` names
+    the mode.
 
     Args:
-        model: As the server calls it.
-        url: Up to where ``/completions`` and ``/chat/completions`` begin. With no path at all,
-            not even a slash, it gets ``/v1``, where most servers have them.
+        model: The model's name on the server.
+        url: Up to where ``/completions`` and ``/chat/completions`` begin. Without any path, not
+            even a slash, it gets ``/v1``, which most servers have.
         api_key_file: A file that holds the key; else the environment's OPENAI_API_KEY, else none.
-        endpoint: ``completions`` goes on with a row as it stands, ``chat`` answers it as a
-            message, ``auto`` takes what works.
+        endpoint: ``completions`` continues a row, ``chat`` answers it as a message, ``auto``
+            takes the first that works.
         scores: ``echo``, ``forced``, ``margins``, ``logprobs`` or ``text``, in the order above,
             or ``auto``.
         top_logprobs: How many likeliest tokens to ask for; None asks for 20, fewer where that is
             refused, and with ``logprobs`` more where a label word is missing.
-        token_ids: The ids of each label word's tokens, in the order of the word, for a server
-            that takes `logit_bias` and has no tokenizer to ask.
+        token_ids: The ids of each label word's tokens in order, for a server that takes
+            `logit_bias` and has no tokenizer endpoint.
         answer_tokens: Most tokens of an answer whose text is read.
         system: Message before every row, of a chat.
-        seed: Sent with every request, for servers that then answer alike.
+        seed: Sent with every request, for servers that then give equal answers.
         extra_body: Further fields of every request, as ``{"reasoning_effort": "none"}``.
         timeout: Seconds that one request may take.
         retry: How transient failures at the start are tried again; later the client does that.
 
     Raises:
-        InputError: An option that cannot be, or the server has no such model.
-        PermanentError: The server goes none of the ways, with what it said to each.
+        InputError: An option is invalid, or the server has no such model.
+        PermanentError: The server supports no mode; the message quotes its answer to each.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class OpenAIBackend:
         *,
         url: str = OPENAI,
         api_key_file: str | os.PathLike[str] | None = None,
-        endpoint: Channel = "auto",
+        endpoint: EndpointName = "auto",
         scores: Scores = "auto",
         top_logprobs: int | None = None,
         token_ids: Mapping[str, Sequence[int]] | None = None,
@@ -108,7 +112,7 @@ class OpenAIBackend:
         for name, value in (("top_logprobs", top_logprobs), ("answer_tokens", answer_tokens)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be 1 or more")
-        pairs = _open_ways(endpoint, scores, system)
+        pairs = _open_modes(endpoint, scores, system)
         extra = _checked(extra_body)
         key = Key.find(file=api_key_file, variable="OPENAI_API_KEY")
         server = Server(
@@ -119,28 +123,18 @@ class OpenAIBackend:
             signed=key is not None,
         )
         root = Endpoint(server.endpoint.url.removesuffix("/v1"), key=key, timeout=timeout)
-        spelling = Spelling(root, model, _checked_ids(token_ids))
-        ways = [_way(*pair, server, answer_tokens, spelling) for pair in pairs]
-        manner = Manner() if top_logprobs is None else Manner(tops=(top_logprobs,), more=())
+        tokenizer = LabelTokenizer(root, model, _checked_ids(token_ids))
+        modes = [_mode(*pair, server, answer_tokens, tokenizer) for pair in pairs]
         self._shown = f"OpenAIBackend({model!r}, url={server.endpoint.url!r})"
-        try:
-            self._scorer = first_that_works(ways, manner, server, retry)
-        except RefusedError as error:
-            if key is not None or error.status != 401:
-                raise
-            raise RefusedError(
-                f"{error}: none was given, by api_key_file or in OPENAI_API_KEY",
-                status=401,
-                reason=error.reason,
-            ) from error
+        self._scorer = _detect(modes, top_logprobs, server, retry)
         self.capabilities = Capabilities(
             soft_prompt_width=None,
-            deterministic=False,  # a server that others use adds up in another order each time
+            deterministic=False,  # other users' requests change the order of a server's sums
             rows_per_call=self._scorer.rows,
         )
         settings = [
-            f"openai {model} at={_place(server.endpoint.url)}",
-            f"endpoint={self._scorer.channel.name} {self._scorer.settings}",
+            f"openai {model} at={_location(server.endpoint.url)}",
+            f"endpoint={self._scorer.endpoint.name} {self._scorer.settings}",
         ]
         settings += [f"system={_digest(system)}"] if system is not None else []
         settings += [f"seed={seed}"] if seed is not None else []
@@ -152,40 +146,40 @@ class OpenAIBackend:
 
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
         """See `lmaas_tune.backend.Backend.score`."""
-        asked = [questions(request) for request in requests]
-        return [self._score(q, r.candidates) for q, r in zip(asked, requests, strict=True)]
+        contexts = [contexts_of(request) for request in requests]
+        return [self._score(c, r.candidates) for c, r in zip(contexts, requests, strict=True)]
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         """See `lmaas_tune.backend.Inspects.inspect`."""
-        rows = len(questions(request))
+        rows = len(contexts_of(request))
         notes = self._scorer.notes(_words(request.candidates))
         return Inspection(tuple(notes), Usage(requests=1, sequences=rows))
 
-    def _score(self, asked: Sequence[Question], candidates: Sequence[str]) -> ScoreReply:
+    def _score(self, contexts: Sequence[Context], candidates: Sequence[str]) -> ScoreReply:
         words, most = _words(candidates), self._scorer.rows
         scores: list[FloatArray] = [np.zeros((0, len(words)))]
         usage, bounds = Usage(), 0
-        for start in range(0, len(asked), most):
-            part = self._scorer.score(asked[start : start + most], words)
+        for start in range(0, len(contexts), most):
+            part = self._scorer.score(contexts[start : start + most], words)
             scores.append(part.logprobs)
             usage, bounds = usage + part.usage, bounds + part.bounds
-        usage = replace(usage, sequences=len(asked))
+        usage = replace(usage, sequences=len(contexts))
         return ScoreReply(np.concatenate(scores), usage, bounds)
 
 
-def _open_ways(endpoint: str, scores: str, system: str | None) -> list[tuple[str, str]]:
-    """Those of `_WAYS` that the options leave."""
-    for what, value, known in (
-        ("endpoint", endpoint, get_args(Channel)),
+def _open_modes(endpoint: str, scores: str, system: str | None) -> list[tuple[str, str]]:
+    """Those of `_MODES` that the options leave open."""
+    for option, value, known in (
+        ("endpoint", endpoint, get_args(EndpointName)),
         ("scores", scores, get_args(Scores)),
     ):
         if value not in known:
-            raise InputError(f"unknown {what} {value!r}; {did_you_mean(value, known)}")
+            raise InputError(f"unknown {option} {value!r}; {did_you_mean(value, known)}")
     pairs = [
-        (channel, way)
-        for channel, way in _WAYS
-        if endpoint in ("auto", channel) and scores in ("auto", way)
-        if system is None or channel == "chat"
+        (name, mode)
+        for name, mode in _MODES
+        if endpoint in ("auto", name) and scores in ("auto", mode)
+        if system is None or name == "chat"
     ]
     if not pairs:
         raise InputError(
@@ -196,24 +190,49 @@ def _open_ways(endpoint: str, scores: str, system: str | None) -> list[tuple[str
     return pairs
 
 
-def _way(channel: str, scores: str, server: Server, answer_tokens: int, spelling: Spelling) -> Way:
-    def make(manner: Manner) -> Scorer:
+def _mode(
+    endpoint: str, scores: str, server: Server, answer_tokens: int, tokenizer: LabelTokenizer
+) -> ScoringMode:
+    def make(request_format: RequestFormat) -> Scorer:
         if scores == "echo":
-            return Echoed(Completions(server, manner))
-        asked = Chat(server, manner) if channel == "chat" else Completions(server, manner)
-        if scores in ("forced", "margins"):
-            return (Forced if scores == "forced" else Margins)(asked, spelling)
-        return Likeliest(asked) if scores == "logprobs" else Spoken(asked, write=answer_tokens)
+            return EchoScorer(Completions(server, request_format))
+        called = (Chat if endpoint == "chat" else Completions)(server, request_format)
+        if scores == "forced":
+            return ForcedScorer(called, tokenizer)
+        if scores == "margins":
+            return MarginScorer(called, tokenizer)
+        if scores == "logprobs":
+            return TopLogprobsScorer(called)
+        return GeneratedTextScorer(called, max_tokens=answer_tokens)
 
-    given = spelling.given if scores in ("forced", "margins") else ()
-    name = f"{channel} with {scores}"
-    return Way(name, make, given) if given else Way(name, make)
+    given = tokenizer.given if scores in ("forced", "margins") else ()
+    name = f"{endpoint} with {scores}"
+    return ScoringMode(name, make, given) if given else ScoringMode(name, make)
+
+
+def _detect(
+    modes: Sequence[ScoringMode], top_logprobs: int | None, server: Server, retry: Retry
+) -> Scorer:
+    """Detect the mode; an error for lack of a key says where a key is looked for."""
+    request_format = RequestFormat()
+    if top_logprobs is not None:
+        request_format = RequestFormat(top_counts=(top_logprobs,), larger_counts=())
+    try:
+        return detect_mode(modes, request_format, server, retry)
+    except RefusedError as error:
+        if server.signed or error.status != 401:
+            raise
+        raise RefusedError(
+            f"{error}: none was given, by api_key_file or in OPENAI_API_KEY",
+            status=401,
+            reason=error.reason,
+        ) from error
 
 
 def _checked(extra_body: Mapping[str, Any] | None) -> dict[str, Any]:
     extra = dict(extra_body or {})
     for name in extra:
-        if name in _OURS:
+        if name in _RESERVED:
             raise InputError(f"extra_body holds {name!r}, which this backend sets itself")
     try:
         json.dumps(extra, allow_nan=False)
@@ -240,8 +259,8 @@ def _words(candidates: Sequence[str]) -> tuple[str, ...]:
     return tuple(candidate.strip() for candidate in candidates)
 
 
-def _place(url: str) -> str:
-    """Who is asked. A path may name an account: only that it is another one is shown."""
+def _location(url: str) -> str:
+    """A server in an identity. A path may name an account, so only its digest is shown."""
     parts = urlsplit(url)
     return parts.netloc if parts.path in ("", "/v1") else f"{parts.netloc}/{_digest(parts.path)}"
 

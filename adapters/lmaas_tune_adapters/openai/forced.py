@@ -1,160 +1,177 @@
-"""Label words that a server is made to write, so that it tells what they were worth."""
+"""Scoring label words by making a server write them, so that it returns their probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmaas_tune.backend import ScoreReply
-from lmaas_tune_adapters.openai.channels import Asking, Channel
-from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token
-from lmaas_tune_adapters.openai.rows import Question, alike
-from lmaas_tune_adapters.openai.scorers import PROMPTS, reply, see_answers
-from lmaas_tune_adapters.openai.spelling import Spelling, Spelt
+from lmaas_tune_adapters.openai.endpoints import (
+    GenerationEndpoint,
+    SamplingParams,
+    TrackedEndpoint,
+)
+from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
+from lmaas_tune_adapters.openai.rows import Context, by_spacing
+from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
 from lmaas_tune_adapters.openai.words import bound, spaced, unspaced, whole
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmaas_tune.backend import ScoreReply
+    from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer, LabelTokens
+
 RAISED = 100.0
-"""Added to a token's logit, so that it is written: the most that servers take."""
+"""Added to a token's logit to make the model write it; servers accept no more."""
 
-SAME = 0.05
-"""Two answers of one server may differ so far."""
+TOLERANCE = 0.05
+"""Largest difference between two answers of one server."""
 
-_CERTAIN = -0.01  # a probability of 1, or the sign of a server that counts the bias in
+_CERTAIN = -0.01  # a probability of 1, or the sign of a server that includes the bias
 
 
-class Forced:
-    """Raises a label word's tokens by `logit_bias`, and reads what they were worth without it.
+class ForcedScorer:
+    """Raises a label word's tokens by `logit_bias`, and reads their probabilities without it.
 
     That is exact, at one request a row and word. Words that are among the likeliest tokens are
-    read there, until one is missing. Of a word whose tokens do not come in order, each is forced
-    by itself behind those before it; where that is not possible, the word gets the likelihood of
-    its first tokens, and is counted as a bound.
+    read there, until one is missing. If the tokens of a word do not come in order, each one is
+    forced by itself behind those before it; where that is not possible, the word gets the
+    likelihood of its first tokens, and is counted as a bound.
     """
 
-    def __init__(self, channel: Channel, spelling: Spelling) -> None:
-        self.channel, self._spelling = channel, spelling
-        self._k = channel.manner.tops[0]
+    def __init__(self, endpoint: GenerationEndpoint, tokenizer: LabelTokenizer) -> None:
+        self.endpoint, self._tokenizer = endpoint, tokenizer
+        self._k = endpoint.request_format.top_counts[0]
         self.settings = "scores=forced"
-        self.rows = PROMPTS if channel.manner.several else 1
+        self.rows = PROMPTS if endpoint.request_format.batched else 1
         self._missed: set[tuple[bool, str]] = set()
 
-    def score(self, questions: Sequence[Question], words: Sequence[str]) -> ScoreReply:
+    def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
         """See `Scorer.score`."""
-        scores, bounds = np.full((len(questions), len(words)), np.nan), 0
-        with Asking(self.channel) as asking:
-            if any((q.spaced, word) not in self._missed for q in questions for word in words):
-                scores[:] = self._look(asking, questions, words)
-            for rows in alike(questions):
+        scores, bounds = np.full((len(contexts), len(words)), np.nan), 0
+        with TrackedEndpoint(self.endpoint) as endpoint:
+            if any((c.spaced, word) not in self._missed for c in contexts for word in words):
+                scores[:] = self._look_up(endpoint, contexts, words)
+            for rows in by_spacing(contexts):
                 for column, word in enumerate(words):
-                    lacking = [row for row in rows if np.isnan(scores[row, column])]
-                    found = self._force(asking, [questions[row] for row in lacking], word)
-                    for row, (score, exact) in zip(lacking, found, strict=True):
+                    missing = [row for row in rows if np.isnan(scores[row, column])]
+                    found = self._force(endpoint, [contexts[row] for row in missing], word)
+                    for row, (score, exact) in zip(missing, found, strict=True):
                         scores[row, column] = score
                         bounds += not exact
-        return reply(list(scores), words, asking.usage, bounds=bounds)
+        return reply(list(scores), words, endpoint.usage, bounds=bounds)
 
-    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> None:
+    def try_out(self, contexts: Sequence[Context], words: Sequence[str]) -> None:
         """See `Scorer.try_out`."""
-        question = questions[0]
-        with Asking(self.channel) as asking:
-            plain = asking([question.text], top=self._k)
-            see_answers(plain)
+        context = contexts[0]
+        with TrackedEndpoint(self.endpoint) as endpoint:
+            plain = endpoint.ask([context.text], SamplingParams(top_logprobs=self._k))
+            check_answers(plain)
             top = plain[0].tokens[0].top
             scores = []
-            for word, named in zip(words, self._named(question, plain[0], words), strict=True):
-                ((score, exact),) = self._force(asking, [question], word)
+            for word, named in zip(words, self._named(context, plain[0], words), strict=True):
+                ((score, exact),) = self._force(endpoint, [context], word)
                 if not exact:
-                    raise LackingError("logit_bias does not make the model write a word")
-                if abs(score - named) > SAME if named is not None else score > bound(top) + SAME:
-                    raise LackingError("logit_bias changes the log-probabilities that are told")
+                    raise IncompleteError("logit_bias does not make the model write a word")
+                if _differs(score, named, most=bound(top)):
+                    raise IncompleteError("logit_bias changes the log-probabilities that are told")
                 scores.append(score)
             if min(scores) > _CERTAIN:
-                raise LackingError("a forced word has the probability 1, whatever it is")
+                raise IncompleteError("a forced word has the probability 1, whatever it is")
 
     def notes(self, words: Sequence[str]) -> list[str]:
         """See `Scorer.notes`."""
         return [
-            f"where label words are not among the {self._k} likeliest tokens, a row is sent "
-            f"{len(words)} times, once for each, and paid as often: scores=logprobs sends it once",
+            f"where label words are not among the {self._k} likeliest tokens, a row is sent and "
+            f"paid {len(words)} times, once for each word: scores=logprobs sends it once",
         ]
 
-    def _named(
-        self, question: Question, choice: Choice, words: Sequence[str]
-    ) -> list[float | None]:
-        """Of the words that are tokens among the likeliest, as they would be written."""
-        behind = question.spaced and self.channel.name != "chat"
-        return whole(choice.tokens[0].top, words, spaced=behind)
+    def _named(self, context: Context, choice: Choice, words: Sequence[str]) -> list[float | None]:
+        """Scores of the words that are one of the likeliest tokens; None for the others."""
+        behind_space = context.spaced and self.endpoint.name != "chat"
+        return whole(choice.tokens[0].top, words, spaced=behind_space)
 
-    def _look(
-        self, asking: Asking, questions: Sequence[Question], words: Sequence[str]
+    def _look_up(
+        self, endpoint: TrackedEndpoint, contexts: Sequence[Context], words: Sequence[str]
     ) -> list[list[float]]:
-        """Scores of the words that are among the likeliest tokens; NaN for others."""
-        choices = asking([q.text for q in questions], top=self._k)
+        """Scores of the words that are among the likeliest tokens; NaN for the others."""
+        choices = endpoint.ask([c.text for c in contexts], SamplingParams(top_logprobs=self._k))
         rows = []
-        for question, choice in zip(questions, choices, strict=True):
-            named = self._named(question, choice, words) if choice.tokens else [None] * len(words)
+        for context, choice in zip(contexts, choices, strict=True):
+            named = self._named(context, choice, words) if choice.tokens else [None] * len(words)
             missed = [word for word, score in zip(words, named, strict=True) if score is None]
-            self._missed |= {(question.spaced, word) for word in missed}
+            self._missed |= {(context.spaced, word) for word in missed}
             rows.append([np.nan if score is None else score for score in named])
         return rows
 
     def _force(
-        self, asking: Asking, questions: Sequence[Question], word: str
+        self, endpoint: TrackedEndpoint, contexts: Sequence[Context], word: str
     ) -> list[tuple[float, bool]]:
-        """Of each row, the word's log-probability, and whether all of its tokens are in it."""
-        if not questions:
+        """For each row, the word's log-probability, and whether it covers all tokens."""
+        if not contexts:
             return []
-        spelt = self._spelling.of(questions[0], word, in_chat=self.channel.name == "chat")
-        bias = dict.fromkeys(spelt.keys, RAISED)
-        texts = [question.text for question in questions]
+        in_chat = self.endpoint.name == "chat"
+        tokens = self._tokenizer.tokenize(contexts[0], word, in_chat=in_chat)
+        bias = dict.fromkeys(tokens.keys, RAISED)
+        params = SamplingParams(max_tokens=tokens.count, top_logprobs=1, logit_bias=bias)
+        choices = endpoint.ask([context.text for context in contexts], params)
         found = []
-        for question, choice in zip(
-            questions, asking(texts, write=spelt.count, top=1, bias=bias), strict=True
-        ):
+        for context, choice in zip(contexts, choices, strict=True):
             written = _written(choice, word)
-            if written is None or len(spelt.pieces) not in (0, len(written)):
-                found.append(self._one_by_one(asking, question, spelt, choice))
+            if written is None or len(tokens.pieces) not in (0, len(written)):
+                found.append(self._one_by_one(endpoint, context, tokens, choice))
             else:
                 found.append((sum(map(_logprob, written)), True))
-                self._spelling.learn(spelt, [token.text for token in written])
+                self._tokenizer.learn(tokens, [token.text for token in written])
         return found
 
     def _one_by_one(
-        self, asking: Asking, question: Question, spelt: Spelt, choice: Choice
+        self, endpoint: TrackedEndpoint, context: Context, tokens: LabelTokens, choice: Choice
     ) -> tuple[float, bool]:
-        """As far as each token can be forced by itself, behind the text and those before it."""
+        """Force each token by itself, behind the text and the tokens before it, where possible."""
         done: list[Token] = []
-        while (text := _text(done)) != spelt.text:
-            if done and self.channel.name == "chat":
-                break  # nothing stands before an answer
-            token = self._next(asking, Question(question.text + text, question.spaced), spelt, done)
+        while (text := _text(done)) != tokens.text:
+            if done and self.endpoint.name == "chat":
+                break  # an answer cannot be continued
+            behind = Context(context.text + text, context.spaced)
+            token = self._next(endpoint, behind, tokens, done)
             if token is None:
                 break
             done.append(token)
-        if not done:  # no less than any token has
+        if not done:  # the largest log-probability of any token is a bound
             best = (value for token in choice.tokens[:1] for _, value in token.top)
             return max(best, default=0.0), False
-        if text == spelt.text:
-            self._spelling.learn(spelt, [token.text for token in done])
-        return sum(map(_logprob, done)), text == spelt.text
+        if text == tokens.text:
+            self._tokenizer.learn(tokens, [token.text for token in done])
+        return sum(map(_logprob, done)), text == tokens.text
 
     def _next(
-        self, asking: Asking, question: Question, spelt: Spelt, done: Sequence[Token]
+        self,
+        endpoint: TrackedEndpoint,
+        context: Context,
+        tokens: LabelTokens,
+        done: Sequence[Token],
     ) -> Token | None:
-        """The token of a word behind those before it; where it is unknown, others are lowered."""
-        pieces = spelt.pieces[len(done) : len(done) + 1]
-        bias = dict.fromkeys(pieces or spelt.keys, RAISED)
-        for _ in range(1 if pieces else spelt.count):
-            (choice,) = asking([question.text], top=1, bias=bias)
+        """Force a word's next token; where it is unknown, wrong ones are lowered in turn."""
+        pieces = tokens.pieces[len(done) : len(done) + 1]
+        bias = dict.fromkeys(pieces or tokens.keys, RAISED)
+        for _ in range(1 if pieces else tokens.count):
+            params = SamplingParams(top_logprobs=1, logit_bias=bias)
+            (choice,) = endpoint.ask([context.text], params)
             if not choice.tokens:
                 return None
             token = choice.tokens[0]
-            # one without text of its own, as half a character, would be forced for ever
-            if spaced(token.text) and spelt.text.startswith(_text([*done, token])):
+            # a token without its own text, as half a character, would be forced without end
+            if spaced(token.text) and tokens.text.startswith(_text([*done, token])):
                 return token
             bias[token.text] = -RAISED
         return None
+
+
+def _differs(score: float, named: float | None, *, most: float) -> bool:
+    """Whether a forced score contradicts the score without bias, or its upper bound."""
+    return score > most + TOLERANCE if named is None else abs(score - named) > TOLERANCE
 
 
 def _text(tokens: Sequence[Token]) -> str:
@@ -162,7 +179,7 @@ def _text(tokens: Sequence[Token]) -> str:
 
 
 def _written(choice: Choice, word: str) -> tuple[Token, ...] | None:
-    """The first tokens of an answer that make up a word, whether or not they show its space."""
+    """The first tokens of an answer that make up a word, with or without its space."""
     content = b""
     for count, token in enumerate(choice.tokens, start=1):
         content += token.content
@@ -173,5 +190,5 @@ def _written(choice: Choice, word: str) -> tuple[Token, ...] | None:
 
 def _logprob(token: Token) -> float:
     if token.logprob is None:
-        raise LackingError("the server gives no log-probability for a token that it wrote")
+        raise IncompleteError("the server gives no log-probability for a token that it wrote")
     return token.logprob

@@ -1,85 +1,94 @@
-"""Label words raised together, at a server that tells log-probabilities with the bias in them."""
+"""Scoring label words by raising all of them, where log-probabilities include the bias."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmaas_tune.backend import ScoreReply
-from lmaas_tune_adapters.openai.channels import Asking, Channel
-from lmaas_tune_adapters.openai.forced import RAISED, SAME
-from lmaas_tune_adapters.openai.replies import Choice, LackingError
-from lmaas_tune_adapters.openai.rows import Question, alike
-from lmaas_tune_adapters.openai.scorers import PROMPTS, reply, see_answers
-from lmaas_tune_adapters.openai.spelling import Spelling
+from lmaas_tune_adapters.openai.endpoints import (
+    GenerationEndpoint,
+    SamplingParams,
+    TrackedEndpoint,
+)
+from lmaas_tune_adapters.openai.forced import RAISED, TOLERANCE
+from lmaas_tune_adapters.openai.replies import Choice, IncompleteError
+from lmaas_tune_adapters.openai.rows import Context, by_spacing
+from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
 from lmaas_tune_adapters.openai.words import bound, shared_beginnings, stated, whole
 
-_ALL = -0.01  # log of the least that raised words have among all tokens
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmaas_tune.backend import ScoreReply
+    from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer
+
+_ALL = -0.01  # log of the smallest share of raised words among all tokens
 
 
-class Margins:
-    """Raises all label words by the same `logit_bias`: all are told, their differences as they are.
+class MarginScorer:
+    """Raises all label words by the same `logit_bias`: all are returned, with exact differences.
 
-    One request a row. What the words have together is lost; no loss over the labels looks at it.
-    A word of several tokens is not among the answers' tokens, and is counted as a bound.
+    It takes one request a row. The words' total probability is lost, which no loss over labels
+    uses. A word of several tokens is not among the answers' tokens, and is counted as a bound.
     """
 
-    def __init__(self, channel: Channel, spelling: Spelling) -> None:
-        self.channel, self._spelling = channel, spelling
-        self._k = channel.manner.tops[0]
+    def __init__(self, endpoint: GenerationEndpoint, tokenizer: LabelTokenizer) -> None:
+        self.endpoint, self._tokenizer = endpoint, tokenizer
+        self._k = endpoint.request_format.top_counts[0]
         self.settings = "scores=margins"
-        self.rows = PROMPTS if channel.manner.several else 1
+        self.rows = PROMPTS if endpoint.request_format.batched else 1
 
-    def score(self, questions: Sequence[Question], words: Sequence[str]) -> ScoreReply:
+    def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
         """See `Scorer.score`."""
-        scores: list[list[float]] = [[] for _ in questions]
+        scores: list[list[float]] = [[] for _ in contexts]
         bounds = 0
-        with Asking(self.channel) as asking:
-            for rows in alike(questions):
-                choices = self._raise(asking, [questions[row] for row in rows], words)
+        with TrackedEndpoint(self.endpoint) as endpoint:
+            for rows in by_spacing(contexts):
+                choices = self._raise(endpoint, [contexts[row] for row in rows], words)
                 for row, choice in zip(rows, choices, strict=True):
-                    scores[row], count = self._read(questions[row], words, choice)
+                    scores[row], count = self._read(contexts[row], words, choice)
                     bounds += count
-        return reply(scores, words, asking.usage, bounds=bounds)
+        return reply(scores, words, endpoint.usage, bounds=bounds)
 
-    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> None:
+    def try_out(self, contexts: Sequence[Context], words: Sequence[str]) -> None:
         """See `Scorer.try_out`."""
-        with Asking(self.channel) as asking:
-            plain = asking([questions[0].text], top=self._k)
-            see_answers(plain)
-            (raised,) = self._raise(asking, questions[:1], words)
-            before, count = self._read(questions[0], words, plain[0])
-            after, missing = self._read(questions[0], words, raised)
+        with TrackedEndpoint(self.endpoint) as endpoint:
+            plain = endpoint.ask([contexts[0].text], SamplingParams(top_logprobs=self._k))
+            check_answers(plain)
+            (raised,) = self._raise(endpoint, contexts[:1], words)
+            before, count = self._read(contexts[0], words, plain[0])
+            after, missing = self._read(contexts[0], words, raised)
             if missing or np.logaddexp.reduce(after) < _ALL:
-                raise LackingError("logit_bias does not raise what the likeliest tokens are")
-            if count == 0 and np.ptp(np.subtract(after, before)) > SAME:
-                raise LackingError("logit_bias does not raise all tokens alike")
+                raise IncompleteError("logit_bias does not raise what the likeliest tokens are")
+            if count == 0 and np.ptp(np.subtract(after, before)) > TOLERANCE:
+                raise IncompleteError("logit_bias does not raise all tokens alike")
 
     def notes(self, words: Sequence[str]) -> list[str]:
         """See `Scorer.notes`."""
         return [
-            "label words are raised together by logit_bias: their scores differ as they should, "
-            "and add up to 1; a word of several tokens has none",
+            "label words are raised together by logit_bias: the differences of their scores are "
+            "exact, and their probabilities add up to 1; a word of several tokens has no score",
             *shared_beginnings(words),
         ]
 
     def _raise(
-        self, asking: Asking, questions: Sequence[Question], words: Sequence[str]
+        self, endpoint: TrackedEndpoint, contexts: Sequence[Context], words: Sequence[str]
     ) -> list[Choice]:
-        in_chat = self.channel.name == "chat"
-        spelt = [self._spelling.of(questions[0], word, in_chat=in_chat) for word in words]
-        bias = {own.keys[0]: RAISED for own in spelt}
-        return asking([question.text for question in questions], top=self._k, bias=bias)
+        in_chat = self.endpoint.name == "chat"
+        tokens = [self._tokenizer.tokenize(contexts[0], word, in_chat=in_chat) for word in words]
+        bias = {own.keys[0]: RAISED for own in tokens}
+        params = SamplingParams(top_logprobs=self._k, logit_bias=bias)
+        return endpoint.ask([context.text for context in contexts], params)
 
     def _read(
-        self, question: Question, words: Sequence[str], choice: Choice
+        self, context: Context, words: Sequence[str], choice: Choice
     ) -> tuple[list[float], int]:
         """Scores of the words, and how many of them are bounds."""
         if not choice.tokens:
             return list(stated(None, len(words))), len(words)
         top = choice.tokens[0].top
-        behind = question.spaced and self.channel.name != "chat"
-        scores = whole(top, words, spaced=behind)
+        spaced = context.spaced and self.endpoint.name != "chat"
+        scores = whole(top, words, spaced=spaced)
         most = bound(top)
         return [most if score is None else score for score in scores], scores.count(None)

@@ -1,4 +1,4 @@
-"""What servers answer, in the shapes of the completions and the chat endpoint."""
+"""Reading the replies of the completions and the chat endpoint."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from lmaas_tune.errors import TransientError
 from lmaas_tune_adapters.http import Answer, paid, quoted, tokens_read
 
 FLOOR = -100.0
-"""Least log-probability that is told on."""
+"""Smallest log-probability that is passed on; smaller ones are raised to it."""
 
 _ENDED = ("stop", "content_filter")
-"""Why nothing may have been written."""
+"""Values of `finish_reason` for which an answer may be empty."""
 
-_NOTHING = 1e-3  # less is left by rounding
+_NOTHING = 1e-3  # a smaller rest of probability is rounding
 
 _THOUGHTS = ("<think", "[think]", "<|channel")
-"""How the thoughts of a model begin, where a server passes them on as its answer."""
+"""How a model's thoughts begin, where a server returns them as its answer."""
 
-_FILLER = -9999.0  # stands for minus infinity, as null does: no likeliest token has that
-
-
-class LackingError(TransientError):
-    """A reply lacks what was asked for: a hitch, or a server that never gives it."""
+_FILLER = -9999.0  # means minus infinity, as null does
 
 
-class CountError(LackingError):
-    """Of several prompts not all were answered, or not all were counted."""
+class IncompleteError(TransientError):
+    """A reply lacks something that was asked for, this time or always."""
+
+
+class CountError(IncompleteError):
+    """Not all prompts of a request were answered, or not all were counted."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,30 @@ class Token:
     """One token that was read or written.
 
     Attributes:
-        text: As the server spells it.
-        content: Its bytes, of which some may be half a character.
-        logprob: None for the first one read.
+        text: As the server writes it.
+        content: Its bytes, which may end within a character.
+        logprob: None for the first token read.
         top: The likeliest tokens in its place, itself included, each with its log-probability.
-        cut: Whether some of those had filler put in their place: they have no probability, though
-            the others leave some.
+        has_filler: Whether the server returned filler in place of some of them: entries without
+            probability, though the others leave some.
     """
 
     text: str
     content: bytes
     logprob: float | None
     top: tuple[tuple[str, float], ...]
-    cut: bool
+    has_filler: bool
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was written to one prompt.
+    """The text written for one prompt.
 
     Attributes:
-        text: In whole.
-        thinks: Whether it begins with thoughts, and not with the answer.
-        tokens: Token by token, where log-probabilities were asked for; none where the model ended
-            at once, or was kept from answering.
+        text: The whole text.
+        tokens: Its tokens, where log-probabilities were asked for; empty where the model ended
+            at once, or a filter removed the answer.
+        thinks: Whether it begins with the model's thoughts instead of the answer.
     """
 
     text: str
@@ -71,55 +71,58 @@ class Choice:
 
 
 def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], int]:
-    """The choices in the order of the prompts, and how many tokens the server read.
+    """Read the choices of a reply, in the order of the prompts.
 
-    What is raised has that as its `usage`: it was paid.
+    Errors carry the usage of the reply, which was paid.
 
     Args:
         answer: Of either endpoint.
         count: Prompts that were sent.
         logprobs: Whether log-probabilities were asked for.
 
+    Returns:
+        The choices, and the number of tokens that the server read.
+
     Raises:
-        LackingError: No log-probabilities.
+        IncompleteError: No log-probabilities.
         CountError: Another number of choices.
-        TransientError: It is no such reply.
+        TransientError: The content is no reply of these endpoints.
     """
     reply = _parsed(answer)
     tokens = tokens_read(reply)
     with paid(answer.usage + Usage(sequences=count, tokens=tokens or 0)):
         _check_error(reply, answer)
         if tokens is None:
-            raise TransientError(f"{answer.url} does not tell its usage in numbers")
+            raise TransientError(f"{answer.url} does not give its usage in numbers")
         return _choices(reply, answer, count=count, logprobs=logprobs), tokens
 
 
 def _parsed(answer: Answer) -> Any:
-    """The body read as JSON, where minus infinity may stand as some servers write it."""
+    """Parse the body as JSON, with minus infinity as some servers write it."""
     try:
         return json.loads(answer.content, parse_constant=_lowest)
     except (ValueError, RecursionError):
-        return answer.json()  # says what is wrong with it
+        return answer.json()  # raises an error that names the fault
 
 
 def _lowest(name: str) -> float:
     if name != "-Infinity":
-        raise ValueError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is no number in JSON")
     return -math.inf
 
 
 def _check_error(reply: Any, answer: Answer) -> None:
-    """See that a reply is none of those that fail under a status of success.
+    """Check that a reply with a status of success contains no error.
 
     Raises:
-        TransientError: It is, in the server's words.
+        TransientError: It does; the message quotes the server.
     """
     error = reply.get("error") if isinstance(reply, Mapping) and "choices" not in reply else None
     if error is None:
         return
-    said = error.get("message") if isinstance(error, Mapping) else error
+    message = error.get("message") if isinstance(error, Mapping) else error
     raise TransientError(
-        f"{answer.url} answered with an error: {quoted(str(said), answer.key, most=300)}"
+        f"{answer.url} answered with an error: {quoted(str(message), answer.key, most=300)}"
     )
 
 
@@ -140,10 +143,10 @@ def _ordered(choices: list[Mapping[str, Any]], count: int, url: str) -> list[Map
         raise CountError(f"{url} gave {len(choices)} choices for {count} prompts")
     if count == 1:
         return choices
-    places = {choice.get("index"): choice for choice in choices}
-    if set(places) != set(range(count)):
+    by_index = {choice.get("index"): choice for choice in choices}
+    if set(by_index) != set(range(count)):
         raise CountError(f"{url} does not tell which of {count} prompts each choice answers")
-    return [places[index] for index in range(count)]
+    return [by_index[index] for index in range(count)]
 
 
 def _choice(choice: Mapping[str, Any], url: str, *, logprobs: bool) -> Choice:
@@ -164,10 +167,10 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 def _tokens(choice: Mapping[str, Any], url: str) -> tuple[Token, ...]:
     found = choice.get("logprobs") or {}
-    told = found.get("content") or found.get("tokens")
-    if choice.get("finish_reason") in _ENDED and not _text(choice) and not told:
+    entries = found.get("content") or found.get("tokens")
+    if choice.get("finish_reason") in _ENDED and not _text(choice) and not entries:
         return ()
-    if found.get("content"):  # of the chat endpoint; of both at llama.cpp
+    if found.get("content"):  # the chat endpoint's form; llama.cpp uses it for both
         tokens = [_of_chat(entry) for entry in found["content"]]
     elif found.get("tokens") and found.get("token_logprobs"):
         tops = found.get("top_logprobs") or [None] * len(found["tokens"])
@@ -176,7 +179,7 @@ def _tokens(choice: Mapping[str, Any], url: str) -> tuple[Token, ...]:
             _token(text, None, logprob, (top or {}).items()) for text, logprob, top in entries
         ]
     else:
-        raise LackingError(f"{url} answered without the log-probabilities that were asked for")
+        raise IncompleteError(f"{url} answered without the log-probabilities that were asked for")
     return tuple(tokens)
 
 
@@ -188,23 +191,23 @@ def _of_chat(entry: Mapping[str, Any]) -> Token:
 def _token(text: str, content: Any, logprob: float | None, tops: Any) -> Token:
     if not isinstance(text, str):
         raise TypeError(f"{text!r} is no text of a token")
-    spelt = text.encode("utf-8", "replace") if content is None else bytes(content)
+    encoded = text.encode("utf-8", "replace") if content is None else bytes(content)
     if logprob is None:
-        return Token(text, spelt, None, (), cut=False)
-    told = {str(piece): _FILLER if value is None else _checked(value) for piece, value in tops}
-    top = {piece: value for piece, value in told.items() if value > _FILLER}
+        return Token(text, encoded, None, (), has_filler=False)
+    given = {str(piece): _FILLER if value is None else _checked(value) for piece, value in tops}
+    top = {piece: value for piece, value in given.items() if value > _FILLER}
     top.setdefault(text, own := _checked(logprob))
     return Token(
         text,
-        spelt,
+        encoded,
         max(FLOOR, own),
         tuple((piece, max(FLOOR, value)) for piece, value in top.items()),
-        cut=min(told.values(), default=0.0) <= _FILLER and _left(top.values()) > _NOTHING,
+        has_filler=min(given.values(), default=0.0) <= _FILLER and _left(top.values()) > _NOTHING,
     )
 
 
 def _left(logprobs: Iterable[float]) -> float:
-    """What tokens leave of all probability."""
+    """The probability that tokens leave for all others."""
     return 1.0 - math.fsum(map(math.exp, logprobs))
 
 

@@ -1,24 +1,32 @@
-"""Ways to score label words: by their own tokens, the likeliest ones, or the answer."""
+"""The interface of scoring modes, and two of them: echoed tokens and the generated text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
 from lmaas_tune.backend import ScoreReply, Usage
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import FloatArray
-from lmaas_tune_adapters.openai.channels import Asking, Channel, Completions
-from lmaas_tune_adapters.openai.replies import Choice, LackingError, Token
-from lmaas_tune_adapters.openai.rows import Question
+from lmaas_tune_adapters.openai.endpoints import (
+    Completions,
+    GenerationEndpoint,
+    SamplingParams,
+    TrackedEndpoint,
+)
+from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.words import after_thought, named_in, stated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmaas_tune.prompts import FloatArray
+    from lmaas_tune_adapters.openai.rows import Context
 
 Tokens: TypeAlias = tuple[Token, ...]
 
 PROMPTS = 16
-"""Rows of a request; a server answers no faster for more."""
+"""Rows in one request; more do not make a server faster."""
 
 THINKS = (
     "the model thinks before it answers: switch that off by "
@@ -28,112 +36,113 @@ THINKS = (
 
 
 class Scorer(Protocol):
-    """One way to score.
-
-    Attributes:
-        channel: Who is asked.
-        settings: What of it changes the scores.
-        rows: Most rows of one request.
-    """
+    """Scores label words in one mode."""
 
     @property
-    def channel(self) -> Channel: ...
+    def endpoint(self) -> GenerationEndpoint:
+        """Receives the requests."""
+        ...
 
     @property
-    def settings(self) -> str: ...
+    def settings(self) -> str:
+        """Settings of the mode that change scores, for the backend's identity."""
+        ...
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Most rows in one request."""
+        ...
 
-    def score(self, questions: Sequence[Question], words: Sequence[str]) -> ScoreReply:
-        """(rows, words) log-probabilities, what they took, and how many of them are bounds.
+    def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
+        """(rows, words) log-probabilities, their usage, and how many of them are bounds.
 
         Raises:
             BackendError: The server failed.
-            InputError: It cannot read a row.
+            InputError: The server cannot read a row.
         """
         ...
 
-    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> None:
-        """Score once, to see whether the server gives what this way needs.
+    def try_out(self, contexts: Sequence[Context], words: Sequence[str]) -> None:
+        """Score once, to find out whether the server returns all that the mode needs.
 
         Raises:
-            LackingError: It does not.
-            RefusedError: It says so itself.
+            IncompleteError: It does not.
+            RefusedError: It refuses the request.
         """
         ...
 
     def notes(self, words: Sequence[str]) -> list[str]:
-        """What a user should know."""
+        """Sentences about the mode that a user should read."""
         ...
 
 
-class Echoed:
-    """Reads the label word's own tokens, all of them: exact, at one prompt a word and row.
+class EchoScorer:
+    """Reads the echoed tokens of each label word: exact, at one prompt a word and row.
 
-    How many tokens a word has is learnt from the first rows, which are sent without a word too.
+    The first rows are sent without a word too, which shows how many tokens each word has.
     """
 
-    def __init__(self, channel: Completions) -> None:
-        self.channel = channel
+    def __init__(self, endpoint: Completions) -> None:
+        self.endpoint = endpoint
         self.settings = "scores=echo"
-        self.rows = PROMPTS // 4 if channel.manner.several else 1
+        self.rows = PROMPTS // 4 if endpoint.request_format.batched else 1
         self._lengths: dict[tuple[bool, str], int] = {}
 
-    def score(self, questions: Sequence[Question], words: Sequence[str]) -> ScoreReply:
+    def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
         """See `Scorer.score`."""
-        learn = any((q.spaced, word) not in self._lengths for q in questions for word in words)
+        learn = any((c.spaced, word) not in self._lengths for c in contexts for word in words)
         texts = [
             text
-            for q in questions
-            for text in [q.text] * learn + [q.answered(word) for word in words]
+            for context in contexts
+            for text in [context.text] * learn + [context.continued(word) for word in words]
         ]
         each = len(words) + learn
-        with Asking(self.channel) as asking:
-            choices = asking(texts, top=1, echo=True)
+        with TrackedEndpoint(self.endpoint) as endpoint:
+            choices = endpoint.ask(texts, SamplingParams(top_logprobs=1, echo=True))
             read = [_read(choice, text) for choice, text in zip(choices, texts, strict=True)]
             rows = [read[start : start + each] for start in range(0, len(read), each)]
             if learn:
-                for question, choice, own in zip(questions, choices[::each], rows, strict=True):
-                    if not choice.text.startswith(question.text):
-                        raise LackingError("the server does not echo what it read")
-                    self._learn(question, words, own[0], own[1:])
+                for context, choice, own in zip(contexts, choices[::each], rows, strict=True):
+                    if not choice.text.startswith(context.text):
+                        raise IncompleteError("the server does not echo what it read")
+                    self._learn(context, words, own[0], own[1:])
                 rows = [filled for _, *filled in rows]
-            scores = [self._row(q, words, row) for q, row in zip(questions, rows, strict=True)]
-        return reply(scores, words, asking.usage)
+            scores = [self._row(c, words, row) for c, row in zip(contexts, rows, strict=True)]
+        return reply(scores, words, endpoint.usage)
 
-    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> None:
+    def try_out(self, contexts: Sequence[Context], words: Sequence[str]) -> None:
         """See `Scorer.try_out`."""
         try:
-            self.score(questions, words)
-        except InputError as error:  # ours are common words, after a space
-            raise LackingError("the tokens it gives are not those that it read") from error
+            self.score(contexts, words)
+        except InputError as error:  # the words of the trial are common ones, after a space
+            raise IncompleteError("the tokens it gives are not those that it read") from error
 
     def notes(self, words: Sequence[str]) -> list[str]:
         """See `Scorer.notes`."""
         return [
-            f"a row is sent {len(words)} times, once with each label word, and paid as often: "
-            "scores=logprobs sends it once, and scores what the server names alone"
+            f"each row is sent and paid {len(words)} times, once with each label word: "
+            "scores=logprobs sends it once, and scores only words that the server names"
         ]
 
     def _learn(
-        self, question: Question, words: Sequence[str], bare: Tokens, filled: Sequence[Tokens]
+        self, context: Context, words: Sequence[str], bare: Tokens, filled: Sequence[Tokens]
     ) -> None:
-        before = _spelt(bare)
+        """Record how many tokens each word adds to the bare text."""
+        before = _texts(bare)
         for word, tokens in zip(words, filled, strict=True):
-            after = _spelt(tokens)
+            after = _texts(tokens)
             if after == before:
-                raise LackingError("the server does not tell the tokens that it read")
+                raise IncompleteError("the server does not tell the tokens that it read")
             if after[: len(before)] != before:
                 raise _runs_together(word)
-            self._lengths[question.spaced, word] = len(after) - len(before)
+            self._lengths[context.spaced, word] = len(after) - len(before)
 
-    def _row(self, question: Question, words: Sequence[str], read: Sequence[Tokens]) -> list[float]:
-        """Sums over the last tokens read; what stands before them is the same for all words."""
-        lengths = [self._lengths[question.spaced, word] for word in words]
-        spelt = [_spelt(tokens) for tokens in read]
-        first = spelt[0][: -lengths[0]]
-        for word, length, tokens in zip(words, lengths, spelt, strict=True):
+    def _row(self, context: Context, words: Sequence[str], read: Sequence[Tokens]) -> list[float]:
+        """Sum over the last tokens; those before them must be the same for all words."""
+        lengths = [self._lengths[context.spaced, word] for word in words]
+        texts = [_texts(tokens) for tokens in read]
+        first = texts[0][: -lengths[0]]
+        for word, length, tokens in zip(words, lengths, texts, strict=True):
             if tokens[:-length] != first:
                 raise _runs_together(word)
         return [
@@ -142,42 +151,44 @@ class Echoed:
         ]
 
 
-class Spoken:
-    """Takes the answer at its word: stated pseudo-probabilities, see `words.in_answer`.
+class GeneratedTextScorer:
+    """Reads the label from the generated text: stated pseudo-probabilities, see `words.stated`.
 
     Args:
-        channel: Who is asked.
-        write: Most tokens of an answer.
+        endpoint: Receives the requests.
+        max_tokens: Most tokens of an answer.
     """
 
-    def __init__(self, channel: Channel, *, write: int) -> None:
-        self.channel, self._write = channel, write
-        self.settings = f"scores=text write={write}"
-        self.rows = PROMPTS if channel.manner.several else 1
+    def __init__(self, endpoint: GenerationEndpoint, *, max_tokens: int) -> None:
+        self.endpoint, self._max_tokens = endpoint, max_tokens
+        self._params = SamplingParams(max_tokens=max_tokens)
+        self.settings = f"scores=text write={max_tokens}"
+        self.rows = PROMPTS if endpoint.request_format.batched else 1
 
-    def score(self, questions: Sequence[Question], words: Sequence[str]) -> ScoreReply:
+    def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
         """See `Scorer.score`."""
-        choices, usage = self.channel.ask([q.text for q in questions], write=self._write)
+        choices, usage = self.endpoint.ask([c.text for c in contexts], self._params)
         named = [named_in(choice.text, words) for choice in choices]
         scores = [stated(label, len(words)) for label in named]
         return reply(scores, words, usage, bounds=len(words) * named.count(None))
 
-    def try_out(self, questions: Sequence[Question], words: Sequence[str]) -> None:
+    def try_out(self, contexts: Sequence[Context], words: Sequence[str]) -> None:
         """See `Scorer.try_out`."""
-        choices, _ = self.channel.ask([q.text for q in questions], write=self._write)
+        choices, _ = self.endpoint.ask([c.text for c in contexts], self._params)
         if all(choice.thinks and not after_thought(choice.text) for choice in choices):
-            raise LackingError(f"{THINKS}; or raise answer_tokens, now {self._write}")
+            raise IncompleteError(f"{THINKS}; or raise answer_tokens, now {self._max_tokens}")
         if not any(choice.text.strip() for choice in choices):
-            raise LackingError(
-                f"the model wrote nothing in {self._write} tokens: if it thinks before it "
+            raise IncompleteError(
+                f"the model wrote nothing in {self._max_tokens} tokens: if it thinks before it "
                 "answers, switch that off by extra_body, or raise answer_tokens"
             )
 
     def notes(self, words: Sequence[str]) -> list[str]:
         """See `Scorer.notes`."""
         return [
-            "answers are taken at their word: the label that one names gets 0.9, the others share "
-            f"0.1; up to {self._write} written tokens a row are paid, where a price counts one"
+            "only the answers' text is read: the label that an answer names gets the probability "
+            "0.9, the others share 0.1; up to "
+            f"{self._max_tokens} written tokens a row are paid, where a price counts one"
         ]
 
 
@@ -188,37 +199,37 @@ def reply(
     *,
     bounds: int = 0,
 ) -> ScoreReply:
-    """A reply of one row of scores for each question."""
+    """Make a reply of one row of scores for each context."""
     rows: FloatArray = np.array(scores, dtype=np.float64).reshape(len(scores), len(words))
     return ScoreReply(rows, usage, bounds)
 
 
-def see_answers(choices: Sequence[Choice]) -> None:
-    """See that what a model writes first can be a label word.
+def check_answers(choices: Sequence[Choice]) -> None:
+    """Check that the first written token can be a label word's.
 
     Raises:
-        LackingError: It cannot.
+        IncompleteError: The model wrote nothing, or thinks before it answers.
     """
     if not any(choice.tokens for choice in choices):
-        raise LackingError("the model wrote nothing, and so has no likeliest tokens")
+        raise IncompleteError("the model wrote nothing, and so has no likeliest tokens")
     if any(choice.thinks for choice in choices):
-        raise LackingError(THINKS)
+        raise IncompleteError(THINKS)
 
 
 def _read(choice: Choice, text: str) -> Tokens:
-    """Tokens of the text; one more was written, or the model ended there and that is not told."""
+    """The tokens of the text, without the written one; there is none if the model ended there."""
     last = choice.tokens[-1].text
     ended = choice.text == text and last != "" and text.endswith(last)
     return choice.tokens if ended else choice.tokens[:-1]
 
 
-def _spelt(tokens: Tokens) -> tuple[str, ...]:
+def _texts(tokens: Tokens) -> tuple[str, ...]:
     return tuple(token.text for token in tokens)
 
 
 def _logprob(token: Token) -> float:
     if token.logprob is None:
-        raise LackingError("the server gives no log-probability for a token that it read")
+        raise IncompleteError("the server gives no log-probability for a token that it read")
     return token.logprob
 
 

@@ -1,51 +1,54 @@
-"""Label words among a server's tokens, and in its answers.
+"""Finding label words among a server's tokens, and in its answers.
 
-A server's tokens are known by their text alone. A token stands for a label word if it is the word,
-or begins it: of several that begin it, the longest does.
+Only the text of a server's tokens is known. A token stands for a label word if it is the word or
+begins it; of several that begin it, the longest one counts.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmaas_tune.prompts import FloatArray
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmaas_tune.prompts import FloatArray
 
 RIGHT = 0.9
 """Stated probability of the label that an answer names; the others share the rest."""
 
-_SPACES = " ▁Ġ"  # before a word, as servers and bare vocabularies spell it
+_SPACES = " ▁Ġ"  # a space before a word, as servers and vocabularies write it
 _THOUGHT_BEGINS = re.compile(r"\s*<think", re.IGNORECASE)
 _THOUGHT = re.compile(r"\A\s*<think\w*>.*?</think\w*>", re.IGNORECASE | re.DOTALL)
-_ROUNDING = 1e-6  # of the sum of the likeliest tokens, in 32 bits
+_ROUNDING = 1e-6  # of a sum of probabilities in float32
 
 
 def bound(top: Sequence[tuple[str, float]]) -> float:
-    """The most that the log-probability of a token outside the likeliest ones can be.
+    """Upper bound of the log-probability of a token outside the likeliest ones.
 
-    It is no likelier than the last of them, and has no more mass than they leave.
+    It is at most that of the last of them, and at most the probability that they leave.
     """
     rest = 1.0 - math.fsum(math.exp(logprob) for _, logprob in top)
     return min(min(logprob for _, logprob in top), math.log(max(rest, 0.0) + _ROUNDING))
 
 
 def unspaced(piece: str) -> str:
-    """A token without the space before it."""
+    """Remove the space before a token."""
     return piece.lstrip(_SPACES)
 
 
 def spaced(piece: str) -> str:
-    """A token with the space before it, if any, as a text has it."""
+    """Write the space before a token, if there is one, as a plain space."""
     return f" {piece[1:]}" if piece[:1] in _SPACES and piece else piece
 
 
 def whole(
     top: Sequence[tuple[str, float]], words: Sequence[str], *, spaced: bool | None
 ) -> list[float | None]:
-    """Log-probabilities of the label words that are one of the likeliest tokens, as `among`."""
+    """Log-probabilities of label words that are one of the likeliest tokens; else as `among`."""
     pieces = _pieces(top, spaced)
     fold = str.casefold if spaced is None else str
     found = [[v for piece, v in pieces if fold(piece) == fold(word)] for word in words]
@@ -55,21 +58,21 @@ def whole(
 def among(
     top: Sequence[tuple[str, float]], words: Sequence[str], *, spaced: bool | None
 ) -> list[float | None]:
-    """Log-probabilities of the label words' first tokens; None for a word without one here.
+    """Log-probabilities of label words' first tokens; None for a word without one here.
 
     Args:
         top: The likeliest tokens and their log-probabilities.
         words: Label words, without a space before them.
         spaced: Whether the word follows a space, which then is part of its first token. None
-            where the model may write as it likes (an answer of a chat): spaces and capitals
-            do not matter, and the ways to write one word add up.
+            for the answers of a chat: spaces and capitals do not matter, and the probabilities
+            of all spellings of a word are added.
     """
     pieces = _pieces(top, spaced)
     return [_likelihood(pieces, word, any_case=spaced is None) for word in words]
 
 
 def _pieces(top: Sequence[tuple[str, float]], spaced: bool | None) -> list[tuple[str, float]]:
-    """The tokens that can begin a word, without a space before them."""
+    """Tokens that can begin a word, without the space before them."""
     shows_spaces = any(piece[:1] in _SPACES for piece, _ in top if piece)
     return [
         (unspaced(piece), logprob)
@@ -82,25 +85,26 @@ def _likelihood(pieces: Sequence[tuple[str, float]], word: str, *, any_case: boo
     fold = str.casefold if any_case else str
     begun = [(len(p), v) for p, v in pieces if p and fold(word).startswith(fold(p))]
     longest = max((length for length, _ in begun), default=0)
-    if longest < min(2, len(word) / 2):  # one letter begins too many other words
+    if longest < min(2, len(word) / 2):  # one letter begins too many words
         return None
     return _added_up([value for length, value in begun if length == longest])
 
 
 def _added_up(same: Sequence[float]) -> float:
-    """The likelihood of one word written in several ways."""
+    """Add the probabilities of several spellings of one word."""
     return min(0.0, float(np.logaddexp.reduce(same)))
 
 
 def after_thought(answer: str) -> str:
-    """What an answer says after its thoughts; nothing where it was cut before their end."""
+    """Remove the thoughts from an answer; empty where it was cut within them."""
     return "" if re.match(_THOUGHT_BEGINS, rest := re.sub(_THOUGHT, "", answer)) else rest
 
 
 def named_in(answer: str, words: Sequence[str]) -> int | None:
-    """Which word an answer begins with, else has in it, its thoughts aside.
+    """Find the word that an answer begins with, or else the only one that it contains.
 
-    None where it has none of them, or several in the midst of it.
+    Returns:
+        The word's index; None where the answer contains none of them, or several.
     """
     text = after_thought(answer).strip().lstrip("\"'`*«“([").casefold()
     longest_first = sorted(range(len(words)), key=lambda i: -len(words[i]))
@@ -112,7 +116,7 @@ def named_in(answer: str, words: Sequence[str]) -> int | None:
 
 
 def stated(label: int | None, labels: int) -> FloatArray:
-    """(labels,) stated log-probabilities where an answer names a label; all equal for None."""
+    """(labels,) stated log-probabilities for the label of an answer; all equal for None."""
     if label is None:
         return np.full(labels, -math.log(labels))
     others = (1.0 - RIGHT) / max(1, labels - 1)
@@ -120,18 +124,18 @@ def stated(label: int | None, labels: int) -> FloatArray:
 
 
 def _whole(word: str) -> str:
-    """Finds the word, not as a part of another where a script parts words by spaces."""
+    """Pattern of a whole word, in scripts that separate words by spaces."""
     folded = word.casefold()
-    before, after = (r"\b" if _parts(end) else "" for end in (folded[0], folded[-1]))
+    before, after = (r"\b" if _is_letter(end) else "" for end in (folded[0], folded[-1]))
     return before + re.escape(folded) + after
 
 
-def _parts(character: str) -> bool:
+def _is_letter(character: str) -> bool:
     return character.isdigit() or character.upper() != character.lower()
 
 
 def shared_beginnings(words: Sequence[str]) -> list[str]:
-    """A note for every label word that begins another."""
+    """Make a note for every label word that begins another one."""
     return [
         f"the label word {word!r} begins {other!r}: if both begin with one token, they get "
         "the same score"

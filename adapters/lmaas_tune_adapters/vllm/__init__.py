@@ -1,4 +1,4 @@
-"""Models on a vLLM server, with soft and text prompts: everything is sent as embeddings."""
+"""Models on a vLLM server, with soft and text prompts, sent as embeddings."""
 
 from lmaas_tune.errors import MissingExtraError
 

@@ -1,28 +1,31 @@
-"""The backend itself: requests in, log-probabilities of a model on a vLLM server out."""
+"""The backend `vllm`: a model on a vLLM server, with soft and text prompts."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
-from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean, named
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt
-from lmaas_tune_adapters.hf.answers import Reading, Word, tree
-from lmaas_tune_adapters.hf.encoding import EncodedRow
-from lmaas_tune_adapters.hf.reader import Reader
+from lmaas_tune_adapters.hf.label_tokens import Reading, Word, tree
+from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key
 from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
 from lmaas_tune_adapters.vllm.probe import check_server, find_model
 from lmaas_tune_adapters.vllm.rows import RowWriter
 from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lmaas_tune.calls.retry import Retry
+    from lmaas_tune.prompts import FloatArray, Prompt
+    from lmaas_tune_adapters.hf.encoding import EncodedRow
 
 KEY_VARIABLE = "VLLM_API_KEY"
 
@@ -41,8 +44,9 @@ WIRE_DTYPES = {
 class VLLMBackend:
     """A causal language model on a vLLM server that was started with --enable-prompt-embeds.
 
-    Text and prompt are embedded here, with the model's table of word embeddings alone, and sent as
-    embeddings. The server is asked at once which model it serves and whether it can do this.
+    Text and prompt are embedded here, with the model's table of word embeddings only, and sent as
+    embeddings. Two requests at the start check which model the server has, and whether it accepts
+    embeddings.
 
     Args:
         url: Of the server, with or without ``/v1``.
@@ -56,16 +60,16 @@ class VLLMBackend:
         server: ``vllm``, or ``dynamo`` for NVIDIA Dynamo in front of it.
         rows_per_call: Most rows in one request.
         max_body_bytes: Most bytes in one request; a single longer row goes alone.
-        max_kept_bytes: Most memory for what is kept of rows that are asked for again under another
-            soft prompt: about what they are on the wire. 0 keeps nothing.
+        max_kept_bytes: Most memory for encoded rows, which are sent again under other soft
+            prompts; a row takes about its size on the wire. 0 keeps nothing.
         timeout: Seconds that one request may take.
         retry: How transient failures at the start are tried again; later the client does that.
 
     Raises:
-        InputError: The model cannot be had or is not causal, an option is out of range, or the
+        InputError: The model cannot be loaded or is not causal, an option is out of range, or the
             server has other models.
-        PermanentError: The server cannot do this; the message says what to change. Or it does not
-            answer.
+        PermanentError: The server does not answer, or does not return these log-probabilities;
+            the message says what to change.
     """
 
     def __init__(
@@ -112,17 +116,17 @@ class VLLMBackend:
         self.capabilities = Capabilities(
             soft_prompt_width=self._table.weight.shape[1],
             insertions=frozenset({"concat", "add"}),
-            deterministic=False,  # what else it serves at the time changes the order of sums
-            max_tokens=longest and longest - 1,  # the server writes a token of its own
+            deterministic=False,  # other requests at the time change the order of sums
+            max_tokens=longest and longest - 1,  # the server writes one token
             rows_per_call=self._completions.most_prompts,
         )
-        self._reader = Reader(
+        self._encoder = RequestEncoder(
             vocabulary.tokenizer,
             capabilities=self.capabilities,
             vocabulary_size=self.vocabulary_size,
             ends=False,
             tokens=_tokens,
-            places=_places,
+            positions=_positions,
         )
         self.identity = (
             f"vllm {vocabulary.name} weights={vocabulary.fingerprint} served={served.name} "
@@ -137,12 +141,12 @@ class VLLMBackend:
         return self._table.std
 
     def tokenize(self, text: str, /) -> tuple[int, ...]:
-        """Ids of the text's tokens, with no start or end token."""
-        return self._reader.text(text)
+        """Encode a text without start or end token."""
+        return self._encoder.text(text)
 
     def embed(self, token_ids: Sequence[int], /) -> FloatArray:
         """(tokens, H) float32 word embeddings, as the server takes them in place of ids."""
-        self._reader.check_ids(token_ids)
+        self._encoder.check_ids(token_ids)
         vectors: FloatArray = self._table.rows(token_ids).numpy()
         return vectors
 
@@ -152,11 +156,11 @@ class VLLMBackend:
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         """See `lmaas_tune.backend.Inspects.inspect`."""
-        self._readings(request, self._reader.rows(request))
-        return self._reader.inspect(request)
+        self._readings(request, self._encoder.rows(request))
+        return self._encoder.inspect(request)
 
     def _score(self, request: ScoreRequest) -> ScoreReply:
-        rows = self._reader.rows(request)
+        rows = self._encoder.rows(request)
         readings, token_ids = self._readings(request, rows)
         logprobs = np.zeros((len(rows), len(request.candidates)))
         vectors, adds = _soft(request.prompt)
@@ -169,41 +173,42 @@ class VLLMBackend:
             for row, reading in zip(rows, readings, strict=True)
             for path in reading.paths
         )
-        values, taken = self._completions.logprobs(prompts, token_ids)
-        first, place = 0, {token: index for index, token in enumerate(token_ids)}
+        values, sent = self._completions.logprobs(prompts, token_ids)
+        first, columns = 0, {token: index for index, token in enumerate(token_ids)}
         for number, reading in enumerate(readings):
-            for node, token, column in reading.picks:
-                logprobs[number, column] += values[first + node, place[token]]
+            for node, token, word in reading.picks:
+                logprobs[number, word] += values[first + node, columns[token]]
             first += len(reading.paths)
-        told = self._reader.usage(request, rows)
-        usage = replace(taken, sequences=told.sequences, tokens=told.tokens)
+        expected = self._encoder.usage(request, rows)
+        usage = replace(sent, sequences=expected.sequences, tokens=expected.tokens)
         return ScoreReply(logprobs, usage)
 
     def _readings(
         self, request: ScoreRequest, rows: Sequence[EncodedRow]
     ) -> tuple[list[Reading], list[int]]:
-        """What to read in each row, and all tokens that are asked for anywhere."""
-        readings = [tree(self._reader.words(request, row)) for row in rows]
+        """The reading of each row, and all tokens that any of them needs."""
+        readings = [tree(self._encoder.words(request, row)) for row in rows]
         token_ids = sorted({token for reading in readings for _, token, _ in reading.picks})
         if len(token_ids) > MOST_TOKENS:
             raise InputError(
                 f"{len(request.candidates)} label words have {len(token_ids)} different tokens, "
-                f"and vLLM tells of {MOST_TOKENS} at once: take fewer labels"
+                f"and vLLM returns {MOST_TOKENS} at once: take fewer labels"
             )
         return readings, token_ids
 
 
 def _soft(prompt: Prompt) -> tuple[torch.Tensor, bool]:
-    """(L, H) vectors of a soft prompt, none of a text, and whether they are added to words."""
-    if isinstance(prompt, SoftPrompt):
-        return torch.tensor(prompt.vectors), prompt.insertion == "add"
-    return torch.zeros(0, 1), False
+    """(L, H) vectors of a prompt (L is 0 for a text), and whether they are added to words."""
+    soft = parts_of(prompt).soft
+    if soft is None:
+        return torch.zeros(0, 1), False
+    return torch.tensor(soft.vectors), soft.insertion == "add"
 
 
 def _tokens(row: EncodedRow, words: Sequence[Word]) -> int:
-    """What the server reads: the row once more for each place inside a label word."""
+    """Tokens that the server reads: the whole row for each token inside a label word."""
     return sum(len(row.ids) + len(path) for path in tree(words).paths)
 
 
-def _places(row: EncodedRow, words: Sequence[Word]) -> int:
+def _positions(row: EncodedRow, words: Sequence[Word]) -> int:
     return len(row.ids) + max(map(len, words), default=1) - 1

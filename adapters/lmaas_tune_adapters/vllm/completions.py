@@ -1,17 +1,15 @@
-"""The one request this backend makes: prompts as embeddings in, log-probabilities of tokens out."""
+"""The request to vLLM: from prompts as embeddings to log-probabilities of given tokens."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import TransientError
-from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.http import (
     Answer,
     BusyError,
@@ -23,36 +21,41 @@ from lmaas_tune_adapters.http import (
     tokens_read,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from lmaas_tune.prompts import FloatArray
+
 PATH = "/v1/completions"
 
 MOST_TOKENS = 128
-"""Most tokens whose log-probabilities vLLM gives in one answer, whatever its --max-logprobs."""
+"""Most tokens whose log-probabilities vLLM returns in one answer, for any --max-logprobs."""
 
 _OVERFLOW = "Out of range float values"
-"""What vLLM says where a log-probability came out as NaN, and not where in the list."""
+"""vLLM's message where a log-probability is NaN; it does not name the prompt."""
 
-_ROUNDING = 1e-3  # a log-probability of a server in half precision may come out this far above 0
+_ROUNDING = 1e-3  # in half precision a server's log-probability can be this far above 0
 
-_NOTHING = -9999.0
-"""What vLLM says for no log-probability: of a token that it masks; and of token 0, should a request
-with more tokens be answered at the same time."""
+_NO_VALUE = -9999.0
+"""Stands for no log-probability in vLLM: for masked tokens, and for token 0 while a request with
+more tokens is answered."""
 
 
 class UnfitAnswerError(TransientError):
-    """An answer without a log-probability for every token that was asked for."""
+    """An answer lacks the log-probability of a token that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completions:
-    """Asks a server what comes next after prompts. May be used from several threads.
+    """Asks a server for log-probabilities of next tokens. May be used from several threads.
 
     Attributes:
         endpoint: The server.
         served_model: The model's name there.
         most_prompts: Most prompts in one HTTP request.
-        max_body_bytes: Most bytes of them; one prompt that is longer goes alone.
-        for_dynamo: Whether the server is NVIDIA Dynamo, which wants an empty `prompt` beside the
-            embeddings (vLLM refuses one), and no list of them.
+        max_body_bytes: Most bytes of them; a longer prompt is sent alone.
+        for_dynamo: Whether the server is NVIDIA Dynamo, which needs an empty `prompt` beside the
+            embeddings (vLLM refuses one), and takes no list of them.
     """
 
     endpoint: Endpoint
@@ -64,19 +67,19 @@ class Completions:
     def logprobs(
         self, prompts: Iterable[bytes], token_ids: Sequence[int]
     ) -> tuple[FloatArray, Usage]:
-        """What the model gives each token as the next one.
+        """Score tokens as the next one behind each prompt.
 
         Args:
             prompts: As `lmaas_tune_adapters.vllm.rows` writes them, finite; taken one by one.
             token_ids: At most `MOST_TOKENS`, all different.
 
         Returns:
-            (prompts, token ids) float64, NaN for a prompt that the model overflows on; and what
-            was sent and received.
+            (prompts, token ids) float64, NaN for a prompt on which the model overflows; and the
+            usage.
 
         Raises:
-            TransientError: No answer, or none that fits.
-            RefusedError: The server will not have it.
+            TransientError: No answer, or an unfit one.
+            RefusedError: The server refuses the request.
         """
         found, usage = joined(self._answers(group, token_ids) for group in self._groups(prompts))
         return np.concatenate([np.zeros((0, len(token_ids))), *found]), usage
@@ -84,7 +87,7 @@ class Completions:
     def ask(
         self, prompts: Sequence[bytes], token_ids: Sequence[int], *, beside: Sequence[int] = ()
     ) -> tuple[FloatArray, Usage]:
-        """One HTTP request.
+        """Send one HTTP request.
 
         Args:
             prompts: See `logprobs`.
@@ -97,8 +100,8 @@ class Completions:
             "temperature": 0,
             "logprobs": 1,
             "logprob_token_ids": list(token_ids),
-            "return_tokens_as_token_ids": True,  # else different tokens of one text are one key
-            # the model's own files may set a penalty where a request does not
+            "return_tokens_as_token_ids": True,  # else tokens of equal text have one key
+            # a model's files may set penalties that a request does not
             "repetition_penalty": 1,
             "presence_penalty": 0,
             "frequency_penalty": 0,
@@ -108,7 +111,7 @@ class Completions:
         elif beside:
             fields["prompt"] = list(beside)
         opening, end = (b'"', b'"}') if self.for_dynamo else (b'["', b'"]}')
-        # base64 has nothing to escape, and a JSON writer would take longer than all the rest
+        # base64 needs no escapes, and a JSON writer would take most of the time
         pieces = [json.dumps(fields).encode()[:-1], b',"prompt_embeds":', opening]
         for number, prompt in enumerate(prompts):
             pieces += [b'","', prompt] if number else [prompt]
@@ -137,11 +140,11 @@ class Completions:
     def _answers(
         self, prompts: Sequence[bytes], token_ids: Sequence[int]
     ) -> tuple[FloatArray, Usage]:
-        """Ask, and ask again in halves where a shorter list may do."""
+        """Send prompts, and again in halves where the server may accept a shorter list."""
         try:
             return self.ask(prompts, token_ids)
         except BusyError as error:
-            # each prompt takes a place in the queue: a long list may never get in
+            # each prompt takes a place in the queue, so a long list may never fit
             if len(prompts) == 1 or error.retry_after is not None:
                 raise
         except RefusedError as error:
@@ -171,7 +174,7 @@ class Completions:
                 f"{answer.url} left out a log-probability that was asked for "
                 f"({type(error).__name__}: {quoted(str(error), answer.key, most=200)})"
             ) from error
-        wrong = values[(values > _ROUNDING) | (values <= _NOTHING)]
+        wrong = values[(values > _ROUNDING) | (values <= _NO_VALUE)]
         if wrong.size:
             raise UnfitAnswerError(f"{answer.url} gave {wrong[0]:g} for a log-probability")
         return np.minimum(values, 0.0)

@@ -1,25 +1,29 @@
-"""What a server is asked before a run: which model it serves, and whether it can do what is meant.
+"""Checks of a server before a run: its model, and whether it accepts embeddings.
 
-Costs two small requests, which are in no ledger.
+They take two small requests, which count in no budget.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmaas_tune.errors import InputError, PermanentError, did_you_mean
-from lmaas_tune_adapters.hf.answers import Word
 from lmaas_tune_adapters.http import Endpoint, RefusedError
 from lmaas_tune_adapters.vllm.completions import Completions, UnfitAnswerError
-from lmaas_tune_adapters.vllm.rows import RowWriter
-from lmaas_tune_adapters.vllm.table import EmbeddingTable
+
+if TYPE_CHECKING:
+    from lmaas_tune_adapters.hf.label_tokens import Word
+    from lmaas_tune_adapters.vllm.rows import RowWriter
+    from lmaas_tune_adapters.vllm.table import EmbeddingTable
 
 _APART = 0.5
-"""Log-probabilities of one text, sent as ids and as embeddings, are equal in float32 and within
-0.2 in half precision; a table of another model or scale is off by several units."""
+"""Largest difference between log-probabilities of one text, sent as ids and as embeddings.
+
+It is 0 in float32 and up to 0.2 in half precision; another model's table gives several units."""
 
 _OTHER_WIDTH = re.compile(r"hidden_size \d+ does not match the model's hidden_size (\d+)")
 
@@ -29,8 +33,8 @@ class Served:
     """A model of a server.
 
     Attributes:
-        name: What requests call it.
-        max_tokens: The longest prompt with its answer; None where the server does not say.
+        name: Its name in requests.
+        max_tokens: The longest prompt with its answer; None where the server does not tell it.
     """
 
     name: str
@@ -38,11 +42,11 @@ class Served:
 
 
 def find_model(endpoint: Endpoint, wanted: str | None) -> Served:
-    """The model that a server serves, or the one of its models that is wanted.
+    """Find the model that a server serves, or the wanted one of several.
 
     Raises:
-        InputError: It serves several and none is named, or not the one that is.
-        PermanentError: It serves no models at all.
+        InputError: The server has several and none is wanted, or lacks the wanted one.
+        PermanentError: The server does not list models.
         TransientError: No answer.
     """
     answer = endpoint.get("/v1/models")
@@ -68,14 +72,14 @@ def check_server(completions: Completions, rows: RowWriter, token_ids: Word, mod
     """Send one short prompt, as embeddings and as ids, and compare the answers.
 
     Args:
-        completions: How requests are made.
-        rows: How they are written, with the embeddings to judge.
-        token_ids: The prompt, and the tokens to ask for.
-        model: Where the embeddings are from.
+        completions: Sends the requests.
+        rows: Writes the prompt, with the embeddings to check.
+        token_ids: The prompt, and the tokens whose log-probabilities are compared.
+        model: The model of the embeddings.
 
     Raises:
-        PermanentError: The server cannot do what it is asked, or has another model; the message
-            says what to change.
+        PermanentError: The server does not return these log-probabilities, or has another model;
+            the message says what to change.
         TransientError: No answer.
     """
     url, name = completions.endpoint.url, completions.served_model
@@ -92,8 +96,8 @@ def check_server(completions: Completions, rows: RowWriter, token_ids: Word, mod
         raise _explained(error, rows.table, model) from error
     if beside and np.abs(values[0] - values[1]).max() > _APART:
         raise PermanentError(
-            f"{url} answers otherwise to the embeddings of {model!r} than to the words they stand "
-            f"for: the model {name!r} there has others, or scales them in a way unknown here; give "
+            f"{url} gives other scores for the embeddings of {model!r} than for their words: the "
+            f"model {name!r} there has other embeddings, or scales them in an unknown way; give "
             "the model that the server serves"
         )
 

@@ -1,4 +1,4 @@
-"""Rows as vLLM reads them: what `torch.save` writes of their embeddings, in base64."""
+"""Rows in the format of vLLM: their embeddings as `torch.save` writes them, in base64."""
 
 from __future__ import annotations
 
@@ -7,71 +7,73 @@ import io
 import threading
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
-from lmaas_tune_adapters.hf.answers import Word
-from lmaas_tune_adapters.vllm.table import EmbeddingTable
+if TYPE_CHECKING:
+    from lmaas_tune_adapters.hf.label_tokens import Word
+    from lmaas_tune_adapters.vllm.table import EmbeddingTable
 
 
 class RowWriter:
-    """Writes rows with a soft prompt in them; what the prompt leaves as it is, once.
+    """Writes rows with a soft prompt; the part that the prompt does not change is written once.
 
-    A generation asks for the same rows under every prompt, and writing them anew would take a
-    client longer than all else that it does. May be used from several threads.
+    A generation scores the same rows under every prompt, and writing them anew would take most of
+    the client's time. May be used from several threads.
 
     Args:
         table: Word embeddings.
         dtype: Of the embeddings as they are sent.
-        max_kept_bytes: Most memory for what is kept. When it is full, all of it goes.
+        max_kept_bytes: Most memory for written parts. When it is full, all are dropped.
     """
 
     def __init__(self, table: EmbeddingTable, dtype: torch.dtype, *, max_kept_bytes: int) -> None:
         self.table, self.dtype = table, dtype
         self._max_bytes, self._bytes = max_kept_bytes, 0
-        self._kept: dict[tuple[Word, int, int], _Frame] = {}
+        self._frames: dict[tuple[Word, int, int], _Frame] = {}
         self._lock = threading.Lock()
 
     def words(self, ids: Word) -> bytes:
-        """A row of words alone, which is not kept."""
+        """Write a row without a soft prompt; it is not kept."""
         return base64.b64encode(_saved(self.table.rows(ids).to(self.dtype)))
 
-    def soft(self, ids: Word, place: int, vectors: torch.Tensor, *, adds: bool) -> bytes:
-        """A row with a soft prompt in it.
+    def soft(self, ids: Word, start: int, vectors: torch.Tensor, *, adds: bool) -> bytes:
+        """Write a row with a soft prompt.
 
         Args:
             ids: Of all its tokens.
-            place: Where the prompt begins.
+            start: Position where the prompt begins.
             vectors: (L, H) float32.
-            adds: Whether they are added to what stands there, or stand instead.
+            adds: Whether they are added to the embeddings there, or replace them.
         """
-        frame = self._frame(ids, place, len(vectors))
+        frame = self._frame(ids, start, len(vectors))
         return frame.around((frame.words + vectors if adds else vectors).to(self.dtype))
 
-    def _frame(self, ids: Word, place: int, length: int) -> _Frame:
-        key = ids, place, length
+    def _frame(self, ids: Word, start: int, length: int) -> _Frame:
+        key = ids, start, length
         with self._lock:
-            if (kept := self._kept.get(key)) is not None:
+            if (kept := self._frames.get(key)) is not None:
                 return kept
-        frame = _framed(self.table.rows(ids), place, length, self.dtype)
+        frame = _framed(self.table.rows(ids), start, length, self.dtype)
         with self._lock:
             if self._bytes + frame.nbytes > self._max_bytes:
-                self._kept.clear()
+                self._frames.clear()
                 self._bytes = 0
-            if frame.nbytes <= self._max_bytes and key not in self._kept:
-                self._kept[key] = frame
+            if frame.nbytes <= self._max_bytes and key not in self._frames:
+                self._frames[key] = frame
                 self._bytes += frame.nbytes
         return frame
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """A row without its prompt. Base64 writes three bytes as four characters.
+    """A row without its prompt. Base64 writes groups of three bytes as four characters.
 
     Attributes:
-        before: Base64 of what comes before the prompt, up to the last group of three that is full.
-        left: The bytes between that and the prompt.
-        words: (L, H) float32 embeddings of what stands in the prompt's place.
+        before: Base64 of the bytes before the prompt, up to the last full group.
+        left: The bytes between them and the prompt.
+        words: (L, H) float32 embeddings of the tokens in the prompt's place.
         right: The bytes behind the prompt that fill its last group.
         after: Base64 of the rest.
     """
@@ -87,28 +89,28 @@ class _Frame:
         return len(self.before) + self.words.nbytes + len(self.after)
 
     def around(self, vectors: torch.Tensor) -> bytes:
-        """The row with (L, H) vectors in place."""
+        """Write the row with (L, H) vectors in the prompt's place."""
         middle = base64.b64encode(self.left + _bytes(vectors) + self.right)
         return b"".join([self.before, middle, self.after])
 
 
-def _framed(embeddings: torch.Tensor, place: int, length: int, dtype: torch.dtype) -> _Frame:
+def _framed(embeddings: torch.Tensor, first: int, length: int, dtype: torch.dtype) -> _Frame:
     numbers = embeddings.to(dtype)
     content = _saved(numbers)
-    end = len(content) - numbers[place + length :].nbytes
-    start = end - numbers[place : place + length].nbytes
-    first, last = start - start % 3, end + -end % 3
+    end = len(content) - numbers[first + length :].nbytes
+    start = end - numbers[first : first + length].nbytes
+    group_start, group_end = start - start % 3, end + -end % 3
     return _Frame(
-        before=base64.b64encode(content[:first]),
-        left=content[first:start],
-        words=embeddings[place : place + length].clone(),
-        right=content[end:last],
-        after=base64.b64encode(content[last:]),
+        before=base64.b64encode(content[:group_start]),
+        left=content[group_start:start],
+        words=embeddings[first : first + length].clone(),
+        right=content[end:group_end],
+        after=base64.b64encode(content[group_end:]),
     )
 
 
 def _saved(numbers: torch.Tensor) -> bytes:
-    return _head(numbers.shape, numbers.dtype) + _bytes(numbers)
+    return _header(numbers.shape, numbers.dtype) + _bytes(numbers)
 
 
 def _bytes(numbers: torch.Tensor) -> bytes:
@@ -116,10 +118,10 @@ def _bytes(numbers: torch.Tensor) -> bytes:
 
 
 @cache
-def _head(shape: torch.Size, dtype: torch.dtype) -> bytes:
-    """What `torch.save` writes before the numbers of a tensor, which end its older format.
+def _header(shape: torch.Size, dtype: torch.dtype) -> bytes:
+    """The bytes that `torch.save` writes before a tensor's numbers, in its older format.
 
-    Writing each tensor anew would take longer than all else that is done to send it.
+    Calling `torch.save` for each tensor would take most of the time of a request.
     """
     file = io.BytesIO()
     zeros = torch.zeros(shape, dtype=dtype)

@@ -1,21 +1,23 @@
-"""The word embeddings of a model and nothing else of it, read where they lie in its files."""
+"""A model's word embeddings, read from its files without the other weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from transformers.utils.hub import cached_file
 
 from lmaas_tune.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _NAMES = (
     "embed_tokens.weight",  # Llama, Qwen, Mistral, Gemma, Phi, OPT and most others
@@ -25,16 +27,16 @@ _NAMES = (
     "tok_embeddings.weight",  # InternLM2
     "backbone.embeddings.weight",  # Mamba
 )
-"""How the table's name ends in a file of weights."""
+"""Endings of the table's name in files of weights."""
 
 _OTHER_TOWERS = ("vision", "visual", "audio", "encoder.", "mtp.", "per_layer")
-"""In the names of tables that are not of the language model's own words."""
+"""Parts of the names of other tables than the language model's word embeddings."""
 
 _SCALED = {"gemma", "gemma2", "gemma3_text"}
 """Model types whose embeddings are their table's rows times the square root of H."""
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_CHUNK = 1 << 20  # numbers at once, where the whole table is gone through
+_CHUNK = 1 << 20  # numbers at once, where the whole table is read
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +45,10 @@ class EmbeddingTable:
 
     Attributes:
         weight: (vocabulary, H) as stored.
-        scale: What the model multiplies a row by.
+        scale: Factor by which the model multiplies a row.
 
     Raises:
-        InputError: The weights are no finite floating-point numbers.
+        InputError: The weights are no table of finite floating-point numbers.
     """
 
     weight: torch.Tensor
@@ -91,15 +93,15 @@ class EmbeddingTable:
 
 
 def find_table(source: str, config: Any, **options: Any) -> EmbeddingTable:
-    """The table of the model in a folder or on the hub; of its shards only the one is fetched.
+    """Find the table of a model in a folder or on the hub; only its own shard is downloaded.
 
     Args:
         source: Folder or name.
-        config: Of transformers.
-        **options: Of `transformers.utils.cached_file`: the revision.
+        config: The model's configuration in transformers.
+        **options: Options of `transformers.utils.cached_file`: the revision.
 
     Raises:
-        InputError: There are no safetensors, or not one table among their tensors.
+        InputError: There are no safetensors, or they do not hold exactly one table.
     """
     text = config.get_text_config()
     single = cached_file(source, _FILE, _raise_exceptions_for_missing_entries=False, **options)
@@ -128,7 +130,7 @@ def _table_name(files: dict[str, str], *, tied: bool, source: str) -> str:
         if f".{name}".endswith(tuple(f".{ending}" for ending in _NAMES))
         and not any(tower in name for tower in _OTHER_TOWERS)
     ]
-    if not found and tied and "lm_head.weight" in files:  # the same table, kept under this name
+    if not found and tied and "lm_head.weight" in files:  # the same table under this name
         return "lm_head.weight"
     if len(found) != 1:
         raise InputError(

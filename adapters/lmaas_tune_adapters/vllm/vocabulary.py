@@ -1,23 +1,19 @@
-"""What the client has of a model: its tokenizer, its word embeddings, and its name."""
+"""The parts of a model that the client needs: tokenizer, word embeddings, name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 
 from lmaas_tune.errors import InputError
-from lmaas_tune_adapters.hf.loading import (
-    family_of,
-    name_of,
-    one_sentence,
-    quiet,
-    settings_hash,
-    source_of,
-)
+from lmaas_tune_adapters.hf.identity import name_of, settings_hash
+from lmaas_tune_adapters.hf.loading import family_of, one_sentence, quiet, source_of
 from lmaas_tune_adapters.vllm.table import EmbeddingTable, find_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -25,11 +21,11 @@ class Vocabulary:
     """A causal language model without its layers.
 
     Attributes:
-        tokenizer: Of transformers.
+        tokenizer: The model's, of transformers.
         table: Its word embeddings.
-        name: Its name, and the commit if it is the hub's.
+        name: Its name, with the commit if it comes from the hub.
         fingerprint: Hash of configuration, tokenizer and table.
-        max_tokens: The longest row that it has places for; None if it sets no limit.
+        max_tokens: The longest row that it has positions for; None if it sets no limit.
     """
 
     tokenizer: Any
@@ -40,16 +36,16 @@ class Vocabulary:
 
 
 def load_vocabulary(model: str | Path, *, revision: str | None) -> Vocabulary:
-    """Read tokenizer, configuration and word embeddings of a model, and nothing else.
+    """Load tokenizer, configuration and word embeddings of a model, without its other weights.
 
     Raises:
-        InputError: The model cannot be had, is not causal, or has no table that can be read.
+        InputError: The model cannot be loaded, is not causal, or has no readable table.
     """
     source, options = source_of(model, revision)
     if "gguf_file" in options:
         raise InputError(
             f"the word embeddings of {str(model)!r} cannot be read alone: give the folder that "
-            "HFBackend.convert_gguf makes of it"
+            "HFBackend.convert_gguf writes for it"
         )
     with quiet(), one_sentence(model):
         config = transformers.AutoConfig.from_pretrained(source, **options)

@@ -13,8 +13,8 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.lab.baselines.fitted import FittedBaseline, Job
 from lmaas_tune.lab.baselines.settings import InContextSettings, ManualSettings
 from lmaas_tune.prompts import FloatArray, TextPrompt
+from lmaas_tune.prompts.text import demonstration, in_turns
 from lmaas_tune.task import Example, Slot, Task, Template
-from lmaas_tune.text import demonstration, in_turns
 
 _APART = "\n\n"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lmaas_tune_adapters.hf.cohort import slices
+from lmaas_tune_adapters.hf.request_batch import slices
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 from lmaas_tune.errors import InputError

@@ -11,8 +11,8 @@ import numpy as np
 import peft
 import torch
 from lmaas_tune_adapters.hf.gradient import LabelScorer
+from lmaas_tune_adapters.hf.kv_cache import cache_arguments
 from lmaas_tune_adapters.hf.loading import Family, quiet
-from lmaas_tune_adapters.hf.memory import cached
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
@@ -104,7 +104,7 @@ def with_prefix(box: WhiteBox, tokens: Sequence[int]) -> Any:
     # into the passes that read label words only where they stand
     def put_before(_module: Any, args: Any, inputs: dict[str, Any]) -> Any:
         said = "decoder_inputs_embeds" if "decoder_inputs_embeds" in inputs else "inputs_embeds"
-        return args, {**inputs, **cached(network, tuned.get_prompt(len(inputs[said])))}
+        return args, {**inputs, **cache_arguments(network, tuned.get_prompt(len(inputs[said])))}
 
     network.register_forward_pre_hook(put_before, with_kwargs=True)
     return tuned
@@ -125,7 +125,7 @@ def _states(box: WhiteBox, tokens: Sequence[int]) -> torch.Tensor:
         cache = EncoderDecoderCache(kept, DynamicCache())
         inputs["decoder_input_ids"] = ids
     with torch.no_grad(), contextlib.suppress(TypeError):  # of a model that takes none
-        network(**inputs, **cached(network, cache))
+        network(**inputs, **cache_arguments(network, cache))
     if len({layer.keys.shape for layer in kept.layers}) != 1:
         raise InputError(
             f"p-tuning-v2 puts keys and values of one shape before every layer, and the model "

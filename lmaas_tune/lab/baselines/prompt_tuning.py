@@ -16,7 +16,7 @@ from lmaas_tune.lab.baselines.fitted import FittedBaseline, Job
 from lmaas_tune.lab.baselines.settings import PromptTuningSettings
 from lmaas_tune.lab.baselines.training import Logits, seeded, train_on
 from lmaas_tune.prompts import SoftPrompt
-from lmaas_tune.spaces import start_from_vocabulary, start_from_words
+from lmaas_tune.prompts.soft import start_from_vocabulary, start_from_words
 from lmaas_tune.task import Example, Task
 
 

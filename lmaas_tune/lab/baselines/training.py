@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from lmaas_tune_adapters.hf.cohort import slices
+from lmaas_tune_adapters.hf.request_batch import slices
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.baselines.fitted import Job

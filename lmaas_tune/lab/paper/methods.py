@@ -18,9 +18,9 @@ from lmaas_tune.lab.baselines import BASELINES, fit_baseline
 from lmaas_tune.lab.paper.rows import FewShot
 from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording
-from lmaas_tune.prompts import DeepPrompt, FloatArray, SoftPrompt, TextPrompt
+from lmaas_tune.prompts import FloatArray, Soft, SoftPrompt, TextPrompt
+from lmaas_tune.prompts.soft import start_from_vocabulary
 from lmaas_tune.settings import Settings
-from lmaas_tune.spaces import start_from_vocabulary
 from lmaas_tune.tuner import Tuner, fit_whole
 
 
@@ -151,8 +151,9 @@ def gradient_start(
     if wording.words:
         return None
     backend: Any = client.backend
+    soft = settings.soft or Soft()
     return start_from_vocabulary(
-        backend, settings.prompt_length or 1, insertion=settings.insertion, seed=seed
+        backend, soft.prompt_length or 1, insertion=soft.insertion, seed=seed
     )
 
 
@@ -195,8 +196,7 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
     result = fit_whole(tuner, trial.rows.train, trial.rows.validation, folder=trial.folder)
     prompt = result.prompt
     calibrates = settings.calibration != "none"
-    parameters = settings.intrinsic_dim * _searched_layers(prompt, settings)
-    parameters += len(prompt.bias) * calibrates
+    parameters = result.steps[0].points.shape[1] + len(prompt.bias) * calibrates
     details = {
         "validation_loss": None if result.best.validation is None else result.best.validation.loss,
         "settings": prompt.provenance["settings"],
@@ -208,12 +208,6 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
         spent=result.spent.to_json(),
         details=details,
     )
-
-
-def _searched_layers(tuned: TunedPrompt, settings: Settings) -> int:
-    if not isinstance(tuned.prompt, DeepPrompt) or settings.deep is None:
-        return 1
-    return tuned.prompt.layers if settings.deep == "all" else len(settings.deep)
 
 
 METHODS: Mapping[str, Method] = {

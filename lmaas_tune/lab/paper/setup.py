@@ -8,7 +8,7 @@ from typing import Any, cast
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.lab.paper.tasks import LAYOUTS, Layout, PaperTask, Wording
-from lmaas_tune.settings import Settings, preset
+from lmaas_tune.settings import Settings, preset, with_fields
 
 BBTV2 = "bbtv2"
 """Name of a preset and of a method."""
@@ -83,20 +83,20 @@ class Setup:
         """Settings of a search over the prompts of all layers."""
         if self.is_papers:
             return self._fitted(preset(BBTV2), replace(task, calls=8000), wording)
-        deep = replace(
-            preset(_OURS),
-            deep=preset(BBTV2).deep,
-            projection="normal",
-            optimizer_options={"population": 4},  # a small budget makes whole rounds of all layers
-        )
+        changes = {
+            "deep": "all",
+            "projection": "normal",
+            "optimizer_options": {"population": 4},  # a small budget makes whole rounds of layers
+        }
+        deep = with_fields(preset(_OURS), changes)
         return self._fitted(deep, task, wording)
 
     def _fitted(self, settings: Settings, task: PaperTask, wording: Wording) -> Settings:
         changes: dict[str, Any] = {}
         if self.is_papers:
             changes |= {"objective": task.objective, "budget": Budget(calls=task.calls)}
-        if wording.words and settings.start == "words":
+        if wording.words and settings.soft is not None and settings.soft.start == "words":
             changes["prompt_init"] = wording.words
         if self.budget is not None:
             changes["budget"] = self.budget
-        return replace(settings, **changes)
+        return with_fields(settings, changes)

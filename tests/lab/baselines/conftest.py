@@ -13,11 +13,11 @@ import pytest
 
 pytest.importorskip("peft", reason="the extra 'reproduce' is not installed")
 
-from hf import models
-from hf.conftest import folder, load, one_thread  # noqa: F401
 from lmaas_tune_adapters.hf import HFBackend
 
-from lab.baselines import planted
+from tests.hf import models
+from tests.hf.conftest import folder, load, one_thread  # noqa: F401
+from tests.lab.baselines import planted
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hf import models
 from lmaas_tune_adapters.hf import HFBackend
-from lmaas_tune_adapters.hf.cohort import Cohort
 from lmaas_tune_adapters.hf.gradient import CausalGradientScorer, LabelScorer
 from lmaas_tune_adapters.hf.hidden import read_hidden
+from lmaas_tune_adapters.hf.request_batch import RequestBatch
 
 from lmaas_tune import Example, InputError, SoftPrompt, Task, Template, TextPrompt, Verbalizer
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.lab.baselines.prompt_tuning import PromptScorer
 from lmaas_tune.prompts import Insertion, Prompt
+from tests.hf import models
 
 Load = Callable[[str], HFBackend]
 
@@ -123,7 +123,7 @@ def test_text_before_the_prompt_is_read_once(load: Load) -> None:
     first = sum(read)
     read.clear()
     score(tensor(prompt))
-    before = {row.ids[: row.prompt] for row in box.reader.rows(request(TEXT_FIRST, prompt))}
+    before = {row.ids[: row.prompt] for row in box.encoder.rows(request(TEXT_FIRST, prompt))}
     assert first - sum(read) == sum(map(len, before))
 
 
@@ -134,14 +134,14 @@ def test_where_memory_ends_rows_are_read_whole_with_the_same_scores(
     backend = load("llama")
     prompt, box = soft(backend), backend.open_box()
     asked = request(TEXT_FIRST, prompt)
-    rows = box.reader.rows(asked)
+    rows = box.encoder.rows(asked)
     score = CausalGradientScorer(box.loaded, max_tokens_per_pass=64, max_kept_bytes=max_kept_bytes)
-    cohort = Cohort(
-        rows=[rows], words=box.reader.words(asked, rows[0]), vectors=tensor(prompt)[None]
+    batch = RequestBatch(
+        rows=[rows], words=box.encoder.words(asked, rows[0]), vectors=tensor(prompt)[None]
     )
     (reply,) = backend.score([asked])
     for _ in range(2):
-        np.testing.assert_allclose(score.scores(cohort)[0].numpy(), reply.logprobs, atol=1e-5)
+        np.testing.assert_allclose(score.scores(batch)[0].numpy(), reply.logprobs, atol=1e-5)
     kept = sum(states.nbytes for states in score._kept.values())
     assert kept <= max_kept_bytes
     assert len(score._kept) == {0: 0, 1 << 13: 2, 1 << 20: 4}[max_kept_bytes]
@@ -174,11 +174,11 @@ def test_hidden_states_are_those_that_the_model_reads_the_label_from(load: Load,
     rows = read_hidden(box, request(TEXT_FIRST, TextPrompt("the film")))
     network = box.loaded.model
     body = network.get_encoder() if name == "t5" else network.base_model
-    encoded = box.reader.rows(request(TEXT_FIRST, TextPrompt("the film")))
+    encoded = box.encoder.rows(request(TEXT_FIRST, TextPrompt("the film")))
     for row, ids in zip(rows, encoded, strict=True):
-        whole = torch.tensor([ids.with_label(box.hole).ids])
+        whole = torch.tensor([ids.with_label(box.mask_token).ids])
         with torch.no_grad():
             states = body(whole).last_hidden_state[0]
         assert torch.allclose(row.tokens, states, atol=1e-5)
         read_at = whole[0, row.label].item()
-        assert read_at == (box.hole[0] if box.hole else ids.ids[-1])
+        assert read_at == (box.mask_token[0] if box.mask_token else ids.ids[-1])

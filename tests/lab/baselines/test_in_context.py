@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lmaas_tune_adapters.hf import HFBackend
 
-from lab.baselines import planted
 from lmaas_tune import Example, Task, Template, TextPrompt, Verbalizer
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.lab.baselines import FittedBaseline, InContextSettings, fit_baseline
 from lmaas_tune.objectives import log_softmax
-from lmaas_tune.text import demonstration, in_turns
+from lmaas_tune.prompts.text import demonstration, in_turns
+from tests.lab.baselines import planted
 
 Load = Callable[[str], HFBackend]
 

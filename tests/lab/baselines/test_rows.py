@@ -13,7 +13,6 @@ from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.gradient import LabelScorer
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
-from lab.baselines import planted
 from lmaas_tune import SoftPrompt, TextPrompt
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.lab.baselines import (
@@ -27,6 +26,7 @@ from lmaas_tune.lab.baselines import (
 )
 from lmaas_tune.lab.baselines.prefix_tuning import with_prefix
 from lmaas_tune.objectives import log_softmax
+from tests.lab.baselines import planted
 
 Load = Callable[[str], HFBackend]
 
@@ -236,11 +236,11 @@ def test_a_prefix_enters_as_peft_puts_it(load: Load) -> None:
         ours = LabelScorer(box, request, before=4)().numpy()
     box.loaded.model._forward_pre_hooks.clear()  # peft's forward puts it there itself
     box.loaded.model._forward_pre_hooks_with_kwargs.clear()
-    for scores, row in zip(ours, box.reader.rows(request), strict=True):
+    for scores, row in zip(ours, box.encoder.rows(request), strict=True):
         ids = torch.tensor([row.ids])
         with torch.no_grad():
             logits = tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
-        words = [word[0] for word in box.reader.words(request, row)]
+        words = [word[0] for word in box.encoder.words(request, row)]
         np.testing.assert_allclose(scores, logits.log_softmax(-1)[words].numpy(), atol=1e-5)
 
 
@@ -252,10 +252,10 @@ def test_a_prefix_starts_as_tokens_before_the_row(load: Load, model: str) -> Non
     with_prefix(box, tokens)
     with torch.no_grad():
         ours = LabelScorer(box, request, before=4)().numpy()
-    for scores, row in zip(ours, box.reader.rows(request), strict=True):
+    for scores, row in zip(ours, box.encoder.rows(request), strict=True):
         with torch.no_grad():
             logits = plain(torch.tensor([[*tokens, *row.ids]])).logits[0, -1]
-        words = [word[0] for word in box.reader.words(request, row)]
+        words = [word[0] for word in box.encoder.words(request, row)]
         np.testing.assert_allclose(scores, logits.log_softmax(-1)[words].numpy(), atol=1e-5)
 
 

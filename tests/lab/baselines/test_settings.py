@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from lmaas_tune_adapters.hf import HFBackend
 
-from lab.baselines import planted
 from lmaas_tune import InputError, MissingExtraError, SoftPrompt
 from lmaas_tune.lab.baselines import (
     BASELINES,
@@ -23,6 +22,7 @@ from lmaas_tune.lab.baselines import (
     fit_baseline,
 )
 from lmaas_tune.testing import ToyBackend
+from tests.lab.baselines import planted
 
 Load = Callable[[str], HFBackend]
 
@@ -134,7 +134,7 @@ def test_a_model_without_keys_and_values_to_stand_among_takes_no_prefix(load: Lo
 
 def test_a_prefix_that_leaves_too_little_room_is_refused(load: Load) -> None:
     settings = PrefixTuningSettings(length=250)
-    with pytest.raises(InputError, match="250 places before it, more than the 256"):
+    with pytest.raises(InputError, match="250 positions before it, more than the 256"):
         fit(load("llama"), "p-tuning-v2", settings=settings)
 
 

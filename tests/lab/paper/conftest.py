@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hf.conftest import folder, load, one_thread  # noqa: F401
 
 from lmaas_tune.lab.paper.tasks import PAPER_TASKS
+from tests.hf.conftest import folder, load, one_thread  # noqa: F401
 
 TEXTS = ("a gripping film", "the plot goes nowhere", "fine music", "a dull affair", "good story")
 

@@ -1,0 +1,1 @@
+"""What only makes local models faster, behind the option `speedups`; the scores stay."""

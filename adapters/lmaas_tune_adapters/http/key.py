@@ -1,0 +1,82 @@
+"""API keys, which are sent and never shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmaas_tune.concealed import shown
+from lmaas_tune.errors import InputError
+
+if TYPE_CHECKING:
+    import requests
+
+
+class _Hidden(str):
+    """A header that is sent unchanged; its repr, which crash reports print, is concealed."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+class Key:
+    """A secret that no repr, error or pickle contains.
+
+    Args:
+        text: The key itself.
+
+    Raises:
+        InputError: It is empty, or holds characters that no HTTP header can.
+    """
+
+    def __init__(self, text: str) -> None:
+        text = text.strip()
+        if not text or not text.isascii() or not text.isprintable() or " " in text:
+            raise InputError("the API key is empty or holds characters that no key has")
+        self._text = text
+
+    @classmethod
+    def find(cls, *, file: str | os.PathLike[str] | None, variable: str | None) -> Key | None:
+        """Read the key from a file, else from an environment variable, else return None.
+
+        Raises:
+            InputError: The file cannot be read.
+        """
+        if file is not None:
+            try:
+                return cls(Path(file).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:  # no UTF-8, or no valid file name
+                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+                raise InputError(
+                    f"the API key cannot be read from {shown(file)} ({reason}): give the path of a "
+                    "file that holds the key and nothing else"
+                ) from None
+        text = os.environ.get(variable) if variable else None
+        return cls(text) if text else None
+
+    def __repr__(self) -> str:
+        return "Key(***)"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a key is not written down")
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Sign a request, as an `auth` of requests, which then ignores .netrc."""
+        request.headers["Authorization"] = _Hidden(f"Bearer {self._text}")
+        return request
+
+    def hidden(self, text: str) -> str:
+        """Replace the key in a text, as some servers quote it."""
+        return text.replace(self._text, "***")
+
+
+def quoted(text: str, key: Key | None, *, most: int) -> str:
+    """Quote foreign text on one printable line, without the key.
+
+    It is cut after the key was replaced, so that no part of a key remains.
+    """
+    text = key.hidden(text) if key else text
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:most]

@@ -1,0 +1,197 @@
+"""Scoring label words by the likeliest tokens that a server returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmaas_tune_adapters.http import RefusedError, ServerError
+from lmaas_tune_adapters.openai.endpoints import (
+    ONE_TOKEN,
+    GenerationEndpoint,
+    SamplingParams,
+    TrackedEndpoint,
+)
+from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
+from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
+from lmaas_tune_adapters.openai.words import among, bound, shared_beginnings, stated, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmaas_tune.backend import ScoreReply
+    from lmaas_tune_adapters.openai.rows import Context
+
+_RETRIES = 4  # vLLM returns filler while it answers other requests that ask for tokens by id
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What the likeliest tokens of one row say.
+
+    Attributes:
+        token: The first written token; None where the model wrote nothing.
+        scores: Of the label words; None for a missing one.
+    """
+
+    token: Token | None
+    scores: list[float | None]
+
+    @property
+    def count(self) -> int:
+        """How many tokens the server returned."""
+        return 0 if self.token is None else len(self.token.top)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether more tokens would help."""
+        return self.token is not None and None in self.scores
+
+    @property
+    def has_filler(self) -> bool:
+        """Whether filler stands in place of tokens that would help."""
+        return self.incomplete and self.token is not None and self.token.has_filler
+
+    def bounded(self) -> tuple[list[float], int]:
+        """The scores, an upper bound for each missing word, and the number of bounds."""
+        if self.token is None:
+            return list(stated(None, len(self.scores))), len(self.scores)
+        most = bound(self.token.top)
+        scores = [most if score is None else score for score in self.scores]
+        return scores, self.scores.count(None)
+
+
+class TopLogprobsScorer:
+    """Scores a label word by its token among the likeliest ones.
+
+    Where a word is missing, more tokens are asked for until the server refuses. A word that is
+    still missing gets the upper bound of `words.bound`, and is counted as a bound. A word of
+    several tokens gets the likelihood of its first token.
+    """
+
+    def __init__(self, endpoint: GenerationEndpoint) -> None:
+        self.endpoint = endpoint
+        self._k = endpoint.request_format.top_counts[0]
+        self._larger = endpoint.request_format.larger_counts
+        most = f"-{self._larger[-1]}" if self._larger else ""
+        self.settings = f"scores=logprobs k={self._k}{most}"
+        self.rows = PROMPTS if endpoint.request_format.batched else 1
+        self._several: dict[tuple[bool, str], bool] = {}
+
+    def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
+        """See `Scorer.score`."""
+        with TrackedEndpoint(self.endpoint) as endpoint:
+            rows = self._rows(endpoint, contexts, words, self._k)
+            while any(row.incomplete for row in rows) and self._raise_k(
+                endpoint, contexts, words, rows
+            ):
+                pass
+            for _ in range(_RETRIES):
+                self._replace_filler(endpoint, contexts, words, rows)
+        scores = [row.bounded() for row in rows]
+        bounds = sum(count for _, count in scores)
+        return reply([own for own, _ in scores], words, endpoint.usage, bounds=bounds)
+
+    def try_out(self, contexts: Sequence[Context], words: Sequence[str]) -> None:
+        """See `Scorer.try_out`."""
+        with TrackedEndpoint(self.endpoint) as endpoint:
+            choices = endpoint.ask([c.text for c in contexts], SamplingParams(top_logprobs=self._k))
+            check_answers(choices)
+            for choice in choices:
+                _first(choice)
+
+    def notes(self, words: Sequence[str]) -> list[str]:
+        """See `Scorer.notes`."""
+        up_to = f", and up to {self._larger[-1]} where one is missing" if self._larger else ""
+        return [
+            f"label words are looked for among the {self._k} likeliest tokens{up_to}; a missing "
+            "one gets an upper bound, and one of several tokens gets the likelihood of its first "
+            "token, which was up to 9.5 too high in our tests",
+            *shared_beginnings(words),
+        ]
+
+    def _replace_filler(
+        self,
+        endpoint: TrackedEndpoint,
+        contexts: Sequence[Context],
+        words: Sequence[str],
+        rows: list[_Row],
+    ) -> None:
+        """Ask again for rows where filler may stand in place of missing words."""
+        filled = [i for i, row in enumerate(rows) if row.has_filler]
+        if filled:
+            again = self._rows(endpoint, [contexts[i] for i in filled], words, self._k)
+            for i, row in zip(filled, again, strict=True):
+                rows[i] = row
+
+    def _raise_k(
+        self,
+        endpoint: TrackedEndpoint,
+        contexts: Sequence[Context],
+        words: Sequence[str],
+        rows: list[_Row],
+    ) -> bool:
+        """Ask for more tokens where words are missing; False if no larger number is left."""
+        larger = [k for k in self._larger if k > self._k]
+        if not larger:
+            return False
+        indices = [i for i, row in enumerate(rows) if row.incomplete]
+        try:
+            more = self._rows(endpoint, [contexts[i] for i in indices], words, larger[0])
+        except (RefusedError, ServerError):
+            self._larger = ()
+            return False
+        if all(new.count <= rows[i].count for i, new in zip(indices, more, strict=True)):
+            self._larger = ()  # the server accepts the number, and returns no more tokens
+        else:
+            self._k = larger[0]
+        for i, row in zip(indices, more, strict=True):
+            rows[i] = row
+        return bool(self._larger)
+
+    def _rows(
+        self, endpoint: TrackedEndpoint, contexts: Sequence[Context], words: Sequence[str], k: int
+    ) -> list[_Row]:
+        choices = endpoint.ask([c.text for c in contexts], SamplingParams(top_logprobs=k))
+        return [
+            self._row(endpoint, context, words, choice)
+            for context, choice in zip(contexts, choices, strict=True)
+        ]
+
+    def _row(
+        self, endpoint: TrackedEndpoint, context: Context, words: Sequence[str], choice: Choice
+    ) -> _Row:
+        if (token := _first(choice)) is None:
+            return _Row(None, [None] * len(words))
+        spaced = None if self.endpoint.name == "chat" else context.spaced
+        scores = whole(token.top, words, spaced=spaced)
+        begun = among(token.top, words, spaced=spaced)
+        for i, word in enumerate(words):
+            if scores[i] is None and begun[i] is not None:
+                scores[i] = begun[i] if self._has_several(endpoint, context, word) else None
+        return _Row(token, scores)
+
+    def _has_several(self, endpoint: TrackedEndpoint, context: Context, word: str) -> bool:
+        """Whether a word has several tokens, by the server's counts with and without it."""
+        key = context.spaced, word
+        if key not in self._several:
+            counts = []
+            for text in (context.text, context.continued(word)):
+                before = endpoint.usage.tokens
+                endpoint.ask([text], ONE_TOKEN)
+                counts.append(endpoint.usage.tokens - before)
+            self._several[key] = counts[1] - counts[0] > 1
+        return self._several[key]
+
+
+def _first(choice: Choice) -> Token | None:
+    """The first written token; None where there is none.
+
+    Raises:
+        IncompleteError: The server does not return the likeliest tokens.
+    """
+    if not choice.tokens:
+        return None
+    if not choice.tokens[0].top:
+        raise IncompleteError("the server names none of the likeliest tokens")
+    return choice.tokens[0]

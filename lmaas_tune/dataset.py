@@ -1,0 +1,135 @@
+"""A data set: labelled rows that were read once, and the template and label words they suggest."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from lmaas_tune.data import Rows, labels_of, read_examples
+from lmaas_tune.errors import InputError
+from lmaas_tune.task import Example, Template, Verbalizer
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled rows.
+
+    Attributes:
+        name: What they are called in messages ("train").
+        examples: The rows.
+    """
+
+    name: str
+    examples: Sequence[Example] = field(repr=False)
+
+    @classmethod
+    def read(cls, rows: Rows, name: str) -> Dataset:
+        """Read rows in any form that `lmaas_tune.read_examples` takes.
+
+        Raises:
+            InputError: They cannot be read.
+        """
+        return cls(name, read_examples(rows, what=name))
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the rows, in a fixed order."""
+        return tuple(labels_of(self.examples))
+
+    @cached_property
+    def texts(self) -> dict[tuple[str, ...], set[str | None]]:
+        """The labels of each distinct text."""
+        labels: dict[tuple[str, ...], set[str | None]] = {}
+        for row in self.examples:
+            labels.setdefault(tuple(row.fields.values()), set()).add(row.label)
+        return labels
+
+    def check_classes(self) -> None:
+        """Check that there are two labels or more.
+
+        Raises:
+            InputError: There is one.
+        """
+        if len(self.labels) < 2:
+            raise InputError(
+                f"{self.name}: every row has the label {', '.join(self.labels)!r}, which leaves "
+                "nothing to tell apart: add rows of another class"
+            )
+
+    def notes(self, train: Dataset | None = None) -> list[str]:
+        """Oddities of the rows that may be intended.
+
+        Args:
+            train: The training rows, where these are others.
+        """
+        notes = []
+        if train is None and (torn := [t for t, given in self.texts.items() if len(given) > 1]):
+            notes.append(
+                f"{self.name}: {len(torn)} of the texts have several labels, the first is "
+                f"{torn[0][0]!r:.60}"
+            )
+        seen = 0 if train is None else self.overlap(train)
+        if seen:
+            notes.append(
+                f"{self.name}: {seen} of {len(self.examples)} rows are training rows too, so what "
+                "is chosen on them may suit these rows alone"
+            )
+        return notes
+
+    def overlap(self, other: Dataset) -> int:
+        """How many of these rows have a text that the other set has too."""
+        return sum(tuple(row.fields.values()) in other.texts for row in self.examples)
+
+
+def default_template(example: Example, *, prompt_first: bool = False) -> Template:
+    """Each field on a line under its name, then the prompt and the label: it serves any task.
+
+    Args:
+        example: Has the fields.
+        prompt_first: Whether the prompt stands before all that, as demonstrations need it.
+
+    Raises:
+        InputError: A field's name means something else in a template.
+    """
+    lines = []
+    for name in example.fields:
+        if not name or {"{", "}"} & set(name) or name in ("prompt", "label"):
+            raise InputError(
+                f"the column {name!r} cannot stand in a template, where braces and the names "
+                "prompt and label mean something else: rename the column"
+            )
+        lines.append(f"{name.replace('_', ' ').capitalize()}: {{{name}}}\n")
+    if prompt_first:
+        return Template("{prompt}\n\n" + "".join(lines) + "Answer: {label}")
+    return Template("".join(lines) + " {prompt} {label}")
+
+
+def default_verbalizer(examples: Sequence[Example]) -> Verbalizer:
+    """Each label is its own word."""
+    words = {label: label for label in labels_of(examples)}
+    if all(_is_number(word) for word in words):
+        warnings.warn(
+            f"the labels {', '.join(words)} are numbers, which mean little to a language model: "
+            'give it words, as in labels={"0": "terrible", "1": "great"}',
+            stacklevel=4,
+        )
+    cased: dict[str, str] = {}
+    for word in words:
+        other = cased.setdefault(word.casefold(), word)
+        if other != word:
+            warnings.warn(
+                f"the labels {other!r} and {word!r} differ in case only and are two classes: write "
+                "them alike if they are one",
+                stacklevel=4,
+            )
+    return Verbalizer(words)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,135 @@
+"""Points of a subspace: soft prompts for a model whose word embeddings nobody may see."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lmaas_tune.capabilities import Embeds, FloatArray, Model
+from lmaas_tune.errors import InputError
+from lmaas_tune.plain import checked
+from lmaas_tune.prompts.base import TOKEN, PromptSpace, Setup
+from lmaas_tune.prompts.soft import Soft, SoftPrompt, Subspace, draw
+
+
+@dataclass(frozen=True, eq=False)
+class PointPrompt:
+    """A soft prompt by its place in a subspace: for a model whose embeddings nobody may see.
+
+    Attributes:
+        subspace: What the provider draws p0 and A from.
+        point: z, kept as (d,) float32.
+
+    Raises:
+        InputError: The point is not a finite (d,) array.
+    """
+
+    subspace: Subspace
+    point: FloatArray
+
+    kind: ClassVar[str] = "point"
+    has_arrays: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        with np.errstate(over="ignore"):  # infinite then, which is told
+            point = np.array(self.point, dtype=np.float32)
+        if point.shape != (self.subspace.dim,) or not np.isfinite(point).all():
+            raise InputError(
+                f"a point of shape {point.shape} for a subspace of {self.subspace.dim} dimensions: "
+                "it takes as many finite numbers"
+            )
+        point.setflags(write=False)
+        object.__setattr__(self, "point", point)
+
+    def __str__(self) -> str:
+        return "a point of a subspace"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that makes this prompt what it is; part of every cache key."""
+        head = f"point|{self.subspace.digest}|".encode()
+        return hashlib.sha256(head + self.point.astype("<f4").tobytes()).hexdigest()
+
+    @property
+    def characters(self) -> int:
+        """Of the starting words, or of as many tokens as the prompt has."""
+        return len(self.subspace.words) or TOKEN * (self.subspace.length or 0)
+
+    @property
+    def text(self) -> None:
+        """It has no words."""
+
+    def unfit(self, model: Model) -> str | None:
+        """Why the model cannot take this prompt; None where it can."""
+        if model.capabilities.point_prompts:
+            return None
+        return (
+            f"the prompt is a point of a subspace, and {model.identity} can neither draw it nor "
+            "shows the word embeddings it is made of"
+        )
+
+    def for_model(self, model: Model) -> SoftPrompt | PointPrompt:
+        """The prompt as vectors, where the model shows its word embeddings."""
+        if not isinstance(model, Embeds):
+            return self
+        return draw([self.subspace], model).prompts(self.point[None])[0]
+
+    def to_files(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
+        """The fields of ``prompt.json``; there are no arrays."""
+        point = [float(number) for number in self.point]
+        return {"subspace": self.subspace.to_json(), "point": point}, {}
+
+    @classmethod
+    def from_files(
+        cls, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]
+    ) -> PointPrompt:
+        """Read what `to_files` gave.
+
+        Raises:
+            InputError: It did not give this.
+        """
+        subspace = checked(Mapping[str, Any], content.get("subspace", {}), "subspace")
+        point = checked(Sequence[float], content.get("point", ()), "point")
+        return cls(Subspace.from_json(subspace), np.array(point))
+
+
+class PointSpace:
+    """Subspaces that only the provider can draw: their points are the prompts.
+
+    Args:
+        subspaces: What the search may happen in, alike but for their p0; the first is, until
+            `begin_at` says otherwise.
+    """
+
+    def __init__(self, subspaces: Sequence[Subspace]) -> None:
+        self._subspaces = tuple(subspaces)
+        self.dim, self.blocks, self.longest = subspaces[0].dim, 1, ()
+        self.starts = tuple(PointPrompt(subspace, np.zeros(self.dim)) for subspace in subspaces)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all descriptions."""
+        names = "|".join(subspace.digest for subspace in self._subspaces)
+        return hashlib.sha256(names.encode()).hexdigest()
+
+    def begin_at(self, index: int) -> PointSpace:
+        """The same, in another of the subspaces."""
+        return PointSpace(self._subspaces[index : index + 1])
+
+    def prompts(self, points: FloatArray) -> list[PointPrompt]:
+        """The prompts of the (n, dim) points."""
+        return [PointPrompt(self._subspaces[0], point) for point in points]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderDrawn(Soft):
+    """Settings of a search over soft prompts that the provider draws from its own model."""
+
+    def space(self, setup: Setup) -> PromptSpace:
+        """See `lmaas_tune.prompts.base.PromptKind.space`."""
+        return PointSpace(self.subspaces(setup))

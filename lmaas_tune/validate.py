@@ -1,0 +1,82 @@
+"""Constraints of settings: declared beside the field, checked when a value is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import field, fields
+from numbers import Integral, Real
+from typing import Any
+
+from lmaas_tune.errors import InputError, did_you_mean
+
+_CHECK = "check"
+
+
+def whole(*, least: int, default: Any = None, optional: bool = False) -> Any:
+    """A dataclass field that takes a whole number.
+
+    Args:
+        least: The smallest.
+        default: Its default.
+        optional: Whether it takes None too.
+    """
+
+    def check(name: str, value: Any) -> int | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise InputError(f"{name}={value!r}: it takes a whole number")
+        if int(value) < least:
+            raise InputError(f"{name}={value}: it must be {least} or more")
+        return int(value)
+
+    return field(default=default, metadata={_CHECK: check})
+
+
+def positive(*, default: float) -> Any:
+    """A dataclass field that takes a positive finite number."""
+
+    def check(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InputError(f"{name}={value!r}: it takes a number")
+        if not 0 < float(value) < math.inf:
+            raise InputError(f"{name}={value}: it must be positive and finite")
+        return float(value)
+
+    return field(default=default, metadata={_CHECK: check})
+
+
+def one_of(choices: Iterable[str], *, default: str) -> Any:
+    """A dataclass field that takes one of several names."""
+    known = tuple(choices)
+
+    def check(name: str, value: Any) -> str:
+        if value not in known:
+            raise InputError(f"unknown {name} {value!r}; {did_you_mean(str(value), known)}")
+        return str(value)
+
+    return field(default=default, metadata={_CHECK: check})
+
+
+def checked_by(check: Callable[[str, Any], Any], *, default: Any) -> Any:
+    """A dataclass field with a check of its own.
+
+    Args:
+        check: Takes the field's name and value, and returns the value to keep, or raises an
+            `InputError`.
+        default: The field's default.
+    """
+    return field(default=default, metadata={_CHECK: check})
+
+
+def validate(settings: Any) -> None:
+    """Check every field of a frozen dataclass that has a constraint.
+
+    Raises:
+        InputError: A value is out of range; the message names the field, the value and the remedy.
+    """
+    for each in fields(settings):
+        if (check := each.metadata.get(_CHECK)) is not None:
+            value = check(each.name, getattr(settings, each.name))
+            object.__setattr__(settings, each.name, value)
