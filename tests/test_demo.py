@@ -82,7 +82,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Folder of a tiny language model with random weights."""
     torch = pytest.importorskip("torch", reason="the extra 'hf' is not installed")
     pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
-    from tests.hf import models
+    from tests.support import models
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny matrices gain nothing from more

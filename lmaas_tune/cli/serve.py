@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -20,6 +19,8 @@ from lmaas_tune.cli.arguments import (
 from lmaas_tune.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
+    import argparse
+
     from lmaas_tune.service.keys import Keyring
 
 

@@ -42,7 +42,7 @@ def result_json(result: TuneResult) -> dict[str, Any]:
         },
         "bounds": result.bounds,
         "prompt_digest": prompt.digest,
-        "prompt_text": prompt.text,
+        "prompt_text": prompt.words,
         "out": None if result.out is None else str(result.out.resolve()),
     }
 

@@ -158,7 +158,7 @@ class _Attempt(Callback):
             settings=prompt.provenance["settings"],
             spent=self._result.spent.to_json(),
             curve=Curve.of(self._result.steps),
-            prompt_text=prompt.prompt.text,
+            prompt_text=prompt.prompt.words,
         )
 
     def _make_tuner(self) -> _TimedTuner:

@@ -2,60 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from lmaas_tune.capabilities import Embeds, FloatArray, Model
 from lmaas_tune.task import Example, Task
+
+Buffer: TypeAlias = bytes | memoryview
 
 TOKEN = 4
 """Characters of a token, as an estimate."""
 
 
-class Prompt(Protocol):
-    """A prompt of some kind. A saved prompt has its `kind` and the fields of `to_files`.
+class Prompt(ABC):
+    """A prompt of some kind.
 
     Attributes:
-        kind: ``soft``, ``deep``, ``text`` or ``point``.
+        kind: ``soft``, ``deep``, ``text`` or ``point``, as a saved prompt says it.
         has_arrays: Whether `to_files` gives arrays.
-        digest: SHA-256 of all that makes this prompt what it is; part of every cache key.
-        characters: Its length; a token counts as four characters.
-        text: The words, where it has some.
     """
 
     kind: ClassVar[str]
-    has_arrays: ClassVar[bool]
+    has_arrays: ClassVar[bool] = False
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that makes this prompt what it is; part of every cache key."""
+        sha = hashlib.sha256()
+        for part in self.content():
+            sha.update(part)
+        return sha.hexdigest()
+
+    @abstractmethod
+    def content(self) -> Iterable[Buffer]:
+        """The bytes that the digest covers."""
 
     @property
-    def digest(self) -> str: ...
+    @abstractmethod
+    def characters(self) -> int:
+        """Its length; a token counts as four characters."""
 
     @property
-    def characters(self) -> int: ...
+    def words(self) -> str | None:
+        """The words of a text prompt; None for vectors."""
+        return None
 
-    @property
-    def text(self) -> str | None: ...
-
+    @abstractmethod
     def unfit(self, model: Model) -> str | None:
         """Why a model cannot take this prompt, as a sentence; None where it can."""
-        ...
 
     def for_model(self, model: Model) -> Prompt:
         """This prompt in the form that the model takes, where there is another one."""
-        ...
+        return self
 
+    @abstractmethod
     def to_files(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
         """The fields of ``prompt.json`` and the arrays of ``prompt.safetensors``."""
-        ...
 
     @classmethod
+    @abstractmethod
     def from_files(cls, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> Prompt:
         """Read what `to_files` gave.
 
         Raises:
             InputError: It did not give this.
         """
-        ...
 
 
 class PromptSpace(Protocol):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from lmaas_tune.capabilities import Embeds, FloatArray, Model
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts.base import PromptSpace, Setup
+from lmaas_tune.prompts.base import Buffer, Prompt, PromptSpace, Setup
 from lmaas_tune.prompts.soft import (
     RandomEmbedding,
     Soft,
@@ -29,7 +28,7 @@ LAYERS_KEY = "layer_embeddings"
 
 
 @dataclass(frozen=True, eq=False)
-class DeepPrompt:
+class DeepPrompt(Prompt):
     """A soft prompt that goes on through the model: every layer has vectors of its own.
 
     Attributes:
@@ -65,22 +64,16 @@ class DeepPrompt:
         """How many layers it enters, the first included."""
         return 1 + len(self.above)
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of all that makes this prompt what it is; part of every cache key."""
-        sha = hashlib.sha256(f"deep|{self.first.digest}|{self.layers}|".encode())
+    def content(self) -> Iterator[Buffer]:
+        """The bytes that the digest covers."""
+        yield f"deep|{self.first.digest}|{self.layers}|".encode()
         for vectors in self.above:
-            sha.update(np.ascontiguousarray(vectors, dtype="<f4").data)
-        return sha.hexdigest()
+            yield np.ascontiguousarray(vectors, dtype="<f4").data
 
     @property
     def characters(self) -> int:
         """Of the vectors that enter with the embeddings: the others take no place of their own."""
         return self.first.characters
-
-    @property
-    def text(self) -> None:
-        """It has no words."""
 
     def unfit(self, model: Model) -> str | None:
         """Why the model cannot take this prompt; None where it can."""
@@ -90,10 +83,6 @@ class DeepPrompt:
                 f"the prompt goes through {self.layers} layers, and {model.identity} takes {takes}"
             )
         return self.first.unfit(model)
-
-    def for_model(self, model: Model) -> DeepPrompt:
-        """This prompt: it has no other form."""
-        return self
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
         """The fields of ``prompt.json`` and the arrays of ``prompt.safetensors``."""

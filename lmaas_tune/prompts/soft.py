@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias, cast
@@ -26,7 +26,7 @@ VECTORS_KEY = "prompt_embeddings"  # peft's own, so that its files and ours are 
 
 
 @dataclass(frozen=True, eq=False)
-class SoftPrompt:
+class SoftPrompt(Prompt):
     """A continuous prompt of L vectors in the model's embedding space.
 
     Attributes:
@@ -81,20 +81,15 @@ class SoftPrompt:
         """H."""
         return int(self.vectors.shape[1])
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of all that makes this prompt what it is; part of every cache key."""
-        head = f"soft|{self.insertion}|{self.anchor}|{self.vectors.shape}|".encode()
-        return hashlib.sha256(head + self.vectors.astype("<f4").tobytes()).hexdigest()
+    def content(self) -> Iterator[bytes]:
+        """The bytes that the digest covers."""
+        yield f"soft|{self.insertion}|{self.anchor}|{self.vectors.shape}|".encode()
+        yield self.vectors.astype("<f4").tobytes()
 
     @property
     def characters(self) -> int:
         """L tokens, as an estimate in characters."""
         return TOKEN * self.length
-
-    @property
-    def text(self) -> None:
-        """It has no words."""
 
     def unfit(self, model: Model) -> str | None:
         """Why the model cannot take this prompt; None where it can."""
@@ -109,10 +104,6 @@ class SoftPrompt:
                 f"{takes}"
             )
         return None
-
-    def for_model(self, model: Model) -> SoftPrompt:
-        """This prompt: it has no other form."""
-        return self
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
         """The fields of ``prompt.json`` and the arrays of ``prompt.safetensors``."""

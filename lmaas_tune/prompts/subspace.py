@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,12 +12,12 @@ import numpy as np
 from lmaas_tune.capabilities import Embeds, FloatArray, Model
 from lmaas_tune.errors import InputError
 from lmaas_tune.plain import checked
-from lmaas_tune.prompts.base import TOKEN, PromptSpace, Setup
+from lmaas_tune.prompts.base import TOKEN, Prompt, PromptSpace, Setup
 from lmaas_tune.prompts.soft import Soft, SoftPrompt, Subspace, draw
 
 
 @dataclass(frozen=True, eq=False)
-class PointPrompt:
+class PointPrompt(Prompt):
     """A soft prompt by its place in a subspace: for a model whose embeddings nobody may see.
 
     Attributes:
@@ -33,7 +32,6 @@ class PointPrompt:
     point: FloatArray
 
     kind: ClassVar[str] = "point"
-    has_arrays: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):  # infinite then, which is told
@@ -49,20 +47,15 @@ class PointPrompt:
     def __str__(self) -> str:
         return "a point of a subspace"
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of all that makes this prompt what it is; part of every cache key."""
-        head = f"point|{self.subspace.digest}|".encode()
-        return hashlib.sha256(head + self.point.astype("<f4").tobytes()).hexdigest()
+    def content(self) -> Iterator[bytes]:
+        """The bytes that the digest covers."""
+        yield f"point|{self.subspace.digest}|".encode()
+        yield self.point.astype("<f4").tobytes()
 
     @property
     def characters(self) -> int:
         """Of the starting words, or of as many tokens as the prompt has."""
         return len(self.subspace.words) or TOKEN * (self.subspace.length or 0)
-
-    @property
-    def text(self) -> None:
-        """It has no words."""
 
     def unfit(self, model: Model) -> str | None:
         """Why the model cannot take this prompt; None where it can."""

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
@@ -35,21 +35,24 @@ SOURCES = ("built-in", "train")
 
 
 @dataclass(frozen=True)
-class TextPrompt:
+class TextPrompt(Prompt):
     """Words that stand where the template says ``{prompt}``."""
 
     text: str
 
     kind: ClassVar[str] = "text"
-    has_arrays: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return "a text prompt"
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the text; part of every cache key."""
-        return hashlib.sha256(b"text|" + self.text.encode("utf-8", "surrogatepass")).hexdigest()
+    def content(self) -> Iterator[bytes]:
+        """The bytes that the digest covers."""
+        yield b"text|" + self.text.encode("utf-8", "surrogatepass")
+
+    @property
+    def words(self) -> str:
+        """The text."""
+        return self.text
 
     @property
     def characters(self) -> int:
@@ -61,10 +64,6 @@ class TextPrompt:
         if model.capabilities.text_prompts:
             return None
         return f"the prompt is a text, and {model.identity} takes soft prompts only"
-
-    def for_model(self, model: Model) -> TextPrompt:
-        """This prompt: it has no other form."""
-        return self
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
         """The fields of ``prompt.json``; there are no arrays."""
@@ -139,7 +138,10 @@ class TextSpace:
                 "search: give several instructions, word slots, or demonstrations"
             )
 
-    blocks: ClassVar[int] = 1
+    @property
+    def blocks(self) -> int:
+        """All dimensions are searched together."""
+        return 1
 
     @property
     def dim(self) -> int:
@@ -362,8 +364,8 @@ class Text:
 
     def _instructions(self, setup: Setup) -> tuple[tuple[str, ...], int]:
         """What a prompt may begin with, and how many of these are starts."""
-        if setup.start is not None and setup.start.text is not None:
-            return (setup.start.text,), 1
+        if setup.start is not None and setup.start.words is not None:
+            return (setup.start.words,), 1
         own = tuple(words.strip() for words in self.starting_words)
         if own != STARTING_WORDS:
             return own, len(own)

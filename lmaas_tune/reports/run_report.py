@@ -78,8 +78,8 @@ class RunReport:
             f"The run ended: {self.stop_reason}.",
             f"The best prompt is that of {where}.",
         ]
-        if prompt.text is not None:
-            summary.append(f"It says: {prompt.text!r}.")
+        if prompt.words is not None:
+            summary.append(f"It says: {prompt.words!r}.")
         steps = [_steps(self.history)]
         sections = [
             Section(title="Loss against calls", figures=_figures(self.history), tables=steps),

@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 from lmaas_tune.prompts import Insertion, SoftPrompt, TextPrompt
 from lmaas_tune.service import bodies, wire
 from lmaas_tune.service.auth_middleware import RequestContext
-from lmaas_tune.service.cancellation import run_within, score_within
+from lmaas_tune.service.cancellation import reply_to, run_within
 from lmaas_tune.service.errors import ApiError, add_error_handlers
 from lmaas_tune.service.keys import Key
 from lmaas_tune.service.metrics import CONTENT_TYPE, Metrics
@@ -170,7 +170,8 @@ def _add_scoring(router: APIRouter, model: ServedModel, scheduler: Scheduler) ->
     async def score(request: Request, job: Job) -> Response:
         context = _context(request)
         context.reserve(job.tokens)
-        reply = await score_within(model.limits.wait_seconds, scheduler, job, request)
+        scoring = reply_to(job, scheduler)
+        reply = await run_within(model.limits.wait_seconds, scoring, request)
         context.usage = reply.usage
         content = wire.float_bytes(reply.logprobs)
         headers = {

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import anyio
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmaas_tune.backend import Usage
-from lmaas_tune.service.connections import Connections
 from lmaas_tune.service.errors import ApiError, internal, stopping, too_large
 from lmaas_tune.service.key_quota import BodyBuffer, QuotaMeter
-from lmaas_tune.service.keys import Key, Keyring
 from lmaas_tune.service.log import Log, described
-from lmaas_tune.service.metrics import Metrics
-from lmaas_tune.service.server_limits import ServerLimits
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from lmaas_tune.service.connections import Connections
+    from lmaas_tune.service.keys import Key, Keyring
+    from lmaas_tune.service.metrics import Metrics
+    from lmaas_tune.service.server_limits import ServerLimits
 
 OPEN_PATHS = ("/health", "/openapi.json")
 """Paths that need no key."""
@@ -104,6 +109,7 @@ class AuthMiddleware:
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
         context = RequestContext()
         scope.setdefault("state", {})["context"] = context
         began = time.perf_counter()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.task import Batch, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 OBJECT_BYTES = 1024
 """Approximate memory of a batch or a subspace without its rows, words and vectors."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import Request
-
-from lmaas_tune.backend import ScoreReply
 from lmaas_tune.service.errors import ApiError
 from lmaas_tune.service.fair_pool import AbandonedError
-from lmaas_tune.service.scheduler import Job, Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from fastapi import Request
+
+    from lmaas_tune.backend import ScoreReply
+    from lmaas_tune.service.scheduler import Job, Scheduler
 
 T = TypeVar("T")
 
@@ -45,14 +48,8 @@ async def run_within(seconds: float, work: Coroutine[Any, Any, T], request: Requ
         result.cancel()
 
 
-async def score_within(
-    seconds: float, scheduler: Scheduler, job: Job, request: Request
-) -> ScoreReply:
-    """The reply to a job; see `run_within`. A job cancelled before its turn is not computed."""
-    return await run_within(seconds, _score(scheduler, job), request)
-
-
-async def _score(scheduler: Scheduler, job: Job) -> ScoreReply:
+async def reply_to(job: Job, scheduler: Scheduler) -> ScoreReply:
+    """The model's reply to a job; one that is cancelled before its turn is not computed."""
     scheduler.submit(job)
     reply = asyncio.wrap_future(job.reply)
     try:

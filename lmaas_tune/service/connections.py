@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lmaas_tune.service.log import Log, described
-from lmaas_tune.service.server_limits import ServerLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.types import Scope
+
+    from lmaas_tune.service.server_limits import ServerLimits
 
 Address: TypeAlias = tuple[str, int]
 
@@ -125,7 +129,7 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         host, port = transport.get_extra_info("peername")[:2]
         self.address = (str(host), int(port))
         self._connections.opened(self)

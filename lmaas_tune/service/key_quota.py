@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from lmaas_tune.service.errors import ApiError
 from lmaas_tune.service.settings import Count, WholeNumbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class KeyQuota(WholeNumbers):

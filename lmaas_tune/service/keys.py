@@ -22,13 +22,16 @@ import hashlib
 import hmac
 import re
 import warnings
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmaas_tune.concealed import shown
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.service.key_quota import DEFAULT_QUOTA, KeyQuota
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,24}")  # so short that few keys can be taken for one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -14,7 +14,10 @@ from prometheus_client import (
     generate_latest,
 )
 
-from lmaas_tune.backend import Usage
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lmaas_tune.backend import Usage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from lmaas_tune.backend import Backend, Inspection, Inspects, ScoreRequest, Usage
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace, TextPrompt
@@ -22,11 +20,17 @@ from lmaas_tune.service.batches import (
 )
 from lmaas_tune.service.errors import ApiError, too_large
 from lmaas_tune.service.fair_pool import FairPool
-from lmaas_tune.service.keys import Key
 from lmaas_tune.service.lru_cache import LRUStore
 from lmaas_tune.service.scheduler import Job
-from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.service.subspaces import DrawnSubspaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pydantic import TypeAdapter
+
+    from lmaas_tune.service.keys import Key
+    from lmaas_tune.service.server_limits import ServerLimits
 
 T = TypeVar("T")
 

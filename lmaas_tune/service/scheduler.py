@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest
 from lmaas_tune.service.errors import ApiError, stopping
-from lmaas_tune.service.server_limits import ServerLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest
+    from lmaas_tune.service.server_limits import ServerLimits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

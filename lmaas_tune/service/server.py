@@ -9,21 +9,23 @@ import math
 import socket
 import threading
 import time
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import uvicorn
 
-from lmaas_tune.backend import Backend
 from lmaas_tune.errors import InputError
 from lmaas_tune.service.app import build_app
 from lmaas_tune.service.auth_middleware import AuthMiddleware
 from lmaas_tune.service.connections import BACKLOG, Connections
-from lmaas_tune.service.keys import Keyring
 from lmaas_tune.service.log import Log, Relay
 from lmaas_tune.service.metrics import Metrics
 from lmaas_tune.service.model import ServedModel
 from lmaas_tune.service.scheduler import Scheduler
-from lmaas_tune.service.server_limits import ServerLimits
+
+if TYPE_CHECKING:
+    from lmaas_tune.backend import Backend
+    from lmaas_tune.service.keys import Keyring
+    from lmaas_tune.service.server_limits import ServerLimits
 
 _KEEP_ALIVE = 75  # seconds; longer than clients and proxies keep a connection idle
 _LAST_BYTES = 10  # seconds for finished answers to reach slow readers
@@ -115,7 +117,7 @@ class Service:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._middleware,
-                http=cast(Any, self._connections.protocol),
+                http=cast("Any", self._connections.protocol),
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from lmaas_tune.backend import Backend
 from lmaas_tune.errors import InputError
-from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace
 from lmaas_tune.prompts.projections import Checkpoint
 from lmaas_tune.prompts.soft import RandomEmbedding, draw
 from lmaas_tune.service.errors import too_large
 from lmaas_tune.service.lru_cache import LRUStore
-from lmaas_tune.service.server_limits import ServerLimits
+
+if TYPE_CHECKING:
+    from lmaas_tune.backend import Backend
+    from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace
+    from lmaas_tune.service.server_limits import ServerLimits
 
 _FLOAT32 = 4  # bytes
 

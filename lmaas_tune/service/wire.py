@@ -11,9 +11,9 @@ import base64
 import binascii
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,6 @@ BINARY = "application/octet-stream"
 
 DType = Literal["float32", "bfloat16"]
 _BYTES = {"float32": 4, "bfloat16": 2}
-_LIST = {"fail_fast": True}  # a list of all faults of a body could be huge
 _BASE64 = {"json_schema_extra": {"contentEncoding": "base64"}}
 
 STATUS = {
@@ -60,11 +59,6 @@ class MalformedError(ValueError):
     """Bytes or text that are no numbers of the format stated."""
 
 
-def encode(message: Any) -> dict[str, Any]:
-    """A message as JSON values."""
-    return asdict(message)
-
-
 def decode(kind: type[T], content: object) -> T:
     """A message from JSON values; unknown names are ignored.
 
@@ -78,26 +72,39 @@ def decode(kind: type[T], content: object) -> T:
 # -- requests
 
 
+class _FirstFault:
+    """For a list: the service reports its first fault alone, as a list of all could be huge."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return handler(source) | {"fail_fast": True}
+
+
+FIRST_FAULT = _FirstFault()
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Request:
+class Message:
     """A body that a client sends; the service refuses other names and converts no types."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlotPart(_Request):
+class SlotPart(Message):
     """The position of the prompt or of the label in a row."""
 
     slot: Literal["prompt", "label"]
 
 
+Row = Annotated[list[str | SlotPart], FIRST_FAULT]
+
+
 @dataclass(frozen=True, kw_only=True)
-class BatchBody(_Request):
+class BatchBody(Message):
     """Rows, each of texts and slots in reading order, and the label words to score."""
 
-    rows: list[list[str | SlotPart]] = field(metadata=_LIST | {"min_length": 1})
-    candidates: list[str] = field(metadata=_LIST | {"min_length": 1})
+    rows: Annotated[list[Row], FIRST_FAULT] = field(metadata={"min_length": 1})
+    candidates: Annotated[list[str], FIRST_FAULT] = field(metadata={"min_length": 1})
 
     @classmethod
     def of(cls, batch: Batch, candidates: Sequence[str]) -> BatchBody:
@@ -114,7 +121,7 @@ def _encoded(part: Part) -> str | SlotPart:
     return part if isinstance(part, str) else SlotPart(slot=part.value)
 
 
-def _joined(row: list[str | SlotPart]) -> Iterator[Part]:
+def _joined(row: Row) -> Iterator[Part]:
     for is_text, parts in itertools.groupby(row, key=lambda part: isinstance(part, str)):
         if is_text:
             yield "".join(part for part in parts if isinstance(part, str))
@@ -123,13 +130,13 @@ def _joined(row: list[str | SlotPart]) -> Iterator[Part]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartBody(_Request):
+class StartBody(Message):
     """L vectors as base64, one after the other: a p0 of the client's own, in float32."""
 
     vectors: str = field(metadata=_BASE64)
     length: int = field(metadata={"ge": 1})
     insertion: Insertion
-    anchor: list[int] = field(default_factory=list, metadata=_LIST)
+    anchor: Annotated[list[int], FIRST_FAULT] = field(default_factory=list)
 
     @classmethod
     def of(cls: type[S], prompt: SoftPrompt, **more: Any) -> S:
@@ -175,7 +182,7 @@ class SoftBody(StartBody):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextBody(_Request):
+class TextBody(Message):
     """A text prompt."""
 
     kind: Literal["text"]
@@ -187,7 +194,7 @@ class TextBody(_Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointBody(_Request):
+class PointBody(Message):
     """Any point of a registered subspace: all of them cost the same."""
 
     kind: Literal["point"]
@@ -195,7 +202,7 @@ class PointBody(_Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubspaceBody(_Request):
+class SubspaceBody(Message):
     """The description from which p0 and A are drawn: `lmaas_tune.prompts.Subspace`."""
 
     start: Start | StartBody

@@ -25,7 +25,7 @@ from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing import BackendConformance
-from tests.hf import models
+from tests.support import models
 from tests.support.service import ALICE, running
 
 FAMILIES = ("llama", "roberta", "t5")

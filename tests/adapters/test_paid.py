@@ -92,7 +92,7 @@ def vllm_provider(stack: ExitStack, tmp_path: Path) -> Provider:
     pytest.importorskip("torch", reason="the extra 'vllm' is not installed")
     from lmaas_tune_adapters.vllm import VLLMBackend
 
-    from tests.hf import models
+    from tests.support import models
     from tests.support.vllm_server import StandIn
 
     count = Count()

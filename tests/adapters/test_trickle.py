@@ -186,7 +186,7 @@ def vllm_backend(stack: ExitStack, tmp_path: Path) -> tuple[FaultyProxy, Callabl
     pytest.importorskip("torch", reason="the extra 'vllm' is not installed")
     from lmaas_tune_adapters.vllm import VLLMBackend
 
-    from tests.hf import models
+    from tests.support import models
     from tests.support.vllm_server import StandIn
 
     server = stack.enter_context(StandIn(models.build("llama", tmp_path / "llama")))

@@ -37,8 +37,8 @@ from lmaas_tune.errors import (  # noqa: E402
 )
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
-from tests.hf import models, reference  # noqa: E402
 from tests.hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft  # noqa: E402
+from tests.support import models, reference  # noqa: E402
 from tests.support.vllm_server import Refusal, StandIn  # noqa: E402
 
 

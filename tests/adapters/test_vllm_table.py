@@ -24,7 +24,7 @@ from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lmaas_tune.errors import InputError  # noqa: E402
-from tests.hf import models  # noqa: E402
+from tests.support import models  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Example, Template
-from tests.hf import models, reference
+from tests.support import models, reference
 
 from . import architectures
 

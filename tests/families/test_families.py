@@ -14,7 +14,7 @@ from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.task import Example, Template
-from tests.hf import models
+from tests.support import models
 
 from . import architectures, sweep
 

@@ -17,7 +17,7 @@ from tokenizers import normalizers, pre_tokenizers, processors
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Example, Template
-from tests.hf import models
+from tests.support import models
 
 TEXTS = ("a gripping film", " begins with a space", "ends (", "it's told", "tab\there")
 TEMPLATES = (

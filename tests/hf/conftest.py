@@ -17,7 +17,7 @@ pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
 
-from . import models  # noqa: E402
+from tests.support import models  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,9 +22,9 @@ from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import DeepPrompt, FloatArray, SoftPrompt
 from lmaas_tune.task import Batch
+from tests.support import models, reference
 from tests.support.small_models import changed
 
-from . import models, reference
 from . import test_exact as exact
 from .test_exact import CANDIDATES, LABEL_ANYWHERE, LABEL_LAST, batch_of, soft
 from .test_sharing import TEXTS, tokens_read

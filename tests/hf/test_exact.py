@@ -14,8 +14,7 @@ from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Example, Template
-
-from . import models, reference
+from tests.support import models, reference
 
 TEXTS = (
     "a gripping film",

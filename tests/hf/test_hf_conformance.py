@@ -9,8 +9,7 @@ import pytest
 from lmaas_tune_adapters.hf import HFBackend
 
 from lmaas_tune.testing import BackendConformance
-
-from . import models
+from tests.support import models
 
 
 class _Family(BackendConformance):

@@ -17,8 +17,8 @@ from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, SoftPrompt, TextPrompt
 from lmaas_tune.task import Batch, Slot, Template
+from tests.support import models, reference
 
-from . import models, reference
 from .test_exact import CANDIDATES, LABEL_LAST, TEXTS, batch_of, soft
 
 POST_NORM = ("roberta", "bert", "distilbert")

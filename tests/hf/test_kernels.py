@@ -27,8 +27,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import TextPrompt
+from tests.support import models
 
-from . import models
 from .test_exact import batch_of
 
 WORDS = ("great", "bad")

@@ -14,8 +14,8 @@ from lmaas_tune_adapters.hf.kv_cache import cache_arguments, empty_cache
 from transformers.cache_utils import Cache, DynamicCache
 
 from lmaas_tune.backend import ScoreRequest
+from tests.support import models
 
-from . import models
 from .test_exact import batch_of, soft
 
 

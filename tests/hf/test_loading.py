@@ -21,8 +21,8 @@ from tokenizers import normalizers
 from lmaas_tune.backend import Backend, Embeds, Inspects, ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt
+from tests.support import models
 
-from . import models
 from .test_exact import CANDIDATES, LABEL_LAST, batch_of, soft
 
 

@@ -17,8 +17,8 @@ from lmaas_tune_adapters.hf.masked import MaskedForwardPass
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import DeepPrompt, Prompt, TextPrompt
+from tests.support import models
 
-from . import models
 from .test_exact import CANDIDATES, LABEL_LAST, batch_of, check, soft
 
 CORES = 4

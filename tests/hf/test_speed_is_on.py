@@ -16,8 +16,7 @@ import transformers
 from lmaas_tune_adapters.hf import HFBackend
 
 from lmaas_tune.cli import main
-
-from . import models
+from tests.support import models
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LLAMA = {**_SMALL, "intermediate_size": 48, "num_key_value_heads": 2}

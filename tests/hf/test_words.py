@@ -17,8 +17,8 @@ from tokenizers import models as tokenizer_models
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import SoftPrompt, TextPrompt
+from tests.support import models
 
-from . import models
 from .test_exact import batch_of
 
 DBPEDIA = (

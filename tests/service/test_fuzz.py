@@ -31,12 +31,13 @@ from tests.support.service import (
 )
 
 
-@pytest.fixture
-def monitor(tmp_path: Path) -> Iterator[Visitor]:
+@pytest.fixture(scope="module")
+def monitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
     """A visitor to a service that must be alive and well, and have had no fault, at the end."""
-    (tmp_path / "keys").write_text(KEYS)
-    log = tmp_path / "log"
-    flags = ("--backend", "toy", "--port", "0", "--api-key-file", str(tmp_path / "keys"), "--json")
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "keys").write_text(KEYS)
+    log = folder / "log"
+    flags = ("--backend", "toy", "--port", "0", "--api-key-file", str(folder / "keys"), "--json")
     with command(*flags, "--bounds", "body_seconds=2", log=log) as process:
         visitor = Visitor(listening(process)["url"], MONITOR)
         yield visitor

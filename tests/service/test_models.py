@@ -23,7 +23,7 @@ from lmaas_tune.prompts import SoftPrompt, Subspace, TextPrompt  # noqa: E402
 from lmaas_tune.prompts.soft import draw  # noqa: E402
 from lmaas_tune.registry import load_backend  # noqa: E402
 from lmaas_tune.task import Batch, Slot  # noqa: E402
-from tests.hf import models  # noqa: E402
+from tests.support import models  # noqa: E402
 from tests.support.service import (  # noqa: E402
     ALICE,
     BOB,

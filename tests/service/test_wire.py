@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_a_text_prompt_keeps_every_character() -> None:
     ],
 )
 def test_a_subspace_is_the_same_on_both_sides(subspace: Subspace) -> None:
-    content = json.dumps(wire.encode(wire.SubspaceBody.of(subspace))).encode()
+    content = json.dumps(asdict(wire.SubspaceBody.of(subspace))).encode()
     assert json.loads(content) == json.loads(json.dumps(subspace.to_json()))
     assert bodies.read(bodies.SUBSPACE, content, values=100).subspace().digest == subspace.digest
 

@@ -51,7 +51,7 @@ class Written:
 
 
 class TinyModel:
-    """A model of `hf.models` that reads text and writes greedily."""
+    """A model of `support.models` that reads text and writes greedily."""
 
     def __init__(self, folder: Path) -> None:
         self._network = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()

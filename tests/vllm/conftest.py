@@ -16,7 +16,7 @@ from .server import VLLMServer, running
 torch = pytest.importorskip("torch", reason="the extra 'vllm' is not installed")
 transformers = pytest.importorskip("transformers", reason="the extra 'vllm' is not installed")
 
-from tests.hf import models  # noqa: E402
+from tests.support import models  # noqa: E402
 
 CHAT = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 

@@ -19,8 +19,8 @@ from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.testing import BackendConformance
-from tests.hf import reference
 from tests.hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft
+from tests.support import reference
 
 from .conftest import tiny_llama
 from .server import MAX_MODEL_LEN, VLLMServer

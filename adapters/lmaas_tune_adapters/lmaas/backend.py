@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lmaas_tune.backend import Inspection, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.calls.retry import Retry
@@ -14,6 +12,10 @@ from lmaas_tune.errors import InputError, PermanentError, TransientError
 from lmaas_tune.prompts import PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune_adapters.http import Endpoint, Key, RefusedError
 from lmaas_tune_adapters.lmaas.service import Registered, Service
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Hashable, Sequence
 
 T = TypeVar("T")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -12,13 +12,18 @@ from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, Usage
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
 from lmaas_tune.prompts import FloatArray, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.service import wire
-from lmaas_tune.task import Batch
 from lmaas_tune_adapters.http import Answer, Endpoint, RefusedError, paid
+
+if TYPE_CHECKING:
+    from lmaas_tune.task import Batch
 
 T = TypeVar("T")
 
 Shape: TypeAlias = tuple[int, int]
 """(rows, candidates) of an answer."""
+
+Body: TypeAlias = wire.Message | bytes | None
+"""A message, raw numbers, or nothing to send."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +127,7 @@ class Service:
         return Inspection(tuple(found.notes), usage)
 
     def _register(
-        self, path: str, body: object, kind: type[wire.BatchAnswer] | type[wire.SubspaceAnswer]
+        self, path: str, body: Body, kind: type[wire.BatchAnswer] | type[wire.SubspaceAnswer]
     ) -> Registered:
         try:
             answer = self._ask(path, body)
@@ -131,8 +136,7 @@ class Service:
             error.usage_unknown = False  # it is free
             raise
 
-    def _ask(self, path: str, body: object = None) -> Answer:
-        """Send a message, raw numbers, or nothing."""
+    def _ask(self, path: str, body: Body = None) -> Answer:
         request_id = secrets.token_hex(4)
         try:
             answer = self._send(path, body, {"Request-Id": request_id})
@@ -153,13 +157,13 @@ class Service:
                 raise _damaged(answer, "is not the one to this request")
         return answer
 
-    def _send(self, path: str, body: object, headers: dict[str, str]) -> Answer:
+    def _send(self, path: str, body: Body, headers: dict[str, str]) -> Answer:
         if body is None:
             return self._endpoint.get(path, headers=headers)
         if isinstance(body, bytes):
             headers["Content-Type"] = wire.BINARY
             return self._endpoint.post(path, body=body, headers=headers)
-        return self._endpoint.post(path, content=wire.encode(body), headers=headers)
+        return self._endpoint.post(path, content=asdict(body), headers=headers)
 
     def _check_protocol(self, content: Any) -> None:
         protocol = content.get("protocol") if isinstance(content, dict) else None
@@ -170,7 +174,7 @@ class Service:
             )
 
 
-def _body(prompt: SoftPrompt | TextPrompt) -> wire.SoftBody | wire.TextBody | bytes:
+def _body(prompt: SoftPrompt | TextPrompt) -> Body:
     if isinstance(prompt, TextPrompt):
         return wire.TextBody(kind="text", text=prompt.text)
     return wire.SoftBody.of(prompt, kind="soft")

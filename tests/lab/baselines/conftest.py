@@ -15,9 +15,9 @@ pytest.importorskip("peft", reason="the extra 'reproduce' is not installed")
 
 from lmaas_tune_adapters.hf import HFBackend
 
-from tests.hf import models
 from tests.hf.conftest import folder, load, one_thread  # noqa: F401
 from tests.lab.baselines import planted
+from tests.support import models
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from lmaas_tune import Example, InputError, SoftPrompt, Task, Template, TextProm
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.lab.baselines.prompt_tuning import PromptScorer
 from lmaas_tune.prompts import Insertion, Prompt
-from tests.hf import models
+from tests.support import models
 
 Load = Callable[[str], HFBackend]
 
