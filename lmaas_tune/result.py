@@ -127,9 +127,19 @@ class TuneResult:
             MissingExtraError: The extra ``compare`` is not installed.
             StorageError: The file cannot be written.
         """
-        from lmaas_tune.lab.run_report import write_run
+        from lmaas_tune.reports.run_report import RunReport
 
-        return write_run(self, comparison, Path(path))
+        report = RunReport(
+            identity=self.client.identity,
+            seed=self.seed,
+            stop_reason=self.stop_reason,
+            spent=self.spent,
+            prompt=self.prompt,
+            generation=self.best.generation,
+            history=self.history,
+            scores={} if comparison is None else vars(comparison),
+        )
+        return report.write(Path(path))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Save the best prompt, see `TunedPrompt.save`."""

@@ -33,7 +33,7 @@ from lmaas_tune.lab.tasks import NamedTask, read_tasks
 
 if TYPE_CHECKING:
     from lmaas_tune.lab.comparison_result import ComparisonResult
-    from lmaas_tune.lab.statistics import Significance
+    from lmaas_tune.lab.significance import Significance
 
 _TASK = ("train", "validation", "test", "template", "labels", "shots")
 """Flags of the one task, which a file of tasks has no use for."""
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
             result = compare(
                 backend,
                 _tasks(arguments),
-                optimizers=_contenders(arguments.optimizers),
+                optimizers=_optimizers(arguments.optimizers),
                 seeds=parse_seeds(arguments.seeds),
                 out=arguments.out,
                 settings=read_settings(arguments),
@@ -195,7 +195,7 @@ def _tasks(arguments: argparse.Namespace) -> tuple[NamedTask, ...]:
     return (NamedTask(name="task", label_field=arguments.label_field, **content),)
 
 
-def _contenders(text: str) -> list[OptimizerSpec]:
+def _optimizers(text: str) -> list[OptimizerSpec]:
     """Read ``"cma(population=20),random"``."""
     found = []
     for part in re.findall(r"(?:[^,(]|\([^)]*\)?)+", text):

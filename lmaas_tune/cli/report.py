@@ -6,7 +6,7 @@ import argparse
 
 from lmaas_tune.cli.arguments import Commands, Outcome, add_command
 from lmaas_tune.cli.compare import failures, result_text
-from lmaas_tune.lab.extra import need
+from lmaas_tune.extras import need
 
 
 def add_to(commands: Commands) -> None:

@@ -1,4 +1,4 @@
-"""The report of a run: what it came to, and before and after on rows it has not seen."""
+"""The result of `lmaas-tune tune`: the run, and its scores before and after on test rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TESTED = frozenset({"baseline", "start", "tuned", "spent", "spent_on_test"})
 
 
 def check_test_rows(task: Task, test: Sequence[Example]) -> str:
-    """See that rows can be tested on, before a search is paid that would end there.
+    """Check that rows can be tested on, before the search is paid.
 
     Returns:
         SHA-256 of the rows and their labels.
@@ -36,8 +36,10 @@ def check_test_rows(task: Task, test: Sequence[Example]) -> str:
 
 
 def report(result: TuneResult, test: Sequence[Example] | None) -> dict[str, Any]:
-    """What a finished run came to. With `out` it is kept, and a run that is resumed to the same
-    end gives the kept one: its test is not paid again.
+    """The result of a finished run.
+
+    With `out` it is stored, and a run that is resumed to the same end returns the stored one, so
+    that its test is not paid again.
 
     Raises:
         LMaaSError: The test rows cannot be scored.
@@ -55,7 +57,7 @@ def report(result: TuneResult, test: Sequence[Example] | None) -> dict[str, Any]
 
 
 def interrupted(result: TuneResult, resume: str) -> Outcome:
-    """The outcome of a run that the user stopped; `resume` goes on with it."""
+    """The outcome of a run that the user stopped; the command `resume` resumes it."""
     content = {**_without_test(result), "resume": None if result.out is None else resume}
     lines = [f"Interrupted after {spent_words(result.spent)}."]
     if result.out is None:
@@ -67,7 +69,7 @@ def interrupted(result: TuneResult, resume: str) -> Outcome:
 
 
 def note(text: str) -> None:
-    """Say something on the side."""
+    """Print a note on standard error."""
     print(f"note: {text}", file=sys.stderr)
 
 
@@ -96,7 +98,7 @@ def _tested(result: TuneResult, test: Sequence[Example]) -> dict[str, Any]:
 
 
 def _same_run(kept: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
-    """Whether two reports differ in nothing but how long it took, and the results of the test."""
+    """Whether two results differ at most in time and in the scores on test rows."""
 
     def essence(of: Mapping[str, Any]) -> dict[str, Any]:
         spent = {name: of["spent"][name] for name in of["spent"] if name != "seconds"}

@@ -31,14 +31,15 @@ from typing import TYPE_CHECKING
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.dataset import default_template, default_verbalizer
 from lmaas_tune.errors import InputError
+from lmaas_tune.extras import need
+from lmaas_tune.lab.backend_choice import BackendChoice, MakeBackend
 from lmaas_tune.lab.comparison import COMPARISON
 from lmaas_tune.lab.early_stopping import EarlyStop
-from lmaas_tune.lab.extra import need
 from lmaas_tune.lab.optimizer_spec import OptimizerSpec, optimizer_specs
 from lmaas_tune.lab.plan import check_listed
 from lmaas_tune.lab.pool import run_in_workers
 from lmaas_tune.lab.record import Curve, Record
-from lmaas_tune.lab.search_run import BackendChoice, MakeBackend, SearchRun, close_backend
+from lmaas_tune.lab.search_run import SearchRun, close_backend
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import NamedTask, Split, named_tasks, read_tasks
 from lmaas_tune.optimizers import make_optimizer
@@ -96,7 +97,8 @@ def compare(
         StorageError: The folder cannot be read or written.
     """
     need("a comparison", "joblib", "scipy", "statsmodels")
-    from lmaas_tune.lab.comparison_result import ComparisonResult, check_target
+    from lmaas_tune.lab.analysis import check_target
+    from lmaas_tune.lab.comparison_result import ComparisonResult
 
     check_target(target)
     if jobs is not None and jobs < 1:

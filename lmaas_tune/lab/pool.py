@@ -132,7 +132,7 @@ def _run_alone(run: Run, store: Store, bar: Bar) -> None:
 
 def _warn_of_death(error: BaseException, suspects: Sequence[Run]) -> None:
     runs = ", ".join("/".join(map(str, run.key)) for run in suspects)
-    again = f"taken up again, each by itself: {runs}" if runs else "no run was under way"
+    again = f"resumed one by one: {runs}" if runs else "no run was under way"
     warnings.warn(f"a worker died ({_first_sentence(error)}); {again}", stacklevel=4)
 
 

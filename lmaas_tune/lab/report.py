@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lmaas_tune.lab.comparison_result import ComparisonResult
-from lmaas_tune.lab.html import (
+from lmaas_tune.lab.analysis import Analysis
+from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.significance import Friedman, Significance
+from lmaas_tune.lab.statistics import Band
+from lmaas_tune.reports.html import (
     NONE,
     Column,
     Figure,
@@ -24,8 +27,6 @@ from lmaas_tune.lab.html import (
     whole,
     write_page,
 )
-from lmaas_tune.lab.record import Record
-from lmaas_tune.lab.statistics import Band, Friedman, Significance
 
 _SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 _ROWS = {
@@ -36,7 +37,7 @@ _ROWS = {
 _TASK, _OPTIMIZER = Column("Task", "task"), Column("Optimizer", "optimizer")
 
 
-def write_comparison(result: ComparisonResult, path: Path) -> Path:
+def write_comparison(result: Analysis, path: Path) -> Path:
     """Write the report of a comparison, see `ComparisonResult.report`."""
     sections = [
         _ranking(result),
@@ -51,7 +52,7 @@ def write_comparison(result: ComparisonResult, path: Path) -> Path:
     return write_page("Comparison of optimizers", _summary(result), sections, path)
 
 
-def _summary(result: ComparisonResult) -> list[str]:
+def _summary(result: Analysis) -> list[str]:
     records = result.records
     optimizers, tasks, seeds = (
         _count(what, len({record.key[place] for record in records}))
@@ -67,7 +68,7 @@ def _summary(result: ComparisonResult) -> list[str]:
     ]
 
 
-def _verdict(result: ComparisonResult) -> str:
+def _verdict(result: Analysis) -> str:
     lines, tests = lines_of(result.ranking), result.tests
     best = lines[0]
     if best.mean_rank != best.mean_rank:
@@ -81,17 +82,17 @@ def _verdict(result: ComparisonResult) -> str:
     differing = [{pair.first, pair.second} for pair in tests.pairs.of if pair.differ]
     worse = [other for pair in differing for other in pair - {first[0]} if first[0] in pair]
     if worse:
-        return text + f"The tests tell it apart from {', '.join(worse)}, and from no other."
+        return text + f"It differs significantly from {', '.join(worse)}, and from no other."
     if tests.pairs.untested is not None:
         return text + f"Whether that is more than chance was not tested: {tests.pairs.untested}."
-    return text + "The tests tell it apart from none of the others."
+    return text + "It does not differ significantly from the others."
 
 
 def _rank(value: float) -> str:
     return NONE if value != value else f"{value:.2f}"
 
 
-def _ranking(result: ComparisonResult) -> Section:
+def _ranking(result: Analysis) -> Section:
     table = Table(
         "Best first, by mean rank",
         lines_of(result.ranking),
@@ -105,8 +106,8 @@ def _ranking(result: ComparisonResult) -> Section:
             Column("Runs", "runs failed stopped_early", _outcomes),
         ],
         note="Means over tasks of the means over seeds; ± is the standard deviation over the seeds "
-        "of a task, pooled over tasks. An optimizer asks for whole generations, so it may leave a "
-        "rest of the budget. Ranks are taken within a block, which is one task with one seed.",
+        "of a task, pooled over tasks. An optimizer asks for whole generations, so a rest of "
+        "the budget may be left. Ranks are taken within a block, which is one task with one seed.",
     )
     text = (
         f"Final loss ({result.loss_name}) and accuracy are those on the {_ROWS[result.judged_on]}, "
@@ -125,15 +126,15 @@ def _outcomes(counts: tuple[int, int, int]) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _curves(result: ComparisonResult) -> Section:
+def _curves(result: Analysis) -> Section:
     searched = _ranked(result, result.curves("lowest_loss"))
     validated = {r.task for r in result.records if r.rows.get("validation") is not None}
     chosen = [line for line in result.curves("kept_loss") if line.task in validated]
     targets = {line.task: line.target for line in lines_of(result.calls_to_target)}
     text = (
-        "A line is the median over seeds, its band goes from the first to the third quartile. "
+        "A line is the median over seeds, and its band goes from the first to the third quartile. "
         "A run that has ended keeps its last loss. The dotted line is the target of the table "
-        "below. The buttons take a series away, in all figures."
+        "below. A button hides a series in all figures."
     )
     lowest, kept = "{}: lowest training loss so far", "{}: validation loss of the prompt kept"
     figures = _figures(searched, "search", lowest, targets)
@@ -143,7 +144,7 @@ def _curves(result: ComparisonResult) -> Section:
     )
 
 
-def _ranked(result: ComparisonResult, lines: Sequence[Band]) -> list[Band]:
+def _ranked(result: Analysis, lines: Sequence[Band]) -> list[Band]:
     """Task by task, the best optimizer first."""
     tasks = list(dict.fromkeys(line.task for line in lines))
     order = result.ranking["optimizer"].tolist()
@@ -190,7 +191,7 @@ def _median_after(share: float) -> Any:
     return median
 
 
-def _final(result: ComparisonResult) -> Section:
+def _final(result: Analysis) -> Section:
     table = Table(
         "Each task by itself; ± is the standard deviation over seeds",
         lines_of(result.by_task),
@@ -209,7 +210,7 @@ def _final(result: ComparisonResult) -> Section:
     return Section(title="Final loss and accuracy", figures=figures, tables=[table])
 
 
-def _dots(result: ComparisonResult, anchor: str, task: str) -> Figure:
+def _dots(result: Analysis, anchor: str, task: str) -> Figure:
     """The final losses on one task, a dot a run."""
     frame = result.frame
     frame = frame[frame["loss"].notna() & (frame["task"] == task)]
@@ -227,11 +228,11 @@ def _dots(result: ComparisonResult, anchor: str, task: str) -> Figure:
     )
 
 
-def _target(result: ComparisonResult) -> Section:
+def _target(result: Analysis) -> Section:
     origin = (
         "the lowest training loss that half of all runs of the task reached"
         if result.target is None
-        else "the one that was asked for"
+        else "the one that was given"
     )
     table = Table(
         "Calls until the training loss reached the target",
@@ -255,20 +256,19 @@ def _target(result: ComparisonResult) -> Section:
     return Section(title="Calls to a target", text=[f"The target is {origin}."], tables=[table])
 
 
-def _tests(result: ComparisonResult) -> Section:
+def _tests(result: Analysis) -> Section:
     tests = result.tests
     text = _what_was_tested(tests)
     if result.stopped_early:
         text.append(
-            "Runs that were stopped early count with the loss they had, which is in favour of "
-            "those that were not."
+            "Runs that were stopped early count with their last loss, which favours the other runs."
         )
     friedman = _friedman(tests.friedman, "", " (statistic {}; p by permuting the blocks)")
     text.append(f"Do they differ at all? {friedman}.")
     if tests.tasks > 1:
-        tell = ", which tells more of other tasks, though the seeds of all are the same"
+        tell = ", which says more about other tasks, though all have the same seeds"
         over = _friedman(tests.friedman_over_tasks, f" over {tests.tasks} tasks", tell)
-        text.append(f"Do they by the means of the tasks? {over}.")
+        text.append(f"Do the means of the tasks differ? {over}.")
     if tests.pairs.untested is not None:
         text.append(f"Which ones differ? Not tested: {tests.pairs.untested}.")
         return Section(title="Tests", text=text)
@@ -278,14 +278,14 @@ def _tests(result: ComparisonResult) -> Section:
 def _what_was_tested(tests: Significance) -> list[str]:
     text = [
         f"Tested over {_count('block', tests.blocks)} of one task with one seed each, where all "
-        "had the same rows, subspace and budget. Blocks of one task have much in common: what "
-        "is told apart here is told apart on these tasks."
+        "had the same rows, subspace and budget. Blocks of one task have much in common, so a "
+        "difference here is a difference on these tasks."
     ]
     if tests.blocks_left_out:
         left_out = _count("block", tests.blocks_left_out)
         text.append(f"Left out, because an optimizer has no loss there: {left_out}.")
     if tests.optimizers_left_out:
-        text.append(f"Without one loss: {', '.join(tests.optimizers_left_out)}.")
+        text.append(f"Left out, because they have no loss: {', '.join(tests.optimizers_left_out)}.")
     return text
 
 
@@ -313,7 +313,7 @@ def _pairs(tests: Significance) -> Table:
     )
 
 
-def _times(result: ComparisonResult) -> Section:
+def _times(result: Analysis) -> Section:
     table = Table(
         "Seconds of the optimizer itself (ask and tell), and of a whole run",
         lines_of(result.times),
@@ -329,7 +329,7 @@ def _times(result: ComparisonResult) -> Section:
     return Section(title="Time", tables=[table])
 
 
-def _runs(result: ComparisonResult) -> Section:
+def _runs(result: Analysis) -> Section:
     part = result.judged_on
     columns = [
         _TASK,
@@ -341,12 +341,12 @@ def _runs(result: ComparisonResult) -> Section:
         Column("How it ended", lambda record: f"{record.status}: {record.reason}"),
     ]
     tables = [
-        Table("Runs that failed, which count nowhere", result.failed, columns),
+        Table("Runs that failed, which are not counted", result.failed, columns),
         Table("Runs that were stopped early", result.stopped_early, columns),
         Table("All runs", result.records, columns, folded=True),
     ]
     notes = dict.fromkeys(note for record in result.records for note in record.notes)
-    text = [f"To the user: {note}" for note in notes]
+    text = [f"Note: {note}" for note in notes]
     return Section(title="Runs", text=text, tables=[table for table in tables if table.lines])
 
 

@@ -1,13 +1,12 @@
-"""Statistics over the runs of a comparison, computed with pandas, scipy and statsmodels.
+"""Statistics over the runs of a comparison, as pandas frames.
 
 A *block* is one task with one seed. In it all optimizers had the same rows, the same subspace and
 the same budget, so losses are compared within a block only. A block without a loss of every
-optimizer is left out, and counted. None stands for a number that does not exist.
+optimizer is left out, and counted.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
-from lmaas_tune.lab.record import Number, Record
+from lmaas_tune.lab.record import Record
 from lmaas_tune.prompts import FloatArray
-
-ALPHA = 0.05
-"""Significance level."""
-
-RESAMPLES = 9999
-"""Number of random permutations if there are too many to try all: more than 13 differences."""
 
 DECIMALS = 6
 """Losses that agree in this number of decimals are equal: the rest is rounding of the machine."""
@@ -36,63 +27,6 @@ GRID = 120
 Part: TypeAlias = Literal["test", "validation", "train"]
 
 _JUDGES: tuple[Part, ...] = ("test", "validation")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Friedman:
-    """Friedman's test; `untested` is the reason if it was not made."""
-
-    statistic: Number = None
-    p: Number = None
-    untested: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Wilcoxon's test of two optimizers.
-
-    Attributes:
-        first_better: Number of blocks in which the first has the lower loss.
-        median_difference: Of the first's loss minus the second's.
-        p_holm: p adjusted by Holm's method for the number of pairs.
-        differ: Whether it is at most `ALPHA`.
-    """
-
-    first: str
-    second: str
-    first_better: int
-    ties: int
-    median_difference: float
-    p: float
-    p_holm: float
-    differ: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """All pairs; `untested` is the reason if there are none."""
-
-    untested: str | None = None
-    of: Sequence[Pair] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Significance:
-    """Whether the optimizers differ at all (Friedman), and which pairs do (Wilcoxon, Holm).
-
-    `friedman` and `pairs` are over blocks and hold for these tasks; `friedman_over_tasks` is over
-    the mean of each task's blocks, and says more about other tasks. A test that could not reach
-    `alpha` with any losses is not made.
-    """
-
-    blocks: int
-    blocks_left_out: int
-    optimizers_left_out: Sequence[str]
-    alpha: float
-    friedman: Friedman
-    tasks: int
-    friedman_over_tasks: Friedman
-    pairs: Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +43,7 @@ class Band:
 
 
 def judged_on(records: Sequence[Record]) -> Part:
-    """The part that final losses are compared on: the first of test, validation and training rows
-    that all tasks have."""
+    """Rows of the final losses: the first of test, validation and train that all tasks have."""
     for part in _JUDGES:
         if all(record.rows.get(part) is not None for record in records):
             return part
@@ -139,8 +72,10 @@ def frame(records: Sequence[Record], part: Part) -> pd.DataFrame:
 
 
 def blocks(runs: pd.DataFrame) -> pd.DataFrame:
-    """(blocks, optimizers) losses of the whole blocks, rounded to `DECIMALS`; an optimizer without
-    any loss is left out, so that it does not take all blocks with it."""
+    """(blocks, optimizers) losses of the whole blocks, rounded to `DECIMALS`.
+
+    An optimizer without any loss is left out; else no block would be whole.
+    """
     table = runs.pivot(index=["task", "seed"], columns="optimizer", values="loss").round(DECIMALS)
     whole: pd.DataFrame = table.dropna(axis="columns", how="all").dropna(axis="index")
     return whole
@@ -184,98 +119,16 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_task(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line for each task and optimizer, a task's lowest mean loss first: `runs` with a loss;
-    mean, std and median over seeds of `loss` and `accuracy`."""
+    """One line for each task and optimizer, a task's lowest mean loss first.
+
+    Returns:
+        `runs` with a loss; mean, std and median over seeds of `loss` and `accuracy`.
+    """
     grouped = runs.groupby(["task", "optimizer"], sort=False)
     found = grouped[["loss", "accuracy"]].agg(["mean", "std", "median"])
     found.columns = ["_".join(names) for names in found.columns]
     found.insert(0, "runs", grouped["loss"].count())
     return _by_task_and(["loss_mean"], found.reset_index())
-
-
-def significance(runs: pd.DataFrame) -> Significance:
-    """See `Significance`."""
-    table = blocks(runs)
-    return Significance(
-        blocks=len(table),
-        blocks_left_out=runs.groupby(["task", "seed"]).ngroups - len(table),
-        optimizers_left_out=sorted(set(runs["optimizer"]) - set(table.columns)),
-        alpha=ALPHA,
-        friedman=friedman(table),
-        tasks=table.index.get_level_values("task").nunique(),
-        friedman_over_tasks=friedman(table.groupby(level="task").mean(), of="task"),
-        pairs=pairs(table),
-    )
-
-
-_NO_BLOCK = "not one {} has a loss of every optimizer"
-
-
-def friedman(table: pd.DataFrame, of: str = "block") -> Friedman:
-    """Friedman's test over (blocks, optimizers) losses.
-
-    The p-value comes from permuting each block, in all ways or 9,999 at random: the usual
-    chi-squared one is good for more than 10 blocks and more than 6 optimizers only (scipy).
-
-    Args:
-        table: The losses.
-        of: The name of a row.
-    """
-    count, optimizers = table.shape
-    if optimizers < 3:
-        return Friedman(untested="Friedman's test needs three optimizers or more")
-    if count == 0:
-        return Friedman(untested=_NO_BLOCK.format(of))
-    # the most extreme outcome, all blocks alike, comes in k! of the (k!)^blocks arrangements
-    attainable = math.factorial(optimizers) ** float(1 - count)
-    if attainable > ALPHA:
-        return Friedman(untested=_too_few(count, attainable, of=of))
-    ranks = table.rank(axis="columns").to_numpy()
-    if (ranks == ranks[:, :1]).all():
-        return Friedman(untested="all optimizers came to the same losses")
-    result = stats.permutation_test(
-        ranks.T,
-        _rank_sums_spread,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        alternative="greater",
-        rng=np.random.default_rng(0),
-    )
-    statistic = float(stats.friedmanchisquare(*table.to_numpy().T).statistic)
-    return Friedman(statistic=statistic, p=float(result.pvalue))
-
-
-def pairs(table: pd.DataFrame) -> Pairs:
-    """Wilcoxon's signed-rank test of every two optimizers over (blocks, optimizers) losses, with
-    p-values adjusted by Holm's method."""
-    count, optimizers = table.shape
-    if optimizers < 2:
-        return Pairs(untested="there are no two optimizers to compare")
-    if count == 0:
-        return Pairs(untested=_NO_BLOCK.format("block"))
-    couples = list(itertools.combinations(table.mean().sort_values().index, 2))
-    # the most extreme outcome, one better in all blocks, has 2 of the 2^blocks signs
-    attainable = min(1.0, len(couples) * 2.0 ** (1 - count))
-    if attainable > ALPHA:
-        return Pairs(untested=_too_few(count, attainable, len(couples)))
-    raw = [_wilcoxon(table[a].to_numpy(), table[b].to_numpy()) for a, b in couples]
-    adjusted = np.asarray(multipletests(raw, alpha=ALPHA, method="holm")[1])
-    return Pairs(
-        of=[
-            Pair(
-                first=a,
-                second=b,
-                first_better=int((table[a] < table[b]).sum()),
-                ties=int((table[a] == table[b]).sum()),
-                median_difference=float((table[a] - table[b]).median()),
-                p=float(p),
-                p_holm=float(p_holm),
-                differ=bool(p_holm <= ALPHA),
-            )
-            for (a, b), p, p_holm in zip(couples, raw, adjusted, strict=True)
-        ]
-    )
 
 
 def common_target(records: Sequence[Record]) -> dict[str, float]:
@@ -383,31 +236,6 @@ def plain(lines: pd.DataFrame) -> list[dict[str, Any]]:
     """A frame as plain values, with None for NaN."""
     records = lines.astype(object).where(lines.notna(), None).to_dict(orient="records")
     return [{str(name): value for name, value in record.items()} for record in records]
-
-
-def _wilcoxon(a: FloatArray, b: FloatArray) -> float:
-    """Over all signs of the differences, or a random part of them: the usual approximation is too
-    bold if differences are few or equal."""
-    differences = (a - b)[a != b]
-    if not len(differences):
-        return 1.0
-    method: Any = stats.PermutationMethod(n_resamples=RESAMPLES, rng=np.random.default_rng(0))
-    test: Any = stats.wilcoxon(np.round(differences, DECIMALS), method=method)
-    return float(test.pvalue)
-
-
-def _rank_sums_spread(*ranks: FloatArray, axis: int) -> Any:
-    """Rises with Friedman's statistic, which is all that a permutation test needs."""
-    return sum((own.sum(axis=axis) ** 2 for own in ranks), np.float64(0.0))
-
-
-def _too_few(count: int, attainable: float, tests: int = 1, *, of: str = "block") -> str:
-    pairs = f" (Holm's method, {tests} pairs)" if tests > 1 else ""
-    more = "seeds or tasks" if of == "block" else "tasks"
-    return (
-        f"{count} {of}{'' if count == 1 else 's'} cannot tell: whatever the losses, p would be "
-        f"{attainable:.2g} or more{pairs}; add {more}"
-    )
 
 
 def _known(record: Record, what: str) -> dict[int, float]:

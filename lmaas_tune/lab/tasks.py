@@ -13,7 +13,7 @@ from typing import Any
 
 from lmaas_tune.data import Rows, few_shot_split, read_examples
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.lab.extra import need
+from lmaas_tune.extras import need
 from lmaas_tune.lab.record import RowSet
 from lmaas_tune.plain import parse_json
 from lmaas_tune.task import Example
@@ -130,7 +130,9 @@ _PATHS = ("train", "validation", "test")
 
 
 def read_tasks(path: str | os.PathLike[str]) -> tuple[NamedTask, ...]:
-    """Read a file of tasks: a TOML table, or a JSON object, for each, under its name::
+    """Read a file of tasks.
+
+    Each is a TOML table, or a JSON object, under its name::
 
         [sst2]
         train = "sst2/seed-{seed}/train.jsonl"

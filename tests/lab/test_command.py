@@ -60,7 +60,7 @@ def test_people_get_the_ranking_in_words_and_what_to_do_next(
     assert main(["compare", "--optimizers", "cma,random", *TASK, *RUNS]) == 0
     said = capsys.readouterr().out
     assert "On test rows, loss cross-entropy:" in said and "mean rank" in said
-    assert "Not tested: 2 blocks cannot tell: whatever the losses, p would be 0.5 or more" in said
+    assert "Not tested: 2 blocks are too few: with any losses, p would be 0.5 or more" in said
     assert said.endswith("lmaas-tune report out -o report.html\n")
     assert main(["report", "out"]) == 0
     assert capsys.readouterr().out.endswith("Written: report.html\n")

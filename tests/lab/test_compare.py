@@ -212,7 +212,7 @@ def test_another_comparison_in_the_same_folder_is_refused(
         compare_films(tmp_path, "cma", **more)
 
 
-def test_a_contender_with_other_options_under_the_same_name_is_refused(tmp_path: Path) -> None:
+def test_an_optimizer_with_other_options_under_the_same_name_is_refused(tmp_path: Path) -> None:
     own = [OptimizerSpec(optimizer="cma", options={"population": n}, label="mine") for n in (8, 10)]
     compare_films(tmp_path, own[0], seeds=[1])
     with pytest.raises(InputError, match=r"the optimizer_options of 'mine' is \{'population': 8\}"):
@@ -347,9 +347,7 @@ def test_what_cannot_work_is_told_before_anything_is_paid(
 
 def test_a_killed_worker_costs_nothing_but_its_unfinished_generation(tmp_path: Path) -> None:
     book = tmp_path / "book"
-    with pytest.warns(
-        UserWarning, match="a worker died .*; taken up again, each by itself: films/"
-    ):
+    with pytest.warns(UserWarning, match="a worker died .*; resumed one by one: films/"):
         result = compare_films(tmp_path / "out", backend=partial(DiesOnce, book), jobs=2)
     assert book.with_suffix(".dead").exists()
     assert not result.failed

@@ -17,7 +17,8 @@ from scipy import stats
 from lmaas_tune import InputError
 from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.record import Curve, Record
-from lmaas_tune.lab.statistics import curves, friedman, pairs
+from lmaas_tune.lab.significance import friedman, pairs
+from lmaas_tune.lab.statistics import curves
 from tests.lab.made import run, table
 
 THREE = {"a": [0.1, 0.2, 0.3, 0.4], "b": [0.2, 0.3, 0.4, 0.6], "c": [0.3, 0.1, 0.5, 0.5]}
@@ -134,9 +135,7 @@ def test_what_holds_over_tasks_is_tested_by_their_means() -> None:
     assert tests.friedman_over_tasks.statistic == 6  # the same order on each of 3 tasks
     assert tests.friedman_over_tasks.p == pytest.approx(6 / 6**3)
     alone = ComparisonResult(table(losses)).tests.friedman_over_tasks
-    assert alone.untested == (
-        "1 task cannot tell: whatever the losses, p would be 1 or more; add tasks"
-    )
+    assert alone.untested == ("1 task is too few: with any losses, p would be 1 or more; add tasks")
 
 
 def test_pairs_are_scipys_wilcoxon_with_holms_correction_by_hand() -> None:
@@ -172,7 +171,7 @@ def test_what_cannot_come_out_is_not_tested_but_said() -> None:
     tests = ComparisonResult(table({"a": [0.1, 0.1], "b": [0.2, 0.2], "c": [0.3, 0.3]})).tests
     assert tests.friedman.p is None
     assert tests.friedman.untested == (
-        "2 blocks cannot tell: whatever the losses, p would be 0.17 or more; add seeds or tasks"
+        "2 blocks are too few: with any losses, p would be 0.17 or more; add seeds or tasks"
     )
     assert tests.pairs.of == ()
     assert "p would be 1 or more (Holm's method, 3 pairs)" in tests.pairs.untested
@@ -187,7 +186,7 @@ def test_what_cannot_come_out_is_not_tested_but_said() -> None:
 
 def test_equal_losses_are_no_difference() -> None:
     tests = ComparisonResult(table({"a": [0.1] * 9, "b": [0.1] * 9, "c": [0.1] * 9})).tests
-    assert tests.friedman.untested == "all optimizers came to the same losses"
+    assert tests.friedman.untested == "all optimizers have the same losses"
     assert [pair.p for pair in tests.pairs.of] == [1, 1, 1]
     assert tests.pairs.of[0].ties == 9
 

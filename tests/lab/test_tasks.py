@@ -97,7 +97,7 @@ def test_shots_leave_no_room_for_other_validation_rows() -> None:
         NamedTask(name="a", train=rows(8), validation=rows(8), shots=2)
 
 
-def test_a_contender_is_called_by_its_name_and_options() -> None:
+def test_an_optimizer_is_called_by_its_name_and_options() -> None:
     assert OptimizerSpec(optimizer="cma").label == "cma"
     assert OptimizerSpec(optimizer="cma", options={"population": 8}).label == "cma(population=8)"
     assert OptimizerSpec(optimizer="cma", options={"population": 8}, label="small").label == "small"

@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lmaas_tune.errors import InputError, named
+from lmaas_tune.extras import need
 from lmaas_tune.lab.baselines.fitted import FittedBaseline, Job
 from lmaas_tune.lab.baselines.settings import (
     BaselineSettings,
@@ -34,7 +35,6 @@ from lmaas_tune.lab.baselines.settings import (
     PromptTuningSettings,
     check_kind,
 )
-from lmaas_tune.lab.extra import need
 from lmaas_tune.prompts import SoftPrompt
 from lmaas_tune.task import Example, Task
 

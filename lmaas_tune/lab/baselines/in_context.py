@@ -57,8 +57,10 @@ class _Shown:
         self._limit = settings.max_tokens
 
     def score(self, examples: Sequence[Example]) -> FloatArray:
-        """(rows, labels) log-probabilities; one request for all rows with the same number of
-        demonstrations, so that the backend reads what they begin with once."""
+        """(rows, labels) log-probabilities.
+
+        Rows with the same demonstrations share a request, so that the backend reads these once.
+        """
         scores = np.zeros((len(examples), len(self._job.task.verbalizer.labels)))
         counts = np.array([self.fitting(example) for example in examples])
         for count in set(counts.tolist()):

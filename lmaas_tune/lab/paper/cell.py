@@ -52,8 +52,11 @@ def conditions_of(record: Record) -> Conditions:
 
 
 def _facts(record: Record) -> Iterator[Fact]:
-    """One model; for a task the same test rows and shots; for a task and seed the same rows; for a
-    task and method the same conditions and settings."""
+    """All runs share the model.
+
+    Runs of a task share test rows and shots; of a task and seed, all rows; of a task and method,
+    conditions and settings.
+    """
     task, method, seed = record.key
     conditions = dict(record.conditions)
     yield (), "the model", record.identity

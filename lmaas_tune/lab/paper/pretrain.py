@@ -11,12 +11,11 @@ import numpy as np
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError
-from lmaas_tune.lab.baselines import FittedBaseline, fit_baseline
+from lmaas_tune.lab.baselines import fit_baseline
 from lmaas_tune.lab.paper.methods import family_of, gradient_start
 from lmaas_tune.lab.paper.rows import DataSource
 from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask
-from lmaas_tune.prompts import SoftPrompt
 from lmaas_tune.task import Example
 from lmaas_tune.versions import versions
 
@@ -62,13 +61,9 @@ def pretrain(
         "versions": versions(),
     }
     no_bias = np.zeros(len(wording.label_words))
-    return TunedPrompt(_prompt_of(fitted), wording.task, no_bias, provenance)
-
-
-def _prompt_of(fitted: FittedBaseline) -> SoftPrompt:
-    if not isinstance(fitted.prompt, SoftPrompt):
-        raise TypeError(f"prompt tuning gave {fitted.prompt}")
-    return fitted.prompt
+    if fitted.prompt is None:
+        raise TypeError("prompt tuning gave no prompt")
+    return TunedPrompt(fitted.prompt, wording.task, no_bias, provenance)
 
 
 def _held_out(rows: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:

@@ -89,18 +89,7 @@ def _metric(name: str, scores: FloatArray, targets: Targets) -> float:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reproduction:
-    """A table that is to be made.
-
-    Attributes:
-        client: Around the local model, a backend ``hf``.
-        tasks: Names of the columns.
-        methods: Names of the rows.
-        seeds: Each gives one run of each cell.
-        source: Of the labelled rows.
-        setup: Settings of the methods.
-        pretrained: By task, the folder of the prompt that two of the methods start from.
-        store: Of the runs.
-        say: Called with the record of each run when it ends.
+    """The arguments of `lmaas_tune.lab.paper.reproduce`, checked, with the store for `out`.
 
     Raises:
         InputError: A name is unknown, repeated or cannot be combined with the others.
@@ -147,8 +136,7 @@ class Reproduction:
         return [record for run in runs if (record := self.store.get(run.key)) is not None]
 
     def _cells(self) -> Iterator[tuple[PaperTask, str, Sequence[int]]]:
-        """Task, method and seeds of each cell. Neighbours share a task, so that texts which the
-        model has read are still cached."""
+        """Task, method and seeds of each cell; neighbours share a task, whose texts are cached."""
         for task in map(paper_task, self.tasks):
             for name in self.methods:
                 if task.is_pair or not method(name).pretrained:

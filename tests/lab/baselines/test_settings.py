@@ -147,7 +147,7 @@ def test_a_text_longer_than_the_model_reads_is_refused(load: Load) -> None:
 
 def test_without_peft_the_extra_is_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "lmaas_tune.lab.extra.find_spec", lambda name: None if name == "peft" else name
+        "lmaas_tune.extras.find_spec", lambda name: None if name == "peft" else name
     )
     with pytest.raises(MissingExtraError, match=r"lmaas-tune\[reproduce\]"):
         fit(load("llama"))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmaas_tune.errors import StorageError
+from lmaas_tune.extras import need
 from lmaas_tune.files import write_whole
-from lmaas_tune.lab.extra import need
 from lmaas_tune.versions import versions
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _render(title: str, summary: Sequence[str], sections: Sequence[Section]) -> 
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    loader = PackageLoader("lmaas_tune.lab", "assets")
+    loader = PackageLoader("lmaas_tune.reports", "assets")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
