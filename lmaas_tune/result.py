@@ -52,6 +52,7 @@ class TuneResult:
         spent: All in all.
         stop_reason: Why the run ended, as a sentence.
         finished: False where the user interrupted it.
+        optimizer_seconds: Time in the optimizer's ask and tell.
         seed: Of the run.
         client: Made the calls; `predict` goes on with it.
         out: Where the run is kept; None if it is in memory only.
@@ -64,6 +65,7 @@ class TuneResult:
     spent: Spent
     stop_reason: str
     finished: bool
+    optimizer_seconds: float
     seed: int
     client: Client = field(repr=False)
     out: Path | None
@@ -189,6 +191,7 @@ def result_of(
         spent=spent,
         stop_reason=stop_reason,
         finished=finished,
+        optimizer_seconds=search.optimizer_seconds,
         seed=provenance["seed"],
         client=client,
         out=out,

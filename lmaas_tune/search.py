@@ -6,7 +6,8 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -49,6 +50,7 @@ class Search:
         best: The best candidate so far.
         steps: All steps so far.
         meter: What was spent so far.
+        optimizer_seconds: Time in the optimizer's ask and tell, replayed ones included.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Search:
         self.meter = Meter(budget, clock=clock)
         self.start = self.best = Candidate(0, space.starts[0], None)
         self.steps: list[Step] = []
+        self.optimizer_seconds = 0.0
         self._lowest = math.inf  # training loss
         self._idle = 0  # generations that were looked at since the last that improved
 
@@ -187,7 +190,8 @@ class Search:
 
     def _take_generation(self) -> None:
         number = self._next
-        points = self._optimizer.ask()
+        with self._timed():
+            points = self._optimizer.ask()
         prompts = self._space.prompts(points)
         evaluations, spent = self._trained(number, points, prompts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
@@ -195,11 +199,19 @@ class Search:
         if not np.isfinite(losses).all():
             before = [e.loss for step in self.steps for e in step.evaluations]
             told = penalised(losses, number, np.array(before))
-        self._optimizer.tell(points, told)
+        with self._timed():
+            self._optimizer.tell(points, told)
         chosen = self._selection.nominate(list(losses), self._calls_before(number), self._lowest)
         nominated = [Candidate(number, prompts[i], evaluations[i]) for i in chosen or ()]
         validated, spent = self._validated(number, nominated, spent)
         self._step(number, points, evaluations, validated, spent, looked=chosen is not None)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count the time within as the optimizer's."""
+        began = time.perf_counter()
+        yield
+        self.optimizer_seconds += time.perf_counter() - began
 
     def _step(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -555,3 +556,10 @@ def test_the_start_that_was_chosen_is_kept_until_something_is_better() -> None:
     assert result.best.judged.accuracy == 0.0
     assert isinstance(result.prompt.prompt, SoftPrompt)
     np.testing.assert_allclose(result.prompt.prompt.vectors, 0.7)
+
+
+def test_the_optimizers_time_is_that_of_ask_and_tell_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr("lmaas_tune.search.time.perf_counter", lambda: float(next(ticks)))
+    result = small_tuner(Bowl()).fit(TRAIN)
+    assert result.optimizer_seconds == 2.0 * (len(result.steps) - 1)  # the start asks nothing

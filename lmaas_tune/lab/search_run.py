@@ -19,8 +19,6 @@ from lmaas_tune.lab.record import Curve, FinalScore, Key, Record, Status, failur
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import Split
 from lmaas_tune.lab.whole_fit import fit_whole
-from lmaas_tune.optimizers.base import Ends, Optimizer
-from lmaas_tune.prompts import FloatArray, PromptSpace
 from lmaas_tune.registry import name_of
 from lmaas_tune.result import TuneResult
 from lmaas_tune.settings import Settings
@@ -148,7 +146,6 @@ class _Attempt(Callback):
             status=status,
             reason=" ".join(reason.split()),
             final=final,
-            optimizer_seconds=self._tuner.optimizer_seconds,
             wall_seconds=time.perf_counter() - self._began,
         )
         if self._result is None:
@@ -156,20 +153,21 @@ class _Attempt(Callback):
         prompt = self._result.prompt
         return replace(
             record,
+            optimizer_seconds=self._result.optimizer_seconds,
             settings=prompt.provenance["settings"],
             spent=self._result.spent.to_json(),
             curve=Curve.of(self._result.steps),
             prompt_text=prompt.prompt.words,
         )
 
-    def _make_tuner(self) -> _TimedTuner:
+    def _make_tuner(self) -> Tuner:
         run = self._run
         callbacks: list[Callback] = [self]
         rule, calls = run.early_stop, run.settings.budget.calls
         if rule is not None and calls is not None:
             callbacks.append(Judge(rule, calls, lambda: self._store.finished_rivals(run.key)))
         named = isinstance(run.spec.optimizer, str)
-        return _TimedTuner(
+        return Tuner(
             self._client,
             None if named else run.spec.optimizer,
             settings=run.settings,
@@ -197,53 +195,3 @@ class _Attempt(Callback):
             "validation": FinalScore.of(best.validation),
             "test": None if test is None else FinalScore.of(self._result.score(test)),
         }
-
-
-class _TimedTuner(Tuner):
-    """A tuner that measures the time of its optimizer.
-
-    It is the tuner's own optimizer that is timed, and not a factory of one, so that the journal
-    and the saved prompt name the optimizer itself.
-    """
-
-    _timed: _Timed | None = None
-
-    @property
-    def optimizer_seconds(self) -> float:
-        """In ask and tell, replayed ones included: as if the run had been made at one go."""
-        return 0.0 if self._timed is None else self._timed.seconds
-
-    def _optimizer_for(self, space: PromptSpace) -> Optimizer:
-        self._timed = _Timed(super()._optimizer_for(space))
-        return self._timed
-
-
-class _Timed:
-    """An optimizer with a clock."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-        self.seconds = 0.0
-
-    @property
-    def population(self) -> int:
-        """The optimizer's."""
-        return self._optimizer.population
-
-    @property
-    def ended(self) -> str | None:
-        """The optimizer's, if it has one."""
-        return self._optimizer.ended if isinstance(self._optimizer, Ends) else None
-
-    def ask(self) -> FloatArray:
-        """The optimizer's."""
-        began = time.perf_counter()
-        points = self._optimizer.ask()
-        self.seconds += time.perf_counter() - began
-        return points
-
-    def tell(self, points: FloatArray, losses: FloatArray, /) -> None:
-        """The optimizer's."""
-        began = time.perf_counter()
-        self._optimizer.tell(points, losses)
-        self.seconds += time.perf_counter() - began

@@ -19,7 +19,6 @@ from lmaas_tune import InputError, StorageError, TunedPrompt, Tuner
 from lmaas_tune.errors import PermanentError
 from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.optimizers import EarlyStop, NamedTask, OptimizerSpec
-from lmaas_tune.lab.search_run import _Timed
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.testing.toy import ToyBackend
@@ -113,16 +112,6 @@ def test_a_seed_in_a_path_chooses_the_rows(tmp_path: Path) -> None:
 
 
 # -- time ---------------------------------------------------------------------------------------
-
-
-def test_the_optimizers_time_is_that_of_ask_and_tell_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 10.5, 20.0, 22.0])
-    monkeypatch.setattr("lmaas_tune.lab.search_run.time.perf_counter", lambda: next(clock))
-    timed = _Timed(RandomSearch(3, seed=0))
-    points = timed.ask()
-    timed.tell(points, points.sum(axis=1))
-    assert timed.seconds == 2.5
-    assert timed.population == len(points)
 
 
 def test_a_record_knows_its_times(tmp_path: Path) -> None:
