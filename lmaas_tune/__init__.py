@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported with all others when the first is asked for: the command line is
-    there before numpy is, and can take an interrupt."""
+    """A public name, imported with all others when the first is asked for.
+
+    So the command line is there before numpy is imported, and can handle an interrupt.
+    """
     if name.startswith("__") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     api = import_module("lmaas_tune.api")

@@ -84,7 +84,7 @@ class TunedPrompt:
         """
         client = backend if isinstance(backend, Client) else Client(backend)
         fitting = replace(self, prompt=self.prompt.for_model(client.backend))
-        fitting._check(client)
+        fitting.check_fits(client)
         (scores,) = scores_together([fitting], client, read_examples(rows, labelled=False))
         return scores
 
@@ -156,7 +156,12 @@ class TunedPrompt:
                 f"{path}: no saved prompt there ({error.filename} is missing)"
             ) from None
 
-    def _check(self, client: Client) -> None:
+    def check_fits(self, client: Client) -> None:
+        """Check that a model takes this prompt; one that it was not tuned for brings a warning.
+
+        Raises:
+            InputError: It does not.
+        """
         if (reason := self.prompt.unfit(client)) is not None:
             origin = self.provenance.get("backend", "another model")
             raise InputError(f"{reason}: it was tuned for {origin}")

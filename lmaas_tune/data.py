@@ -38,7 +38,7 @@ _SCALARS = (str, numbers.Real, np.generic)
 def read_examples(
     rows: Rows, *, label_field: str = "label", labelled: bool = True, what: str = "rows"
 ) -> list[Example]:
-    """Read examples from any of these:
+    """Read examples from one of many forms.
 
     - a path to a ``.jsonl``, ``.json`` (a list), ``.csv`` or ``.tsv`` file with a header,
     - a sequence of (text, label) pairs; the text becomes the field ``text``,
@@ -319,8 +319,9 @@ def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
 def few_shot_split(
     examples: Sequence[Example], *, shots: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """The paper's true few-shot protocol: `shots` rows a class for training, as many for
-    validation, walked once over a shuffle.
+    """The paper's true few-shot protocol.
+
+    `shots` rows a class for training, as many for validation, in one pass over a shuffle.
 
     Args:
         examples: Labelled rows.

@@ -227,7 +227,11 @@ class Journal:
             )
         if len(whole) < len(data):  # a crash cut the last line
             file.truncate(len(whole))
-        for line in lines[1:]:
+        self._take(lines[1:])
+
+    def _take(self, lines: Sequence[Record]) -> None:
+        """Take over the records of all lines behind the first."""
+        for line in lines:
             if "part" in line:
                 self._parts[line["part"]] = line
             elif "lost" in line:  # the answers behind it count it too

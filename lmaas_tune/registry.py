@@ -147,7 +147,7 @@ def load_backend(name: str) -> Callable[..., Backend]:
             f"the backend {name!r}, which {offer.distribution!r} offers as {offer.target!r}, "
             f"is a {type(factory).__name__} and not a class or function"
         )
-    return cast(Callable[..., Backend], factory)
+    return cast("Callable[..., Backend]", factory)
 
 
 def name_of(thing: object) -> str:

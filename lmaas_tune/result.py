@@ -95,8 +95,10 @@ class TuneResult:
 
     @property
     def bounds(self) -> float:
-        """Share of the run's scores that are bounds and not the model's own, the mean of its
-        steps; 0 where every score is exact."""
+        """Share of the run's scores that are bounds and not the model's own; 0 if all are exact.
+
+        It is the mean over the steps.
+        """
         return sum(step.bounds for step in self.steps) / max(1, len(self.steps))
 
     @property

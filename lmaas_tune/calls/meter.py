@@ -233,6 +233,7 @@ class Price:
                 )
 
     def __call__(self, usage: Usage) -> float:
+        """The money for a usage."""
         return (self.input * usage.tokens + self.output * usage.sequences) / 1e6
 
 

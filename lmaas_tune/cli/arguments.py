@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         self.error(message)
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001  # a type only
 """Where a command adds itself."""
 
 

@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _own_model() -> Path:
-    backend = cast(_ConvertsGGUF, load_backend(BACKEND))
+    backend = cast("_ConvertsGGUF", load_backend(BACKEND))
     return ready_model(
         SMOLLM2, backend.convert_gguf, say=lambda line: print(line, file=sys.stderr, flush=True)
     )

@@ -59,8 +59,10 @@ def add_search(command: Parser) -> None:
 
 
 def add_settings(command: Parser) -> argparse._ArgumentGroup:
-    """Those of them that hold for several optimizers and seeds alike; the others are as if not
-    given."""
+    """Those of them that hold for several optimizers and seeds alike.
+
+    The others are as if they had not been given.
+    """
     command.set_defaults(optimizer=None, optimizer_options=None, start_from=None)
     group = command.add_argument_group("the search", "What is not given is the preset's.")
     group.add_argument("--preset", default="default", help=f"{', '.join(PRESETS)} (default)")

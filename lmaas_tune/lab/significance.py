@@ -10,16 +10,18 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lmaas_tune.lab.record import Number
 from lmaas_tune.lab.statistics import DECIMALS, blocks
 from lmaas_tune.prompts import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ALPHA = 0.05
 """Significance level."""

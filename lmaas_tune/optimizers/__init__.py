@@ -129,7 +129,7 @@ def _factory(optimizer: str | OptimizerFactory) -> tuple[str, OptimizerFactory]:
         raise InputError(
             f"optimizer {optimizer!r} is a {type(factory).__name__} and not a class or function"
         )
-    return optimizer, cast(OptimizerFactory, factory)
+    return optimizer, cast("OptimizerFactory", factory)
 
 
 __all__ = [

@@ -150,11 +150,8 @@ class DeepSpace:
 
     def begin_at(self, index: int) -> DeepSpace:
         """The same, with another of the starts for p0."""
-        space = self._copy()
-        space._first = self._first.begin_at(index)
-        space._spaces = {0: space._first}
-        space.starts = (self.starts[index],)
-        return space
+        first = self._first.begin_at(index)
+        return self._copy(_first=first, _spaces={0: first}, starts=(self.starts[index],))
 
     @property
     def needs_stds(self) -> bool:
@@ -175,9 +172,7 @@ class DeepSpace:
                 f"the stds of what enters {self._depth - 1} layers are {stds}: they must be as "
                 "many, positive and finite"
             )
-        space = self._copy()
-        space._stds = np.array(stds, dtype=np.float64)
-        return space
+        return self._copy(_stds=np.array(stds, dtype=np.float64))
 
     @property
     def digest(self) -> str:
@@ -200,8 +195,11 @@ class DeepSpace:
         ]
 
     def _moved(self, layer: int, block: FloatArray) -> list[SoftPrompt]:
-        """(n, d) points of a layer to their vectors; worked out once where they are all the same,
-        and kept, as layers at rest come again with every generation."""
+        """(n, d) points of a layer to their vectors.
+
+        Where all points are the same, the vectors are computed once and kept: layers at rest come
+        again with every generation.
+        """
         if (block != block[0]).any():
             return self._space(layer).prompts(block)
         point = block[0].tobytes()
@@ -223,9 +221,10 @@ class DeepSpace:
             )
         return self._spaces[layer]
 
-    def _copy(self) -> DeepSpace:
+    def _copy(self, **changes: Any) -> DeepSpace:
+        """The same with some attributes changed, and nothing worked out yet."""
         space = copy.copy(self)
-        space._spaces, space._resting = {0: self._first}, {}
+        vars(space).update({"_spaces": {0: self._first}, "_resting": {}, **changes})
         return space
 
     def _deep(self, start: SoftPrompt) -> DeepPrompt:

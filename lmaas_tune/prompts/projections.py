@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lmaas_tune.capabilities import Embeds, FloatArray
 from lmaas_tune.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Checkpoint = Callable[[], None]
 """Called between the parts of a long drawing; what it raises ends the drawing."""

@@ -159,8 +159,11 @@ class TextSpace:
 
     @property
     def longest(self) -> tuple[TextPrompt, ...]:
-        """Prompts that are as long as any, however a model cuts words into tokens: every word in
-        all slots behind the longest instruction, every instruction with the longest word."""
+        """Prompts of which one is as long as any, however a model cuts words into tokens.
+
+        Every word in all slots behind the longest instruction, every instruction with the longest
+        word.
+        """
         order = range(len(self.demonstrations))
         words = self.words if self.slots else ("",)
         instruction, word = max(self.instructions, key=len), max(words, key=len)

@@ -55,11 +55,11 @@ _SCORES: dict[int | str, dict[str, Any]] = {
 
 
 def _context(request: Request) -> RequestContext:
-    return cast(RequestContext, request.state.context)
+    return cast("RequestContext", request.state.context)
 
 
 def _key(request: Request) -> Key:
-    return cast(Key, _context(request).key)  # the middleware refuses a request without one
+    return cast("Key", _context(request).key)  # the middleware refuses a request without one
 
 
 Caller = Annotated[Key, Depends(_key)]

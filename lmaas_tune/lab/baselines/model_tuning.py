@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lmaas_tune_adapters.hf.request_batch import slices
-from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.baselines.fitted import FittedBaseline, Job
@@ -15,6 +14,9 @@ from lmaas_tune.lab.baselines.settings import ModelTuningSettings
 from lmaas_tune.lab.baselines.training import Logits, seeded, train_on
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.task import Example
+
+if TYPE_CHECKING:
+    from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 _ROWS = 16  # read at once for scores
 

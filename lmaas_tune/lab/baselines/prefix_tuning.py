@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import peft
@@ -13,7 +13,6 @@ import torch
 from lmaas_tune_adapters.hf.gradient import LabelScorer
 from lmaas_tune_adapters.hf.kv_cache import cache_arguments
 from lmaas_tune_adapters.hf.loading import Family, quiet
-from lmaas_tune_adapters.hf.whitebox import WhiteBox
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from lmaas_tune.errors import InputError
@@ -22,6 +21,9 @@ from lmaas_tune.lab.baselines.settings import PrefixTuningSettings
 from lmaas_tune.lab.baselines.training import Logits, seeded, train_on
 from lmaas_tune.prompts import FloatArray, TextPrompt
 from lmaas_tune.task import Example
+
+if TYPE_CHECKING:
+    from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 _TASK_TYPES: dict[Family, str] = {
     "causal": "CAUSAL_LM",

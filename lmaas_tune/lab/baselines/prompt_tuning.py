@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.gradient import LabelScorer
-from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
@@ -18,6 +17,10 @@ from lmaas_tune.lab.baselines.training import Logits, seeded, train_on
 from lmaas_tune.prompts import SoftPrompt
 from lmaas_tune.prompts.soft import start_from_vocabulary, start_from_words
 from lmaas_tune.task import Example, Task
+
+if TYPE_CHECKING:
+    from lmaas_tune_adapters.hf import HFBackend
+    from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 
 class PromptScorer:

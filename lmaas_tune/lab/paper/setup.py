@@ -68,7 +68,7 @@ class Setup:
             preset = _OURS if family == "causal" else _PAPERS
         if layout is None:
             layout = "text-first" if preset == _OURS and family == "causal" else "paper"
-        return cls(preset=preset, layout=cast(Layout, layout), budget=budget)
+        return cls(preset=preset, layout=cast("Layout", layout), budget=budget)
 
     @property
     def is_papers(self) -> bool:
