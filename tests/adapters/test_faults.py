@@ -31,7 +31,7 @@ from lmaas_tune.prompts import PointPrompt, Subspace
 from lmaas_tune.task import Batch, Slot
 from tests.support.faulty_proxy import KINDS, TRICKLES, FaultyProxy, Request
 from tests.support.service import ALICE, Site, command, listening, running
-from tests.support.waiting import wait_for
+from tests.support.waiting import until
 
 TRAIN = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(4)]
 VALIDATION = [(f"a {text}", label) for text, label in TRAIN[::2]]
@@ -161,7 +161,7 @@ def test_a_service_killed_and_started_again_gives_the_clean_runs_prompt(
         process = stack.enter_context(command(*flags, "0", log=log))
         url = listening(process)["url"]
         run = threads.submit(search, url, key_file, retry=waits)
-        wait_for(lambda: scored(log) > CALLS / 4)
+        until(lambda: scored(log) > CALLS / 4)
         process.send_signal(signal.SIGKILL)
         process.wait()
         listening(stack.enter_context(command(*flags, str(urlsplit(url).port), log=log)))
@@ -238,7 +238,7 @@ def test_a_client_killed_and_resumed_pays_nothing_twice(
         with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
             try:
                 assert hold.full.wait(60)
-                wait_for(lambda: journal.read_bytes().count(b'"part"') == 50)
+                until(lambda: journal.read_bytes().count(b'"part"') == 50)
             finally:
                 client.kill()
         hold.let_go()

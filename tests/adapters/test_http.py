@@ -26,7 +26,7 @@ from tblib import pickling_support
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
 from tests.support.raw_server import RawServer, Say, reply
-from tests.support.waiting import wait_for
+from tests.support.waiting import until
 
 SECRET = "sk-0123456789-VERY/secret+key=="
 
@@ -601,7 +601,7 @@ def test_a_connection_that_was_dropped_meanwhile_is_made_again() -> None:
         endpoint = Endpoint(server.url)
         for _ in range(3):
             assert endpoint.get("/").content == b"1"
-            wait_for(server.all_hung_up)
+            until(server.all_hung_up)
     assert server.connections == 3
 
 

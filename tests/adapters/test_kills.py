@@ -22,7 +22,7 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 from lmaas_tune import Budget, Client, Pace, Settings, Soft, TunedPrompt, Tuner
 from lmaas_tune.journal import FILE_NAME
 from tests.support.service import command, listening
-from tests.support.waiting import wait_for
+from tests.support.waiting import until
 
 KILLS = int(os.environ.get("KILLS", "5"))
 WORKERS, ROWS_PER_CALL = 4, 4
@@ -79,16 +79,16 @@ def answered(url: str) -> Answered:
     )
 
 
-def live(processes: BaseContext, url: str, out: Path, *, until: int | None) -> bool:
+def live(processes: BaseContext, url: str, out: Path, *, kill_at: int | None) -> bool:
     """Run, and kill when the journal has so many bytes; whether it came to that."""
     journal = out / FILE_NAME
     process: Any = processes.Process(target=tune, args=(url, str(out)))  # type: ignore[attr-defined]
     process.start()
     try:
-        wait_for(
+        until(
             lambda: (
                 process.exitcode is not None
-                or (until is not None and journal.exists() and journal.stat().st_size >= until)
+                or (kill_at is not None and journal.exists() and journal.stat().st_size >= kill_at)
             ),
             seconds=300,
         )
@@ -108,15 +108,15 @@ def test_a_run_killed_many_times_ends_as_a_whole_one_and_pays_only_what_was_unde
     flags = ["--backend", "toy", "--bounds", f"rows={ROWS_PER_CALL}", "--json", "--port", "0"]
     with command(*flags, log=tmp_path / "service.log") as service:
         url = listening(service)["url"]
-        assert not live(processes, url, whole, until=None)
+        assert not live(processes, url, whole, kill_at=None)
         of_whole = answered(url)
         step = (whole / FILE_NAME).stat().st_size / (KILLS + 2)
         size = 0.0
         for _ in range(KILLS):
             size += step * chance.uniform(0.1, 1.7)
-            kills += live(processes, url, killed, until=int(size))
+            kills += live(processes, url, killed, kill_at=int(size))
             size = max(size, (killed / FILE_NAME).stat().st_size)
-        assert not live(processes, url, killed, until=None)
+        assert not live(processes, url, killed, kill_at=None)
         twice = answered(url) - of_whole - of_whole
     with capsys.disabled():
         print(f"\n{kills} kills; the whole run: {of_whole}; paid twice: {twice}")

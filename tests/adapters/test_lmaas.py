@@ -35,7 +35,7 @@ from lmaas_tune.testing.toy import ToyBackend
 from tests.support.raw_server import RawServer, Say, reply
 from tests.support.service import ALICE, BOB, KEYS, Site, running
 from tests.support.toys import InspectingToy
-from tests.support.waiting import wait_for
+from tests.support.waiting import until
 
 WORDS = ("bad", "good")
 BATCH = Batch(tuple((f"film {i} ", Slot.PROMPT, " It was ", Slot.LABEL) for i in range(5)))
@@ -230,7 +230,7 @@ def test_each_batch_and_subspace_is_registered_once_however_many_threads_come(
     with ThreadPoolExecutor(8) as threads:
         scores = list(threads.map(score, range(8)))
     assert all(np.array_equal(scores[i], scores[i % 2]) for i in range(8))
-    wait_for(lambda: visits(site)["/v1/score/{batch}/{subspace}"] == 8)
+    until(lambda: visits(site)["/v1/score/{batch}/{subspace}"] == 8)
     assert visits(site)["/v1/batches"] == visits(site)["/v1/subspaces"] == 1
 
 

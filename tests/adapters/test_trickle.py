@@ -31,6 +31,7 @@ from lmaas_tune.task import Batch, Slot
 from tests.support.faulty_proxy import TRICKLES, FaultyProxy
 from tests.support.openai_server import OpenAIServer, speaker
 from tests.support.raw_server import RawServer, Say
+from tests.support.waiting import until
 
 BATCH = Batch((("a good film", Slot.PROMPT, " ", Slot.LABEL),))
 REQUEST = ScoreRequest(TextPrompt("It was"), BATCH, ("bad", "good"))
@@ -258,7 +259,7 @@ def test_a_run_ends_by_its_seconds_though_answers_begin_to_trickle(turncoat: Fau
         result = fit(turncoat, Budget(seconds=TIMEOUT))
     assert result.stop_reason.startswith(f"budget seconds={TIMEOUT:g}: ")
     assert result.spent.seconds < TIMEOUT + SOON / 3
-    assert sum(turncoat.met.values()) >= 4
+    until(lambda: sum(turncoat.met.values()) >= 4, "the end of the trickling answers")
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no such signals there")

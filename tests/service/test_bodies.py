@@ -20,7 +20,6 @@ from lmaas_tune.service.server_limits import MIB, ServerLimits
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.service import (
     ALICE,
-    DEADLINE,
     MONITOR,
     ROWS,
     WORDS,
@@ -28,8 +27,8 @@ from tests.support.service import (
     Site,
     running,
     text,
-    until,
 )
+from tests.support.waiting import DEADLINE, until
 
 LABEL = {"slot": "label"}
 KEY = Key(name="alice", digest=b"")

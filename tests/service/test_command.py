@@ -20,7 +20,6 @@ from lmaas_tune.testing.toy import ToyBackend
 from tests.support.process import free_port
 from tests.support.service import (
     ALICE,
-    DEADLINE,
     KEYS,
     MONITOR,
     Visitor,
@@ -29,8 +28,8 @@ from tests.support.service import (
     listening,
     running,
     text,
-    until,
 )
+from tests.support.waiting import DEADLINE, until
 
 TOY = ("--backend", "toy")
 

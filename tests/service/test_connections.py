@@ -17,7 +17,6 @@ import pytest
 from tests.support.service import (
     ALICE,
     BOB,
-    DEADLINE,
     KEYS,
     Held,
     Site,
@@ -27,8 +26,8 @@ from tests.support.service import (
     listening,
     running,
     text,
-    until,
 )
+from tests.support.waiting import DEADLINE, until
 
 SPARE = 16  # connections beside those of `connections`
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"

@@ -16,7 +16,6 @@ from lmaas_tune.testing.toy import ToyBackend
 from tests.support.service import (
     ALICE,
     BOB,
-    DEADLINE,
     KEYS,
     MONITOR,
     SUBSPACE,
@@ -27,8 +26,8 @@ from tests.support.service import (
     listening,
     post,
     running,
-    until,
 )
+from tests.support.waiting import DEADLINE, until
 
 LARGE = {"dim": 8192, "projection": "hadamard"}
 

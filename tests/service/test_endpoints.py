@@ -30,7 +30,6 @@ from tests.support.service import (
     ALICE,
     BATCH,
     BOB,
-    DEADLINE,
     MONITOR,
     ROWS,
     SUBSPACE,
@@ -45,8 +44,8 @@ from tests.support.service import (
     scores,
     soft,
     text,
-    until,
 )
+from tests.support.waiting import DEADLINE, until
 
 BINARY = {"Content-Type": "application/octet-stream"}
 

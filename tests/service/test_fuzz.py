@@ -17,7 +17,6 @@ import pytest
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.service import (
-    DEADLINE,
     KEYS,
     MONITOR,
     ROWS,
@@ -29,6 +28,7 @@ from tests.support.service import (
     listening,
     text,
 )
+from tests.support.waiting import DEADLINE
 
 
 @pytest.fixture(scope="module")

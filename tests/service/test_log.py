@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmaas_tune.service import log
-from tests.support.service import DEADLINE
+from tests.support.waiting import DEADLINE
 
 
 class Stream(io.StringIO):

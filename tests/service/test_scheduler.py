@@ -18,7 +18,8 @@ from lmaas_tune.service.scheduler import Job, Scheduler
 from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing.toy import ToyBackend
-from tests.support.service import BATCH, DEADLINE, WORDS, Held, expected, until
+from tests.support.service import BATCH, WORDS, Held, expected
+from tests.support.waiting import DEADLINE, until
 
 OTHER = Batch((("another row", Slot.PROMPT, Slot.LABEL),))
 

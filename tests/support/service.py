@@ -8,8 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.process import server_process
+from tests.support.waiting import DEADLINE
 
 ALICE, BOB, MONITOR = (name + "-key-0123456789abcdefghij" for name in ("alice", "bob", "monitor"))
 KEYS = f"alice {ALICE}\nbob {BOB}\nmonitor {MONITOR} metrics=yes\n"
@@ -45,7 +45,6 @@ SUBSPACE = {
     "alpha": 1.0,
     "seed": 7,
 }
-DEADLINE = 60.0  # seconds until a test gives up, on a machine that pauses too
 
 
 @dataclass(eq=False)
@@ -205,15 +204,6 @@ def raw(prompt: SoftPrompt) -> bytes:
 def text(words: str) -> dict[str, str]:
     """A text prompt as it is sent."""
     return {"kind": "text", "text": words}
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """What the condition gives, as soon as it holds."""
-    deadline = time.monotonic() + DEADLINE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not happen in {DEADLINE:g} s"
-        time.sleep(0.005)
-    return value
 
 
 def command(

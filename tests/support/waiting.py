@@ -1,20 +1,24 @@
-"""Waiting for what happens in another thread or process, and never for longer than it may take."""
+"""Waiting for an event in another thread or process, with a limit."""
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+DEADLINE = 60.0  # seconds until a test gives up, on a machine that pauses too
 
 
-def wait_for(happened: Callable[[], object], *, seconds: float = 30.0) -> None:
-    """Look again and again until it happened.
+def until(condition: Callable[[], T], event: str = "it", *, seconds: float = DEADLINE) -> T:
+    """The condition's value, as soon as it is true.
 
     Raises:
-        AssertionError: It did not, in so many seconds.
+        AssertionError: It was not true in time.
     """
-    deadline = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{happened} did not happen within {seconds:g} s")
-        select.select([], [], [], 0.005)
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{event} did not happen in {seconds:g} s"
+        time.sleep(0.005)
+    return value
