@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lmaas_tune import spaces
-from lmaas_tune.prompts import FloatArray
+from lmaas_tune.prompts import FloatArray, projections
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.service import (
     ALICE,
@@ -121,7 +120,7 @@ def test_a_draw_waits_so_long_and_no_longer(backend: Slow, tmp_path: Path) -> No
 def test_a_draw_that_nobody_waits_for_ends(
     backend: Slow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spaces, "_PART", 1)  # a checkpoint a column
+    monkeypatch.setattr(projections, "_PART", 1)  # a checkpoint a column
     with running(backend, folder=tmp_path) as site:
         with connected(site.url) as running_one, connected(site.url) as waiting:
             running_one.sendall(post("/v1/subspaces", described(1)))
