@@ -41,7 +41,7 @@ from lmaas_tune_adapters.http import Endpoint
 
 from lmaas_tune import Client, Example, Pace, ScoreRequest, Template, load_backend
 from lmaas_tune.backend import Backend
-from lmaas_tune.models import SMOLLM2, ready_model
+from lmaas_tune.demo_model import SMOLLM2, ready_model
 from lmaas_tune.prompts import PointPrompt, Prompt, SoftPrompt, Subspace
 from lmaas_tune.versions import versions
 

@@ -11,7 +11,7 @@ from lmaas_tune_adapters.hf import HFBackend
 
 from lmaas_tune import Tuner
 from lmaas_tune.demo import demo_rows
-from lmaas_tune.models import SMOLLM2, ready_model
+from lmaas_tune.demo_model import SMOLLM2, ready_model
 
 if len(sys.argv) > 1:
     model = sys.argv[1]

@@ -20,7 +20,7 @@ import numpy as np
 
 from lmaas_tune import Backend, Settings, Soft, Tuner, load_backend
 from lmaas_tune.demo import demo_rows
-from lmaas_tune.models import SMOLLM2, ready_model
+from lmaas_tune.demo_model import SMOLLM2, ready_model
 
 SETTINGS = Settings(prompt=Soft(intrinsic_dim=10), optimizer_options={"population": 6})
 

@@ -26,9 +26,9 @@ from lmaas_tune.errors import InputError, PermanentError, StorageError, named
 from lmaas_tune.exactness import warn_of_bounds
 from lmaas_tune.files import read_object, read_whole, reading, write_whole
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
-from lmaas_tune.plain import checked
 from lmaas_tune.prompts import PROMPTS, FloatArray, Prompt
 from lmaas_tune.task import Example, Task, Template, Verbalizer
+from lmaas_tune.typed_json import checked
 
 FORMAT = 1
 FILE_NAME = "prompt.json"

@@ -17,9 +17,9 @@ from lmaas_tune.calls.cost import CostModel
 from lmaas_tune.calls.meter import Meter
 from lmaas_tune.errors import InputError
 from lmaas_tune.objectives import Objective, error_rate
-from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.task import Example, Task
+from lmaas_tune.typed_json import checked
 
 
 @dataclass(frozen=True, eq=False)

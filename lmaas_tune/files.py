@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmaas_tune.errors import StorageError
-from lmaas_tune.plain import parse_object
+from lmaas_tune.typed_json import parse_object
 
 _MOST, _MOST_JSON = 1 << 30, 32 << 20  # bytes of a file; ours are far smaller
 

@@ -30,7 +30,7 @@ from lmaas_tune.backend import ScoreReply
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.files import reading
-from lmaas_tune.plain import checked, parse_object
+from lmaas_tune.typed_json import checked, parse_object
 
 FORMAT = 2
 FILE_NAME = "journal.jsonl"

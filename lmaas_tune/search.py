@@ -22,10 +22,10 @@ from lmaas_tune.evaluator import Evaluation, Evaluator
 from lmaas_tune.exactness import WARNED, refuse_bounds, warn_of_bounds
 from lmaas_tune.journal import Journal, Record
 from lmaas_tune.optimizers.base import Ends, Optimizer
-from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
 from lmaas_tune.selection import Selection
 from lmaas_tune.step import Candidate, Step
+from lmaas_tune.typed_json import checked
 
 
 class Search:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lmaas_tune import PermanentError, SoftPrompt, TextPrompt, TunedPrompt
-from lmaas_tune.cli import main, offers
+from lmaas_tune.cli import list_commands, main
 from lmaas_tune.testing.toy import ToyBackend
 
 WORDS = {"good": ["great", "lovely", "superb"], "bad": ["awful", "dull", "poor"]}
@@ -411,7 +411,7 @@ def test_a_note_comes_once_and_a_warning_for_programmers_never(
         warnings.warn("gone in 2.0", FutureWarning, stacklevel=1)
         return name
 
-    monkeypatch.setattr(offers, "describe_optimizer", describe)
+    monkeypatch.setattr(list_commands, "describe_optimizer", describe)
     assert run("optimizers").err == "note: slow today\n"
 
 
@@ -577,7 +577,7 @@ def test_a_fault_of_the_program_shows_no_traceback_unless_asked(
     def fail(name: str) -> str:
         raise RuntimeError(f"bad {name}")
 
-    monkeypatch.setattr(offers, "describe_optimizer", fail)
+    monkeypatch.setattr(list_commands, "describe_optimizer", fail)
     assert_refused(run("optimizers"), "unexpected RuntimeError: bad cma", code=1)
     assert "Traceback" in run("optimizers", "--traceback").err
 

@@ -21,7 +21,7 @@ from lmaas_tune import BackendError, Budget, Client, StorageError, TunedPrompt
 from lmaas_tune.cli import demo as demo_command
 from lmaas_tune.cli import main
 from lmaas_tune.demo import TASK, Demo, demo_rows
-from lmaas_tune.models import Source, cache_folder, ready_model
+from lmaas_tune.demo_model import Source, cache_folder, ready_model
 from lmaas_tune.result import TuneResult
 from lmaas_tune.testing.toy import ToyBackend
 

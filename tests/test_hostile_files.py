@@ -32,11 +32,11 @@ from lmaas_tune import (
     read_examples,
 )
 from lmaas_tune.cli.arguments import parse_options
-from lmaas_tune.cli.layout import label_words
+from lmaas_tune.cli.template_flags import label_words
 from lmaas_tune.errors import InputError, LMaaSError, StorageError
 from lmaas_tune.journal import _SEAL, _seal
-from lmaas_tune.plain import checked, parse_json
 from lmaas_tune.testing.toy import ToyBackend
+from lmaas_tune.typed_json import checked, parse_json
 
 TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({"a": "good", "b": "bad"}))
 SOFT = SoftPrompt(np.full((2, 16), 0.5))

@@ -20,9 +20,9 @@ from hypothesis.extra.numpy import arrays
 from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers import Optimizer, make_optimizer, optimizer_names
 from lmaas_tune.optimizers.cma import CMA
+from lmaas_tune.optimizers.isolation import BorrowedRandomness
 from lmaas_tune.optimizers.nevergrad import Nevergrad
 from lmaas_tune.optimizers.random import RandomSearch
-from lmaas_tune.optimizers.sealed import BorrowedRandomness
 from lmaas_tune.prompts import FloatArray
 
 RULES = {

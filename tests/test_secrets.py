@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmaas_tune.cli import main
-from lmaas_tune.concealed import looks_secret, shown
+from lmaas_tune.key_hiding import looks_secret, shown
 
 KEY = "sk-proj-4fQ7z_Lm2"
 OTHER = "tW3n0kC0fXn1q8Yb5Zf0/rVYl7v2vQf0m1+Jj4p3d6N9s=="

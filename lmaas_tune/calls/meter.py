@@ -14,7 +14,7 @@ from typing import Any
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import BudgetExceededError, InputError, did_you_mean
-from lmaas_tune.plain import checked
+from lmaas_tune.typed_json import checked
 
 _WHOLE = frozenset({"calls", "sequences", "tokens", "patience"})
 _MEASURED = frozenset({"money", "seconds"})

@@ -15,8 +15,8 @@ from lmaas_tune.calls.meter import Price
 from lmaas_tune.calls.pace import Pace
 from lmaas_tune.cli.interrupts import INTERRUPTED as INTERRUPTED
 from lmaas_tune.errors import InputError, LMaaSError, did_you_mean
-from lmaas_tune.plain import parse_object
 from lmaas_tune.registry import load_backend
+from lmaas_tune.typed_json import parse_object
 
 FAILED, BAD_INPUT = 1, 2
 """Exit statuses, beside 0 and `INTERRUPTED`."""

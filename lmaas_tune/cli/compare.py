@@ -22,10 +22,10 @@ from lmaas_tune.cli.arguments import (
     parse_options,
     parse_seeds,
 )
-from lmaas_tune.cli.layout import add_layout, label_words
-from lmaas_tune.cli.search import add_settings, read_settings
+from lmaas_tune.cli.formatting import count, number
+from lmaas_tune.cli.search_flags import add_settings, read_settings
+from lmaas_tune.cli.template_flags import add_layout, label_words
 from lmaas_tune.cli.tune_report import note
-from lmaas_tune.cli.wording import count, number
 from lmaas_tune.errors import InputError, MissingExtraError
 from lmaas_tune.lab.early_stopping import EarlyStop
 from lmaas_tune.lab.optimizer_spec import OptimizerSpec

@@ -14,8 +14,7 @@ from lmaas_tune.callbacks import Callback, ProgressBar
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import Commands, Outcome, add_command, command_line, open_backend
-from lmaas_tune.cli.tune_report import interrupted
-from lmaas_tune.cli.wording import (
+from lmaas_tune.cli.formatting import (
     comparison_json,
     comparison_table,
     count,
@@ -23,10 +22,11 @@ from lmaas_tune.cli.wording import (
     result_json,
     spent_words,
 )
+from lmaas_tune.cli.tune_report import interrupted
 from lmaas_tune.demo import SETTINGS, Changed, Demo
+from lmaas_tune.demo_model import SMOLLM2, ready_model
 from lmaas_tune.errors import InputError
 from lmaas_tune.journal import FILE_NAME
-from lmaas_tune.models import SMOLLM2, ready_model
 from lmaas_tune.registry import load_backend
 from lmaas_tune.result import Comparison
 from lmaas_tune.step import Step

@@ -6,8 +6,8 @@ import argparse
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.cli.arguments import Commands, Outcome, add_backend, add_command, open_client
+from lmaas_tune.cli.formatting import count, number, score_json, spent_words
 from lmaas_tune.cli.tune_report import check_test_rows
-from lmaas_tune.cli.wording import count, number, score_json, spent_words
 from lmaas_tune.data import read_examples
 
 

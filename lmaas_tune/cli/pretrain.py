@@ -10,8 +10,8 @@ from lmaas_tune.cli.arguments import (
     add_command,
     add_model,
 )
+from lmaas_tune.cli.formatting import count
 from lmaas_tune.cli.reproduce import add_setup, data_of, open_model, read_setup
-from lmaas_tune.cli.wording import count
 from lmaas_tune.lab.paper.pretrain import pretrain
 from lmaas_tune.lab.paper.rows import DataSource
 from lmaas_tune.lab.paper.tasks import PAPER_TASKS, paper_task

@@ -26,7 +26,7 @@ from lmaas_tune.cli import (
     doctor,
     evaluate,
     interrupts,
-    offers,
+    list_commands,
     predict,
     pretrain,
     report,
@@ -78,7 +78,7 @@ def parser() -> Parser:
         reproduce,
         pretrain,
         serve,
-        offers,
+        list_commands,
         doctor,
     ):
         command.add_to(commands)

@@ -19,8 +19,8 @@ from lmaas_tune.cli.arguments import (
     parse_options,
     parse_seeds,
 )
+from lmaas_tune.cli.formatting import count
 from lmaas_tune.cli.tune_report import note
-from lmaas_tune.cli.wording import count
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.paper import (
     METHODS,

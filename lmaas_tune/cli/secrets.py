@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
-from lmaas_tune.concealed import KEY, looks_secret
+from lmaas_tune.key_hiding import KEY, looks_secret
 
 _FLAG = re.compile(r"--\w[\w-]*?(key|token|secret|passw|auth|header|credential)(?!s)", re.I)
 _NAMED = re.compile(

@@ -19,10 +19,10 @@ from lmaas_tune.cli.arguments import (
     command_line,
     open_client,
 )
-from lmaas_tune.cli.layout import add_layout, label_words
-from lmaas_tune.cli.search import add_search, read_settings
+from lmaas_tune.cli.formatting import best_words, comparison_table, sentence, spent_words
+from lmaas_tune.cli.search_flags import add_search, read_settings
+from lmaas_tune.cli.template_flags import add_layout, label_words
 from lmaas_tune.cli.tune_report import check_test_rows, interrupted, note, report
-from lmaas_tune.cli.wording import best_words, comparison_table, sentence, spent_words
 from lmaas_tune.data import read_examples
 from lmaas_tune.dataset import default_template, default_verbalizer
 from lmaas_tune.errors import BackendError, InputError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmaas_tune.cli.arguments import INTERRUPTED, Outcome
-from lmaas_tune.cli.wording import comparison_json, result_json, spent_words
+from lmaas_tune.cli.formatting import comparison_json, result_json, spent_words
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.files import read_object, write_whole
 from lmaas_tune.result import TuneResult

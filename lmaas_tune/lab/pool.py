@@ -16,7 +16,7 @@ from lmaas_tune.journal import FILE_NAME as JOURNAL
 from lmaas_tune.lab.plan import Run
 from lmaas_tune.lab.record import Record
 from lmaas_tune.lab.store import Store
-from lmaas_tune.plain import parse_object
+from lmaas_tune.typed_json import parse_object
 
 Bar: TypeAlias = "tqdm[Any]"
 

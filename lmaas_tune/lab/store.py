@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.files import read_whole, reading, write_whole
 from lmaas_tune.lab.record import FORMAT, Key, Record
-from lmaas_tune.plain import checked, parse_object
+from lmaas_tune.typed_json import checked, parse_object
 
 FILE_NAME = "run.jsonl"
 

@@ -15,8 +15,8 @@ from lmaas_tune.data import Rows, few_shot_split, read_examples
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.extras import need
 from lmaas_tune.lab.record import RowSet
-from lmaas_tune.plain import parse_json
 from lmaas_tune.task import Example
+from lmaas_tune.typed_json import parse_json
 
 SEED = "{seed}"
 """Is replaced by the seed of the run in a path."""

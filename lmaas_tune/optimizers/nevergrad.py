@@ -19,7 +19,7 @@ import numpy as np
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.optimizers.base import OptimizerFactory
 from lmaas_tune.optimizers.generation import check_told, losses_in_ask_order
-from lmaas_tune.optimizers.sealed import BorrowedRandomness, quiet
+from lmaas_tune.optimizers.isolation import BorrowedRandomness, quiet
 from lmaas_tune.optimizers.settings import (
     check_calls,
     check_dim,

@@ -16,10 +16,10 @@ import numpy as np
 
 from lmaas_tune.capabilities import INSERTIONS, Embeds, FloatArray, Insertion, Model
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.plain import checked, checked_fields
 from lmaas_tune.prompts.base import TOKEN, Prompt, PromptSpace, Setup
 from lmaas_tune.prompts.phrases import STARTING_WORDS, check_words
 from lmaas_tune.prompts.projections import PROJECTIONS, Checkpoint, Projection, go_on
+from lmaas_tune.typed_json import checked, checked_fields
 from lmaas_tune.validate import checked_by, one_of, positive, validate, whole
 
 VECTORS_KEY = "prompt_embeddings"  # peft's own, so that its files and ours are read alike

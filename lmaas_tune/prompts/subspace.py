@@ -11,9 +11,9 @@ import numpy as np
 
 from lmaas_tune.capabilities import Embeds, FloatArray, Model
 from lmaas_tune.errors import InputError
-from lmaas_tune.plain import checked
 from lmaas_tune.prompts.base import TOKEN, Prompt, PromptSpace, Setup
 from lmaas_tune.prompts.soft import Soft, SoftPrompt, Subspace, draw
+from lmaas_tune.typed_json import checked
 
 
 @dataclass(frozen=True, eq=False)

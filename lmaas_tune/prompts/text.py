@@ -17,7 +17,6 @@ import numpy as np
 from lmaas_tune.capabilities import FloatArray, Model
 from lmaas_tune.data import labels_of
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.plain import checked
 from lmaas_tune.prompts.base import Prompt, Setup
 from lmaas_tune.prompts.phrases import (
     DIRECTIONS,
@@ -28,6 +27,7 @@ from lmaas_tune.prompts.phrases import (
     telling_words,
 )
 from lmaas_tune.task import Example, Slot, Task, Template, check_text
+from lmaas_tune.typed_json import checked
 from lmaas_tune.validate import checked_by, validate, whole
 
 SOURCES = ("built-in", "train")

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmaas_tune.concealed import shown
 from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.key_hiding import shown
 from lmaas_tune.service.key_quota import DEFAULT_QUOTA, KeyQuota
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ import numpy as np
 
 from lmaas_tune.backend import Capabilities
 from lmaas_tune.errors import named
-from lmaas_tune.plain import checked
 from lmaas_tune.prompts import FloatArray, Insertion, SoftPrompt, Start, Subspace, TextPrompt
 from lmaas_tune.prompts.projections import PROJECTIONS
 from lmaas_tune.task import Batch, Part, Slot
+from lmaas_tune.typed_json import checked
 
 T = TypeVar("T")
 S = TypeVar("S", bound="StartBody")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmaas_tune.models import SMOLLM2, model_file
+from lmaas_tune.demo_model import SMOLLM2, model_file
 from tests.support.process import free_port, server_process, wait_until_up
 
 KEY = "sk-of-these-tests-alone-0123456789abcdef"

@@ -15,8 +15,8 @@ from lmaas_tune_adapters.hf.gguf import convert_gguf
 from lmaas_tune_adapters.openai import OpenAIBackend
 
 from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.demo_model import SMOLLM2, ready_model
 from lmaas_tune.errors import InputError
-from lmaas_tune.models import SMOLLM2, ready_model
 from lmaas_tune.prompts import FloatArray, TextPrompt
 from lmaas_tune.task import Batch, Slot
 

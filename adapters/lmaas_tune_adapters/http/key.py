@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmaas_tune.concealed import shown
 from lmaas_tune.errors import InputError
+from lmaas_tune.key_hiding import shown
 
 if TYPE_CHECKING:
     import requests

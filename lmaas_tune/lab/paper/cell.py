@@ -8,7 +8,7 @@ from typing import Any
 
 from lmaas_tune.lab.record import Record
 from lmaas_tune.lab.store import Fact, Kind
-from lmaas_tune.plain import checked
+from lmaas_tune.typed_json import checked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,20 +23,20 @@ def add_to(commands: Commands) -> None:
 
 def list_optimizers(_: argparse.Namespace) -> Outcome:
     """Every optimizer, without loading any."""
-    offers = [{"name": name, "description": describe_optimizer(name)} for name in optimizer_names()]
-    offers.append(
+    rows = [{"name": name, "description": describe_optimizer(name)} for name in optimizer_names()]
+    rows.append(
         {
             "name": f"{NEVERGRAD}<Name>",
             "description": "Any of nevergrad's own.",
         }
     )
-    return Outcome({"optimizers": offers}, _table(offers))
+    return Outcome({"optimizers": rows}, _table(rows))
 
 
 def list_backends(_: argparse.Namespace) -> Outcome:
     """Every backend; one that cannot be used says why."""
-    offers = [_backend(name) for name in backend_names()]
-    return Outcome({"backends": offers}, _table(offers))
+    rows = [_backend(name) for name in backend_names()]
+    return Outcome({"backends": rows}, _table(rows))
 
 
 def _backend(name: str) -> dict[str, Any]:
@@ -48,6 +48,6 @@ def _backend(name: str) -> dict[str, Any]:
     return {"name": name, "description": description, "usable": True}
 
 
-def _table(offers: Sequence[Mapping[str, Any]]) -> str:
-    width = max(len(offer["name"]) for offer in offers)
-    return "\n".join(f"{offer['name']:{width}}  {offer['description']}" for offer in offers)
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    width = max(len(row["name"]) for row in rows)
+    return "\n".join(f"{row['name']:{width}}  {row['description']}" for row in rows)

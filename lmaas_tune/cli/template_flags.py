@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.plain import checked, parse_json
+from lmaas_tune.typed_json import checked, parse_json
 
 
 def add_layout(group: argparse._ArgumentGroup) -> None:
