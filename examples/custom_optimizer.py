@@ -48,6 +48,6 @@ for optimizer in ("cma", "nevergrad:PSO", build):
     tuner = Tuner(ToyBackend(), optimizer, settings=settings, budget="calls=201", callbacks=[])
     result = tuner.fit(TRAIN)
     name = optimizer if isinstance(optimizer, str) else "the hill climber"
-    start, best = result.steps[0].best.judged, result.best.judged
+    start, best = result.steps[0].best.evaluation, result.best.evaluation
     if start is not None and best is not None:
         print(f"{name}: loss {start.loss:.3f} -> {best.loss:.3f} in {result.spent.calls} calls")

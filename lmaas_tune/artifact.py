@@ -23,8 +23,8 @@ from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.calls.client import Client
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.errors import InputError, PermanentError, StorageError, named
-from lmaas_tune.exactness import warn_of_bounds
-from lmaas_tune.files import read_object, read_whole, reading, write_whole
+from lmaas_tune.exactness import warn_about_bounds
+from lmaas_tune.files import read_limited, read_object, reading, write_atomically
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
 from lmaas_tune.prompts import PROMPTS, FloatArray, Prompt
 from lmaas_tune.task import Example, Task, Template, Verbalizer
@@ -85,7 +85,7 @@ class TunedPrompt:
         client = backend if isinstance(backend, Client) else Client(backend)
         fitting = replace(self, prompt=self.prompt.for_model(client.backend))
         fitting.check_fits(client)
-        (scores,) = scores_together([fitting], client, read_examples(rows, labelled=False))
+        (scores,) = score_prompts([fitting], client, read_examples(rows, labelled=False))
         return scores
 
     def predict_proba(self, backend: Backend | Client, rows: Rows) -> FloatArray:
@@ -126,9 +126,9 @@ class TunedPrompt:
             content |= own
             if arrays:
                 data = safetensors.numpy.save(dict(arrays), {"format": "pt"})
-                write_whole(path / "prompt.safetensors", data)
+                write_atomically(path / "prompt.safetensors", data)
             text = json.dumps(content, indent=1, ensure_ascii=False)
-            write_whole(path / FILE_NAME, text.encode() + b"\n")
+            write_atomically(path / FILE_NAME, text.encode() + b"\n")
         except OSError as error:
             raise StorageError(f"{path}: the prompt cannot be saved ({error})") from error
         return path
@@ -162,7 +162,7 @@ class TunedPrompt:
         Raises:
             InputError: It does not.
         """
-        if (reason := self.prompt.unfit(client)) is not None:
+        if (reason := self.prompt.incompatibility(client)) is not None:
             origin = self.provenance.get("backend", "another model")
             raise InputError(f"{reason}: it was tuned for {origin}")
         made_for = self.provenance.get("backend", client.identity)
@@ -179,7 +179,7 @@ def saved_prompt(folder: Path) -> bool:
     return (folder / FILE_NAME).exists()
 
 
-def scores_together(
+def score_prompts(
     prompts: Sequence[TunedPrompt], client: Client, examples: Sequence[Example]
 ) -> list[FloatArray]:
     """(rows, labels) calibrated log-probabilities for each prompt of one task.
@@ -202,7 +202,7 @@ def scores_together(
         parts.append([reply.logprobs for reply in replies])
         bounds += sum(reply.bounds for reply in replies)
     whole = [np.concatenate(own) for own in zip(*parts, strict=True)]
-    warn_of_bounds(bounds / max(1, sum(scores.size for scores in whole)))
+    warn_about_bounds(bounds / max(1, sum(scores.size for scores in whole)))
     for scores in whole:
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if len(bad):  # the highest of NaN would look like an answer
@@ -254,7 +254,7 @@ def _read_prompt(path: Path, saved: _Saved, content: Mapping[str, Any]) -> Promp
 
 
 def _arrays(path: Path) -> dict[str, FloatArray]:
-    data = read_whole(path)
+    data = read_limited(path)
     try:
         return dict(safetensors.numpy.load(data))
     except (safetensors.SafetensorError, KeyError, TypeError) as error:

@@ -53,12 +53,12 @@ class ProgressBar(Callback):
         self._file = file
         self._clock = clock
         self._bar: Any = None
-        self._began = self._said = 0.0
+        self._start = self._last_line_at = 0.0
 
     def on_start(self, budget: Budget) -> None:
         """Draw the empty bar."""
         file = self._file or sys.stderr
-        self._began = self._said = self._clock()
+        self._start = self._last_line_at = self._clock()
         self._bar = tqdm(
             total=100.0,
             file=file,
@@ -70,14 +70,14 @@ class ProgressBar(Callback):
     def on_step(self, step: Step) -> None:
         """Move the bar to the share of the tightest limit."""
         share = 100 * share_spent(step.budget, step.spent)
-        best = step.best.judged
+        best = step.best.evaluation
         kind = "val" if step.best.validation else "train"
         words = (
             f"loss {step.loss:.3f}, best {'-' if best is None else f'{best.loss:.3f}'} ({kind}), "
             + describe_spent(step.budget, step.spent)
         )
         if self._bar.disable:
-            self._say(share, words)
+            self._print_line(share, words)
         else:
             self._bar.n = share
             self._bar.set_postfix_str(words)
@@ -87,13 +87,13 @@ class ProgressBar(Callback):
         if self._bar is not None:  # another callback may have ended the run before it was drawn
             self._bar.close()
 
-    def _say(self, share: float, words: str) -> None:
+    def _print_line(self, share: float, words: str) -> None:
         now = self._clock()
-        if now - self._said < _PAUSE:
+        if now - self._last_line_at < _PAUSE:
             return
-        self._said = now
+        self._last_line_at = now
         line = tqdm.format_meter(
-            share, 100.0, now - self._began, bar_format=_FORMAT.format(bar=""), postfix=words
+            share, 100.0, now - self._start, bar_format=_FORMAT.format(bar=""), postfix=words
         )
         print(line, file=self._file or sys.stderr, flush=True)
 
@@ -218,7 +218,7 @@ COLUMNS = (
 def step_row(step: Step) -> dict[str, float | int | None]:
     """A step as one flat row of numbers; also the rows of `TuneResult.history`."""
     finite = [e.loss for e in step.evaluations if e.loss == e.loss]
-    best = step.best.judged
+    best = step.best.evaluation
     return {
         "generation": step.generation,
         "train_loss": min(finite, default=None),

@@ -13,12 +13,12 @@ REFUSED = 0.5
 """Share above which a run ends, unless it was asked for."""
 
 
-def bounds_words(share: float) -> str:
+def describe_bounds(share: float) -> str:
     """The share in words, as ``98% of the scores are bounds``."""
     return f"{max(share, 0.01):.0%} of the scores are bounds"
 
 
-def warn_of_bounds(share: float) -> None:
+def warn_about_bounds(share: float) -> None:
     """Warn of a share above `WARNED`."""
     if share > WARNED:
         warnings.warn(_sentence(share), stacklevel=3)
@@ -38,7 +38,7 @@ def refuse_bounds(share: float) -> None:
 
 def _sentence(share: float) -> str:
     return (
-        f"{bounds_words(share)}, because the provider's answers do not name the label words "
+        f"{describe_bounds(share)}, because the provider's answers do not name the label words "
         "there: choose label words that the model says by itself, or a way of scoring that is "
         "exact"
     )

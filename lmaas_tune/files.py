@@ -14,7 +14,7 @@ from lmaas_tune.typed_json import parse_object
 _MOST, _MOST_JSON = 1 << 30, 32 << 20  # bytes of a file; ours are far smaller
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that replaces its old self when all of it is on the disk.
 
     Raises:
@@ -28,7 +28,7 @@ def write_whole(path: Path, data: bytes) -> None:
     draft.replace(path)
 
 
-def read_whole(path: Path, *, most: int = _MOST) -> bytes:
+def read_limited(path: Path, *, most: int = _MOST) -> bytes:
     """The bytes of a file.
 
     Raises:
@@ -50,7 +50,7 @@ def read_object(path: Path) -> dict[str, Any]:
         OSError: It cannot be read.
         ValueError: It holds no JSON object, or an absurdly large one.
     """
-    return parse_object(read_whole(path, most=_MOST_JSON))
+    return parse_object(read_limited(path, most=_MOST_JSON))
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from lmaas_tune.typed_json import checked, parse_object
 FORMAT = 2
 FILE_NAME = "journal.jsonl"
 _BEGINNING = b'{"format": '
-_SEAL = b', "seal": "%s"}'
+_CHECKSUM_FIELD = b', "seal": "%s"}'
 _MAY_DIFFER = {"format", "versions"}  # other versions may well replay; `answer` sees if not
 
 Record: TypeAlias = dict[str, Any]
@@ -70,7 +70,7 @@ class Journal:
         self._lock = threading.Lock()
         self.spent = Spent()
         self._file: FileIO | None = None
-        self._seal = ""  # of the last line
+        self._last_checksum = ""  # of the last line
         if path is None:
             return
         try:
@@ -184,7 +184,7 @@ class Journal:
             self._write({**part, "spent": spent.to_json()})
             self._used[key.hex()] = reply
 
-    def append_lost(self, spent: Spent) -> None:
+    def append_failure(self, spent: Spent) -> None:
         """See `lmaas_tune.calls.call.Recorder`.
 
         Raises:
@@ -215,7 +215,7 @@ class Journal:
             )
         if len(lines) < 2:  # nothing was paid, so any run may begin here
             file.truncate(0)
-            self._seal = ""
+            self._last_checksum = ""
             self._write({"format": FORMAT, **header})
             return
         self._check_header(lines[0], header)
@@ -250,10 +250,10 @@ class Journal:
             else "choose another folder"
         )
         with reading(f"{self._path}, line {number}", "the journal", remedy):
-            body, seal = _unsealed(line)
-            if seal != _seal(self._seal, body):
+            body, checksum = _split_checksum(line)
+            if checksum != _checksum(self._last_checksum, body):
                 raise ValueError("it, or a line before it, is not what was written")
-            self._seal = seal
+            self._last_checksum = checksum
             record = parse_object(body)
             if number > 1:
                 _check_line(record)
@@ -292,8 +292,8 @@ class Journal:
         if self._file is None:
             return
         body = json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
-        seal = _seal(self._seal, body)
-        line = body[:-1] + _SEAL % seal.encode() + b"\n"
+        checksum = _checksum(self._last_checksum, body)
+        line = body[:-1] + _CHECKSUM_FIELD % checksum.encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
             if self._file.write(line) != len(line):
@@ -305,7 +305,7 @@ class Journal:
                 f"{self._path}: cannot be written ({error}); the run is kept up to the answer "
                 "before: make room, then resume"
             ) from error
-        self._seal = seal
+        self._last_checksum = checksum
 
 
 def _check_line(record: Record) -> None:
@@ -325,22 +325,22 @@ def _check_line(record: Record) -> None:
             checked(str, record.get(name), name)
 
 
-def _seal(before: str, body: bytes) -> str:
+def _checksum(before: str, body: bytes) -> str:
     """Of a line, by that of the line before."""
     return hashlib.blake2b(before.encode() + body, digest_size=8).hexdigest()
 
 
-def _unsealed(line: bytes) -> tuple[bytes, str]:
+def _split_checksum(line: bytes) -> tuple[bytes, str]:
     """What a line says, and its seal.
 
     Raises:
         ValueError: It has none.
     """
-    length = len(_SEAL % (b"0" * 16))
-    body, seal = line[:-length] + b"}", line[-length:][-18:-2].decode("ascii", "replace")
-    if line[-length:] != _SEAL % seal.encode():
+    length = len(_CHECKSUM_FIELD % (b"0" * 16))
+    body, checksum = line[:-length] + b"}", line[-length:][-18:-2].decode("ascii", "replace")
+    if line[-length:] != _CHECKSUM_FIELD % checksum.encode():
         raise ValueError("it ends without a seal")
-    return body, seal
+    return body, checksum
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -17,7 +17,7 @@ OURS = "lmaas-tune"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class PluginEntry:
     """One name that one distribution offers; nothing of it is imported yet.
 
     Attributes:
@@ -42,31 +42,33 @@ class Registry:
         own: Our own names, each with its ``module:attribute``.
     """
 
-    def __init__(self, kind: str, *, group: str, own: Mapping[str, str]) -> None:
-        self.kind, self.group, self._own = kind, group, dict(own)
+    def __init__(self, kind: str, *, group: str, builtin: Mapping[str, str]) -> None:
+        self.kind, self.group, self._builtin = kind, group, dict(builtin)
 
     def names(self) -> tuple[str, ...]:
         """All names on offer, ours first."""
-        return tuple(dict.fromkeys([*self._own, *sorted(point.name for point in self._points())]))
+        return tuple(
+            dict.fromkeys([*self._builtin, *sorted(point.name for point in self._points())])
+        )
 
-    def offer(self, name: str) -> Offer:
+    def entry(self, name: str) -> PluginEntry:
         """Who offers `name`, and where it lives.
 
         Raises:
             InputError: Nobody offers it, or two distributions do.
         """
-        offers = self._offers(name)
-        if not offers:
+        entries = self._entries(name)
+        if not entries:
             raise InputError(
                 f"unknown {self.kind} {name!r}; {did_you_mean(name, self.names())} "
                 f"(others can be installed: the entry points {self.group!r} add names)"
             )
-        if len(offers) > 1:
-            both = " and ".join(repr(offer.distribution) for offer in offers)
+        if len(entries) > 1:
+            both = " and ".join(repr(entry.distribution) for entry in entries)
             raise InputError(
                 f"the {self.kind} {name!r} is offered by {both}: uninstall all but one of them"
             )
-        return offers[0]
+        return entries[0]
 
     def load(self, name: str) -> object:
         """Import the object behind `name`.
@@ -75,8 +77,8 @@ class Registry:
             InputError: No such name, two offers of it, or its import fails; the message then
                 names the distribution and the cause.
         """
-        offer = self.offer(name)
-        module, _, attribute = offer.target.partition(":")
+        entry = self.entry(name)
+        module, _, attribute = entry.target.partition(":")
         try:
             found: object = importlib.import_module(module)
             for part in attribute.split("."):
@@ -85,9 +87,9 @@ class Registry:
             raise
         except Exception as error:  # whatever a plugin does at import, the user reads one sentence
             raise InputError(
-                f"the {self.kind} {name!r}, which {offer.distribution!r} offers as "
-                f"{offer.target!r}, cannot be imported ({type(error).__name__}: {error}): "
-                f"reinstall or uninstall {offer.distribution!r}"
+                f"the {self.kind} {name!r}, which {entry.distribution!r} offers as "
+                f"{entry.target!r}, cannot be imported ({type(error).__name__}: {error}): "
+                f"reinstall or uninstall {entry.distribution!r}"
             ) from error
         return found
 
@@ -99,23 +101,23 @@ class Registry:
         be loaded: why.
         """
         try:
-            offer = self.offer(name)
+            entry = self.entry(name)
         except InputError as error:
             return str(error)
-        if name in self._own:
+        if name in self._builtin:
             return (inspect.getdoc(self.load(name)) or "").split("\n")[0]
-        return f"{offer.target}, from {offer.distribution}"
+        return f"{entry.target}, from {entry.distribution}"
 
-    def _offers(self, name: str) -> list[Offer]:
-        offers = []
-        if name in self._own:
-            offers.append(Offer(name=name, target=self._own[name], distribution=OURS))
-        offers += [
-            Offer(name=name, target=point.value, distribution=_distribution(point))
+    def _entries(self, name: str) -> list[PluginEntry]:
+        entries = []
+        if name in self._builtin:
+            entries.append(PluginEntry(name=name, target=self._builtin[name], distribution=OURS))
+        entries += [
+            PluginEntry(name=name, target=point.value, distribution=_distribution(point))
             for point in self._points()
             if point.name == name
         ]
-        return offers
+        return entries
 
     def _points(self) -> list[EntryPoint]:
         return list(entry_points(group=self.group))
@@ -125,7 +127,7 @@ def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "a distribution without a name"
 
 
-BACKENDS = Registry("backend", group="lmaas_tune.backends", own={})
+BACKENDS = Registry("backend", group="lmaas_tune.backends", builtin={})
 """Backends; ours (``hf``) come through the same door as everybody's."""
 
 
@@ -142,9 +144,9 @@ def load_backend(name: str) -> Callable[..., Backend]:
     """
     factory = BACKENDS.load(name)
     if not callable(factory):
-        offer = BACKENDS.offer(name)
+        entry = BACKENDS.entry(name)
         raise InputError(
-            f"the backend {name!r}, which {offer.distribution!r} offers as {offer.target!r}, "
+            f"the backend {name!r}, which {entry.distribution!r} offers as {entry.target!r}, "
             f"is a {type(factory).__name__} and not a class or function"
         )
     return cast("Callable[..., Backend]", factory)

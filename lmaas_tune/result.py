@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmaas_tune.artifact import Score, TunedPrompt, scores_together
+from lmaas_tune.artifact import Score, TunedPrompt, score_prompts
 from lmaas_tune.callbacks import COLUMNS, step_row
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Spent
@@ -86,7 +86,7 @@ class TuneResult:
         """Before and after on labelled rows that played no part in the search."""
         examples = read_examples(rows)
         targets = self.prompt.task.verbalizer.targets(examples)
-        start, tuned = scores_together([self.start, self.prompt], self.client, examples)
+        start, tuned = score_prompts([self.start, self.prompt], self.client, examples)
         return Comparison(
             Score.of(start - self.start.bias, targets),
             Score.of(start, targets),

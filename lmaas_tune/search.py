@@ -19,7 +19,7 @@ from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.meter import Budget, Meter, Spent
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
 from lmaas_tune.evaluator import Evaluation, Evaluator
-from lmaas_tune.exactness import WARNED, refuse_bounds, warn_of_bounds
+from lmaas_tune.exactness import WARNED, refuse_bounds, warn_about_bounds
 from lmaas_tune.journal import Journal, Record
 from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
@@ -105,9 +105,9 @@ class Search:
             first, what = first + self._planned_start(), "the start with the first generation"
         if self._unmeasured is not None:
             first += self._planned(self._train, 1) + Spent(calls=1)
-        if refusal := self.meter.refusal(first, what=what):
+        if reason := self.meter.exceeded_limit(first, what=what):
             raise InputError(
-                f"no call was made: {refusal}. Raise the budget, or take fewer starting words "
+                f"no call was made: {reason}. Raise the budget, or take fewer starting words "
                 "(prompt_init) or a smaller population (an option of the optimizer)"
             )
         return list(dict.fromkeys(notes))
@@ -141,24 +141,24 @@ class Search:
             callback.on_start(self._budget)
         try:
             if self._score_start:
-                self._take_start()
-            self._take_stds()
+                self._score_starts()
+            self._measure_stds()
             while (reason := self._stop_reason()) is None:
-                self._take_generation()
+                self._run_generation()
         except BudgetExceededError as error:  # retries ate what a generation had been given
             return str(error)
         return reason
 
-    def _take_start(self) -> None:
+    def _score_starts(self) -> None:
         """Score every start, and go on from the one with the lowest training loss."""
         starts = self._space.starts
         origin = np.zeros((len(starts), self._space.dim))
-        evaluations, spent = self._trained(0, origin, starts)
+        evaluations, spent = self._score_on_train(0, origin, starts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
         first = int(penalised(losses, 0).argmin())
         self._space = self._space.begin_at(first)
         start = Candidate(0, starts[first], evaluations[first])
-        validated, spent = self._validated(0, [start], spent)
+        validated, spent = self._score_on_validation(0, [start], spent)
         self.start = validated[0]
         if self.start.validation is not None and math.isnan(self.start.validation.loss):
             raise PermanentError(
@@ -166,7 +166,7 @@ class Search:
                 "training rows: the model overflows on one of them (try dtype float32), or the "
                 "objective is at fault"
             )
-        self._step(0, origin, evaluations, validated, spent, looked=True)
+        self._step(0, origin, evaluations, validated, spent, considered=True)
 
     @property
     def _unmeasured(self) -> NeedsStds | None:
@@ -174,7 +174,7 @@ class Search:
         space = self._space
         return space if isinstance(space, NeedsStds) and space.needs_stds else None
 
-    def _take_stds(self) -> None:
+    def _measure_stds(self) -> None:
         """Measure the model's layers where the space needs it, at the price of one call."""
         if (space := self._unmeasured) is None:
             return
@@ -188,23 +188,23 @@ class Search:
             stds = checked(Sequence[float], answer.get("stds"), "stds")
             self._space = space.with_stds(np.array(stds))
 
-    def _take_generation(self) -> None:
+    def _run_generation(self) -> None:
         number = self._next
         with self._timed():
             points = self._optimizer.ask()
         prompts = self._space.prompts(points)
-        evaluations, spent = self._trained(number, points, prompts)
+        evaluations, spent = self._score_on_train(number, points, prompts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
-        told = losses
+        finite = losses
         if not np.isfinite(losses).all():
             before = [e.loss for step in self.steps for e in step.evaluations]
-            told = penalised(losses, number, np.array(before))
+            finite = penalised(losses, number, np.array(before))
         with self._timed():
-            self._optimizer.tell(points, told)
+            self._optimizer.tell(points, finite)
         chosen = self._selection.nominate(list(losses), self._calls_before(number), self._lowest)
         nominated = [Candidate(number, prompts[i], evaluations[i]) for i in chosen or ()]
-        validated, spent = self._validated(number, nominated, spent)
-        self._step(number, points, evaluations, validated, spent, looked=chosen is not None)
+        validated, spent = self._score_on_validation(number, nominated, spent)
+        self._step(number, points, evaluations, validated, spent, considered=chosen is not None)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -221,27 +221,29 @@ class Search:
         candidates: Sequence[Candidate],
         spent: Spent,
         *,
-        looked: bool,
+        considered: bool,
     ) -> None:
         before = self.best
         for candidate in candidates:
-            judged = candidate.judged
+            evaluation = candidate.evaluation
             # what was started from is kept until something is better, be it worth nothing
             if number == 0 or (
-                judged is not None and self._selection.better(judged, self.best.judged)
+                evaluation is not None and self._selection.better(evaluation, self.best.evaluation)
             ):
                 self.best = candidate
         improved = self.best is not before
-        self._idle = 0 if improved else self._idle + looked
-        looks = [c.validation for c in candidates if c.validation is not None]
-        step = Step(number, points, evaluations, looks, self.best, improved, spent, self._budget)
+        self._idle = 0 if improved else self._idle + considered
+        validations = [c.validation for c in candidates if c.validation is not None]
+        step = Step(
+            number, points, evaluations, validations, self.best, improved, spent, self._budget
+        )
         self.steps.append(step)
         self._lowest = float(np.nanmin([self._lowest, step.loss]))
         for callback in self._callbacks:
             callback.on_step(step)
-        self._see_bounds(step)
+        self._check_bounds(step)
 
-    def _see_bounds(self, step: Step) -> None:
+    def _check_bounds(self, step: Step) -> None:
         """Tell of scores that are bounds once, and end a run that begins with too many.
 
         Raises:
@@ -251,9 +253,9 @@ class Search:
             refuse_bounds(step.bounds)
         if step.bounds > WARNED and not self._warned:
             self._warned = True
-            warn_of_bounds(step.bounds)
+            warn_about_bounds(step.bounds)
 
-    def _trained(
+    def _score_on_train(
         self, number: int, points: FloatArray, prompts: Sequence[Prompt]
     ) -> tuple[list[Evaluation], Spent]:
         """The evaluations of a generation on the training rows, and all that was spent by then."""
@@ -267,7 +269,7 @@ class Search:
             answer = self._append(key, of, self._train, evaluations, before)
         return self._read(key, answer, len(prompts), self._train)
 
-    def _validated(
+    def _score_on_validation(
         self, number: int, candidates: Sequence[Candidate], spent: Spent
     ) -> tuple[list[Candidate], Spent]:
         """The candidates with their validation losses, and all that was spent by then."""
@@ -310,15 +312,15 @@ class Search:
     ) -> tuple[list[Evaluation], Spent]:
         """Recorded evaluations, and all that was spent by then; the cost model learns from them."""
         with self._journal.reading(key):
-            told: _Told = checked(_Told, answer, "it")
-            evaluations = [Evaluation.from_json(e) for e in told.evaluations]
+            recorded: _RecordedEvaluations = checked(_RecordedEvaluations, answer, "it")
+            evaluations = [Evaluation.from_json(e) for e in recorded.evaluations]
             if [e.bias.shape for e in evaluations] != [(evaluator.labels,)] * prompts:
                 raise ValueError(f"no {prompts} evaluations with a bias for each label")
-            evaluator.cost.learn(evaluator.batch, told.usage, told.read, told.seconds)
+            evaluator.cost.learn(evaluator.batch, recorded.usage, recorded.read, recorded.seconds)
             return evaluations, Spent.from_json(answer["spent"])
 
     def _stop_reason(self) -> str | None:
-        best, budget = self.best.judged, self._budget
+        best, budget = self.best.evaluation, self._budget
         if budget.target is not None and best is not None and best.loss <= budget.target:
             return f"target: the loss {best.loss:.4g} reached {budget.target:g}"
         if budget.patience is not None and self._idle >= budget.patience:
@@ -328,10 +330,10 @@ class Search:
         optimizer = self._optimizer
         if isinstance(optimizer, Ends) and optimizer.ended is not None:
             return optimizer.ended
-        self._see_usage()
-        return self.meter.refusal(self._planned_generation())
+        self._check_usage()
+        return self.meter.exceeded_limit(self._planned_generation())
 
-    def _see_usage(self) -> None:
+    def _check_usage(self) -> None:
         """See that what the budget limits is told at all, or it would never end the run."""
         spent = self.meter.spent
         if spent.requests and self._budget.tokens is not None and not spent.tokens:
@@ -378,7 +380,7 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Told:
+class _RecordedEvaluations:
     """What an answer of the journal says of a batch; see `Search._answer`."""
 
     evaluations: Sequence[Mapping[str, Any]]
@@ -394,7 +396,7 @@ def _unpriced(budget: Budget) -> str:
     )
 
 
-_HOPELESS = 10
+_MAX_FAILURES = 10
 """So many prompts in a row without a finite loss, and the search has left what the model reads."""
 
 
@@ -410,11 +412,11 @@ def penalised(losses: FloatArray, number: int, before: FloatArray | None = None)
         PermanentError: None of the run is finite, or none of the last many.
     """
     run = losses if before is None else np.concatenate([before, losses])
-    if not np.isfinite(run[-max(len(losses), _HOPELESS) :]).any():
+    last = run[-max(len(losses), _MAX_FAILURES) :]
+    if not np.isfinite(last).any():
         raise PermanentError(
-            f"generation {number}: not one of {min(len(run), max(len(losses), _HOPELESS))} prompts "
-            "has a finite loss; the model overflows on them (try dtype float32, or a smaller "
-            "alpha) or the objective is at fault"
+            f"generation {number}: not one of {len(last)} prompts has a finite loss; the model "
+            "overflows on them (try dtype float32, or a smaller alpha) or the objective is at fault"
         )
     finite = run[np.isfinite(run)]
     if not np.isfinite(losses).all():

@@ -28,7 +28,7 @@ class Candidate:
     validation: Evaluation | None = None
 
     @property
-    def judged(self) -> Evaluation | None:
+    def evaluation(self) -> Evaluation | None:
         """What selection compares: validation where there is some, else training."""
         return self.validation or self.train
 

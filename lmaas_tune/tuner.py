@@ -85,17 +85,17 @@ class Tuner:
         _check_kinds(backend, settings, template, labels, objective, callbacks)
         client = backend if isinstance(backend, Client) else Client(backend, on_note=on_note)
         # the settings' options are those of their own optimizer, and mean nothing to another
-        own = optimizer is None or optimizer == settings.optimizer
+        uses_settings = optimizer is None or optimizer == settings.optimizer
         self._job = Job(
             client=client,
             settings=settings if budget is None else replace(settings, budget=budget),
             optimizer=settings.optimizer if optimizer is None else optimizer,
-            optimizer_options=dict(settings.optimizer_options) if own else {},
+            optimizer_options=dict(settings.optimizer_options) if uses_settings else {},
             template=Template(template) if isinstance(template, str) else template,
             verbalizer=None if labels is None else Verbalizer(labels),
             start=_start_for(client, start),
             objective=objective,
-            seed=_whole(seed),
+            seed=_seed(seed),
             callbacks=(ProgressBar(),) if callbacks is None else tuple(callbacks),
         )
         self._out = None if out is None else Path(out)
@@ -141,11 +141,11 @@ class Tuner:
             except BaseException as error:
                 result = self._result(run, f"failed: {error}", False)
                 with contextlib.suppress(StorageError):  # the first error is the one to tell
-                    self._end(result, keep=not journal.replaying)
+                    self._finish(result, keep=not journal.replaying)
                 raise
             result = self._result(run, stop_reason, finished)
             # a replay that was cut short knows less than the prompt that lies there
-            return self._end(result, keep=finished or not journal.replaying)
+            return self._finish(result, keep=finished or not journal.replaying)
 
     def _journal(self, run: PreparedRun, resume: bool) -> Journal:
         if self._out is None:
@@ -169,7 +169,7 @@ class Tuner:
             out=self._out,
         )
 
-    def _end(self, result: TuneResult, *, keep: bool) -> TuneResult:
+    def _finish(self, result: TuneResult, *, keep: bool) -> TuneResult:
         try:
             if self._out is not None and keep:
                 result.save(self._out)
@@ -213,7 +213,7 @@ def _check_kinds(
         raise InputError(f"callbacks={callbacks!r:.60}: give a list of them")
 
 
-def _whole(seed: object) -> int:
+def _seed(seed: object) -> int:
     """The seed as Python's own number, which a file can hold.
 
     Raises:

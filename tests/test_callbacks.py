@@ -40,10 +40,10 @@ def test_the_bar_shows_loss_best_spent_of_budget_and_time_left() -> None:
     screen = Terminal()
     result = fit(ProgressBar(screen))
     last = screen.getvalue().replace("\r", "\n").strip().splitlines()[-1]
-    assert result.best.judged is not None
+    assert result.best.evaluation is not None
     assert "100%|" in last
     assert f"loss {result.steps[-1].loss:.3f}" in last
-    assert f"best {result.best.judged.loss:.3f} (val)" in last
+    assert f"best {result.best.evaluation.loss:.3f} (val)" in last
     assert "26/26 calls" in last
     assert "<" in last  # time taken < time left
 

@@ -455,7 +455,7 @@ def test_any_optimizer_searches_the_layers() -> None:
     for optimizer in ("random", "nevergrad:PSO", lambda dim, *, seed, calls: CMA(dim, seed=seed)):
         result = fit(optimizer=optimizer, budget=Budget(calls=400))
         assert isinstance(result.best.prompt, DeepPrompt)
-        assert result.best.judged.loss < result.start.score(Deep(), VALIDATION).loss
+        assert result.best.evaluation.loss < result.start.score(Deep(), VALIDATION).loss
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
@@ -510,7 +510,7 @@ def test_a_search_goes_on_from_a_saved_deep_prompt(tmp_path: Path) -> None:
     saved = TunedPrompt.load(tmp_path)
     second = fit(start=saved, seed=1)
     assert second.start.prompt.digest == first.prompt.prompt.digest
-    assert second.best.judged.loss <= first.best.judged.loss
+    assert second.best.evaluation.loss <= first.best.evaluation.loss
     with pytest.raises(InputError, match=r"through 4 layers: go on from it with prompt=Deep\(\)"):
         fit(start=saved, deep=None)
     with pytest.raises(InputError, match="goes through 4 layers, and bowl has 3"):

@@ -13,7 +13,7 @@ import pytest
 from lmaas_tune import Client, PermanentError, ScoreReply, ScoreRequest, TuneResult
 from lmaas_tune.doctor import probe
 from lmaas_tune.evaluator import Evaluation
-from lmaas_tune.exactness import bounds_words
+from lmaas_tune.exactness import describe_bounds
 from tests.support.small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 
@@ -122,5 +122,5 @@ def test_a_count_that_cannot_be_is_the_backends_fault(bounds: int) -> None:
 
 
 def test_few_bounds_are_not_told_as_none() -> None:
-    assert bounds_words(0.001) == "1% of the scores are bounds"
-    assert bounds_words(403 / 410) == "98% of the scores are bounds"
+    assert describe_bounds(0.001) == "1% of the scores are bounds"
+    assert describe_bounds(403 / 410) == "98% of the scores are bounds"

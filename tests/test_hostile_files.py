@@ -34,7 +34,7 @@ from lmaas_tune import (
 from lmaas_tune.cli.arguments import parse_options
 from lmaas_tune.cli.template_flags import label_words
 from lmaas_tune.errors import InputError, LMaaSError, StorageError
-from lmaas_tune.journal import _SEAL, _seal
+from lmaas_tune.journal import _CHECKSUM_FIELD, _checksum
 from lmaas_tune.testing.toy import ToyBackend
 from lmaas_tune.typed_json import checked, parse_json
 
@@ -299,8 +299,8 @@ def sealed(lines: list[Any]) -> bytes:
     seal, data = "", b""
     for line in lines:
         body = json.dumps(line).encode()
-        seal = _seal(seal, body)
-        data += body[:-1] + _SEAL % seal.encode() + b"\n"
+        seal = _checksum(seal, body)
+        data += body[:-1] + _CHECKSUM_FIELD % seal.encode() + b"\n"
     return data
 
 
@@ -310,8 +310,8 @@ def test_a_journal_line_nested_too_deeply_is_told(
     body = b'{"format": ' + b"[" * 100_000 + b"}"
     for at in (0, 1):
         lines = sealed(journal[:at])
-        seal = _seal(_seal("", json.dumps(journal[0]).encode()) if at else "", body)
-        line = body[:-1] + _SEAL % seal.encode() + b"\n"
+        seal = _checksum(_checksum("", json.dumps(journal[0]).encode()) if at else "", body)
+        line = body[:-1] + _CHECKSUM_FIELD % seal.encode() + b"\n"
         (tmp_path / "journal.jsonl").write_bytes(lines + line)
         assert isinstance(answered(lambda: fit(tmp_path, resume=True)), StorageError)
 
@@ -446,11 +446,11 @@ def test_a_limit_of_five_thousand_digits_is_told(tmp_path: Path) -> None:
 
 
 def test_a_report_that_somebody_wrote_over_is_made_again(tmp_path: Path) -> None:
-    from lmaas_tune.cli.tune_report import _kept
+    from lmaas_tune.cli.tune_report import _load_report
 
     for text in (DEEP, "[]", '{"spent": 3}', '{"spent": [1]}', '{"spent": {"calls": NaN}}'):
         (tmp_path / "report.json").write_text(text)
-        assert _kept(tmp_path) is None
+        assert _load_report(tmp_path) is None
 
 
 @given(content=anything)

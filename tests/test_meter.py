@@ -148,26 +148,27 @@ def test_seconds_run_on_from_what_was_carried() -> None:
 
 def test_a_refusal_names_the_limit_and_what_is_left_and_what_was_needed() -> None:
     meter = Meter(Budget(calls=300, tokens=1000), spent=Spent(calls=281), clock=Clock())
-    assert meter.refusal(Spent(calls=19)) is None
+    assert meter.exceeded_limit(Spent(calls=19)) is None
     assert (
-        meter.refusal(Spent(calls=20)) == "budget calls=300: 19 left, the next generation needs 20"
+        meter.exceeded_limit(Spent(calls=20))
+        == "budget calls=300: 19 left, the next generation needs 20"
     )
-    assert "tokens=1000" in str(meter.refusal(Spent(tokens=1001)))
+    assert "tokens=1000" in str(meter.exceeded_limit(Spent(tokens=1001)))
 
 
 def test_a_refusal_after_the_end_says_that_all_is_used() -> None:
     clock = Clock()
     meter = Meter(Budget(seconds=60), clock=clock)
     clock.now += 61.25
-    assert meter.refusal(Spent(calls=20)) == "budget seconds=60: all used, 61.25 spent"
+    assert meter.exceeded_limit(Spent(calls=20)) == "budget seconds=60: all used, 61.25 spent"
 
 
 def test_ten_times_a_tenth_fits_into_one() -> None:
     meter = Meter(Budget(money=0.3), clock=Clock())
     for _ in range(3):
-        assert meter.refusal(Spent(money=0.1)) is None
+        assert meter.exceeded_limit(Spent(money=0.1)) is None
         meter.book(Spent(money=0.1))
-    assert meter.refusal(Spent(money=0.1)) is not None
+    assert meter.exceeded_limit(Spent(money=0.1)) is not None
 
 
 @pytest.mark.parametrize("name", ["sequences", "tokens", "money", "seconds"])
@@ -182,8 +183,8 @@ def test_no_attempt_is_admitted_once_a_paid_limit_is_reached(name: str) -> None:
 def test_the_last_call_leaves_validation_possible() -> None:
     meter = Meter(Budget(calls=20), spent=Spent(calls=20), clock=Clock())
     meter.admit(Spent(sequences=32))
-    assert meter.refusal(Spent(validation_calls=1, sequences=32)) is None
-    assert meter.refusal(Spent(calls=1)) is not None
+    assert meter.exceeded_limit(Spent(validation_calls=1, sequences=32)) is None
+    assert meter.exceeded_limit(Spent(calls=1)) is not None
 
 
 def test_an_attempt_that_would_go_past_is_not_admitted() -> None:
@@ -200,7 +201,7 @@ def test_what_is_booked_after_asking_never_goes_past_the_budget(
 ) -> None:
     meter = Meter(budget, clock=Clock())
     for planned in generations:
-        if meter.refusal(planned) is None:
+        if meter.exceeded_limit(planned) is None:
             meter.book(planned)
     for name, limit in budget.limits.items():
         if name in ("calls", "sequences", "tokens"):

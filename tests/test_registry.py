@@ -81,7 +81,7 @@ def test_options_of_a_plugin_are_checked_by_name(site: Site) -> None:
 
 def test_our_own_backend_comes_through_the_same_door() -> None:
     assert "hf" in backend_names()
-    assert BACKENDS.offer("hf").distribution == "lmaas-tune"
+    assert BACKENDS.entry("hf").distribution == "lmaas-tune"
 
 
 def test_an_installed_distribution_adds_a_backend(site: Site) -> None:
@@ -183,7 +183,7 @@ def test_an_input_error_of_a_plugin_passes_as_it_is(site: Site) -> None:
 
 
 def test_names_of_the_table_come_first() -> None:
-    registry = Registry("thing", group="lmaas_tune.nothing", own={"b": "x:B", "a": "x:A"})
+    registry = Registry("thing", group="lmaas_tune.nothing", builtin={"b": "x:B", "a": "x:A"})
     assert registry.names() == ("b", "a")
 
 

@@ -136,8 +136,8 @@ def test_without_validation_nothing_is_paid_for_it() -> None:
     assert result.spent.sequences == 26 * ROWS
     assert result.best.validation is None
     losses = [e.loss for step in result.steps for e in step.evaluations]
-    assert result.best.judged is not None
-    assert result.best.judged.loss == min(losses)
+    assert result.best.evaluation is not None
+    assert result.best.evaluation.loss == min(losses)
 
 
 @pytest.mark.parametrize("limit", ["tokens", "money"])
@@ -245,10 +245,12 @@ def test_a_flat_loss_without_patience_spends_its_budget() -> None:
 
 def test_a_target_ends_a_run_that_has_reached_it() -> None:
     result = fit(Bowl(), budget="calls=1000,target=0.2")
-    assert result.best.judged is not None
-    assert result.best.judged.loss <= 0.2
+    assert result.best.evaluation is not None
+    assert result.best.evaluation.loss <= 0.2
     assert result.stop_reason.startswith("target: the loss 0.1")
-    assert all(step.best.judged.loss > 0.2 for step in result.steps[:-1] if step.best.judged)
+    assert all(
+        step.best.evaluation.loss > 0.2 for step in result.steps[:-1] if step.best.evaluation
+    )
 
 
 class Slow(Bowl):
@@ -338,8 +340,8 @@ def test_one_prompt_without_a_finite_loss_is_penalised_and_the_run_goes_on(value
         assert np.isfinite(told[step - 1]).all()
         assert told[step - 1][place] >= 1.0 + max(x for x in losses if x == x)
         assert result.steps[step].loss == np.nanmin(losses)
-    assert result.best.judged is not None
-    assert math.isfinite(result.best.judged.loss)
+    assert result.best.evaluation is not None
+    assert math.isfinite(result.best.evaluation.loss)
 
 
 def test_a_generation_without_one_finite_loss_ends_the_run_and_keeps_what_was_paid(
@@ -379,8 +381,8 @@ def test_an_objective_of_ones_own_may_fail_on_a_prompt_too() -> None:
 
     result = small_tuner(Bowl(), objective=moody).fit(TRAIN)
     assert result.finished
-    assert result.best.judged is not None
-    assert result.best.judged.loss <= 0.5
+    assert result.best.evaluation is not None
+    assert result.best.evaluation.loss <= 0.5
 
 
 losses_with_gaps = arrays(
@@ -469,7 +471,7 @@ def test_a_cached_run_pays_nothing_and_is_the_same(tmp_path: Any) -> None:
 
 def test_a_run_finds_the_bottom_of_a_bowl() -> None:
     result = fit(Bowl(), budget="calls=301")
-    assert result.best.judged is not None
+    assert result.best.evaluation is not None
     start = result.start
     before = start.score(result.client, VALIDATION)
     after = result.score(VALIDATION)
@@ -516,8 +518,8 @@ def test_steps_say_what_happened() -> None:
             best = looked.loss
             assert step.best.train is step.evaluations[int(np.argmin(losses))]
             assert step.best.validation is looked
-        assert step.best.judged is not None
-        assert step.best.judged.loss == best
+        assert step.best.evaluation is not None
+        assert step.best.evaluation.loss == best
     assert result.best is seen[-1].best
 
 
@@ -552,8 +554,8 @@ def test_the_start_that_was_chosen_is_kept_until_something_is_better() -> None:
         budget="calls=28",
     ).fit(TRAIN, VALIDATION)
     assert result.best.prompt is result.start.prompt
-    assert result.best.judged is not None
-    assert result.best.judged.accuracy == 0.0
+    assert result.best.evaluation is not None
+    assert result.best.evaluation.accuracy == 0.0
     assert isinstance(result.prompt.prompt, SoftPrompt)
     np.testing.assert_allclose(result.prompt.prompt.vectors, 0.7)
 

@@ -95,7 +95,7 @@ def test_both_rules_keep_what_a_plain_reading_of_them_keeps() -> None:
         if accuracy > best:
             kept, best = candidates[number - 1], accuracy
     assert paper.prompt.prompt.digest == kept
-    assert paper.best.judged.accuracy == pytest.approx(best)
+    assert paper.best.evaluation.accuracy == pytest.approx(best)
     assert paper.spent.validation_calls == 20
 
     ours, _ = scripted_run("lowest-loss")
@@ -106,7 +106,7 @@ def test_both_rules_keep_what_a_plain_reading_of_them_keeps() -> None:
         winners.append(generation[int(np.argmin(losses))])
     losses = [cross_entropy(scores(prompt, 1), targets[1]) for prompt in winners]
     assert ours.prompt.prompt.digest == winners[int(np.argmin(losses))]
-    assert ours.best.judged.loss == pytest.approx(min(losses))
+    assert ours.best.evaluation.loss == pytest.approx(min(losses))
     assert ours.spent.validation_calls == 100
 
 

@@ -21,7 +21,13 @@ from lmaas_tune.backend import ScoreReply, ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers import optimizer_names
 from lmaas_tune.prompts import Prompt, Setup
-from lmaas_tune.prompts.phrases import DIRECTIONS, LEAD_INS, STARTING_WORDS, WORDS, telling_words
+from lmaas_tune.prompts.phrases import (
+    DIRECTIONS,
+    LEAD_INS,
+    STARTING_WORDS,
+    WORDS,
+    distinctive_words,
+)
 from lmaas_tune.prompts.text import Text, TextSpace, draw_demonstrations
 from lmaas_tune.task import Task, Template, Verbalizer
 from tests.support.small_models import (
@@ -224,10 +230,10 @@ def test_telling_words_are_those_of_one_label_in_turns_whatever_the_order_of_row
         Example({"text": "a lovely film, truly"}, "good"),
         Example({"text": "Lovely!"}, "good"),
     ]
-    words = telling_words(rows, 4)
+    words = distinctive_words(rows, 4)
     assert words == ("dull", "lovely", "film", "truly")
-    assert "isn't" in telling_words(rows, 20)
-    assert telling_words(rows[::-1], 4) == words
+    assert "isn't" in distinctive_words(rows, 20)
+    assert distinctive_words(rows[::-1], 4) == words
 
 
 def test_built_in_phrases_begin_with_the_starting_words_and_are_all_different() -> None:

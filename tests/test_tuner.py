@@ -25,11 +25,11 @@ from lmaas_tune import (
     TuneResult,
 )
 from lmaas_tune.callbacks import ProgressBar, step_row
+from lmaas_tune.dataset import default_template, default_verbalizer
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.testing.toy import ToyBackend
-from lmaas_tune.tuner import default_template, default_verbalizer
 from tests.support.small_models import (
     SMALL,
     TRAIN,
@@ -189,7 +189,7 @@ def test_the_history_is_a_frame_with_a_row_a_step(result: TuneResult) -> None:
     assert list(history["generation"]) == list(range(21))
     assert list(history["calls"]) == list(range(1, 102, 5))
     assert (history["best_loss"].diff().dropna() <= 0).all()
-    assert history["best_loss"].iloc[-1] == result.best.judged.loss  # type: ignore[union-attr]
+    assert history["best_loss"].iloc[-1] == result.best.evaluation.loss  # type: ignore[union-attr]
     assert (history["train_loss"] <= history["train_loss_mean"]).all()
 
 

@@ -294,8 +294,8 @@ def _read(db: sqlite3.Connection, key: bytes) -> FloatArray | None:
     ).fetchone()
     if row is None:
         return None
-    rows, candidates, data, seal = row
-    if seal != _seal(key, rows, candidates, data):
+    rows, candidates, data, checksum = row
+    if checksum != _checksum(key, rows, candidates, data):
         raise sqlite3.DatabaseError("an entry is not what was written")
     logprobs = np.frombuffer(data, dtype="<f8").astype(np.float64).reshape(rows, candidates)
     logprobs.setflags(write=False)
@@ -313,11 +313,11 @@ def _write(db: sqlite3.Connection, key: bytes, logprobs: FloatArray) -> None:
     db.execute(
         "INSERT OR REPLACE INTO scores (key, used, rows, candidates, logprobs, seal) "
         "VALUES (?, ?, ?, ?, ?, ?)",
-        (key, _now(db), rows, candidates, data, _seal(key, rows, candidates, data)),
+        (key, _now(db), rows, candidates, data, _checksum(key, rows, candidates, data)),
     )
 
 
-def _seal(key: bytes, rows: int, candidates: int, data: bytes | None) -> bytes:
+def _checksum(key: bytes, rows: int, candidates: int, data: bytes | None) -> bytes:
     head = f"{rows} {candidates} ".encode()
     return hashlib.blake2b(head + key + (data or b""), digest_size=16).digest()
 

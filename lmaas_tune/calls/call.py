@@ -27,7 +27,7 @@ class Recorder(Protocol):
         """Record an answer."""
         ...
 
-    def append_lost(self, spent: Spent) -> None:
+    def append_failure(self, spent: Spent) -> None:
         """Record the cost of attempts that brought no answer."""
         ...
 

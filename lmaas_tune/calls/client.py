@@ -40,9 +40,9 @@ from lmaas_tune.errors import InputError, PermanentError
 T = TypeVar("T")
 
 _JITTER = random.Random()
-_WAIT = 0.5  # seconds between two looks for a signal
-_LOOK = 0.02  # seconds between two looks whether the last calls have ended
-_GRACE = 10.0  # seconds that calls have to end after an interrupt
+_SIGNAL_INTERVAL = 0.5  # seconds between two looks for a signal
+_POLL_INTERVAL = 0.02  # seconds between two looks whether the last calls have ended
+_GRACE_PERIOD = 10.0  # seconds that calls have to end after an interrupt
 
 
 def warn(note: str) -> None:
@@ -160,7 +160,7 @@ class Client:
         while len(replies) < len(requests):
             rest = requests[len(replies) :]
             asked = rest[:1] if limited and not run.cost.knows(rest[0].batch) else rest
-            replies += self._answered(asked, run)
+            replies += self._answer(asked, run)
         return replies
 
     def measure(self, request: ScoreRequest, *, meter: Meter | None = None) -> Spread:
@@ -197,7 +197,7 @@ class Client:
             deadline=Deadline(min(meter.seconds_left for meter in meters)),
         )
 
-    def _answered(self, requests: Sequence[ScoreRequest], run: RunContext) -> list[ScoreReply]:
+    def _answer(self, requests: Sequence[ScoreRequest], run: RunContext) -> list[ScoreReply]:
         """One reply a request, joined from the answers to its parts."""
         rows = self.capabilities.rows_per_call
         cuts = [request.cut(rows) for request in requests]
@@ -210,7 +210,7 @@ class Client:
                 send=_scored,
                 run=run,
                 keys=list(parts),
-                expected=_scaled(expected, len(parts)),
+                expected=_scale_usage(expected, len(parts)),
             )
             answers, paid = dict(zip(parts, self._call(call), strict=True)), call.paid
         else:
@@ -220,24 +220,24 @@ class Client:
                     send=_scored,
                     run=run,
                     keys=[key],
-                    expected=_scaled(expected, part.characters / max(1, longest)),
+                    expected=_scale_usage(expected, part.characters / max(1, longest)),
                     is_part=True,
                 )
                 for key, part in parts.items()
             ]
-            answers = self._made_together(calls, run)
+            answers = self._call_in_threads(calls, run)
             paid = {key for call in calls for key in call.paid}
         replies = []
-        for request, own in zip(requests, keys, strict=True):
-            reply = _joined([cast("ScoreReply", answers[key]) for key in own])
-            usage = sum((answers[key].usage for key in own if key in paid), Usage())
-            run.book(Spent(hits=int(paid.isdisjoint(own))))
-            paid = paid.difference(own)  # the second of two equal requests is a hit
+        for request, request_keys in zip(requests, keys, strict=True):
+            reply = _join([cast("ScoreReply", answers[key]) for key in request_keys])
+            usage = sum((answers[key].usage for key in request_keys if key in paid), Usage())
+            run.book(Spent(hits=int(paid.isdisjoint(request_keys))))
+            paid = paid.difference(request_keys)  # the second of two equal requests is a hit
             replies.append(replace(reply, usage=usage))
             run.cost.observe(request, usage)
         return replies
 
-    def _made_together(self, calls: Sequence[Call], run: RunContext) -> dict[bytes, Reply]:
+    def _call_in_threads(self, calls: Sequence[Call], run: RunContext) -> dict[bytes, Reply]:
         """The answers to calls of one part each, made by several threads, by key."""
         answers: dict[bytes, Reply] = {}
         pool = ThreadPoolExecutor(min(len(calls), self._threads))
@@ -250,13 +250,13 @@ class Client:
             pool.shutdown(wait=False, cancel_futures=True)
             self._throttle.wake()
             if isinstance(error, KeyboardInterrupt) and (active := len(run.active)):
-                run.deadline.shorten(_GRACE)
+                run.deadline.shorten(_GRACE_PERIOD)
                 self._on_note(
-                    f"calls under way are waited for, at most {_GRACE:g} s, and kept: "
+                    f"calls under way are waited for, at most {_GRACE_PERIOD:g} s, and kept: "
                     f"{active}; interrupt again to leave them"
                 )
             while run.active:  # a second interrupt ends this wait
-                time.sleep(_LOOK)
+                time.sleep(_POLL_INTERVAL)
             raise
         pool.shutdown()
         return answers
@@ -278,11 +278,11 @@ def _measured(backend: Backend, requests: list[ScoreRequest]) -> Sequence[Reply]
     return [cast("Measures", backend).measure(request) for request in requests]
 
 
-def _scaled(usage: Usage, share: float) -> Usage:
+def _scale_usage(usage: Usage, share: float) -> Usage:
     return replace(usage, tokens=math.ceil(usage.tokens * share), money=usage.money * share)
 
 
-def _joined(parts: Sequence[ScoreReply]) -> ScoreReply:
+def _join(parts: Sequence[ScoreReply]) -> ScoreReply:
     """The replies to the parts of a request as one, without usage."""
     logprobs = np.concatenate([part.logprobs for part in parts])
     logprobs.setflags(write=False)
@@ -293,5 +293,5 @@ def _finished(futures: Sequence[Future[T]]) -> Iterator[Future[T]]:
     """Futures as they finish. The waits are short, because a signal just before one is lost."""
     left = set(futures)
     while left:
-        done, left = wait_for(left, timeout=_WAIT, return_when=FIRST_COMPLETED)
+        done, left = wait_for(left, timeout=_SIGNAL_INTERVAL, return_when=FIRST_COMPLETED)
         yield from done

@@ -92,7 +92,7 @@ class Budget:
         return cls(**limits)  # type: ignore[arg-type]  # the constructor checks each
 
     def __str__(self) -> str:
-        return ",".join(f"{n}={_shown(v)}" for n, v in self.limits.items()) or "none"
+        return ",".join(f"{n}={_format_limit(v)}" for n, v in self.limits.items()) or "none"
 
 
 def _number(name: str, text: str) -> float:
@@ -116,7 +116,7 @@ def _limit(name: str, value: object) -> float:
     return number
 
 
-def _shown(number: float) -> str:
+def _format_limit(number: float) -> str:
     return repr(number).removesuffix(".0")
 
 
@@ -127,7 +127,7 @@ class Spent:
     Attributes:
         calls: Prompts scored on the whole training batch by the search, paid or not.
         validation_calls: Prompts scored on the whole validation set.
-        hits: Requests answered without paying: from the cache, or together with an equal one.
+        hits: Requests answered for free: from the cache, or together with an equal one.
         retries: Attempts that followed a failed one.
         requests: Requests to the provider, failed ones included.
         sequences: Rows paid for.
@@ -245,7 +245,7 @@ class Bill:
 
 
 @contextlib.contextmanager
-def paying(meters: Iterable[Meter], planned: Spent) -> Iterator[Bill]:
+def reserved_attempt(meters: Iterable[Meter], planned: Spent) -> Iterator[Bill]:
     """Make one attempt that all meters admit, and book with each what stands on its bill.
 
     Raises:
@@ -299,7 +299,7 @@ class Meter:
         with self._lock:
             self._booked += part
 
-    def refusal(self, planned: Spent, *, what: str = "the next generation") -> str | None:
+    def exceeded_limit(self, planned: Spent, *, what: str = "the next generation") -> str | None:
         """None if all of `planned` still fits, else a sentence that names the limit in the way.
 
         Args:
@@ -307,12 +307,12 @@ class Meter:
             what: What would spend it, for the sentence.
         """
         with self._lock:
-            return self._refusal(planned, what=what)
+            return self._exceeded_limit(planned, what=what)
 
     def admit(self, planned: Spent = NOTHING) -> None:
         """Say whether one paid attempt may be made that takes `planned`, as far as it is known.
 
-        `Budget.calls` is not asked: calls belong to the search, which asks `refusal`, and a
+        `Budget.calls` is not asked: calls belong to the search, which asks `exceeded_limit`, and a
         search that has used its last call may still pay for validating its result.
 
         Raises:
@@ -339,32 +339,32 @@ class Meter:
             self._booked += bill.spent
 
     def _admit(self, planned: Spent) -> None:
-        sentence = self._refusal(planned, what="the next request") or self._used_up()
+        sentence = self._exceeded_limit(planned, what="the next request") or self._used_up()
         if sentence is not None:
             raise BudgetExceededError(sentence)
 
-    def _refusal(self, planned: Spent, *, what: str) -> str | None:
-        spent = self._taken
+    def _exceeded_limit(self, planned: Spent, *, what: str) -> str | None:
+        spent = self._committed
         for name in ("calls", *_PAID):
             limit, used, more = (getattr(it, name) for it in (self.budget, spent, planned))
             if limit is None or used + more <= _with_rounding(limit):
                 continue
             if more == 0:
-                return f"budget {name}={_shown(limit)}: all used, {used:g} spent"
+                return f"budget {name}={_format_limit(limit)}: all used, {used:g} spent"
             left = max(limit - used, 0)
-            return f"budget {name}={_shown(limit)}: {left:g} left, {what} needs {more:g}"
+            return f"budget {name}={_format_limit(limit)}: {left:g} left, {what} needs {more:g}"
         return None
 
     def _used_up(self) -> str | None:
-        spent = self._taken
+        spent = self._committed
         for name in _PAID:
             limit, used = getattr(self.budget, name), getattr(spent, name)
             if limit is not None and used >= limit:
-                return f"budget {name}={_shown(limit)}: all used, {used:g} spent"
+                return f"budget {name}={_format_limit(limit)}: all used, {used:g} spent"
         return None
 
     @property
-    def _taken(self) -> Spent:
+    def _committed(self) -> Spent:
         """What was spent, and what is set aside."""
         return sum(self._reserved.values(), self.spent)
 

@@ -11,7 +11,7 @@ import numpy as np
 from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.calls.call import Call, Reply
 from lmaas_tune.calls.cost import CostModel
-from lmaas_tune.calls.meter import Spent, paying
+from lmaas_tune.calls.meter import Spent, reserved_attempt
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError
 from lmaas_tune.prompts import FloatArray
 
@@ -36,7 +36,7 @@ class Metered:
             PermanentError: The backend failed, or its replies do not fit the requests.
         """
         run, retries = call.run, int(call.spent.requests > 0)
-        with paying(run.meters, call.planned) as bill, run.deadline.applied():
+        with reserved_attempt(run.meters, call.planned) as bill, run.deadline.applied():
             try:
                 replies = [self._priced(reply, run.cost) for reply in self._sent(call)]
                 usage = sum((reply.usage for reply in replies), Usage())

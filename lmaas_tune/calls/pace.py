@@ -69,10 +69,10 @@ class Throttle:
         self._pace, self._clock = pace, clock
         self._changed = threading.Condition()
         self._window = 1.0 if pace.workers == "adaptive" else float(pace.workers)
-        self._rising = pace.workers == "adaptive"  # until the first overload
-        self._under_way = 0
-        self._begun = 0  # calls that ever began
-        self._halved_at = 0  # what `_begun` was at the last overload
+        self._doubling = pace.workers == "adaptive"  # until the first overload
+        self._active = 0
+        self._started = 0  # calls that ever began
+        self._halved_at = 0  # what `_started` was at the last overload
         self._not_before = -math.inf
         self._recent: deque[list[float]] = deque()  # [when, tokens] of the last minute's requests
         self._requests = 1  # of the last call, and so perhaps of the next
@@ -122,7 +122,7 @@ class Throttle:
             self._went_well()
         finally:
             with self._changed:
-                self._under_way -= 1
+                self._active -= 1
                 self._changed.notify_all()
 
     def wake(self) -> None:
@@ -139,16 +139,16 @@ class Throttle:
                 if wait <= 0:
                     break
                 self._changed.wait(min(wait, _MINUTE))
-            self._under_way += 1
-            self._begun += 1
+            self._active += 1
+            self._started += 1
             now, requests = self._clock(), self._requests
             entry = [now, float(tokens)]
             self._recent.extend([entry, *([now, 0.0] for _ in range(requests - 1))])
-            return entry, self._begun, requests
+            return entry, self._started, requests
 
     def delay(self, tokens: int) -> float:
         """Seconds until a call may begin: 0 for now, infinity while another has to end first."""
-        if self._under_way >= self.window:
+        if self._active >= self.window:
             return math.inf
         now, pace = self._clock(), self._pace
         while self._recent and self._recent[0][0] <= now - _MINUTE:
@@ -179,7 +179,7 @@ class Throttle:
     def _went_well(self) -> None:
         with self._changed:
             if self._pace.workers == "adaptive":
-                more = 1.0 if self._rising else 1.0 / self._window
+                more = 1.0 if self._doubling else 1.0 / self._window
                 self._window = min(self._window + more, float(self._pace.most_workers))
 
     def _failed(self, error: TransientError, number: int) -> None:
@@ -191,8 +191,8 @@ class Throttle:
                 self._not_before = max(self._not_before, self._clock() + error.retry_after)
             # calls that were under way at the last overload say nothing new
             if self._pace.workers == "adaptive" and number > self._halved_at:
-                self._window, self._rising = max(1.0, self._window / 2), False
-                self._halved_at = self._begun
+                self._window, self._doubling = max(1.0, self._window / 2), False
+                self._halved_at = self._started
 
 
 class Paced:

@@ -28,7 +28,7 @@ class Recorded:
             replies = self._next(call)
         except BaseException:
             if call.spent.requests:
-                recorder.append_lost(call.spent)
+                recorder.append_failure(call.spent)
             raise
         if call.is_part and call.paid and isinstance(replies[0], ScoreReply):
             recorder.append_part(call.keys[0], replies[0], call.spent)

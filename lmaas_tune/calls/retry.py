@@ -143,9 +143,11 @@ class Retry:
             yield from attempts
         except TransientError as failure:
             count = attempts.statistics["attempt_number"]
-            raise PermanentError(self._epitaph(failure, count, clock() - start)) from failure
+            raise PermanentError(
+                self._failure_message(failure, count, clock() - start)
+            ) from failure
 
-    def _epitaph(self, failure: TransientError, count: int, elapsed: float) -> str:
+    def _failure_message(self, failure: TransientError, count: int, elapsed: float) -> str:
         attempts = f"{count} attempt{'s' if count > 1 else ''} in {elapsed:.3g} s"
         sentence = f"no answer after {attempts}: {failure}"
         if count >= self.attempts:

@@ -83,7 +83,7 @@ def add_command(commands: Commands, name: str, summary: str) -> Parser:
 
 
 def add_model(command: Parser) -> argparse._ArgumentGroup:
-    """The flags that name a model in this process; `add_place` has those of one elsewhere."""
+    """The flags that name a model in this process; `add_connection` has those of one elsewhere."""
     group = command.add_argument_group("the model")
     group.add_argument(
         "--backend", default="hf", help="who runs it; `lmaas-tune backends` lists them (hf)"
@@ -101,7 +101,7 @@ def add_model(command: Parser) -> argparse._ArgumentGroup:
 def add_backend(command: Parser) -> None:
     """The flags that `open_client` reads."""
     group = add_model(command)
-    add_place(group)
+    add_connection(group)
     group.add_argument("--cache", metavar="FILE", help="keep answers, so that none is paid twice")
     group.add_argument("--price-in", type=float, metavar="P", help="money per million tokens read")
     group.add_argument(
@@ -130,7 +130,7 @@ def _workers(text: str) -> int | str:
     return int(text) if text.isdigit() else text  # `Pace` says what else may be
 
 
-def add_place(group: argparse._ArgumentGroup | Parser) -> None:
+def add_connection(group: argparse._ArgumentGroup | Parser) -> None:
     """The flags of backends behind HTTP."""
     group.add_argument("--url", help="where its server listens, as http://127.0.0.1:8000")
     group.add_argument("--api-key-file", metavar="FILE", help="a file with the key for that server")
@@ -217,8 +217,10 @@ def open_backend(
     except LMaaSError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
-        said = ", ".join(f"{option}={value}" for option, value in options.items())
-        raise InputError(f"the backend {name!r} cannot be made with {said}: {error}") from error
+        given_options = ", ".join(f"{option}={value}" for option, value in options.items())
+        raise InputError(
+            f"the backend {name!r} cannot be made with {given_options}: {error}"
+        ) from error
 
 
 def backend_flags(arguments: argparse.Namespace) -> list[str]:

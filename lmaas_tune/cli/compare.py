@@ -24,7 +24,7 @@ from lmaas_tune.cli.arguments import (
 )
 from lmaas_tune.cli.formatting import count, number
 from lmaas_tune.cli.search_flags import add_settings, read_settings
-from lmaas_tune.cli.template_flags import add_layout, label_words
+from lmaas_tune.cli.template_flags import add_template_flags, label_words
 from lmaas_tune.cli.tune_report import note
 from lmaas_tune.errors import InputError, MissingExtraError
 from lmaas_tune.lab.early_stopping import EarlyStop
@@ -65,7 +65,7 @@ def _add_tasks(command: Parser) -> None:
         metavar="N",
         help="for each seed draw N rows a class from --train, and as many for validation",
     )
-    add_layout(group)
+    add_template_flags(group)
 
 
 def _add_comparison(command: Parser) -> None:

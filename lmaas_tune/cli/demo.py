@@ -18,9 +18,9 @@ from lmaas_tune.cli.formatting import (
     comparison_json,
     comparison_table,
     count,
+    format_spent,
     number,
     result_json,
-    spent_words,
 )
 from lmaas_tune.cli.tune_report import interrupted
 from lmaas_tune.demo import SETTINGS, Changed, Demo
@@ -49,7 +49,7 @@ class Improvements(Callback):
 
     def on_step(self, step: Step) -> None:
         """Say what was found, if it is better."""
-        best = step.best.judged
+        best = step.best.evaluation
         if step.improved and best is not None:
             print(f"  call {step.spent.calls:>4}  validation loss {number(best.loss)}", flush=True)
 
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "",
         *_changed_lines(after.changed),
         "",
-        f"Spent: {spent_words(result.spent)}.",
+        f"Spent: {format_spent(result.spent)}.",
         f"The prompt is saved in {out}. Try it on a message of your own:",
         f"  {next_command}",
     ]

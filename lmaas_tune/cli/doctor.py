@@ -13,13 +13,13 @@ from lmaas_tune.cli.arguments import (
     Commands,
     Outcome,
     add_command,
-    add_place,
+    add_connection,
     open_backend,
     parse_options,
 )
 from lmaas_tune.doctor import Package, Probe, packages, probe, system
 from lmaas_tune.errors import InputError, LMaaSError
-from lmaas_tune.exactness import bounds_words
+from lmaas_tune.exactness import describe_bounds
 from lmaas_tune.registry import OURS, backend_names
 from lmaas_tune.versions import versions
 
@@ -31,7 +31,7 @@ def add_to(commands: Commands) -> None:
     )
     command.add_argument("--backend", help="ask this one a question, and show what it can do")
     command.add_argument("--model", help="its model")
-    add_place(command)
+    add_connection(command)
     command.add_argument(
         "--backend-options", default="", metavar="NAME=VALUE,...", help="its own settings"
     )
@@ -98,8 +98,8 @@ def _lines(content: dict[str, Any]) -> list[str]:
             if p["extra"] == extra and p["version"]
         ]
         missing = f"{', '.join(state['missing'])} missing: {state['install']}"
-        said = missing if state["missing"] else ", ".join(there)
-        lines.append(f"{extra:<11}  {said}")
+        message = missing if state["missing"] else ", ".join(there)
+        lines.append(f"{extra:<11}  {message}")
     lines.append(f"backends     {', '.join(content['backends'])}")
     return lines
 
@@ -134,4 +134,4 @@ def _speedup(*, name: str, reason: str, cost: str) -> str:
 
 def _bounds(answer: Probe) -> str:
     asked = len(answer.probabilities)
-    return bounds_words(answer.bounds / asked) if answer.bounds else f"none of {asked} scores"
+    return describe_bounds(answer.bounds / asked) if answer.bounds else f"none of {asked} scores"

@@ -6,7 +6,7 @@ import argparse
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.cli.arguments import Commands, Outcome, add_backend, add_command, open_client
-from lmaas_tune.cli.formatting import count, number, score_json, spent_words
+from lmaas_tune.cli.formatting import count, format_spent, number, score_json
 from lmaas_tune.cli.tune_report import check_test_rows
 from lmaas_tune.data import read_examples
 
@@ -33,6 +33,6 @@ def run(arguments: argparse.Namespace) -> Outcome:
     content = {**score, "identity": client.identity, "spent": client.spent.to_json()}
     text = (
         f"{score['accuracy']:.1%} of {count('row', score['rows'])} right, "
-        f"loss {number(score['loss'])} ({spent_words(client.spent)})"
+        f"loss {number(score['loss'])} ({format_spent(client.spent)})"
     )
     return Outcome(content, text)

@@ -67,7 +67,7 @@ def comparison_table(content: Mapping[str, Any]) -> str:
     return f"On {count('test row', content['tuned']['rows'])}:\n{score_table(rows)}"
 
 
-def best_words(best: Mapping[str, Any]) -> str:
+def format_best(best: Mapping[str, Any]) -> str:
     """Where the prompt that was kept was found, and its loss there."""
     where = "the start" if best["generation"] == 0 else f"generation {best['generation']}"
     losses = ", ".join(
@@ -78,7 +78,7 @@ def best_words(best: Mapping[str, Any]) -> str:
     return f"The best prompt is that of {where}" + (f": {losses}." if losses else ".")
 
 
-def spent_words(spent: Spent) -> str:
+def format_spent(spent: Spent) -> str:
     """What was spent, in words."""
     counted = (
         ("call", spent.calls),

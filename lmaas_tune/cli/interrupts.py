@@ -11,11 +11,11 @@ from types import FrameType
 INTERRUPTED = 130
 """Exit status."""
 
-_TAKEN = 2
+_MAX_INTERRUPTS = 2
 """So many interrupts a command takes: one ends its run, another leaves the calls under way."""
 
-_open = False  # whether an error would be taken
-_seen = 0
+_enabled = False  # whether an error would be taken
+_count = 0
 
 
 def watch() -> None:
@@ -26,37 +26,37 @@ def watch() -> None:
 
 
 @contextlib.contextmanager
-def taken() -> Iterator[None]:
+def enabled() -> Iterator[None]:
     """Take an interrupt within as KeyboardInterrupt, which the caller expects.
 
     One of a process that is watched, too: the first two, and not amid an import, as modules lose
     errors that they do not expect.
     """
-    global _open
-    _open = True
+    global _enabled
+    _enabled = True
     try:
         yield
     finally:
-        _open = False
+        _enabled = False
 
 
-def left() -> bool:
+def abandoned() -> bool:
     """Whether the user has left what is under way, and waits for none of it."""
-    return _seen >= _TAKEN
+    return _count >= _MAX_INTERRUPTS
 
 
-def end() -> None:
+def exit_now() -> None:
     """End the process without waiting for its threads."""
     os._exit(INTERRUPTED)
 
 
 def _interrupt(_signal: int, frame: FrameType | None) -> None:
-    global _seen
-    _seen += 1
-    if _open and _seen <= _TAKEN and not _is_import(frame):
+    global _count
+    _count += 1
+    if _enabled and _count <= _MAX_INTERRUPTS and not _is_import(frame):
         raise KeyboardInterrupt
     os.write(2, b"interrupted\n")
-    end()
+    exit_now()
 
 
 def _is_import(frame: FrameType | None) -> bool:

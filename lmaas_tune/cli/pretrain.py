@@ -39,11 +39,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
     client = open_model(arguments)
     tuned = pretrain(client, task, source, read_setup(arguments, client), seed=arguments.seed)
     tuned.save(arguments.out)
-    said = tuned.provenance
-    content = {**said, "out": arguments.out}
+    provenance = tuned.provenance
+    content = {**provenance, "out": arguments.out}
+    rows, steps = count("row", provenance["source_rows"]), count("step", provenance["steps"])
     text = (
-        f"Learned from {count('row', said['source_rows'])} of {task.name} in "
-        f"{count('step', said['steps'])}; loss on rows held out: {said['validation_loss']:.3f}.\n"
+        f"Learned from {rows} of {task.name} in {steps}; loss on rows held out: "
+        f"{provenance['validation_loss']:.3f}.\n"
         f"Saved in {arguments.out}: give it to `lmaas-tune reproduce --pretrained TASK="
         f"{arguments.out}`, or to `lmaas-tune tune --start-from {arguments.out}`."
     )

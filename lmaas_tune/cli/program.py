@@ -35,7 +35,7 @@ from lmaas_tune.cli import (
     tune,
 )
 from lmaas_tune.cli.arguments import BAD_INPUT, FAILED, INTERRUPTED, Outcome, Parser
-from lmaas_tune.cli.secrets import hider
+from lmaas_tune.cli.secrets import redactor
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.task import check_text
 from lmaas_tune.versions import versions
@@ -54,8 +54,8 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    if interrupts.left():
-        interrupts.end()
+    if interrupts.abandoned():
+        interrupts.exit_now()
     return outcome.code
 
 
@@ -86,24 +86,24 @@ def parser() -> Parser:
 
 
 def _outcome(argv: list[str], out: TextIO) -> Outcome:
-    hide = hider(argv)
-    with _notes(hide), _sigterm_like_ctrl_c():
+    redact = redactor(argv)
+    with _notes(redact), _sigterm_like_ctrl_c():
         try:
-            with interrupts.taken():
+            with interrupts.enabled():
                 outcome = _run(argv, out)
         except (Exception, KeyboardInterrupt) as error:
             if "--traceback" in argv:
-                print(hide(traceback.format_exc()), file=sys.stderr)
+                print(redact(traceback.format_exc()), file=sys.stderr)
             outcome = _failure(error)
-    return outcome if outcome.code == 0 else _hidden(outcome, hide)
+    return outcome if outcome.code == 0 else _redact(outcome, redact)
 
 
-def _hidden(outcome: Outcome, hide: Callable[[str], str]) -> Outcome:
+def _redact(outcome: Outcome, redact: Callable[[str], str]) -> Outcome:
     """The outcome of what failed, without the secrets that were typed."""
     content = outcome.content
     if content is not None:
-        content = json.loads(hide(json.dumps(content)))
-    return replace(outcome, content=content, text=hide(outcome.text), error=hide(outcome.error))
+        content = json.loads(redact(json.dumps(content)))
+    return replace(outcome, content=content, text=redact(outcome.text), error=redact(outcome.error))
 
 
 def _run(argv: list[str], out: TextIO) -> Outcome:
@@ -148,7 +148,7 @@ def _print(outcome: Outcome, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _notes(hide: Callable[[str], str]) -> Iterator[None]:
+def _notes(redact: Callable[[str], str]) -> Iterator[None]:
     """Show the warnings meant for users as notes, each once; keep quiet about others."""
     seen: set[str] = set()
 
@@ -162,7 +162,7 @@ def _notes(hide: Callable[[str], str]) -> Iterator[None]:
     ) -> None:
         if category is UserWarning and str(message) not in seen:
             seen.add(str(message))
-            print(f"note: {hide(str(message))}", file=sys.stderr)
+            print(f"note: {redact(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

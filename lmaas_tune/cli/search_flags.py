@@ -41,7 +41,7 @@ _PLAIN = ("prompt_init", "score_start", "allow_bounds", "optimizer")
 _METAVARS = {int: "N", float: "X", str: "NAME", _layers: "LAYERS"}
 
 
-def add_search(command: Parser) -> None:
+def add_search_flags(command: Parser) -> None:
     """The flags that `read_settings` reads."""
     group = add_settings(command)
     group.add_argument(
@@ -78,10 +78,10 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--instructions", metavar="FILE", help="starting words from a file, one a line"
     )
-    for name, kind, says in _FIELDS:
+    for name, kind, help_text in _FIELDS:
         value = content.get(name)
         shown = "" if value is None else f" ({value})"
-        group.add_argument(_flag(name), type=kind, metavar=_METAVARS[kind], help=says + shown)
+        group.add_argument(_flag(name), type=kind, metavar=_METAVARS[kind], help=help_text + shown)
     group.add_argument(
         "--score-start",
         action=argparse.BooleanOptionalAction,
@@ -151,7 +151,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         given["budget"] = Budget.parse(arguments.budget)
     optimizer = given.get("optimizer", base.optimizer)
     if not optimizer.startswith(NEVERGRAD):
-        OPTIMIZERS.offer(optimizer)  # a wrong name shows before a model is loaded
+        OPTIMIZERS.entry(optimizer)  # a wrong name shows before a model is loaded
     options = dict(base.optimizer_options) if optimizer == base.optimizer else {}
     options |= parse_options(arguments.optimizer_options or "")
     return with_fields(base, {**given, "optimizer_options": options})

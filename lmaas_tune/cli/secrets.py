@@ -19,7 +19,7 @@ _HEAD = 8  # characters by which a secret is known
 _SHORTEST = 4  # what is shorter hides nothing, and its letters stand everywhere
 
 
-def hider(argv: Sequence[str]) -> Callable[[str], str]:
+def redactor(argv: Sequence[str]) -> Callable[[str], str]:
     """Hides in a text what of the typed words is secret."""
     secrets = sorted(set(_secrets(argv)), key=len, reverse=True)
     found = re.compile("|".join(map(_pattern, secrets)) or r"(?!)")

@@ -9,7 +9,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.typed_json import checked, parse_json
 
 
-def add_layout(group: argparse._ArgumentGroup) -> None:
+def add_template_flags(group: argparse._ArgumentGroup) -> None:
     """The flags themselves; `label_words` reads the last."""
     group.add_argument(
         "--label-field", default="label", metavar="NAME", help="the field with the label (label)"

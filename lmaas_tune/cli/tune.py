@@ -19,14 +19,14 @@ from lmaas_tune.cli.arguments import (
     command_line,
     open_client,
 )
-from lmaas_tune.cli.formatting import best_words, comparison_table, sentence, spent_words
-from lmaas_tune.cli.search_flags import add_search, read_settings
-from lmaas_tune.cli.template_flags import add_layout, label_words
+from lmaas_tune.cli.formatting import comparison_table, format_best, format_spent, sentence
+from lmaas_tune.cli.search_flags import add_search_flags, read_settings
+from lmaas_tune.cli.template_flags import add_template_flags, label_words
 from lmaas_tune.cli.tune_report import check_test_rows, interrupted, note, report
 from lmaas_tune.data import read_examples
 from lmaas_tune.dataset import default_template, default_verbalizer
 from lmaas_tune.errors import BackendError, InputError
-from lmaas_tune.exactness import bounds_words
+from lmaas_tune.exactness import describe_bounds
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.tuner import Tuner
 
@@ -36,7 +36,7 @@ def add_to(commands: Commands) -> None:
     command = add_command(commands, "tune", "Search for a better prompt")
     _add_task(command)
     add_backend(command)
-    add_search(command)
+    add_search_flags(command)
     _add_run(command)
     command.set_defaults(run=run)
 
@@ -48,7 +48,7 @@ def _add_task(command: Parser) -> None:
     group.add_argument("--train", metavar="FILE", required=True, help="rows that every call scores")
     group.add_argument("--validation", metavar="FILE", help="rows that choose among the prompts")
     group.add_argument("--test", metavar="FILE", help="rows that show before and after")
-    add_layout(group)
+    add_template_flags(group)
 
 
 def _add_run(command: Parser) -> None:
@@ -133,16 +133,16 @@ def _callbacks(arguments: argparse.Namespace) -> list[Callback]:
 
 
 def _text(content: Mapping[str, Any], arguments: argparse.Namespace) -> str:
-    lines = [f"Done. {sentence(content['stop_reason'])}", best_words(content["best"])]
+    lines = [f"Done. {sentence(content['stop_reason'])}", format_best(content["best"])]
     if content["bounds"]:
-        lines.append(f"{bounds_words(content['bounds'])}.")
+        lines.append(f"{describe_bounds(content['bounds'])}.")
     if content["prompt_text"] is not None:
         lines += ["", content["prompt_text"]]
     if content["tuned"] is not None:
         lines += ["", comparison_table(content)]
     if content["prompt_text"] is not None or content["tuned"] is not None:
         lines.append("")
-    lines.append(f"Spent: {spent_words(Spent.from_json(content['spent']))}.")
+    lines.append(f"Spent: {format_spent(Spent.from_json(content['spent']))}.")
     if arguments.out is None:
         lines.append("The prompt is not saved: give --out to keep it.")
         return "\n".join(lines)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lmaas_tune.cli.arguments import INTERRUPTED, Outcome
-from lmaas_tune.cli.formatting import comparison_json, result_json, spent_words
+from lmaas_tune.cli.formatting import comparison_json, format_spent, result_json
 from lmaas_tune.errors import InputError, LMaaSError
-from lmaas_tune.files import read_object, write_whole
+from lmaas_tune.files import read_object, write_atomically
 from lmaas_tune.result import TuneResult
 from lmaas_tune.task import Example, Task
 
@@ -47,19 +47,19 @@ def report(result: TuneResult, test: Sequence[Example] | None) -> dict[str, Any]
     content = _without_test(result)
     if test is not None:
         content["test_rows"] = check_test_rows(result.prompt.task, test)
-    kept = _kept(result.out)
-    if kept is not None and _same_run(kept, content):
-        return kept
+    stored = _load_report(result.out)
+    if stored is not None and _same_run(stored, content):
+        return stored
     if test is not None:
         content |= _tested(result, test)
-    _keep(result.out, content)
+    _save_report(result.out, content)
     return content
 
 
 def interrupted(result: TuneResult, resume: str) -> Outcome:
     """The outcome of a run that the user stopped; the command `resume` resumes it."""
     content = {**_without_test(result), "resume": None if result.out is None else resume}
-    lines = [f"Interrupted after {spent_words(result.spent)}."]
+    lines = [f"Interrupted after {format_spent(result.spent)}."]
     if result.out is None:
         lines.append("Nothing is kept, as no --out was given.")
     else:
@@ -97,7 +97,7 @@ def _tested(result: TuneResult, test: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-def _same_run(kept: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
+def _same_run(stored: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
     """Whether two results differ at most in time and in the scores on test rows."""
 
     def essence(of: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def _same_run(kept: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
         return {**{k: v for k, v in of.items() if k not in _TESTED}, "spent": spent}
 
     wanted: dict[str, Any] = json.loads(json.dumps(content))
-    return kept.keys() == wanted.keys() and essence(kept) == essence(wanted)
+    return stored.keys() == wanted.keys() and essence(stored) == essence(wanted)
 
 
-def _kept(out: Path | None) -> dict[str, Any] | None:
+def _load_report(out: Path | None) -> dict[str, Any] | None:
     if out is None:
         return None
     try:
@@ -118,11 +118,11 @@ def _kept(out: Path | None) -> dict[str, Any] | None:
         return None
 
 
-def _keep(out: Path | None, content: Mapping[str, Any]) -> None:
+def _save_report(out: Path | None, content: Mapping[str, Any]) -> None:
     if out is None:
         return
     path = out / FILE_NAME
     try:
-        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
     except OSError as error:  # it was paid for, and is about to be printed
         note(f"{path}: the report cannot be kept ({error})")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from lmaas_tune.errors import InputError, StorageError
-from lmaas_tune.files import read_whole, reading, write_whole
+from lmaas_tune.files import read_limited, reading, write_atomically
 from lmaas_tune.lab.record import FORMAT, Key, Record
 from lmaas_tune.typed_json import checked, parse_object
 
@@ -88,7 +88,7 @@ class Store:
         line = json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, line.encode())
+            write_atomically(path, line.encode())
         except OSError as error:
             raise StorageError(f"{path}: the run cannot be written ({error})") from error
 
@@ -143,7 +143,7 @@ class Store:
 
     def _in_file(self, path: Path) -> list[Found]:
         with reading(path, "the file of runs"):
-            data = read_whole(path)
+            data = read_limited(path)
         if path.name == self.kind.old_name:
             return [self._read(path, data, str(path))]
         lines = enumerate(data.splitlines(), start=1)

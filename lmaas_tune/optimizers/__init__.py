@@ -16,7 +16,7 @@ from lmaas_tune.registry import Registry
 OPTIMIZERS = Registry(
     "optimizer",
     group="lmaas_tune.optimizers",
-    own={
+    builtin={
         "cma": "lmaas_tune.optimizers.cma:CMA",
         "diagonal-cma": "lmaas_tune.optimizers.cma:diagonal_cma",
         "one-plus-one": "lmaas_tune.optimizers.nevergrad:one_plus_one",

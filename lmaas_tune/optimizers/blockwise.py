@@ -8,7 +8,7 @@ import numpy as np
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers.base import Optimizer
-from lmaas_tune.optimizers.generation import check_told, losses_in_ask_order
+from lmaas_tune.optimizers.generation import check_no_pending_ask, losses_in_ask_order
 from lmaas_tune.optimizers.settings import check_calls, check_dim
 from lmaas_tune.prompts import FloatArray
 
@@ -54,7 +54,7 @@ class Blockwise:
 
     def ask(self) -> FloatArray:
         """See `lmaas_tune.optimizers.base.Optimizer.ask`."""
-        check_told(self._asked)
+        check_no_pending_ask(self._asked)
         own = self._blocks[self._turn].ask()
         points = np.tile(self._best, (len(own), 1, 1))
         points[:, self._turn] = own

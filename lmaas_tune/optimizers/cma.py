@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.optimizers.generation import check_told, losses_in_ask_order
+from lmaas_tune.optimizers.generation import check_no_pending_ask, losses_in_ask_order
 from lmaas_tune.optimizers.isolation import quiet
 from lmaas_tune.optimizers.settings import (
     check_calls,
@@ -103,7 +103,7 @@ class CMA:
 
     def ask(self) -> FloatArray:
         """See `lmaas_tune.optimizers.base.Optimizer.ask`."""
-        check_told(self._asked)
+        check_no_pending_ask(self._asked)
         with quiet():
             self._points = self._sample()
         self._asked = np.array(self._points)

@@ -10,7 +10,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray
 
 
-def check_told(asked: object) -> None:
+def check_no_pending_ask(asked: object) -> None:
     """Refuse a second `ask`: an algorithm that misses a generation changes without a word.
 
     Args:
@@ -45,20 +45,20 @@ def losses_in_ask_order(
     """
     if asked is None:
         raise InputError("tell without an ask: each generation is asked once and told once")
-    told = np.array(losses, dtype=np.float64)
-    if np.shape(points) != asked.shape or told.shape != asked.shape[:1]:
+    values = np.array(losses, dtype=np.float64)
+    if np.shape(points) != asked.shape or values.shape != asked.shape[:1]:
         raise InputError(
-            f"tell got points of shape {np.shape(points)} and losses of shape {told.shape}; "
+            f"tell got points of shape {np.shape(points)} and losses of shape {values.shape}; "
             f"this generation has {asked.shape} and {asked.shape[:1]}, and is told as a whole"
         )
-    if not np.isfinite(told).all():
+    if not np.isfinite(values).all():
         raise InputError(
-            f"the loss of point {int(np.flatnonzero(~np.isfinite(told))[0])} is "
-            f"{told[~np.isfinite(told)][0]}: give what failed a finite penalty"
+            f"the loss of point {int(np.flatnonzero(~np.isfinite(values))[0])} is "
+            f"{values[~np.isfinite(values)][0]}: give what failed a finite penalty"
         )
     if np.array_equal(points, asked):
-        return told
-    return told[_rows_of(asked, np.asarray(points, dtype=np.float64))]
+        return values
+    return values[_rows_of(asked, np.asarray(points, dtype=np.float64))]
 
 
 def _rows_of(asked: FloatArray, points: FloatArray) -> list[int]:

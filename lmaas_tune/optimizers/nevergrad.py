@@ -18,7 +18,7 @@ import numpy as np
 
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.optimizers.base import OptimizerFactory
-from lmaas_tune.optimizers.generation import check_told, losses_in_ask_order
+from lmaas_tune.optimizers.generation import check_no_pending_ask, losses_in_ask_order
 from lmaas_tune.optimizers.isolation import BorrowedRandomness, quiet
 from lmaas_tune.optimizers.settings import (
     check_calls,
@@ -92,7 +92,7 @@ class Nevergrad:
 
     def ask(self) -> FloatArray:
         """See `lmaas_tune.optimizers.base.Optimizer.ask`."""
-        check_told(self._asked)
+        check_no_pending_ask(self._asked)
         count = range(self.population)
         self._candidates = self._call(lambda: [self._inner.ask() for _ in count])
         self._asked = np.array([candidate.value for candidate in self._candidates], dtype=float)
@@ -101,8 +101,8 @@ class Nevergrad:
     def tell(self, points: FloatArray, losses: FloatArray, /) -> None:
         """See `lmaas_tune.optimizers.base.Optimizer.tell`; the order of the points is free."""
         ordered = losses_in_ask_order(self._asked, points, losses).tolist()
-        told = list(zip(self._candidates, ordered, strict=True))
-        self._call(lambda: [self._inner.tell(candidate, loss) for candidate, loss in told])
+        pairs = list(zip(self._candidates, ordered, strict=True))
+        self._call(lambda: [self._inner.tell(candidate, loss) for candidate, loss in pairs])
         self._candidates, self._asked = [], None
 
     def recommend(self) -> FloatArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lmaas_tune.optimizers.generation import check_told, losses_in_ask_order
+from lmaas_tune.optimizers.generation import check_no_pending_ask, losses_in_ask_order
 from lmaas_tune.optimizers.settings import check_dim, check_population, check_positive, check_seed
 from lmaas_tune.prompts import FloatArray
 
@@ -40,7 +40,7 @@ class RandomSearch:
 
     def ask(self) -> FloatArray:
         """See `lmaas_tune.optimizers.base.Optimizer.ask`."""
-        check_told(self._asked)
+        check_no_pending_ask(self._asked)
         self._asked = self._scale * self._rng.standard_normal((self.population, self._dim))
         return self._asked.copy()
 

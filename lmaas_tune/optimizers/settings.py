@@ -16,27 +16,27 @@ MAX_SEED = 2**32 - 1
 
 def check_dim(dim: int) -> int:
     """A number of dimensions."""
-    return _whole("dim", dim, at_least=1)
+    return _integer("dim", dim, at_least=1)
 
 
 def check_seed(seed: int) -> int:
     """A seed; 0 is one like all others."""
-    return _whole("seed", seed, at_least=0, at_most=MAX_SEED)
+    return _integer("seed", seed, at_least=0, at_most=MAX_SEED)
 
 
 def check_calls(calls: int | None) -> int | None:
     """The expected number of calls, or None if unknown."""
-    return None if calls is None else _whole("calls", calls, at_least=1)
+    return None if calls is None else _integer("calls", calls, at_least=1)
 
 
 def check_population(population: int, *, at_least: int) -> int:
     """Points a generation."""
-    return _whole("population", population, at_least=at_least)
+    return _integer("population", population, at_least=at_least)
 
 
 def check_workers(workers: int) -> int:
     """Points asked before the first of them is told."""
-    return _whole("workers", workers, at_least=1)
+    return _integer("workers", workers, at_least=1)
 
 
 def check_positive(name: str, value: float) -> float:
@@ -65,7 +65,7 @@ def check_options(name: str, factory: Callable[..., object], options: Mapping[st
             raise InputError(f"optimizer {name!r} has no option {option!r}; {hint}")
 
 
-def _whole(name: str, value: int, *, at_least: int, at_most: int | None = None) -> int:
+def _integer(name: str, value: int, *, at_least: int, at_most: int | None = None) -> int:
     try:
         whole = operator.index(value)
     except TypeError:

@@ -52,7 +52,7 @@ class Prompt(ABC):
         return None
 
     @abstractmethod
-    def unfit(self, model: Model) -> str | None:
+    def incompatibility(self, model: Model) -> str | None:
         """Why a model cannot take this prompt, as a sentence; None where it can."""
 
     def for_model(self, model: Model) -> Prompt:

@@ -75,14 +75,14 @@ class DeepPrompt(Prompt):
         """Of the vectors that enter with the embeddings: the others take no place of their own."""
         return self.first.characters
 
-    def unfit(self, model: Model) -> str | None:
+    def incompatibility(self, model: Model) -> str | None:
         """Why the model cannot take this prompt; None where it can."""
         if self.layers != (layers := model.capabilities.deep_layers):
             takes = "no deep prompts" if layers is None else f"those through {layers}"
             return (
                 f"the prompt goes through {self.layers} layers, and {model.identity} takes {takes}"
             )
-        return self.first.unfit(model)
+        return self.first.incompatibility(model)
 
     def to_files(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
         """The fields of ``prompt.json`` and the arrays of ``prompt.safetensors``."""

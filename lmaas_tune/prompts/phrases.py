@@ -53,7 +53,7 @@ WORDS = (
 _WORD = re.compile(r"[^\W\d_]{2,20}(?:['\u2019][^\W\d_]+)?")
 
 
-def telling_words(examples: Sequence[Example], count: int) -> tuple[str, ...]:
+def distinctive_words(examples: Sequence[Example], count: int) -> tuple[str, ...]:
     """The words by which the labels differ most, as many for each label.
 
     A word tells as much for a label as the share of the label's rows that have it exceeds the

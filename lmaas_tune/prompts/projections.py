@@ -19,7 +19,7 @@ Checkpoint = Callable[[], None]
 _PART = 1 << 22  # numbers that are drawn between two checkpoints: some hundredths of a second
 
 
-def go_on() -> None:
+def no_checkpoint() -> None:
     """A checkpoint that does nothing."""
 
 
@@ -54,7 +54,7 @@ def uniform_projection(
     *,
     scale: float,
     rng: np.random.Generator,
-    checkpoint: Checkpoint = go_on,
+    checkpoint: Checkpoint = no_checkpoint,
 ) -> Projection:
     """Entries uniform in ±scale/sqrt(d): the paper's A, with a scale of 1."""
     bound = np.float32(scale / np.sqrt(dim))
@@ -71,7 +71,7 @@ def normal_projection(
     *,
     scale: float,
     rng: np.random.Generator,
-    checkpoint: Checkpoint = go_on,
+    checkpoint: Checkpoint = no_checkpoint,
 ) -> Projection:
     """Entries N(0, scale²/d): z ~ N(0, I) moves every number of the prompt by N(0, scale²)."""
     std = np.float32(scale / np.sqrt(dim))
@@ -120,7 +120,7 @@ def hadamard_projection(
     *,
     scale: float,
     rng: np.random.Generator,
-    checkpoint: Checkpoint = go_on,
+    checkpoint: Checkpoint = no_checkpoint,
 ) -> Projection:
     """Blocks of a Hadamard matrix, each with random signs for its columns: entries ±scale/sqrt(d).
 
@@ -137,7 +137,7 @@ def vocabulary_projection(
     scale: float,
     rng: np.random.Generator,
     embeds: Embeds | None,
-    checkpoint: Checkpoint = go_on,
+    checkpoint: Checkpoint = no_checkpoint,
 ) -> Projection:
     """Each column moves every token from one random word of the vocabulary towards another.
 

@@ -18,7 +18,7 @@ from lmaas_tune.capabilities import INSERTIONS, Embeds, FloatArray, Insertion, M
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.prompts.base import TOKEN, Prompt, PromptSpace, Setup
 from lmaas_tune.prompts.phrases import STARTING_WORDS, check_words
-from lmaas_tune.prompts.projections import PROJECTIONS, Checkpoint, Projection, go_on
+from lmaas_tune.prompts.projections import PROJECTIONS, Checkpoint, Projection, no_checkpoint
 from lmaas_tune.typed_json import checked, checked_fields
 from lmaas_tune.validate import checked_by, one_of, positive, validate, whole
 
@@ -91,7 +91,7 @@ class SoftPrompt(Prompt):
         """L tokens, as an estimate in characters."""
         return TOKEN * self.length
 
-    def unfit(self, model: Model) -> str | None:
+    def incompatibility(self, model: Model) -> str | None:
         """Why the model cannot take this prompt; None where it can."""
         can = model.capabilities
         if self.width != (width := can.soft_prompt_width):
@@ -279,7 +279,7 @@ class RandomEmbedding:
         seed: int,
         embeds: Embeds | None = None,
         layer: int = 0,
-        checkpoint: Checkpoint = go_on,
+        checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         if projection not in PROJECTIONS:
             raise InputError(
@@ -355,7 +355,7 @@ def draw(
     model: Model,
     embeds: Embeds | None = None,
     *,
-    checkpoint: Checkpoint = go_on,
+    checkpoint: Checkpoint = no_checkpoint,
 ) -> RandomEmbedding:
     """The subspaces in numbers; alike but for their p0.
 

@@ -57,7 +57,7 @@ class PointPrompt(Prompt):
         """Of the starting words, or of as many tokens as the prompt has."""
         return len(self.subspace.words) or TOKEN * (self.subspace.length or 0)
 
-    def unfit(self, model: Model) -> str | None:
+    def incompatibility(self, model: Model) -> str | None:
         """Why the model cannot take this prompt; None where it can."""
         if model.capabilities.point_prompts:
             return None

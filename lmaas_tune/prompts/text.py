@@ -24,7 +24,7 @@ from lmaas_tune.prompts.phrases import (
     STARTING_WORDS,
     WORDS,
     check_words,
-    telling_words,
+    distinctive_words,
 )
 from lmaas_tune.task import Example, Slot, Task, Template, check_text
 from lmaas_tune.typed_json import checked
@@ -59,7 +59,7 @@ class TextPrompt(Prompt):
         """Its length."""
         return len(self.text)
 
-    def unfit(self, model: Model) -> str | None:
+    def incompatibility(self, model: Model) -> str | None:
         """Why the model cannot take this prompt; None where it can."""
         if model.capabilities.text_prompts:
             return None
@@ -237,12 +237,12 @@ def draw_demonstrations(
                 f"demonstrations={count} takes {taken} of the {rows[label]} rows with the "
                 f"label {label!r}, and one must be left to be scored: take fewer, or add rows"
             )
-    shown = in_turns(examples, seed=seed)[:count]
+    shown = alternate_labels(examples, seed=seed)[:count]
     left = [example for index, example in enumerate(examples) if index not in shown]
     return [examples[index] for index in shown], left
 
 
-def in_turns(examples: Sequence[Example], *, seed: int) -> list[int]:
+def alternate_labels(examples: Sequence[Example], *, seed: int) -> list[int]:
     """Indices of all rows in an order that is drawn; labels take turns while they have rows."""
     by_label: defaultdict[str | None, list[int]] = defaultdict(list)
     for index in np.random.default_rng(seed).permutation(len(examples)):
@@ -251,7 +251,7 @@ def in_turns(examples: Sequence[Example], *, seed: int) -> list[int]:
     return [index for turn in turns for index in turn if index is not None]
 
 
-def stands_first(template: Template) -> bool:
+def prompt_is_first(template: Template) -> bool:
     """Whether the prompt stands before all fields."""
     before = template.parts[: template.parts.index(Slot.PROMPT)]
     return not any(isinstance(part, tuple) for part in before)
@@ -355,7 +355,7 @@ class Text:
             return WORDS
         if self.words != "train":
             return tuple(self.words)
-        if found := telling_words(examples, len(WORDS)):
+        if found := distinctive_words(examples, len(WORDS)):
             return found
         raise InputError("words='train': the training rows have no words; give a list of them")
 
@@ -372,7 +372,7 @@ class Text:
         own = tuple(words.strip() for words in self.starting_words)
         if own != STARTING_WORDS:
             return own, len(own)
-        built_in = DIRECTIONS if stands_first(setup.task.template) else LEAD_INS
+        built_in = DIRECTIONS if prompt_is_first(setup.task.template) else LEAD_INS
         return built_in, len(STARTING_WORDS)
 
 

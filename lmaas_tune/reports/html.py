@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lmaas_tune.errors import StorageError
 from lmaas_tune.extras import need
-from lmaas_tune.files import write_whole
+from lmaas_tune.files import write_atomically
 from lmaas_tune.versions import versions
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def write_page(title: str, summary: Sequence[str], sections: Sequence[Section], 
     html = _render(title, summary, sections)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, html.encode())
+        write_atomically(path, html.encode())
     except OSError as error:
         raise StorageError(f"{path}: the report cannot be written ({error})") from error
     return path

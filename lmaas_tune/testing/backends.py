@@ -415,11 +415,13 @@ class BackendConformance(Conformance):
             f"notes are {found.notes!r}, not a tuple of sentences",
         )
         taken = backend.score([request])[0].usage
-        for told, paid in (
+        for expected, actual in (
             (found.usage.sequences, taken.sequences),
             (found.usage.tokens, taken.tokens),
         ):
-            require(told in (0, paid), f"inspect tells {found.usage}, and scoring takes {taken}")
+            require(
+                expected in (0, actual), f"inspect tells {found.usage}, and scoring takes {taken}"
+            )
 
     @check(needs="Measures")
     def test_measuring_tells_a_std_for_each_layer_above_the_first(self, backend: Backend) -> None:

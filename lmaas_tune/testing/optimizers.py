@@ -219,12 +219,12 @@ class OptimizerConformance(Conformance):
 
     def _survives(self, make: Make, loss: Loss, what: str) -> None:
         optimizer = make(0)
-        told = 0
-        while told < _SURVIVED_CALLS:
+        calls = 0
+        while calls < _SURVIVED_CALLS:
             points = optimizer.ask()
-            require(np.isfinite(points).all(), f"{what}: after {told} calls points are not finite")
+            require(np.isfinite(points).all(), f"{what}: after {calls} calls points are not finite")
             optimizer.tell(points, loss(points))
-            told += len(points)
+            calls += len(points)
 
 
 def _sphere(points: FloatArray) -> FloatArray:
@@ -247,11 +247,11 @@ def _run(optimizer: Optimizer, loss: Loss, *, generations: int | None = None) ->
 
 
 def _best(optimizer: Optimizer, loss: Loss, calls: int) -> float:
-    best, told = np.inf, 0
-    while told + optimizer.population <= calls:
+    best, used = np.inf, 0
+    while used + optimizer.population <= calls:
         points = optimizer.ask()
         losses = loss(points)
-        best, told = min(best, float(losses.min())), told + len(points)
+        best, used = min(best, float(losses.min())), used + len(points)
         optimizer.tell(points, losses)
     return float(best)
 

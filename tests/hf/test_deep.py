@@ -429,7 +429,7 @@ def test_a_search_through_a_models_layers_lowers_its_loss_and_can_be_used_again(
     saved = TunedPrompt.load(tmp_path)
     assert isinstance(saved.prompt, DeepPrompt)
     before, after = result.start.score(model, train), saved.score(model, train)
-    assert after.loss == pytest.approx(result.best.judged.loss, abs=1e-4)
+    assert after.loss == pytest.approx(result.best.evaluation.loss, abs=1e-4)
     assert after.loss < before.loss - 0.05
 
 
@@ -443,4 +443,4 @@ def test_the_bbtv2_preset_runs_as_it_is_on_other_families(
     result = tuner.fit(rows, rows)
     assert result.spent.calls == 1 + 2 * 20 * LAYERS
     assert result.best.prompt.first.insertion == "add"
-    assert result.best.judged.loss < result.start.score(load(name), rows).loss
+    assert result.best.evaluation.loss < result.start.score(load(name), rows).loss

@@ -13,7 +13,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.lab.baselines.fitted import FittedBaseline, Job
 from lmaas_tune.lab.baselines.settings import InContextSettings, ManualSettings
 from lmaas_tune.prompts import FloatArray, TextPrompt
-from lmaas_tune.prompts.text import demonstration, in_turns
+from lmaas_tune.prompts.text import alternate_labels, demonstration
 from lmaas_tune.task import Example, Slot, Task, Template
 
 _APART = "\n\n"
@@ -51,7 +51,7 @@ class _Shown:
 
     def __init__(self, job: Job, settings: InContextSettings) -> None:
         task = Task(_spelled_out(job.task.template, job.words), job.task.verbalizer)
-        drawn = in_turns(job.train, seed=job.seed)[: settings.demonstrations]
+        drawn = alternate_labels(job.train, seed=job.seed)[: settings.demonstrations]
         self.texts = [demonstration(task, job.train[index]) for index in drawn]
         self._job = replace(job, task=task)
         self._limit = settings.max_tokens

@@ -16,7 +16,7 @@ from lmaas_tune import Example, Task, Template, TextPrompt, Verbalizer
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.lab.baselines import FittedBaseline, InContextSettings, fit_baseline
 from lmaas_tune.objectives import log_softmax
-from lmaas_tune.prompts.text import demonstration, in_turns
+from lmaas_tune.prompts.text import alternate_labels, demonstration
 from tests.lab.baselines import planted
 
 Load = Callable[[str], HFBackend]
@@ -47,7 +47,7 @@ def test_rows_with_their_answers_stand_before_the_row_labels_in_turn(load: Load)
     backend = load("llama")
     row = fitted(backend, planted.task("causal"), words="it was", demonstrations=4)
     words = planted.task("causal").verbalizer.words
-    drawn = [planted.TRAIN[index] for index in in_turns(planted.TRAIN, seed=3)[:4]]
+    drawn = [planted.TRAIN[index] for index in alternate_labels(planted.TRAIN, seed=3)[:4]]
     assert sorted(example.label or "" for example in drawn) == ["0", "0", "1", "1"]
     shown = "".join(f"{e.fields['text']}\nit was {words[e.label or '']}\n\n" for e in drawn)
     expected = said(backend, "{prompt}{text}\nit was {label}", shown, planted.TEST)
@@ -82,7 +82,7 @@ def test_a_limit_of_tokens_is_kept(load: Load) -> None:
     (note,) = row.notes
     count = int(note.split()[0])
     task = planted.task("causal")
-    drawn = [planted.TRAIN[index] for index in in_turns(planted.TRAIN, seed=3)]
+    drawn = [planted.TRAIN[index] for index in alternate_labels(planted.TRAIN, seed=3)]
     spelled = Task(Template("{prompt}{text}\nit was {label}"), task.verbalizer)
     for taken, fits in ((count, True), (count + 1, False)):
         shown = TextPrompt("".join(demonstration(spelled, e) + "\n\n" for e in drawn[:taken]))
@@ -100,7 +100,7 @@ def test_all_rows_take_their_turn_and_labels_as_long_as_they_last(
     labels: list[str], seed: int
 ) -> None:
     examples = [Example({"text": ""}, label) for label in labels]
-    turns = in_turns(examples, seed=seed)
+    turns = alternate_labels(examples, seed=seed)
     assert sorted(turns) == list(range(len(labels)))
     left = Counter(labels)
     while left:
