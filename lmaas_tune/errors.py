@@ -1,17 +1,17 @@
-"""Everything this package raises on purpose.
+"""The exceptions of this package, and the wording that their messages share.
 
 ::
 
     LMaaSError
-    ├── InputError (ValueError)      what the user gave cannot work; told before it is paid for
-    │   └── MissingExtraError        a package that an extra installs is not there
-    ├── BackendError                 the provider's side
-    │   ├── TransientError           may pass: tried again, after `retry_after` seconds where given
-    │   └── PermanentError           will not pass: the run ends, what was paid is kept
-    ├── BudgetExceededError             the next request would go past the budget
+    ├── InputError (ValueError)      an argument cannot work; raised before the first paid call
+    │   └── MissingExtraError        an optional package is not installed
+    ├── BackendError                 the backend failed
+    │   ├── TransientError           temporary: retried, after `retry_after` seconds if given
+    │   └── PermanentError           lasting: the run ends, paid answers are saved
+    ├── BudgetExceededError          the next request would exceed the budget
     └── StorageError (OSError)       a journal, artefact or folder cannot be read or written
 
-An adapter translates every foreign exception into one of the two `BackendError`s, in one
+An adapter translates the exceptions of its libraries into the two `BackendError`s, in one
 place, with ``raise ... from error``. A message names the thing, its value and the remedy.
 """
 
@@ -31,10 +31,10 @@ class LMaaSError(Exception):
     """Root of this package's errors.
 
     Attributes:
-        usage: What was taken all the same, as far as the provider's side told it: a reply that was
-            paid, and is of no use. None where nothing was.
-        usage_unknown: Whether more may have been taken than `usage` says, because the reply, or
-            what it says of its cost, is missing: then what was reserved for the call is booked.
+        usage: Usage that the provider billed although the call failed, as far as it is known;
+            None if there was none.
+        usage_unknown: Whether the call may have cost more than `usage`, because the reply or its
+            usage is missing. Then the cost reserved for the call is booked.
     """
 
     usage: Usage | None = None
@@ -42,11 +42,11 @@ class LMaaSError(Exception):
 
 
 class InputError(LMaaSError, ValueError):
-    """What the user gave cannot work. Raised before anything is paid for it."""
+    """An argument, a setting or a data set cannot work. Raised before the first paid call."""
 
 
 class MissingExtraError(InputError):
-    """A feature needs a package that one of this project's extras installs."""
+    """A feature needs an optional package, which one of this project's extras installs."""
 
     def __init__(self, feature: str, *, package: str, extra: str) -> None:
         super().__init__(
@@ -60,12 +60,12 @@ class BackendError(LMaaSError):
 
 
 class TransientError(BackendError):
-    """A failure that may pass by itself.
+    """A temporary failure; the client retries the call.
 
     Attributes:
-        retry_after: Seconds the provider asked to wait, or None where it named none.
-        overloaded: Whether fewer requests at once would help: the provider said so (429, 503),
-            or did not answer in time.
+        retry_after: Seconds that the provider asked to wait; None if it named none.
+        overloaded: Whether fewer concurrent requests would help: the provider answered 429 or
+            503, or timed out.
     """
 
     def __init__(
@@ -77,22 +77,22 @@ class TransientError(BackendError):
 
 
 class PermanentError(BackendError):
-    """A failure that the same request will meet again."""
+    """A failure that would repeat with the same request."""
 
 
 class BudgetExceededError(LMaaSError):
-    """The next request would go past the budget; it was not sent."""
+    """The next request would exceed the budget; it was not sent."""
 
 
 class StorageError(LMaaSError, OSError):
-    """A file of ours cannot be read or written."""
+    """A journal, a saved prompt or another file of this package cannot be read or written."""
 
 
-_MANY, _NAME = 50, 100  # names, and characters of one, that a message can hold
+_MANY, _NAME = 50, 100  # the most names, and characters of a name, in a message
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A half-sentence for messages: the close matches of `name`, else what is known."""
+    """The end of an error message: the close matches of `name`, else the known names."""
     names = sorted(map(str, known))
     close = difflib.get_close_matches(str(name)[:_NAME], names[: 20 * _MANY], n=3, cutoff=0.5)
     if close:
@@ -102,10 +102,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def named(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """What stands in a table under a name.
+    """Look up a name in a table.
 
     Raises:
-        InputError: Nothing does; it says what is meant perhaps.
+        InputError: The name is unknown; the message suggests close matches.
     """
     try:
         return table[name]

@@ -1,4 +1,4 @@
-"""From rows and settings to a search that is ready to begin; nothing is paid here."""
+"""Prepares a search: checks arguments and builds space, evaluators and optimizer, for free."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _WHEN_IT_ENDS = ("budget", "allow_bounds")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a `Tuner` was asked for, checked.
+    """The checked arguments of a `Tuner`.
 
     Attributes:
         client: Makes the calls.
-        settings: How to search.
+        settings: Settings of the search.
         optimizer: A name, or a function that builds one.
-        optimizer_options: Its options by name.
-        template: None for the default one.
-        verbalizer: None for the labels themselves.
-        start: p0, where it is given.
-        objective: None for the settings' own.
-        seed: Decides all that is drawn.
-        callbacks: Watch the run.
+        optimizer_options: Options of the optimizer by name.
+        template: None for the default template.
+        verbalizer: None uses each label as its label word.
+        start: The initial prompt p0, if one is given.
+        objective: None for the objective of the settings.
+        seed: Seed of all random draws.
+        callbacks: Observers of the run.
     """
 
     client: Client
@@ -58,10 +58,10 @@ class Job:
     callbacks: Sequence[Callback]
 
     def prepared(self, train: Dataset, validation: Dataset | None) -> PreparedRun:
-        """The search on these rows.
+        """Build the search on these rows.
 
         Raises:
-            InputError: Something given cannot work.
+            InputError: An argument cannot work.
         """
         train.check_classes()
         kind, note = resolve(self.settings.prompt, self.client, self._embeds, self.start)
@@ -101,8 +101,8 @@ class Job:
         verbalizer = self.verbalizer or default_verbalizer(rows)
         if template.parts[-1] is not Slot.LABEL and not self.client.capabilities.label_anywhere:
             raise InputError(
-                f"{self.client.identity} reads left to right, so {{label}} must stand last: "
-                f"drop what follows it in the template {template.text!r}"
+                f"{self.client.identity} reads left to right, so {{label}} must come last: "
+                f"remove the text after it from the template {template.text!r}"
             )
         return Task(template, verbalizer)
 
@@ -191,8 +191,8 @@ class PreparedRun:
     Attributes:
         task: Template and label words.
         search: The search.
-        provenance: How its prompts come to be, see `TunedPrompt.provenance`.
-        digests: Of the rows that are scored, with their targets.
+        provenance: Origin of its prompts, see `TunedPrompt.provenance`.
+        digests: Digests of the scored rows with their targets.
         notes: Sentences for the user.
     """
 
@@ -204,11 +204,11 @@ class PreparedRun:
 
     @property
     def header(self) -> dict[str, Any]:
-        """The first line of its journal. A run that is resumed has the same one."""
+        """The first line of the journal; a resumed run must have the same one."""
         settings = self.provenance["settings"]
         return {
             **self.provenance,
-            # these say when a run ends, not what it is: a resumed one may go further
+            # a resumed run may have another budget
             "settings": {k: v for k, v in settings.items() if k not in _WHEN_IT_ENDS},
             "template": self.task.template.text,
             "label_words": dict(self.task.verbalizer.words),
@@ -220,7 +220,7 @@ def _notes_on_rows(sets: Sequence[Dataset], shown: Sequence[Example]) -> list[st
     notes = []
     if shown:
         notes.append(
-            f"{len(shown)} of the training rows stand in the prompt with their answers; the "
+            f"{len(shown)} of the training rows are demonstrations in the prompt; the "
             "others are scored"
         )
     train, *others = sets

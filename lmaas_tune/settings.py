@@ -1,4 +1,4 @@
-"""How a search is set up: one frozen value, and the presets by name."""
+"""`Settings` of a search, as one frozen dataclass, and the named presets."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DEFAULT_BUDGET = Budget(calls=300)
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's options with numpy's numbers as Python's own, which a file can hold.
+    """Optimizer options with numpy values converted to Python's, so that JSON can hold them.
 
     Raises:
-        InputError: A value that no file can hold, or they are no mapping.
+        InputError: JSON cannot hold a value, or the options are no mapping.
     """
     if not isinstance(options, Mapping):
         raise InputError(f"optimizer_options={options!r:.60}: give a mapping, as {{'sigma0': 0.5}}")
@@ -36,30 +36,30 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"the option {name}={value!r:.60} of the optimizer cannot be written down with the "
-                f"run ({error}): give finite numbers, texts or lists of them"
+                f"the option {name}={value!r:.60} of the optimizer cannot be saved with the run "
+                f"({error}): give finite numbers, texts or lists of them"
             ) from None
     return plain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything about a search that is not the task, the model or the seed.
+    """Settings of a search; task, model and seed are given apart.
 
     Attributes:
-        prompt: The kind of prompt that is searched, with its settings: `Soft`, `Deep` or `Text`;
-            or `Auto`, which takes soft prompts where the model does, else text.
-        optimizer: Name in the registry; ``lmaas-tune optimizers`` lists them.
-        optimizer_options: Its options by name.
+        prompt: The kind of prompt to search, with its settings: `Soft`, `Deep` or `Text`; or
+            `Auto`, which searches soft prompts if the model takes them, else text prompts.
+        optimizer: Name of the optimizer; ``lmaas-tune optimizers`` lists the names.
+        optimizer_options: Options of the optimizer by name.
         objective: ``cross_entropy``, ``hinge``, ``error_rate`` or ``negative_f1``.
-        calibration: ``none``, ``mean`` or ``fitted``: whether the model's bias for a label word
-            is taken out of the scores (`lmaas_tune.calibration`).
+        calibration: ``none``, ``mean`` or ``fitted``: how the model's bias for label words is
+            removed from the scores (`lmaas_tune.calibration`).
         selection: ``lowest-loss``, or ``candidate@N`` for the reference code's rule.
-        score_start: Whether p0 itself is scored first, at the price of one call; then a run
-            never ends with something that its selection finds worse than its start.
+        score_start: Whether p0 is scored first, at the cost of one call; then the selection
+            never returns a prompt that it ranks below the start.
         budget: The limits that end the run.
-        allow_bounds: Whether the run goes on where more than half of the first scores are upper
-            bounds, as those of an API that names a few likeliest tokens can be.
+        allow_bounds: Whether the run continues if more than half of the first scores are upper
+            bounds, as from an API that returns only the most likely tokens.
 
     Raises:
         InputError: A value is out of range; the message names it and the remedy.
@@ -84,8 +84,8 @@ class Settings:
         of_words = self.soft is None or self.soft.start == "words"
         if starts > 1 and of_words and not self.score_start:
             raise InputError(
-                f"{starts} prompt_inits and score_start=False, which leaves none "
-                "to be chosen by its score: give one prompt_init, or score_start=True"
+                f"{starts} prompt_inits and score_start=False, so that none "
+                "can be selected by its score: give one prompt_init, or score_start=True"
             )
         object.__setattr__(self, "optimizer_options", plain_options(self.optimizer_options))
         objective_named(self.objective)
@@ -93,30 +93,31 @@ class Settings:
         selection_named(self.selection)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict for the journal and the saved prompt; the budget as text."""
+        """The fields as in journals and saved prompts; the budget as text."""
         content = {each.name: getattr(self, each.name) for each in fields(self)}
         content["budget"] = str(self.budget)
         content["optimizer_options"] = dict(self.optimizer_options)
-        # the fields of the kinds that are not searched stand at their defaults
+        # kinds of prompts that are not searched have their default values
         return {**content, **Auto().to_json(), **self.prompt.to_json()}
 
     @property
     def soft(self) -> Soft | None:
-        """The settings of soft prompts, where these may be searched."""
+        """The settings of soft prompts; None if only text prompts are searched."""
         prompt = self.prompt.soft if isinstance(self.prompt, Auto) else self.prompt
         return prompt if isinstance(prompt, Soft) else None
 
 
 def with_fields(settings: Settings, given: Mapping[str, Any]) -> Settings:
-    """Settings with some fields changed: their own, or those of their kind of prompt.
+    """Settings with some fields changed: fields of `Settings` or of the kind of prompt.
 
     Args:
-        settings: As a preset has them.
-        given: By name. ``prompt`` takes a kind, or the name of one, ``soft``, ``text`` or
-            ``auto``; ``deep`` takes layers; the others are fields of `Settings` and of the kinds.
+        settings: The settings to change.
+        given: New values by name. ``prompt`` takes a kind of prompt or its name (``soft``,
+            ``text``, ``auto``); ``deep`` takes layers; the others are fields of `Settings` and of
+            the kinds.
 
     Raises:
-        InputError: A value is out of range, or none of the kinds has such a field.
+        InputError: A value is out of range, or a field is unknown.
     """
     own = {each.name for each in fields(Settings)}
     mine = {name: value for name, value in given.items() if name in own and name != "prompt"}
@@ -128,10 +129,10 @@ def with_fields(settings: Settings, given: Mapping[str, Any]) -> Settings:
 
 
 def _kind_named(name: str, prompt: PromptKind | Auto) -> PromptKind | Auto:
-    """The kind of this name, with the settings that the present one has for it.
+    """The kind of prompt of this name, with the present settings for it.
 
     Raises:
-        InputError: There is no such kind.
+        InputError: The name is unknown.
     """
     if isinstance(prompt, Soft):
         auto = Auto(soft=prompt)
@@ -144,10 +145,10 @@ def _kind_named(name: str, prompt: PromptKind | Auto) -> PromptKind | Auto:
 
 
 def _changed(prompt: PromptKind | Auto, given: Mapping[str, Any]) -> PromptKind | Auto:
-    """The kind with some of its fields changed; `Auto` changes both of its own.
+    """The kind of prompt with some fields changed; `Auto` changes both of its kinds.
 
     Raises:
-        InputError: A value is out of range, or the kind has no such field.
+        InputError: A value is out of range, or a field is unknown.
     """
     if isinstance(prompt, Auto):
         of_soft = {name: value for name, value in given.items() if name not in _TEXT - _SOFT}
@@ -158,7 +159,7 @@ def _changed(prompt: PromptKind | Auto, given: Mapping[str, Any]) -> PromptKind 
         return _changed_soft(prompt, given)
     if isinstance(prompt, Text):
         return _changed_text(prompt, given)
-    kind: Any = prompt  # somebody's own, or none, which `Settings` refuses
+    kind: Any = prompt  # a user's kind; `Settings` rejects anything else
     return replace(kind, **given) if given else kind  # type: ignore[no-any-return]
 
 
@@ -170,21 +171,21 @@ def _changed_soft(soft: Soft, given: Mapping[str, Any]) -> Soft:
         soft = Soft(**plain) if layers is None else Deep(**plain, layers=layers)
     for name in fields_given:
         if name in _TEXT - _SOFT:
-            raise InputError(f"prompt='soft' has no use for {name}: take prompt='text'")
+            raise InputError(f"prompt='soft' does not use {name}: set prompt='text'")
         if name not in _SOFT:
             raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _SOFT)}")
     return replace(soft, **fields_given)
 
 
 def _changed_text(text: Text, given: Mapping[str, Any]) -> Text:
-    """The fields that soft prompts alone have are left out, but for one that asks for vectors."""
+    """Fields of soft prompts alone are ignored, unless their value requires soft prompts."""
     if given.get("start", "words") != "words":
         raise InputError(
             f"start={given['start']!r} is for soft prompts, and a text starts from words: leave "
-            "it out, or take prompt='soft'"
+            "it out, or set prompt='soft'"
         )
     if given.get("deep") is not None:
-        raise InputError(f"deep={given['deep']!r} is for soft prompts: take prompt='soft'")
+        raise InputError(f"deep={given['deep']!r} is for soft prompts: set prompt='soft'")
     for name in given:
         if name not in _TEXT | _SOFT | {"deep"}:
             raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _TEXT)}")
@@ -195,7 +196,7 @@ _SOFT = {each.name for each in fields(Soft)}
 _TEXT = {each.name for each in fields(Text)}
 
 
-_REFERENCE = Settings(  # in full, so that our own defaults can move without it
+_REFERENCE = Settings(  # all fields, so that it does not depend on our defaults
     prompt=Soft(
         start="vocabulary",
         prompt_length=50,
@@ -214,7 +215,7 @@ _REFERENCE = Settings(  # in full, so that our own defaults can move without it
 
 PRESETS: Mapping[str, Settings] = {
     "default": Settings(),
-    # Sun et al. 2022, table 2. The step size is not in the paper: 0.5 is the code's of that year.
+    # Sun et al. 2022, table 2. The step size is not in the paper; 0.5 is from the code of that year.
     "paper-icml22": with_fields(
         _REFERENCE,
         {
@@ -227,17 +228,17 @@ PRESETS: Mapping[str, Settings] = {
             },
         },
     ),
-    # the reference repository as it stood last (e4013f7)
+    # the reference repository at its last commit (e4013f7)
     "repo-head": replace(
         _REFERENCE,
         optimizer_options={"population": 20, "sigma0": 1.0, "step_rule": "csa"},
     ),
-    # Sun et al., EMNLP 2022, by the command of the reference repository's README
+    # Sun et al., EMNLP 2022, with the command in the reference repository's README
     "bbtv2": with_fields(
         _REFERENCE,
         {
             "deep": "all",
-            "alpha": 0.2 / 0.2,  # their alpha over their sigma, which they divide A by
+            "alpha": 0.2 / 0.2,  # their alpha divided by their sigma, as in their A
             "optimizer_options": {"population": 20, "sigma0": 0.2, "step_rule": "csa"},
         },
     ),

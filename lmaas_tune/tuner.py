@@ -1,4 +1,4 @@
-"""The front door: from a backend, a few labelled rows and settings to a better prompt."""
+"""`Tuner`: searches for a better prompt, given a backend, a few labelled rows and settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WHEN_IT_ENDS = ("budget", "allow_bounds")
 
 
 class Tuner:
-    """Finds a better prompt for a model that only answers.
+    """Tunes a prompt for a remote model that returns scores only.
 
     ::
 
@@ -38,28 +38,29 @@ class Tuner:
         result.predict(["a message", "another one"])
 
     Args:
-        backend: The black box; or a `Client` around it, to choose cache, retries and prices.
+        backend: The model; or a `Client` around it, which sets cache, retries and prices.
         optimizer: A name (``lmaas-tune optimizers`` lists them), or a class or function that
-            builds one; None takes the settings' own. With deep prompts, every layer has one.
-        settings: How to search, or the name of a preset (``default``, ``paper-icml22``,
+            builds one; None takes the optimizer of the settings. With deep prompts, every layer
+            has an optimizer.
+        settings: Settings of the search, or the name of a preset (``default``, ``paper-icml22``,
             ``repo-head``, ``bbtv2``).
-        template: Where fields, ``{prompt}`` and ``{label}`` stand. By default the fields one
-            below the other, then the prompt and the label.
-        labels: The word the model is to say for each label; by default each label is its own.
-        start: p0 itself, instead of the settings' starting words: a soft or deep prompt, a text
-            prompt, or a saved one.
+        template: Text with the fields, ``{prompt}`` and ``{label}``. By default each field on a
+            line, then the prompt and the label.
+        labels: The label word of each label; by default the label itself.
+        start: The initial prompt p0, instead of the starting words of the settings: a soft, deep
+            or text prompt, or a saved one.
         objective: A function of (rows, labels) log-probabilities and (rows,) targets, instead
-            of the settings' named one.
-        budget: What ends the run, as a `Budget` or like ``"calls=300,seconds=60"``; instead of
-            the settings' own.
-        seed: The same seed, data, settings and answers give the same run.
-        out: Folder that keeps the run, so that it can be resumed, and its prompt.
-        callbacks: Watch the run; by default a progress bar; away from a terminal, a line now
-            and then.
-        on_note: Takes sentences for the user; by default each is a `UserWarning`.
+            of the objective that the settings name.
+        budget: The limits that end the run, as a `Budget` or as text,
+            ``"calls=300,seconds=60"``; instead of the budget of the settings.
+        seed: Random seed; the same seed, data, settings and answers give the same run.
+        out: Folder for the journal, from which a run is resumed, and for the tuned prompt.
+        callbacks: Observers of the run; by default a progress bar, or a line every half minute
+            where the output is no terminal.
+        on_note: Called with each note for the user; by default it issues a `UserWarning`.
 
     Raises:
-        InputError: Something given cannot work; it says what and what would.
+        InputError: An argument cannot work; the message names it and a remedy.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Tuner:
             budget = Budget.parse(budget)
         _check_kinds(backend, settings, template, labels, objective, callbacks)
         client = backend if isinstance(backend, Client) else Client(backend, on_note=on_note)
-        # the settings' options are those of their own optimizer, and mean nothing to another
+        # the options of the settings belong to the optimizer of the settings
         uses_settings = optimizer is None or optimizer == settings.optimizer
         self._job = Job(
             client=client,
@@ -103,7 +104,7 @@ class Tuner:
 
     @property
     def settings(self) -> Settings:
-        """The settings, with the budget that the tuner was given."""
+        """The settings, with the budget passed to the tuner."""
         return self._job.settings
 
     def fit(
@@ -111,20 +112,20 @@ class Tuner:
     ) -> TuneResult:
         """Search for the prompt with the lowest loss.
 
-        Ctrl-C ends the search and gives what it found so far (`TuneResult.finished` is False);
-        with `out`, the same call with ``resume=True`` goes on from there.
+        Ctrl-C ends the search and returns the best prompt so far (`TuneResult.finished` is False);
+        with `out`, the same call with ``resume=True`` resumes the search.
 
         Args:
             train: Labelled rows in any form that `lmaas_tune.read_examples` takes; each call
                 scores one prompt on all of them.
-            validation: Other labelled rows, that choose among the candidates; without them the
-                training loss chooses.
-            resume: Go on from the journal in `out`.
+            validation: Other labelled rows, on which the candidates are compared; without them
+                the training loss selects.
+            resume: Resume the run whose journal is in `out`.
 
         Raises:
-            InputError: Before anything is paid: what cannot work, and what would.
-            PermanentError: The backend will not answer, or a whole generation had no finite
-                loss. What was paid is in the journal.
+            InputError: An argument cannot work. Raised before the first paid call.
+            PermanentError: The backend failed for good, or a whole generation had no finite
+                loss. The journal has all paid answers.
             StorageError: `out` cannot be written.
         """
         if resume and self._out is None:
@@ -140,11 +141,11 @@ class Tuner:
                 stop_reason, finished = "interrupted by the user", False
             except BaseException as error:
                 result = self._result(run, f"failed: {error}", False)
-                with contextlib.suppress(StorageError):  # the first error is the one to tell
+                with contextlib.suppress(StorageError):  # the first error is the one to report
                     self._finish(result, keep=not journal.replaying)
                 raise
             result = self._result(run, stop_reason, finished)
-            # a replay that was cut short knows less than the prompt that lies there
+            # the prompt saved before an interrupted replay may be better than its result
             return self._finish(result, keep=finished or not journal.replaying)
 
     def _journal(self, run: PreparedRun, resume: bool) -> Journal:
@@ -187,10 +188,10 @@ def _check_kinds(
     objective: object,
     callbacks: object,
 ) -> None:
-    """See that each thing given is of the kind that it must be.
+    """Check the types of the arguments.
 
     Raises:
-        InputError: It is not.
+        InputError: One has a wrong type.
     """
     if not hasattr(backend, "score"):
         raise InputError(
@@ -214,10 +215,10 @@ def _check_kinds(
 
 
 def _seed(seed: object) -> int:
-    """The seed as Python's own number, which a file can hold.
+    """The seed as a Python int, which JSON can hold.
 
     Raises:
-        InputError: It is none, or below 0.
+        InputError: It is no whole number, or is below 0.
     """
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise InputError(f"seed={seed!r}: it must be a whole number from 0 on")
@@ -225,10 +226,10 @@ def _seed(seed: object) -> int:
 
 
 def _start_for(client: Client, start: Prompt | TunedPrompt | None) -> Prompt | None:
-    """p0 where one is given.
+    """The initial prompt in the form that the model takes; None if none is given.
 
     Raises:
-        InputError: It is no prompt, or has vectors only for those who have the model.
+        InputError: It is no prompt, or its vectors need word embeddings that are not available.
     """
     prompt = start.prompt.for_model(client.backend) if isinstance(start, TunedPrompt) else start
     if prompt is None:
@@ -240,7 +241,7 @@ def _start_for(client: Client, start: Prompt | TunedPrompt | None) -> Prompt | N
         )
     if prompt.kind == "point":
         raise InputError(
-            f"the prompt to start from is {prompt}, which has vectors only for who has the model's "
+            f"the prompt to start from is {prompt}, whose vectors are computed from the model's "
             f"word embeddings, and {client.identity} does not give them: start from words, or use "
             "the model itself"
         )

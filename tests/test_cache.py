@@ -385,7 +385,7 @@ def test_a_corrupt_file_is_set_aside_and_a_new_one_begun(
     assert (path.parent / f"{path.name}.corrupt-1").read_bytes() == damaged
     (warning,) = warnings_of(caplog)
     assert str(path) in warning
-    assert f"set aside as {path.name}.corrupt-1" in warning
+    assert f"renamed to {path.name}.corrupt-1" in warning
 
 
 @pytest.mark.parametrize("text", ["sentence,label\nnot a database,0\n", "été " * 2000])
@@ -476,7 +476,7 @@ def go_on_without(cache: ScoreCache, caplog: pytest.LogCaptureFixture, cause: st
         cache.put_many({key(n): scores(n, rows=100) for n in range(start, start + 100)})
     assert cache.get_many([key(0)]) == {}
     (warning,) = warnings_of(caplog)
-    assert warning.startswith(f"the cache {cache.path} is left out from here on")
+    assert warning.startswith(f"the cache {cache.path} is not used from here on")
     assert cause in warning
 
 
@@ -553,7 +553,7 @@ def test_a_path_that_cannot_be_a_file_gets_one_sentence(tmp_path: Path, name: st
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
 def test_a_folder_that_cannot_be_written_gets_one_sentence(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(StorageError, match="cannot be made: Permission denied; name a path"):
+    with pytest.raises(StorageError, match="cannot be created: Permission denied; name a path"):
         ScoreCache(tmp_path / "scores.sqlite")
 
 
@@ -562,7 +562,7 @@ def test_a_database_of_something_else_is_left_alone(path: Path) -> None:
         db.execute("CREATE TABLE holidays (day TEXT)")
     db.close()
     before = path.read_bytes()
-    with pytest.raises(InputError, match="is a database of something else"):
+    with pytest.raises(InputError, match="is a database of another program"):
         ScoreCache(path)
     assert path.read_bytes() == before
 

@@ -477,7 +477,7 @@ def test_rows_that_cannot_be_used_are_named(
         (["--start", "zero", "--prompt-init", "so"], "exclude each other"),
         (["--start-from", ".", "--start", "zero"], "exclude each other"),
         (["--instructions", "nowhere.txt"], "nowhere.txt: cannot be read as UTF-8 text"),
-        (["--prompt-words", "odd.jsonl", "--prompt", "soft"], "prompt='soft' has no use for"),
+        (["--prompt-words", "odd.jsonl", "--prompt", "soft"], "prompt='soft' does not use"),
         (["--instructions", "odd.jsonl", "--prompt-init", "so"], "put all into the file"),
         (["--instructions", "odd.jsonl", "--start-from", "."], "--instructions and --start-from"),
         (["--instructions", "odd.jsonl", "--start", "zero"], "--instructions and --start zero"),

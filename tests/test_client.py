@@ -337,7 +337,7 @@ def test_a_price_that_is_no_amount_shows_before_any_call() -> None:
 
 def test_a_cache_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StorageError, match=r"the cache .* no file that can be written"):
+    with pytest.raises(StorageError, match=r"the cache .* no writable file"):
         Client(ToyBackend(), cache=tmp_path / "file" / "scores.sqlite")
 
 

@@ -283,7 +283,7 @@ def test_a_space_begins_at_another_of_its_starts() -> None:
 
 
 def test_a_scale_that_was_not_measured_or_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="have to be measured first"):
+    with pytest.raises(InputError, match="the scale of the layers is unknown"):
         space(stds=None).prompts(np.ones((1, 20)))
     for stds in ([1.0, 2.0], [1.0, 2.0, 0.0], [1.0, np.nan, 1.0]):
         with pytest.raises(InputError, match="as many, positive and finite"):
@@ -511,9 +511,9 @@ def test_a_search_goes_on_from_a_saved_deep_prompt(tmp_path: Path) -> None:
     second = fit(start=saved, seed=1)
     assert second.start.prompt.digest == first.prompt.prompt.digest
     assert second.best.evaluation.loss <= first.best.evaluation.loss
-    with pytest.raises(InputError, match=r"through 4 layers: go on from it with prompt=Deep\(\)"):
+    with pytest.raises(InputError, match=r"through 4 layers: set prompt=Deep\(\)"):
         fit(start=saved, deep=None)
-    with pytest.raises(InputError, match="goes through 4 layers, and bowl has 3"):
+    with pytest.raises(InputError, match="has 4 layers, and bowl has 3"):
         fit(Deep(layers=3), start=saved)
     with pytest.raises(InputError, match="asked for text prompts, and the start is a soft one"):
         fit(settings=WORDS, start=saved, deep=None, prompt="text")

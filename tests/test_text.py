@@ -385,7 +385,7 @@ def test_a_run_that_goes_on_pays_nothing_twice(tmp_path: Path) -> None:
     tune(Reader(), out=tmp_path, calls=30, **wish)
     second, whole = Reader(), Reader()
     tuner = Tuner(second, budget=Budget(calls=60), out=tmp_path, callbacks=(), **wish)
-    with pytest.warns(UserWarning, match="2 of the training rows stand in the prompt"):
+    with pytest.warns(UserWarning, match="2 of the training rows are demonstrations"):
         resumed = tuner.fit(TRAIN, resume=True)
     undisturbed = tune(whole, calls=60, **wish)
     assert resumed.prompt.prompt == undisturbed.prompt.prompt

@@ -337,7 +337,7 @@ def test_a_text_only_model_is_no_match_for_soft_prompts_that_are_asked_for() -> 
 
 
 def test_a_model_that_reads_left_to_right_needs_the_label_last() -> None:
-    with pytest.raises(InputError, match=r"so \{label\} must stand last: drop what follows"):
+    with pytest.raises(InputError, match=r"so \{label\} must come last: remove the text after"):
         small_tuner(Bowl(label_anywhere=False), template="{text} {label}. {prompt}").fit(TRAIN)
     assert small_tuner(Bowl(label_anywhere=False)).fit(TRAIN).finished
 

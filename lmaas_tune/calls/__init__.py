@@ -1,1 +1,1 @@
-"""How calls are made to a backend: one chain of wrappers, and the budget that limits them."""
+"""Calls to a backend: the chain of cache, retries, pace and meter, and the budget."""

@@ -1,4 +1,4 @@
-"""Scores kept on disk, so that no answer is paid for twice."""
+"""The score cache: an SQLite file of answers, so that no answer is paid twice."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from lmaas_tune.prompts import FloatArray
 _APPLICATION = 0x4C4D6153  # "LMaS", in the file's header: the database is ours
 _FORMAT = 1
 _SMALLEST = 64 * 1024  # bytes; an empty database takes 16 KiB
-_JOURNAL = 4 * 2**20  # bytes that a journal keeps after it was larger
-_RESERVE = 16 * 1024  # bytes that an entry may take beside its scores, pages split for it included
+_JOURNAL = 4 * 2**20  # bytes; a larger write-ahead log is truncated to this size
+_RESERVE = 16 * 1024  # bytes that an entry may add to its scores, including split pages
 
 _SCHEMA = (
-    # used: rises with each use, the smallest goes first; logprobs: little-endian float64, row
-    # by row; seal: tells whether the disk kept the rest
+    # used: counter of the last use, the smallest is evicted first; logprobs: little-endian
+    # float64, row by row; seal: checksum of the entry
     "CREATE TABLE scores (key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, "
     "rows INTEGER NOT NULL, candidates INTEGER NOT NULL, logprobs BLOB NOT NULL, "
     "seal BLOB NOT NULL)",
@@ -39,21 +39,21 @@ _SCHEMA = (
 
 _EVICT = "DELETE FROM scores WHERE rowid IN (SELECT rowid FROM scores ORDER BY used LIMIT 8)"
 
-# What a damaged file can lead to: a message of SQLite may quote its bytes, which are no text.
-_TROUBLE = (sqlite3.Error, UnicodeDecodeError, OverflowError)
-# Signs that the trouble is not in the file itself; Python 3.10 gives no codes.
+# Errors that a damaged file can cause; a message of SQLite may quote bytes that are no text.
+_FILE_ERRORS = (sqlite3.Error, UnicodeDecodeError, OverflowError)
+# Messages of errors outside the file itself; Python 3.10 gives no codes.
 _OUTSIDE = ("locked", "locking", "full", "readonly", "disk I/O", "unable to open", "out of memory")
 
 _log = logging.getLogger(__name__)
 
 
 def score_key(identity: str, request: ScoreRequest) -> bytes:
-    """SHA-256 of all that can change the answer of a backend to a request.
+    """Cache key: SHA-256 of everything that can change the answer to a request.
 
     Args:
-        identity: The backend's: model, revision, settings.
+        identity: Identity of the backend: model, revision, settings.
         request: Its prompt's digest covers vectors, insertion and anchor; its batch's digest
-            covers the rows as the template made them.
+            covers the rendered rows.
     """
     sha = hashlib.sha256(b"scores 1")
     for part in (identity, request.prompt.digest, request.batch.digest, *request.candidates):
@@ -63,22 +63,21 @@ def score_key(identity: str, request: ScoreRequest) -> bytes:
 
 
 class ScoreCache:
-    """A file of scores by key, for several processes and threads at once.
+    """A file of scores by key, safe for concurrent processes and threads.
 
-    What is least recently used goes first when it is full. A corrupt file is set aside, with a
-    warning, and a new one begun; after any other trouble (full disk, a lock that nobody
-    releases) there is one warning, and from then on nothing is found and nothing kept. No
-    failure of the cache ever costs a result.
+    A full cache evicts the least recently used entries. A corrupt file is renamed, with a
+    warning, and a new one created. After any other error (full disk, lock timeout) the cache
+    issues one warning and turns itself off. No failure of the cache loses a result.
 
     Args:
-        path: The file; made, with its folders, where there is none. Two more stand beside it
-            while it is open.
+        path: The file; created with its folders if it does not exist. SQLite keeps two more
+            files beside it while it is open.
         max_bytes: Largest size of the file, 64 KiB or more.
-        lock_timeout: Seconds to wait for another process.
+        lock_timeout: Seconds to wait for the lock of another process.
 
     Raises:
-        InputError: `max_bytes` is too small, or the file is text or a database of something else.
-        StorageError: The file cannot be made or written.
+        InputError: `max_bytes` is too small, or the file is text or a foreign database.
+        StorageError: The file cannot be created or written.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class ScoreCache:
         self._transact(lambda db: None)
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, FloatArray]:
-        """(rows, candidates) float64 log-probabilities, read-only, of those keys that it holds."""
+        """Read-only (rows, candidates) float64 log-probabilities of the keys in the cache."""
         found: dict[bytes, FloatArray] = {}
 
         def read(db: sqlite3.Connection) -> None:
@@ -119,26 +118,26 @@ class ScoreCache:
         return found
 
     def put_many(self, scores: Mapping[bytes, FloatArray]) -> None:
-        """Keep (rows, candidates) log-probabilities; those that are not all finite are left out."""
+        """Store (rows, candidates) log-probabilities; arrays with non-finite values are skipped."""
 
         def write(db: sqlite3.Connection) -> None:
             for key, logprobs in good.items():
                 self._make_room(db, logprobs.nbytes + _RESERVE)
                 _write(db, key, logprobs)
 
-        good = {key: array for key, array in scores.items() if self._keeps(array)}
+        good = {key: array for key, array in scores.items() if self._accepts(array)}
         if good:
             self._transact(write)
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         with self._lock:
-            self._leave_to_parent()
+            self._drop_after_fork()
             if self._db is not None:
                 self._db.close()
                 self._db = None
 
-    def _keeps(self, logprobs: FloatArray) -> bool:
+    def _accepts(self, logprobs: FloatArray) -> bool:
         return bool(np.isfinite(logprobs).all()) and logprobs.nbytes < self._max_bytes // 4
 
     def _make_room(self, db: sqlite3.Connection, size: int) -> None:
@@ -147,9 +146,9 @@ class ScoreCache:
                 return  # empty
 
     def _transact(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        """Do `work` in one transaction; whatever goes wrong is told, and costs nothing else."""
+        """Run `work` in one transaction; errors are logged and not raised."""
         with self._lock:
-            for _ in range(2):  # once more with a new file, where the old one was corrupt
+            for _ in range(2):  # a second time with a new file if the old one was corrupt
                 if self._off:
                     return
                 try:
@@ -158,21 +157,21 @@ class ScoreCache:
                         db.execute("BEGIN IMMEDIATE")
                         work(db)
                     return
-                except _TROUBLE as error:
+                except _FILE_ERRORS as error:
                     if any(sign in str(error) for sign in _OUTSIDE):
                         self._switch_off(error)
                     else:
                         self._set_aside(error)
 
     def _connection(self) -> sqlite3.Connection:
-        self._leave_to_parent()
+        self._drop_after_fork()
         if self._db is None:
             self._inode = _inode(self.path)
             self._db = _open(self.path, self._lock_timeout)
         return self._db
 
-    def _leave_to_parent(self) -> None:
-        """After a fork, SQLite forbids the child to use, or even close, what was open."""
+    def _drop_after_fork(self) -> None:
+        """Forget a connection of the parent process: SQLite forbids a child to use or close it."""
         if self._process != os.getpid():
             self._inherited.append(self._db)
             self._db, self._process = None, os.getpid()
@@ -180,39 +179,37 @@ class ScoreCache:
     def _switch_off(self, error: Exception) -> None:
         self._off = True
         self.close()
-        _log.warning("the cache %s is left out from here on: %s", self.path, error)
+        _log.warning("the cache %s is not used from here on: %s", self.path, error)
 
     def _set_aside(self, error: Exception) -> None:
         self.close()
         if _inode(self.path) != self._inode:
-            return  # another process has begun a new file already
+            return  # another process has created a new file already
         try:
             aside = _rename(self.path)
         except OSError as problem:
             self._switch_off(problem)
         else:
             _log.warning(
-                "the cache %s is corrupt (%s): it is set aside as %s, and a new one begun",
+                "the cache %s is corrupt (%s): it is renamed to %s, and a new one created",
                 self.path, error, aside.name,
             )  # fmt: skip
 
 
 def _make_file(path: Path) -> None:
-    """Make sure of a file that can be written, without opening one that exists.
+    """Create the file, or check that it can be written, without opening an existing one.
 
-    Closing a second handle of an SQLite file would drop this process's locks on it.
+    Closing a second handle of an SQLite file would release this process's locks on it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
     except FileExistsError:
         if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
-            raise StorageError(
-                f"the cache {path} is no file that can be written: name another path"
-            ) from None
+            raise StorageError(f"the cache {path} is no writable file: name another path") from None
     except OSError as error:
         raise StorageError(
-            f"the cache {path} cannot be made: {error.strerror}; name a path in a folder that "
+            f"the cache {path} cannot be created: {error.strerror}; name a path in a folder that "
             "can be written"
         ) from error
 
@@ -223,14 +220,16 @@ def _refuse_foreign(path: Path) -> None:
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         kind = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
-    except _TROUBLE:
+    except _FILE_ERRORS:
         if _is_text(path):
             raise InputError(f"{path} holds text: name another path for the cache") from None
-        return  # corrupt or locked: the first transaction deals with that
+        return  # corrupt or locked: the first transaction handles it
     finally:
         db.close()
     if tables and kind != _APPLICATION:
-        raise InputError(f"{path} is a database of something else: name another path for the cache")
+        raise InputError(
+            f"{path} is a database of another program: name another path for the cache"
+        )
     if tables and version != _FORMAT:
         raise InputError(
             f"the cache {path} has format {version}, and this version reads {_FORMAT}: "
@@ -239,10 +238,10 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a file that SQLite cannot read is somebody's text, and no cache that went bad."""
+    """Whether a file that SQLite cannot read is a text file, and not a corrupt cache."""
     with path.open("rb") as file:
         head = file.read(4096)
-    if b"\0" in head:  # as the header of every database has
+    if b"\0" in head:  # every database has one in its header
         return False
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
@@ -255,8 +254,8 @@ def _open(path: Path, lock_timeout: float) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=lock_timeout, isolation_level=None, check_same_thread=False)
     try:
         with contextlib.suppress(sqlite3.OperationalError):
-            db.execute("PRAGMA journal_mode = WAL")  # locked: another process is just doing it
-        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may take the last entries
+            db.execute("PRAGMA journal_mode = WAL")  # locked: another process is setting it
+        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last entries
         db.execute(f"PRAGMA journal_size_limit = {_JOURNAL}")
         with db:
             db.execute("BEGIN IMMEDIATE")
@@ -277,10 +276,10 @@ def _inode(path: Path) -> int | None:
 
 
 def _rename(path: Path) -> Path:
-    """Put a database and its journal out of the way."""
+    """Rename a database and its log."""
     names = (path.with_name(f"{path.name}.corrupt-{n}") for n in itertools.count(1))
     aside = next(name for name in names if not name.exists())
-    for suffix in ("-wal", "-shm", ""):  # in this order: no new file may find an old journal
+    for suffix in ("-wal", "-shm", ""):  # in this order, so that no new file finds an old log
         with contextlib.suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
     return aside
@@ -296,7 +295,7 @@ def _read(db: sqlite3.Connection, key: bytes) -> FloatArray | None:
         return None
     rows, candidates, data, checksum = row
     if checksum != _checksum(key, rows, candidates, data):
-        raise sqlite3.DatabaseError("an entry is not what was written")
+        raise sqlite3.DatabaseError("the checksum of an entry is wrong")
     logprobs = np.frombuffer(data, dtype="<f8").astype(np.float64).reshape(rows, candidates)
     logprobs.setflags(write=False)
     return logprobs
@@ -323,12 +322,12 @@ def _checksum(key: bytes, rows: int, candidates: int, data: bytes | None) -> byt
 
 
 def _now(db: sqlite3.Connection) -> int:
-    """One more than the last use of any entry: a clock that all processes share."""
+    """One more than the last use of any entry: a logical clock for all processes."""
     return int(db.execute("SELECT coalesce(max(used), 0) + 1 FROM scores").fetchone()[0])
 
 
 def _size(db: sqlite3.Connection) -> int:
-    """Bytes of the file that are in use."""
+    """Used bytes of the file."""
     return int(
         db.execute(
             "SELECT (pages.page_count - free.freelist_count) * size.page_size "
@@ -338,11 +337,11 @@ def _size(db: sqlite3.Connection) -> int:
 
 
 class Cached:
-    """Answers from a cache what it holds, each as a reply without usage, and fills it.
+    """Answers cached requests, with replies without usage, and stores new answers.
 
     Args:
-        next_caller: Answers what the cache lacks.
-        cache: None keeps nothing.
+        next_caller: Answers the requests that are not cached.
+        cache: None caches nothing.
     """
 
     def __init__(self, next_caller: Caller, cache: ScoreCache | None) -> None:
@@ -367,7 +366,7 @@ class Cached:
 
 
 def to_array(reply: ScoreReply) -> FloatArray:
-    """The log-probabilities as they are kept: where some are bounds, a last row counts them."""
+    """The log-probabilities as stored; if some are bounds, an extra last row holds their number."""
     if not reply.bounds:
         return reply.logprobs
     last = np.zeros((1, reply.logprobs.shape[1]))
@@ -376,7 +375,7 @@ def to_array(reply: ScoreReply) -> FloatArray:
 
 
 def from_array(array: FloatArray, *, rows: int) -> ScoreReply:
-    """What `to_array` was given for so many rows, without usage."""
+    """The reply for `rows` rows that `to_array` stored, without usage."""
     logprobs = array[:rows]
     logprobs.setflags(write=False)
     return ScoreReply(logprobs, bounds=int(array[rows:].sum()))

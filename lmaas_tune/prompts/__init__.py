@@ -1,4 +1,4 @@
-"""Kinds of prompts: each module has the value, its search space, its settings and its files."""
+"""Kinds of prompts; each module has the prompt, its search space, settings and file format."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from lmaas_tune.prompts.text import Text, TextPrompt
 PROMPTS: Mapping[str, type[Prompt]] = {
     prompt.kind: prompt for prompt in (SoftPrompt, DeepPrompt, TextPrompt, PointPrompt)
 }
-"""Classes of prompts by the name that a saved prompt has for them."""
+"""Classes of prompts by the name in the ``kind`` field of a saved prompt."""
 
 __all__ = [
     "INSERTIONS",

@@ -1,4 +1,4 @@
-"""Which kind of prompt is searched, where the user leaves it to the model."""
+"""`Auto`: chooses the kind of prompt by the capabilities of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmaas_tune.prompts.text import Text, no_soft_start
 
 @dataclass(frozen=True, kw_only=True)
 class Auto:
-    """Soft prompts where the model takes them, or a soft one is given, else text prompts.
+    """Soft prompts if the model takes them or the start is soft, else text prompts.
 
     Attributes:
         soft: Settings for soft prompts.
@@ -28,23 +28,23 @@ class Auto:
 
     @property
     def starting_words(self) -> tuple[str, ...]:
-        """The words that either search starts from."""
+        """The starting words."""
         return self.soft.starting_words
 
     @property
     def demonstrations(self) -> int:
-        """How many training rows stand in a text prompt with their answers."""
+        """Number of training rows that a text prompt shows with their labels."""
         return self.text.demonstrations
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values of both."""
+        """The fields of both, as JSON has them."""
         return {**self.text.to_json(), **self.soft.to_json(), "prompt": "auto"}
 
     def chosen(self, model: Model, start: Prompt | None) -> tuple[PromptKind, str]:
         """The kind for a model, and a note for the user.
 
         Raises:
-            InputError: The model takes no soft prompts, and the settings start from one.
+            InputError: The settings start from a soft prompt, which the model does not take.
         """
         can = model.capabilities
         if start is not None and start.kind == "text":
@@ -63,10 +63,10 @@ class Auto:
 def resolve(
     kind: PromptKind | Auto, model: Model, embeds: Embeds | None, start: Prompt | None
 ) -> tuple[PromptKind, str]:
-    """The kind of prompt that is searched for a model, and a note for the user.
+    """The kind of prompt to search for a model, and a note for the user.
 
     Raises:
-        InputError: The model does not take this kind.
+        InputError: The model does not take this kind of prompt.
     """
     note = ""
     if isinstance(kind, Auto):

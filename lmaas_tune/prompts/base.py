@@ -1,4 +1,4 @@
-"""What every kind of prompt has: a value, a search space, and settings."""
+"""Interfaces of a kind of prompt: the prompt, its search space, and its settings."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lmaas_tune.task import Example, Task
 Buffer: TypeAlias = bytes | memoryview
 
 TOKEN = 4
-"""Characters of a token, as an estimate."""
+"""Estimated characters of a token."""
 
 
 class Prompt(ABC):
     """A prompt of some kind.
 
     Attributes:
-        kind: ``soft``, ``deep``, ``text`` or ``point``, as a saved prompt says it.
-        has_arrays: Whether `to_files` gives arrays.
+        kind: ``soft``, ``deep``, ``text`` or ``point``, as in saved prompts.
+        has_arrays: Whether `to_files` returns arrays.
     """
 
     kind: ClassVar[str]
@@ -31,7 +31,7 @@ class Prompt(ABC):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that makes this prompt what it is; part of every cache key."""
+        """SHA-256 of `content`; part of every cache key."""
         sha = hashlib.sha256()
         for part in self.content():
             sha.update(part)
@@ -44,7 +44,7 @@ class Prompt(ABC):
     @property
     @abstractmethod
     def characters(self) -> int:
-        """Its length; a token counts as four characters."""
+        """Length in characters; a vector counts as a token of four characters."""
 
     @property
     def words(self) -> str | None:
@@ -53,10 +53,10 @@ class Prompt(ABC):
 
     @abstractmethod
     def incompatibility(self, model: Model) -> str | None:
-        """Why a model cannot take this prompt, as a sentence; None where it can."""
+        """The reason why a model cannot take this prompt; None if it can."""
 
     def for_model(self, model: Model) -> Prompt:
-        """This prompt in the form that the model takes, where there is another one."""
+        """This prompt, converted to the form that the model takes."""
         return self
 
     @abstractmethod
@@ -66,23 +66,23 @@ class Prompt(ABC):
     @classmethod
     @abstractmethod
     def from_files(cls, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> Prompt:
-        """Read what `to_files` gave.
+        """Build a prompt from the output of `to_files`.
 
         Raises:
-            InputError: It did not give this.
+            InputError: The content is invalid.
         """
 
 
 class PromptSpace(Protocol):
-    """The space that is searched: R^dim, and the prompt of each point.
+    """The search space R^dim, and the map from its points to prompts.
 
     Attributes:
-        dim: d.
-        blocks: How many parts of equal dimension are searched one after another.
-        starts: Prompts that may stand at the origin; the first does until `begin_at`.
-        longest: Prompts of which one is as long as any of the space; none where all are as long
-            as the starts.
-        digest: SHA-256 of all that decides which prompt a point gives.
+        dim: Dimension d.
+        blocks: Number of parts of equal dimension that are searched one after another.
+        starts: Candidates for the prompt at the origin; the first, until `begin_at`.
+        longest: Prompts, one of which is a longest prompt of the space; empty if all prompts are
+            as long as the starts.
+        digest: SHA-256 of everything that determines the prompt of a point.
     """
 
     @property
@@ -101,7 +101,7 @@ class PromptSpace(Protocol):
     def digest(self) -> str: ...
 
     def begin_at(self, index: int) -> PromptSpace:
-        """The space around one of the starts."""
+        """The space with one of the starts at the origin."""
         ...
 
     def prompts(self, points: FloatArray) -> Sequence[Prompt]:
@@ -111,33 +111,33 @@ class PromptSpace(Protocol):
 
 @runtime_checkable
 class NeedsStds(Protocol):
-    """A space that needs the scale of the inputs of the model's layers before its first prompt.
+    """A space that needs the scale of the inputs of the model's layers.
 
     Attributes:
-        needs_stds: Whether they are still unknown, see `lmaas_tune.backend.Measures`.
+        needs_stds: Whether the scale is still unknown, see `lmaas_tune.backend.Measures`.
     """
 
     @property
     def needs_stds(self) -> bool: ...
 
     def with_stds(self, stds: FloatArray) -> PromptSpace:
-        """The space on the scale of the inputs of each layer above the first."""
+        """The space, scaled by the standard deviations of the inputs of the upper layers."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a kind of prompt builds its search space from.
+    """The inputs from which a kind of prompt builds its search space.
 
     Attributes:
         model: The model's name and capabilities.
-        embeds: Its word embeddings, where it gives them.
-        measures: Whether it measures its layers.
+        embeds: Its word embeddings; None if it does not give them.
+        measures: Whether it measures the inputs of its layers.
         task: Template and label words.
-        train: The training rows that are scored.
-        shown: The training rows that stand in the prompt.
-        start: p0, where it is given.
-        seed: Decides all that is drawn.
+        train: The scored training rows.
+        shown: The training rows that are demonstrations in the prompt.
+        start: The initial prompt p0, if one is given.
+        seed: Seed of all random draws.
     """
 
     model: Model
@@ -154,8 +154,8 @@ class PromptKind(Protocol):
     """The settings of one kind of prompt.
 
     Attributes:
-        kind: Its name in ``--prompt``.
-        starts_from: Kinds of prompts that the search can start from.
+        kind: Name for ``--prompt``.
+        starts_from: Kinds of prompts from which the search can start.
     """
 
     kind: ClassVar[str]
@@ -163,30 +163,30 @@ class PromptKind(Protocol):
 
     @property
     def starting_words(self) -> tuple[str, ...]:
-        """Words that the search starts from; the best of several is taken."""
+        """Starting words; of several, the search starts from the best."""
         ...
 
     @property
     def demonstrations(self) -> int:
-        """How many training rows stand in the prompt with their answers."""
+        """Number of training rows that the prompt shows with their labels."""
         ...
 
     def check(self, model: Model, start: Prompt | None) -> None:
-        """Check that the model takes this kind, and that the start is of a fitting one.
+        """Check that the model takes this kind of prompt, and that the search can start from p0.
 
         Raises:
-            InputError: It does not.
+            InputError: One of the two fails.
         """
         ...
 
     def space(self, setup: Setup) -> PromptSpace:
-        """What is searched.
+        """Build the search space.
 
         Raises:
-            InputError: The model lacks something that the settings need.
+            InputError: The model lacks a capability that the settings need.
         """
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, under the names that settings have in journals and saved prompts."""
+        """The fields, named as in journals and saved prompts."""
         ...

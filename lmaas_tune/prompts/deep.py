@@ -1,4 +1,4 @@
-"""Deep prompts: vectors for every layer of a model, and the search over one layer at a time."""
+"""Deep prompts: vectors for every layer of a model, searched one layer after another."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ LAYERS_KEY = "layer_embeddings"
 
 @dataclass(frozen=True, eq=False)
 class DeepPrompt(Prompt):
-    """A soft prompt that goes on through the model: every layer has vectors of its own.
+    """A soft prompt with further vectors for every layer of the model.
 
     Attributes:
-        first: What enters with the word embeddings, below the first layer.
-        above: For each further layer from the bottom, (L, H) vectors that are added to what
-            enters it at the prompt's places; kept as float32. Prompts may share these arrays.
+        first: The prompt that enters with the word embeddings, below the first layer.
+        above: For each further layer from the bottom, (L, H) vectors that are added to its inputs
+            at the prompt's positions; stored as float32. Prompts may share these arrays.
 
     Raises:
         InputError: The vectors of a layer are not finite, or of another shape than the first's.
@@ -61,7 +61,7 @@ class DeepPrompt(Prompt):
 
     @property
     def layers(self) -> int:
-        """How many layers it enters, the first included."""
+        """Number of layers, including the first."""
         return 1 + len(self.above)
 
     def content(self) -> Iterator[Buffer]:
@@ -72,11 +72,11 @@ class DeepPrompt(Prompt):
 
     @property
     def characters(self) -> int:
-        """Of the vectors that enter with the embeddings: the others take no place of their own."""
+        """Length of the first layer's prompt; the other layers add no positions."""
         return self.first.characters
 
     def incompatibility(self, model: Model) -> str | None:
-        """Why the model cannot take this prompt; None where it can."""
+        """The reason why the model cannot take this prompt; None if it can."""
         if self.layers != (layers := model.capabilities.deep_layers):
             takes = "no deep prompts" if layers is None else f"those through {layers}"
             return (
@@ -92,38 +92,40 @@ class DeepPrompt(Prompt):
 
     @classmethod
     def from_files(cls, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> DeepPrompt:
-        """Read what `to_files` gave.
+        """Build a prompt from the output of `to_files`.
 
         Raises:
-            InputError: It did not give this.
+            InputError: The content is invalid.
         """
         above = array_of(arrays, LAYERS_KEY)
         return cls(SoftPrompt.from_files(content, arrays), list(above))
 
 
 Layers = Literal["all"] | Sequence[int]
-"""Numbers of layers, 0 the one that the word embeddings enter; or ``all``."""
+"""Layer numbers, from 0 for the layer that takes the word embeddings; or ``all``."""
 
 
 class DeepSpace:
-    """p_i = p0_i + A_i z_i in every layer that is searched; z is these z_i, one after another.
+    """Subspaces p_i = p0_i + A_i z_i of the searched layers; z concatenates the z_i.
 
-    (Sun et al., EMNLP 2022, section 3.) A_0 is that of a plain soft prompt. The numbers of A_i
-    follow the same rule, with the spread of what enters layer i in place of the word embeddings'.
+    (Sun et al., EMNLP 2022, section 3.) A_0 equals A of a soft prompt. A_i has the same
+    distribution, scaled by the standard deviation of the inputs of layer i instead of that of the
+    word embeddings.
 
     Args:
-        first: The subspace of what enters with the embeddings.
-        above: p0 of the layers above the first, (L, H) each; none stands for zeros.
-        depth: How many layers the model has.
-        layers: Numbers of those that are searched, rising; the others stay at their p0.
+        first: The subspace of the first layer.
+        above: p0 of the layers above the first, (L, H) each; empty for zeros.
+        depth: Number of layers of the model.
+        layers: Numbers of the searched layers, ascending; the others keep their p0.
         projection: Kind of A above the first layer.
-        alpha: Scale of A there: absolute for ``uniform``, else in stds of what enters the layer.
+        alpha: Scale of A there: absolute for ``uniform``, else in standard deviations of the
+            layer's inputs.
         seed: A_i is drawn from (seed, projection, d, i).
 
     Attributes:
-        dim: d for each layer that is searched.
-        blocks: How many layers that is.
-        starts: p0; of several, the first is, until `begin_at` says otherwise.
+        dim: d times the number of searched layers.
+        blocks: Number of searched layers.
+        starts: Candidates for p0; the first is used, until `begin_at`.
     """
 
     def __init__(
@@ -149,40 +151,40 @@ class DeepSpace:
         self._resting: dict[int, tuple[bytes, SoftPrompt]] = {}
 
     def begin_at(self, index: int) -> DeepSpace:
-        """The same, with another of the starts for p0."""
+        """The space with another start as p0."""
         first = self._first.begin_at(index)
         return self._copy(_first=first, _spaces={0: first}, starts=(self.starts[index],))
 
     @property
     def needs_stds(self) -> bool:
-        """Whether A is still without a scale above the first layer."""
+        """Whether the scale of A above the first layer is still unknown."""
         return self._stds is None and self._layers != (0,)
 
     def with_stds(self, stds: FloatArray) -> DeepSpace:
-        """The same, on the scale of what enters each layer above the first.
+        """The space, scaled by the standard deviations of the inputs of each layer above the first.
 
         Args:
             stds: (depth - 1,), see `lmaas_tune.backend.Spread`.
 
         Raises:
-            InputError: One is not positive and finite, or there are not as many.
+            InputError: One is not positive and finite, or their number is wrong.
         """
         if np.shape(stds) != (self._depth - 1,) or not all(0 < std < np.inf for std in stds):
             raise InputError(
-                f"the stds of what enters {self._depth - 1} layers are {stds}: they must be as "
-                "many, positive and finite"
+                f"the stds of the inputs of {self._depth - 1} layers are {stds}: give one for "
+                "each, positive and finite"
             )
         return self._copy(_stds=np.array(stds, dtype=np.float64))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides which prompt a point gives, but for what is measured."""
+        """SHA-256 of everything that determines the prompt of a point, without measured stds."""
         drawn_from = f"{self._projection}|{self._seed}|{self._alpha:.4g}|{self._layers}"
         starts = "|".join(start.digest for start in self.starts)
         return hashlib.sha256(f"{drawn_from}|{starts}|{self._first.digest}".encode()).hexdigest()
 
     def prompts(self, points: FloatArray) -> list[DeepPrompt]:
-        """The prompts of the (n, dim) points, which share what they have in common."""
+        """The prompts of the (n, dim) points; they share the arrays of equal layers."""
         blocks = points.reshape(len(points), self.blocks, self._first.dim)
         start = self.starts[0]
         columns = [[start.first] * len(points)]
@@ -195,10 +197,10 @@ class DeepSpace:
         ]
 
     def _moved(self, layer: int, block: FloatArray) -> list[SoftPrompt]:
-        """(n, d) points of a layer to their vectors.
+        """The vectors of (n, d) points of one layer.
 
-        Where all points are the same, the vectors are computed once and kept: layers at rest come
-        again with every generation.
+        Equal points share one prompt, which is cached: layers that are not being searched have
+        equal points in every generation.
         """
         if (block != block[0]).any():
             return self._space(layer).prompts(block)
@@ -210,7 +212,7 @@ class DeepSpace:
     def _space(self, layer: int) -> RandomEmbedding:
         if layer not in self._spaces:
             if self._stds is None:
-                raise InputError("the layers of the model have to be measured first: `with_stds`")
+                raise InputError("the scale of the layers is unknown: call `with_stds` first")
             self._spaces[layer] = RandomEmbedding(
                 [SoftPrompt(self.starts[0].above[layer - 1])],
                 dim=self._first.dim,
@@ -222,7 +224,7 @@ class DeepSpace:
         return self._spaces[layer]
 
     def _copy(self, **changes: Any) -> DeepSpace:
-        """The same with some attributes changed, and nothing worked out yet."""
+        """A copy with some attributes changed and empty caches."""
         space = copy.copy(self)
         vars(space).update({"_spaces": {0: self._first}, "_resting": {}, **changes})
         return space
@@ -241,22 +243,22 @@ def draw_deep(
     above: Sequence[FloatArray] = (),
     measures: bool = True,
 ) -> DeepSpace:
-    """The subspaces in numbers, alike but for their p0, and those of the layers above.
+    """Draw the search space of deep prompts that descriptions define.
 
-    A ``vocabulary`` A is made of word embeddings, which mean little further up: there it is
-    ``normal``.
+    Word embeddings mean little to higher layers: with projection ``vocabulary``, A is ``normal``
+    above the first layer.
 
     Args:
-        subspaces: Of what enters with the embeddings.
-        model: Whose layers.
-        embeds: Its word embeddings; by default the model itself, where it gives them.
-        measures: Whether it measures its layers.
-        layers: Which of them are searched.
-        above: p0 of the layers above the first; none stands for zeros.
+        subspaces: Descriptions of the first layer's subspace, which differ in p0 only.
+        model: The model that takes the prompts.
+        embeds: Its word embeddings; by default the model itself, if it gives them.
+        measures: Whether it measures the inputs of its layers.
+        layers: The searched layers.
+        above: p0 of the layers above the first; empty for zeros.
 
     Raises:
-        InputError: The backend takes no deep prompts, or not of these layers, or does not tell
-            what the projection needs.
+        InputError: The model takes no deep prompts, lacks one of these layers, or does not give
+            the scale that the projection needs.
     """
     depth, first = model.capabilities.deep_layers, subspaces[0]
     if depth is None:
@@ -266,7 +268,7 @@ def draw_deep(
         )
     if above and len(above) != depth - 1:
         raise InputError(
-            f"the prompt to start from goes through {len(above) + 1} layers, and "
+            f"the prompt to start from has {len(above) + 1} layers, and "
             f"{model.identity} has {depth}"
         )
     numbers = tuple(range(depth)) if isinstance(layers, str) else tuple(layers)
@@ -287,16 +289,16 @@ def draw_deep(
     if space.needs_stds and not measures:
         raise InputError(
             f"{model.identity} does not measure its layers, which projection "
-            f"{first.projection!r} is scaled by: take projection='uniform'"
+            f"{first.projection!r} needs: take projection='uniform'"
         )
     return space
 
 
 def _layers(_name: str, layers: Any) -> Literal["all"] | tuple[int, ...]:
-    """The layers as they were given, their numbers rising.
+    """The layers, in ascending order.
 
     Raises:
-        InputError: They are neither ``all`` nor numbers.
+        InputError: The value is neither ``all`` nor layer numbers.
     """
     if layers == "all":
         return "all"
@@ -314,12 +316,12 @@ class Deep(Soft):
     """Settings of a search over deep prompts: p_i = p0_i + A_i z_i in each layer i (BBTv2).
 
     Attributes:
-        layers: Layers that have a prompt of their own, searched one after another: ``all``, or
-            numbers, where 0 is the layer that the word embeddings enter. Where `calls` limits the
-            budget, whole rounds over them are made.
-        intrinsic_dim: d in each layer.
-        alpha: Scale of A, in standard deviations of the inputs of the layer; for ``uniform``
-            absolute.
+        layers: The searched layers, one after another: ``all``, or numbers, where 0 is the layer
+            that takes the word embeddings. If the budget limits `calls`, the search makes whole
+            rounds over them.
+        intrinsic_dim: Dimension d in each layer.
+        alpha: Scale of A, in standard deviations of the layer's inputs; absolute for
+            ``uniform``.
 
     Raises:
         InputError: A value is out of range; the message names it and the remedy.
@@ -343,7 +345,7 @@ class Deep(Soft):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields, as JSON has them."""
         content = super().to_json()
         layers = content.pop("layers")
         return {**content, "deep": layers if layers == "all" else list(layers)}

@@ -1,4 +1,4 @@
-"""Words for text prompts: lists that serve any task, and the most telling words of given rows."""
+"""Built-in words for text prompts, and the extraction of distinctive words from rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.task import Example
 
 STARTING_WORDS = ("This is", "The topic is", "The sentiment is", "The answer is", "It was")
-"""Words that lead to a label in many tasks, none of them in all."""
+"""Starting words; each leads to a label in many tasks, none in all."""
 
 LEAD_INS = (
     *STARTING_WORDS,
@@ -27,7 +27,7 @@ LEAD_INS = (
     "Label:",
     "Category:",
 )
-"""Instructions for a prompt that stands behind the text, right before the label."""
+"""Instructions for a prompt between text and label."""
 
 DIRECTIONS = (
     "Read the text and answer with one word.",
@@ -39,7 +39,7 @@ DIRECTIONS = (
     "Judge the text by what it means as a whole.",
     "Which answer describes the text best?",
 )
-"""Instructions for a prompt that stands before the text."""
+"""Instructions for a prompt before the text."""
 
 WORDS = (
     *("overall", "honestly", "clearly", "really", "very", "quite", "rather", "mostly"),
@@ -48,20 +48,20 @@ WORDS = (
     *("the", "text", "question", "answer", "label", "topic", "category", "kind"),
     *("tone", "opinion", "meaning", "main", "best", "right", "says", "about"),
 )
-"""Words that turn an instruction a little: they strengthen, weaken, point or name."""
+"""Words that vary an instruction: intensifiers, hedges, pointers and nouns."""
 
 _WORD = re.compile(r"[^\W\d_]{2,20}(?:['\u2019][^\W\d_]+)?")
 
 
 def distinctive_words(examples: Sequence[Example], count: int) -> tuple[str, ...]:
-    """The words by which the labels differ most, as many for each label.
+    """The most distinctive words, equally many for each label.
 
-    A word tells as much for a label as the share of the label's rows that have it exceeds the
-    share of the other rows; of equal ones the first in the alphabet comes first.
+    The score of a word for a label is the share of the label's rows that have it, minus the share
+    of the other rows. Ties are in alphabetical order.
 
     Args:
-        examples: Labelled rows, of two labels or more.
-        count: At most so many words.
+        examples: Labelled rows, with two labels or more.
+        count: Largest number of words.
     """
     rows = [(_words_of(example), example.label) for example in examples]
     ranked = []
@@ -84,14 +84,14 @@ def _words_of(example: Example) -> set[str]:
 
 
 def check_words(name: str, words: Any) -> tuple[str, ...]:
-    """Starting words, one or several, as a tuple.
+    """Starting words as a tuple.
 
     Raises:
-        InputError: They are no words.
+        InputError: The value has no words.
     """
     several = (words,) if isinstance(words, str) else words
     if not isinstance(several, Sequence) or not all(isinstance(text, str) for text in several):
-        raise InputError(f"{name}={words!r:.60}: give words to start from, or several such")
+        raise InputError(f"{name}={words!r:.60}: give starting words, one text or several")
     if not several or not all(text.strip() for text in several):
         raise InputError(f"{name} is empty: give words to start from, or start='zero'")
     return tuple(several)

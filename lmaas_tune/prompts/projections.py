@@ -1,4 +1,4 @@
-"""Random matrices A from the searched space to the numbers of a soft prompt, and their kinds."""
+"""Kinds of random projection A, from the search space R^d to the vectors of a soft prompt."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Checkpoint = Callable[[], None]
-"""Called between the parts of a long drawing; what it raises ends the drawing."""
+"""Called between the parts of a long draw of A; its exceptions end the draw."""
 
-_PART = 1 << 22  # numbers that are drawn between two checkpoints: some hundredths of a second
+_PART = 1 << 22  # numbers drawn between two checkpoints, in some hundredths of a second
 
 
 def no_checkpoint() -> None:
@@ -24,7 +24,7 @@ def no_checkpoint() -> None:
 
 
 def _parts(rows: int, width: int, checkpoint: Checkpoint) -> Iterator[slice]:
-    """The rows of a large matrix, some at a time: nothing beside it takes as much memory."""
+    """Slices of the rows of a large matrix, so that temporary arrays stay small."""
     step = max(1, _PART // width)
     for start in range(0, rows, step):
         checkpoint()
@@ -73,7 +73,7 @@ def normal_projection(
     rng: np.random.Generator,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> Projection:
-    """Entries N(0, scale²/d): z ~ N(0, I) moves every number of the prompt by N(0, scale²)."""
+    """Entries N(0, scale²/d): z ~ N(0, I) adds N(0, scale²) to each number of the prompt."""
     std = np.float32(scale / np.sqrt(dim))
     matrix = np.empty((outputs, dim), np.float32)
     for part in _parts(outputs, dim, checkpoint):
@@ -106,7 +106,7 @@ class _Hadamard:
         self._signs = rng.integers(0, 2, (blocks, dim), dtype=np.int8) * np.int8(2) - np.int8(1)
 
     def __call__(self, points: FloatArray, /) -> FloatArray:
-        # one point at a time: the flipped copies of a whole generation would be the large array
+        # one point at a time, because the flipped copies of a generation would be a large array
         image = np.empty((len(points), self._outputs), dtype=np.float32)
         for row, point in zip(image, points.astype(np.float32), strict=True):
             flipped = self._signs * point  # (blocks, d)
@@ -122,10 +122,10 @@ def hadamard_projection(
     rng: np.random.Generator,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> Projection:
-    """Blocks of a Hadamard matrix, each with random signs for its columns: entries ±scale/sqrt(d).
+    """Blocks of a Hadamard matrix with random column signs: entries ±scale/sqrt(d).
 
-    Distances are kept as with a dense random A, in a few megabytes: a dense one for L=50,
-    H=4096, d=1000 has 819 MB. (Ailon and Chazelle, 2009, without the sampling.)
+    It preserves distances as a dense random A does, in a few megabytes; a dense A for L=50,
+    H=4096, d=1000 takes 819 MB. (Ailon and Chazelle, 2009, without the sampling.)
     """
     return _Hadamard(outputs, dim, scale, rng, checkpoint)
 
@@ -139,11 +139,11 @@ def vocabulary_projection(
     embeds: Embeds | None,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> Projection:
-    """Each column moves every token from one random word of the vocabulary towards another.
+    """Each column shifts every token by the difference of two random word embeddings.
 
     The blocks of a column are scale * (E_i - E_j) / sqrt(2 d) for random rows of the model's
-    embedding matrix E: steps have the covariance of the words, and stay where the model has
-    learned to read. Needs the backend's word embeddings.
+    embedding matrix E. Steps have the covariance of the word embeddings, so that prompts stay in
+    the distribution of the model's inputs. Needs the backend's word embeddings.
     """
     if embeds is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Soft prompts: vectors p = p0 + A z in the model's embedding space, and the search over z."""
+"""Soft prompts: vectors p = p0 + A z in the model's embedding space, searched over z."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from lmaas_tune.prompts.projections import PROJECTIONS, Checkpoint, Projection, 
 from lmaas_tune.typed_json import checked, checked_fields
 from lmaas_tune.validate import checked_by, one_of, positive, validate, whole
 
-VECTORS_KEY = "prompt_embeddings"  # peft's own, so that its files and ours are read alike
+VECTORS_KEY = (
+    "prompt_embeddings"  # peft's name, so that each of the two reads the files of the other
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +32,15 @@ class SoftPrompt(Prompt):
     """A continuous prompt of L vectors in the model's embedding space.
 
     Attributes:
-        vectors: (L, H), kept as float32; H is the width of the model's word embeddings.
-        insertion: Where the vectors go.
-            ``concat``: they stand for L word embeddings where the template says ``{prompt}``,
-            and pass through positions and normalisation as words do. Every model family.
-            ``add``: the words of `anchor` stand at ``{prompt}`` and the vectors are added on
-            top of their embeddings; in BERT and RoBERTa after the embedding LayerNorm (the
-            paper's main mode).
-            ``prepend``: before everything, the start token too, past positions and LayerNorm
-            (BERT and RoBERTa; the reference code's "cat" mode).
+        vectors: (L, H), stored as float32; H is the width of the model's word embeddings.
+        insertion: How the vectors enter the input.
+            ``concat``: they replace the word embeddings of L tokens in the ``{prompt}`` slot,
+            before position embeddings and normalisation. For every model family.
+            ``add``: the tokens of `anchor` fill the ``{prompt}`` slot, and the vectors are added
+            to their embeddings; in BERT and RoBERTa after the embedding LayerNorm (the paper's
+            main mode).
+            ``prepend``: before the whole input, including the start token, without position
+            embeddings and LayerNorm (BERT and RoBERTa; the reference code's "cat" mode).
         anchor: L token ids, for ``add`` only.
 
     Raises:
@@ -88,11 +90,11 @@ class SoftPrompt(Prompt):
 
     @property
     def characters(self) -> int:
-        """L tokens, as an estimate in characters."""
+        """Estimated length of L tokens in characters."""
         return TOKEN * self.length
 
     def incompatibility(self, model: Model) -> str | None:
-        """Why the model cannot take this prompt; None where it can."""
+        """The reason why the model cannot take this prompt; None if it can."""
         can = model.capabilities
         if self.width != (width := can.soft_prompt_width):
             takes = "no soft prompts" if width is None else f"width {width}"
@@ -116,10 +118,10 @@ class SoftPrompt(Prompt):
 
     @classmethod
     def from_files(cls, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> SoftPrompt:
-        """Read what `to_files` gave.
+        """Build a prompt from the output of `to_files`.
 
         Raises:
-            InputError: It did not give this.
+            InputError: The content is invalid.
         """
         insertion = checked(Insertion, content.get("insertion", "concat"), "insertion")
         anchor = checked(Sequence[int], content.get("anchor", ()), "anchor")
@@ -127,10 +129,10 @@ class SoftPrompt(Prompt):
 
 
 def array_of(arrays: Mapping[str, FloatArray], key: str) -> FloatArray:
-    """An array of ``prompt.safetensors``.
+    """Look up an array of ``prompt.safetensors``.
 
     Raises:
-        InputError: There is none of this name.
+        InputError: There is no array of this name.
     """
     if key not in arrays:
         raise InputError(f"prompt.safetensors has no array {key!r}")
@@ -138,40 +140,40 @@ def array_of(arrays: Mapping[str, FloatArray], key: str) -> FloatArray:
 
 
 def read_only_vectors(vectors: FloatArray) -> FloatArray:
-    """The (L, H) vectors as float32 that nobody can write to; a copy, unless they are that already.
+    """The (L, H) vectors as a read-only float32 array; a copy, unless they are one already.
 
     Raises:
-        InputError: They are not a finite (L, H) array.
+        InputError: The vectors are not a finite (L, H) array.
     """
     try:
-        kept = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last from torch's parameters
+        result = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError from torch's parameters
         raise InputError(f"the vectors of a soft prompt are no (L, H) array: {error}") from error
-    if kept.ndim != 2 or 0 in kept.shape:
-        raise InputError(f"a soft prompt has the shape (L, H), not {kept.shape}")
-    if not np.isfinite(kept).all():
+    if result.ndim != 2 or 0 in result.shape:
+        raise InputError(f"a soft prompt has the shape (L, H), not {result.shape}")
+    if not np.isfinite(result).all():
         raise InputError("a soft prompt must be finite; these vectors hold NaN or infinity")
-    if kept.flags.writeable or not kept.flags.owndata:  # somebody's own, or part of it
-        kept = kept.copy()
-        kept.setflags(write=False)
-    return kept
+    if result.flags.writeable or not result.flags.owndata:  # the caller's array, or a view of it
+        result = result.copy()
+        result.setflags(write=False)
+    return result
 
 
 Start: TypeAlias = Literal["words", "vocabulary", "zero"]
-"""Where p0 comes from, see `Subspace.start`."""
+"""The source of p0, see `Subspace.start`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subspace:
-    """p = p0 + A z in words: who has the model's word embeddings can draw p0 and A from it.
+    """Description of a subspace p = p0 + A z; with the word embeddings, p0 and A follow from it.
 
     Attributes:
-        start: ``words`` (p0 is the embeddings of `words`), ``vocabulary`` (of tokens drawn from
-            the model's own vocabulary), ``zero``, or p0 itself.
-        words: The starting words, with the space before them where there is one.
-        length: L, in tokens; None takes as many as the words have.
-        insertion: How the prompt enters, see `SoftPrompt.insertion`.
-        dim: d.
+        start: ``words`` (p0 is the embeddings of `words`), ``vocabulary`` (embeddings of random
+            tokens of the model), ``zero``, or p0 itself.
+        words: The starting words, with the space before them if there is one.
+        length: L, in tokens; None for the number of tokens of the words.
+        insertion: How the prompt enters the input, see `SoftPrompt.insertion`.
+        dim: Dimension d.
         projection: Kind of A.
         alpha: Scale of A, see `lmaas_tune.Settings.alpha`.
         seed: A is drawn from (seed, projection, d).
@@ -204,7 +206,7 @@ class Subspace:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; a p0 of its own as base64 of little-endian float32."""
+        """The fields, as JSON has them; a given p0 as base64 of little-endian float32."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
         content["alpha"] = float(self.alpha)  # 1 and 1.0 are one subspace
         if isinstance(self.start, SoftPrompt):
@@ -218,10 +220,10 @@ class Subspace:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Subspace:
-        """Read what `to_json` gave.
+        """Build a description from the output of `to_json`.
 
         Raises:
-            InputError: It did not give this.
+            InputError: The content is invalid.
         """
         try:
             values = checked_fields(cls, content, name="a subspace", but=["start"])
@@ -232,12 +234,12 @@ class Subspace:
 
 
 _LARGEST = 1 << 16
-"""More tokens or dimensions than any search has: what is larger would fill the memory."""
+"""The most tokens or dimensions; larger numbers would exhaust the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """A p0 of its own, as JSON has it."""
+    """A given p0, as JSON has it."""
 
     vectors: str
     length: int
@@ -256,14 +258,14 @@ class RandomEmbedding:
     """The subspace p = p0 + A z (Sun et al. 2022, section 3.2).
 
     Args:
-        starts: What p0 may be; the first is, until `begin_at` says otherwise.
-        dim: d.
+        starts: Candidates for p0; the first is used, until `begin_at`.
+        dim: Dimension d.
         projection: Kind of A.
-        scale: What z ~ N(0, I) moves each number of the prompt by, see the projections.
-        seed: A is drawn anew from (seed, kind, d) whenever it is needed, and never stored.
-        embeds: The model's word embeddings, which ``vocabulary`` is made of.
-        layer: Number of the layer that the prompt enters; each has an A of its own.
-        checkpoint: Called between the parts of the drawing of A.
+        scale: Standard deviation of a number of A z for z ~ N(0, I), see the projections.
+        seed: A is drawn from (seed, kind, d) when it is needed, and never stored.
+        embeds: The model's word embeddings, from which ``vocabulary`` is built.
+        layer: Number of the layer that the prompt enters; A differs between layers.
+        checkpoint: Called between the parts of the draw of A.
 
     Raises:
         InputError: An unknown projection, or a size or scale that is not positive.
@@ -295,7 +297,7 @@ class RandomEmbedding:
         self._embeds, self._layer, self._checkpoint = embeds, layer, checkpoint
 
     def begin_at(self, index: int) -> RandomEmbedding:
-        """The same, with another of the starts for p0; A is drawn again only for another size."""
+        """The space with another start as p0; A is redrawn only if the length differs."""
         space = copy.copy(self)
         space.starts = (self.starts[index],)
         if self.starts[index].length != self.starts[0].length:
@@ -304,26 +306,26 @@ class RandomEmbedding:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all starts, of what A is drawn from, and of A's last column."""
-        last = np.eye(1, self.dim, self.dim - 1)  # times 1 and 0: the column to the last bit
+        """SHA-256 of all starts, of the parameters of A, and of its last column."""
+        last = np.eye(1, self.dim, self.dim - 1)  # a unit vector: gives the column exactly
         column = self._project(last).astype(np.float64) / self._scale
         drawn_from = f"{self._projection}|{self._seed}|{self.dim}|{self._scale:.4g}"
         starts = "|".join(start.digest for start in self.starts)
         sha = hashlib.sha256(f"{drawn_from}|{starts}|".encode())
-        # rounded, as a rare draw from the normal's tail ends in bits of the machine's own
+        # rounded, because rare draws from the normal's tail differ between machines in the last bits
         sha.update((np.round(column, 3) + 0.0).astype("<f4").tobytes())
         return sha.hexdigest()
 
     def prompts(self, points: FloatArray) -> list[SoftPrompt]:
         """The prompts of the (n, dim) points."""
         start = self.starts[0]
-        with np.errstate(over="ignore", invalid="ignore"):  # told by the prompts, in a sentence
+        with np.errstate(over="ignore", invalid="ignore"):  # `SoftPrompt` rejects infinite vectors
             moved = start.vectors + self._project(points).reshape(-1, *start.vectors.shape)
         try:
             return [replace(start, vectors=vectors) for vectors in moved]
         except InputError as error:
             raise InputError(
-                f"{error}: the search has gone {np.abs(points).max():.3g} far from its start; take "
+                f"{error}: the search is {np.abs(points).max():.3g} away from its start; take "
                 "smaller steps (the optimizer's option sigma0) or a smaller alpha"
             ) from error
 
@@ -357,17 +359,17 @@ def draw(
     *,
     checkpoint: Checkpoint = no_checkpoint,
 ) -> RandomEmbedding:
-    """The subspaces in numbers; alike but for their p0.
+    """Draw the search space that descriptions define.
 
     Args:
-        subspaces: What to draw; the first says what A is.
-        model: Takes the prompts.
-        embeds: Its word embeddings; by default the model itself, where it gives them.
-        checkpoint: Called between the parts of the drawing of A, at its first use.
+        subspaces: Descriptions that differ in p0 only.
+        model: The model that takes the prompts.
+        embeds: Its word embeddings; by default the model itself, if it gives them.
+        checkpoint: Called between the parts of the draw of A, at its first use.
 
     Raises:
-        InputError: The backend does not give the word embeddings that a description needs, or
-            does not take its prompts.
+        InputError: The model lacks the word embeddings that a description needs, or does not take
+            its prompts.
     """
     first = subspaces[0]
     if embeds is None and isinstance(model, Embeds):
@@ -384,7 +386,7 @@ def draw(
 
 
 def _start(subspace: Subspace, model: Model, embeds: Embeds | None) -> SoftPrompt:
-    """p0."""
+    """The initial prompt p0 of a description."""
     start, length, insertion = subspace.start, subspace.length, subspace.insertion
     check_length(length, model)
     if isinstance(start, SoftPrompt):
@@ -402,7 +404,7 @@ def _start(subspace: Subspace, model: Model, embeds: Embeds | None) -> SoftPromp
         return start_from_words(embeds, subspace.words, insertion=insertion, length=length)
     if length is None or start == "zero":
         raise InputError(
-            "insertion 'add' puts its vectors on words: start from words or vocabulary"
+            "insertion 'add' adds its vectors to words: start from words or vocabulary"
         )
     return start_from_vocabulary(embeds, length, insertion=insertion, seed=subspace.seed)
 
@@ -420,13 +422,13 @@ def _checked(start: SoftPrompt, model: Model) -> SoftPrompt:
 
 
 def _scale(subspace: Subspace, model: Model, embeds: Embeds | None) -> float:
-    """What `alpha` comes to in the units of the projection."""
+    """`alpha` in the units of the projection."""
     if subspace.projection in ("uniform", "vocabulary"):
         return subspace.alpha
     if embeds is None:
         raise InputError(
-            f"{model.identity} does not tell the scale of its word embeddings, which projection "
-            f"{subspace.projection!r} is measured in: take projection='uniform'"
+            f"{model.identity} does not give the scale of its word embeddings, which projection "
+            f"{subspace.projection!r} needs: take projection='uniform'"
         )
     return subspace.alpha * embeds.embedding_std
 
@@ -434,7 +436,7 @@ def _scale(subspace: Subspace, model: Model, embeds: Embeds | None) -> float:
 def start_from_words(
     embeds: Embeds, words: str, *, insertion: Insertion, length: int | None = None
 ) -> SoftPrompt:
-    """p0 = the embeddings of the words' tokens; repeated or cut where a length is given.
+    """p0 = the embeddings of the words' tokens; repeated or cut to the length, if one is given.
 
     Raises:
         InputError: The words have no token.
@@ -450,14 +452,14 @@ def start_from_words(
 def start_from_vocabulary(
     embeds: Embeds, length: int, *, insertion: Insertion, seed: int
 ) -> SoftPrompt:
-    """p0 = the embeddings of `length` tokens drawn from the model's own vocabulary."""
+    """p0 = the embeddings of `length` random tokens of the model."""
     ids = np.random.default_rng(abs(seed)).integers(0, embeds.vocabulary_size, length)
     return _of_words(embeds, tuple(int(i) for i in ids), insertion)
 
 
 def _of_words(embeds: Embeds, ids: tuple[int, ...], insertion: Insertion) -> SoftPrompt:
     vectors = embeds.embed(ids)
-    if insertion == "add":  # the words are there already, as the anchor
+    if insertion == "add":  # the anchor holds the words
         return SoftPrompt(np.zeros_like(vectors), "add", ids)
     return SoftPrompt(vectors, insertion)
 
@@ -467,17 +469,17 @@ class Soft:
     """Settings of a search over soft prompts, p = p0 + A z.
 
     Attributes:
-        start: Where p0 comes from: ``words`` (the embeddings of `prompt_init`), ``vocabulary``
-            (tokens drawn from the model's own vocabulary) or ``zero``.
-        prompt_init: The starting words. Each of several is scored on the training rows at the
-            price of one call, and the search starts from the best.
-        prompt_length: L, in tokens; None takes as many as the words have.
-        insertion: How the prompt enters, see `SoftPrompt.insertion`.
-        intrinsic_dim: d, the dimension that is searched.
+        start: Source of p0: ``words`` (the embeddings of `prompt_init`), ``vocabulary``
+            (embeddings of random tokens of the model) or ``zero``.
+        prompt_init: The starting words. Each of several is scored on the training rows, at the
+            cost of one call, and the search starts from the best.
+        prompt_length: L, in tokens; None for the number of tokens of the words.
+        insertion: How the prompt enters the input, see `SoftPrompt.insertion`.
+        intrinsic_dim: Dimension d of the search.
         projection: Kind of the random matrix A: ``vocabulary``, ``normal``, ``uniform`` or
             ``hadamard``.
-        alpha: Scale of A, in standard deviations of the model's word embeddings; for ``uniform``
-            absolute (the paper's is 1).
+        alpha: Scale of A, in standard deviations of the model's word embeddings; absolute for
+            ``uniform`` (1 in the paper).
 
     Raises:
         InputError: A value is out of range; the message names it and the remedy.
@@ -497,7 +499,7 @@ class Soft:
     def __post_init__(self) -> None:
         validate(self)
         if self.start != "words" and self.prompt_length is None:
-            raise InputError(f"start={self.start!r} needs a prompt_length, as no words give one")
+            raise InputError(f"start={self.start!r} needs a prompt_length")
 
     @property
     def starting_words(self) -> tuple[str, ...]:
@@ -506,14 +508,14 @@ class Soft:
 
     @property
     def demonstrations(self) -> int:
-        """A soft prompt holds no training rows."""
+        """0: a soft prompt holds no training rows."""
         return 0
 
     def check(self, model: Model, start: Prompt | None) -> None:
-        """Check that the model takes soft prompts, and that the start is one.
+        """Check that the model takes soft prompts, and that p0 is one.
 
         Raises:
-            InputError: It does not, or the prompt is longer than its context.
+            InputError: One of the two fails, or the prompt is longer than the model's context.
         """
         can = model.capabilities
         if can.soft_prompt_width is None and not can.point_prompts:
@@ -523,7 +525,7 @@ class Soft:
                 "'hf'"
             )
         if start is not None and start.kind == "deep" and "deep" not in self.starts_from:
-            raise InputError(f"the start is {start}: go on from it with prompt=Deep() (--deep all)")
+            raise InputError(f"the start is {start}: set prompt=Deep() (--deep all)")
         if start is not None and start.kind not in self.starts_from:
             raise InputError(_no_start(model))
         check_length(self.prompt_length, model)
@@ -533,7 +535,7 @@ class Soft:
         return draw(self.subspaces(setup), setup.model, setup.embeds)
 
     def subspaces(self, setup: Setup, start: SoftPrompt | None = None) -> list[Subspace]:
-        """The subspaces in words, one for each of the starting words or for a given p0."""
+        """Descriptions of the subspaces, one for each of the starting words or for a given p0."""
         start = start or cast("SoftPrompt | None", setup.start)
         of_words = start is None and self.start == "words"
         space = setup.task.template.space_before_prompt
@@ -552,15 +554,15 @@ class Soft:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields, as JSON has them."""
         return {**asdict(self), "prompt": "soft", "prompt_init": list(self.starting_words)}
 
 
 def check_length(length: int | None, model: Model) -> None:
-    """Check that a prompt of so many tokens fits into the model's context.
+    """Check that a prompt of `length` tokens fits into the model's context.
 
     Raises:
-        InputError: It does not.
+        InputError: It is too long.
     """
     longest = model.capabilities.max_tokens
     if length is not None and longest is not None and length > longest:

@@ -1,4 +1,4 @@
-"""Points of a subspace: soft prompts for a model whose word embeddings nobody may see."""
+"""Points of a subspace: soft prompts for a model whose provider draws p0 and A."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lmaas_tune.typed_json import checked
 
 @dataclass(frozen=True, eq=False)
 class PointPrompt(Prompt):
-    """A soft prompt by its place in a subspace: for a model whose embeddings nobody may see.
+    """A soft prompt given by a point z of a subspace, for a provider that hides its embeddings.
 
     Attributes:
-        subspace: What the provider draws p0 and A from.
-        point: z, kept as (d,) float32.
+        subspace: Description from which the provider draws p0 and A.
+        point: z, stored as (d,) float32.
 
     Raises:
         InputError: The point is not a finite (d,) array.
@@ -34,7 +34,7 @@ class PointPrompt(Prompt):
     kind: ClassVar[str] = "point"
 
     def __post_init__(self) -> None:
-        with np.errstate(over="ignore"):  # infinite then, which is told
+        with np.errstate(over="ignore"):  # infinite values are rejected below
             point = np.array(self.point, dtype=np.float32)
         if point.shape != (self.subspace.dim,) or not np.isfinite(point).all():
             raise InputError(
@@ -54,11 +54,11 @@ class PointPrompt(Prompt):
 
     @property
     def characters(self) -> int:
-        """Of the starting words, or of as many tokens as the prompt has."""
+        """Length of the starting words, or of the tokens of the prompt as an estimate."""
         return len(self.subspace.words) or TOKEN * (self.subspace.length or 0)
 
     def incompatibility(self, model: Model) -> str | None:
-        """Why the model cannot take this prompt; None where it can."""
+        """The reason why the model cannot take this prompt; None if it can."""
         if model.capabilities.point_prompts:
             return None
         return (
@@ -67,7 +67,7 @@ class PointPrompt(Prompt):
         )
 
     def for_model(self, model: Model) -> SoftPrompt | PointPrompt:
-        """The prompt as vectors, where the model shows its word embeddings."""
+        """The prompt as vectors if the model gives its word embeddings, else unchanged."""
         if not isinstance(model, Embeds):
             return self
         return draw([self.subspace], model).prompts(self.point[None])[0]
@@ -81,10 +81,10 @@ class PointPrompt(Prompt):
     def from_files(
         cls, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]
     ) -> PointPrompt:
-        """Read what `to_files` gave.
+        """Build a prompt from the output of `to_files`.
 
         Raises:
-            InputError: It did not give this.
+            InputError: The content is invalid.
         """
         subspace = checked(Mapping[str, Any], content.get("subspace", {}), "subspace")
         point = checked(Sequence[float], content.get("point", ()), "point")
@@ -92,11 +92,10 @@ class PointPrompt(Prompt):
 
 
 class PointSpace:
-    """Subspaces that only the provider can draw: their points are the prompts.
+    """Search space of `PointPrompt`: subspaces that only the provider can draw.
 
     Args:
-        subspaces: What the search may happen in, alike but for their p0; the first is, until
-            `begin_at` says otherwise.
+        subspaces: Descriptions that differ in p0 only; the first is searched, until `begin_at`.
     """
 
     def __init__(self, subspaces: Sequence[Subspace]) -> None:
@@ -111,7 +110,7 @@ class PointSpace:
         return hashlib.sha256(names.encode()).hexdigest()
 
     def begin_at(self, index: int) -> PointSpace:
-        """The same, in another of the subspaces."""
+        """The space of another subspace."""
         return PointSpace(self._subspaces[index : index + 1])
 
     def prompts(self, points: FloatArray) -> list[PointPrompt]:
@@ -121,7 +120,7 @@ class PointSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderDrawn(Soft):
-    """Settings of a search over soft prompts that the provider draws from its own model."""
+    """Settings of a search over soft prompts whose p0 and A the provider draws."""
 
     def space(self, setup: Setup) -> PromptSpace:
         """See `lmaas_tune.prompts.base.PromptKind.space`."""

@@ -1,4 +1,4 @@
-"""Text prompts: an instruction, words behind it and examples in an order, as points of R^d."""
+"""Text prompts: an instruction, further words and ordered demonstrations, searched in R^d."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from lmaas_tune.typed_json import checked
 from lmaas_tune.validate import checked_by, validate, whole
 
 SOURCES = ("built-in", "train")
-"""Where words come from if they are not given, see `Text.words`."""
+"""Named word lists, see `Text.words`."""
 
 
 @dataclass(frozen=True)
 class TextPrompt(Prompt):
-    """Words that stand where the template says ``{prompt}``."""
+    """A text for the ``{prompt}`` slot of the template."""
 
     text: str
 
@@ -56,11 +56,11 @@ class TextPrompt(Prompt):
 
     @property
     def characters(self) -> int:
-        """Its length."""
+        """Length in characters."""
         return len(self.text)
 
     def incompatibility(self, model: Model) -> str | None:
-        """Why the model cannot take this prompt; None where it can."""
+        """The reason why the model cannot take this prompt; None if it can."""
         if model.capabilities.text_prompts:
             return None
         return f"the prompt is a text, and {model.identity} takes soft prompts only"
@@ -71,19 +71,19 @@ class TextPrompt(Prompt):
 
     @classmethod
     def from_files(cls, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> TextPrompt:
-        """Read what `to_files` gave.
+        """Build a prompt from the output of `to_files`.
 
         Raises:
-            InputError: It did not give this.
+            InputError: The content is invalid.
         """
         return cls(checked(str, content.get("text", ""), "text"))
 
 
 def _word_list(name: str, words: Any) -> str | tuple[str, ...]:
-    """A source of words, or the words, each once.
+    """The name of a word list, or the given words without duplicates.
 
     Raises:
-        InputError: They are neither.
+        InputError: The value is neither.
     """
     if isinstance(words, str):
         if words not in SOURCES:
@@ -98,30 +98,30 @@ def _word_list(name: str, words: Any) -> str | tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpace:
-    """Text prompts that R^d is decoded to, by random keys.
+    """Text prompts, decoded from points of R^d by random keys.
 
-    Every choice has as many coordinates as it has entries, its keys, and takes the entry with
-    the largest key; an order goes by falling keys (random keys: Bean, "Genetic algorithms and
+    A choice among n entries has n coordinates, its keys; the entry with the largest key is chosen.
+    An order sorts its entries by descending key. (Random keys: Bean, "Genetic algorithms and
     random keys for sequencing and optimization", ORSA Journal on Computing 6, 1994; for choices
-    it is what nevergrad's deterministic `Choice` does). A choice leans to its first entry, so
-    that the origin is the start, and z ~ N(0, I) leaves each choice there about half of the time.
+    equal to nevergrad's deterministic `Choice`.) The first entry of a choice has a bonus: the
+    origin is the start, and z ~ N(0, I) keeps the first entry with probability about 1/2.
 
-    On made-up losses (`results/decoding.py`) CMA-ES, differential evolution, swarms and TBPSA
-    found clearly lower ones so, within 200 calls, than with one coordinate a choice that a normal
-    distribution cuts into bins (as nevergrad's `TransitionChoice` does), where words have
-    neighbours that mean nothing. Nevergrad's DiscreteOnePlusOne, which draws a coordinate anew, is
-    the exception: with bins it found the lowest of all, with keys it is worse than drawing.
+    On synthetic losses (`results/decoding.py`), within 200 calls, CMA-ES, differential evolution,
+    swarms and TBPSA found clearly lower losses with keys than with one coordinate a choice, cut
+    into bins by a normal distribution (nevergrad's `TransitionChoice`). Bins make unrelated words
+    neighbours. The exception is nevergrad's DiscreteOnePlusOne, which redraws a coordinate: with
+    bins it found the lowest losses of all, with keys it is worse than random search.
 
     Attributes:
-        instructions: What may begin the prompt; the first one does at the origin.
-        starting: So many of the instructions, from the first, are scored as starts.
-        words: What may stand in a slot behind the instruction; none does at the origin.
-        slots: Number of slots.
-        demonstrations: Worked examples behind all that, in the order they have at the origin.
-        apart: Stands between the demonstrations, and before the first.
+        instructions: Choices for the instruction; the first is at the origin.
+        starting: Number of instructions, from the first, that are scored as starts.
+        words: Choices for a word slot; at the origin all slots are empty.
+        slots: Number of word slots after the instruction.
+        demonstrations: Demonstrations after the words, in their order at the origin.
+        apart: Separator before each demonstration.
 
     Raises:
-        InputError: There is nothing to choose.
+        InputError: The space has no dimension.
     """
 
     instructions: tuple[str, ...]
@@ -140,17 +140,17 @@ class TextSpace:
 
     @property
     def blocks(self) -> int:
-        """All dimensions are searched together."""
+        """1: all dimensions are searched together."""
         return 1
 
     @property
     def dim(self) -> int:
-        """d, the number of keys; what leaves no choice has none."""
+        """d, the number of keys; a choice among one entry has none."""
         return sum(self._keys)
 
     @property
     def starts(self) -> tuple[TextPrompt, ...]:
-        """The instructions that may start, with no word behind them."""
+        """The starting instructions, with empty word slots."""
         order = range(len(self.demonstrations))
         return tuple(
             self._prompt(instruction, (), order)
@@ -159,9 +159,9 @@ class TextSpace:
 
     @property
     def longest(self) -> tuple[TextPrompt, ...]:
-        """Prompts of which one is as long as any, however a model cuts words into tokens.
+        """Prompts, one of which is a longest prompt for most tokenizers.
 
-        Every word in all slots behind the longest instruction, every instruction with the longest
+        Each word in all slots after the longest instruction, and each instruction with the longest
         word.
         """
         order = range(len(self.demonstrations))
@@ -172,12 +172,12 @@ class TextSpace:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all lists."""
+        """SHA-256 of all fields."""
         content = json.dumps({"decoded by": "random keys", **asdict(self)}, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def begin_at(self, index: int) -> TextSpace:
-        """The same, with another of the instructions at the origin."""
+        """The space with another instruction at the origin."""
         first = self.instructions[index]
         others = self.instructions[:index] + self.instructions[index + 1 :]
         return replace(self, instructions=(first, *others), starting=1)
@@ -188,7 +188,7 @@ class TextSpace:
 
     @cached_property
     def _keys(self) -> tuple[int, ...]:
-        """Keys of the instruction, of each slot, of the order."""
+        """Number of keys of the instruction, of each slot and of the order."""
         words = 1 + len(self.words)
         entries = (len(self.instructions), *[words] * self.slots, len(self.demonstrations))
         return tuple(n if n > 1 else 0 for n in entries)
@@ -209,24 +209,24 @@ class TextSpace:
 
 
 def _chosen(keys: FloatArray) -> int:
-    """The entry that (entries,) keys choose; of no key, the only one."""
+    """Index of the entry that (entries,) keys choose; 0 without keys."""
     if not len(keys):
         return 0
-    leaning = keys.copy()
+    biased = keys.copy()
     # the median of the largest of the other keys
-    leaning[0] += NormalDist().inv_cdf(0.5 ** (1 / (len(keys) - 1)))
-    return int(leaning.argmax())
+    biased[0] += NormalDist().inv_cdf(0.5 ** (1 / (len(keys) - 1)))
+    return int(biased.argmax())
 
 
 def draw_demonstrations(
     examples: Sequence[Example], count: int, *, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Rows to show and the rows that are left to be scored, which keep their order.
+    """Split the rows into demonstrations and scored rows, which keep their order.
 
-    Labels take turns, so that each is shown as often as another, give or take one.
+    Labels alternate, so that their numbers of demonstrations differ by at most one.
 
     Raises:
-        InputError: A label would have no row left.
+        InputError: A label would have no scored row.
     """
     rows = Counter(example.label for example in examples)
     labels = labels_of(examples)
@@ -243,7 +243,7 @@ def draw_demonstrations(
 
 
 def alternate_labels(examples: Sequence[Example], *, seed: int) -> list[int]:
-    """Indices of all rows in an order that is drawn; labels take turns while they have rows."""
+    """Indices of all rows in random order; labels alternate while they have rows."""
     by_label: defaultdict[str | None, list[int]] = defaultdict(list)
     for index in np.random.default_rng(seed).permutation(len(examples)):
         by_label[examples[index].label].append(int(index))
@@ -252,13 +252,13 @@ def alternate_labels(examples: Sequence[Example], *, seed: int) -> list[int]:
 
 
 def prompt_is_first(template: Template) -> bool:
-    """Whether the prompt stands before all fields."""
+    """Whether the prompt slot precedes all fields."""
     before = template.parts[: template.parts.index(Slot.PROMPT)]
     return not any(isinstance(part, tuple) for part in before)
 
 
 def demonstration(task: Task, example: Example) -> str:
-    """A row as the model reads it, with its label word and without the prompt."""
+    """The text of a row with its label word and without the prompt."""
     words = task.verbalizer.words
     fills = {Slot.PROMPT: "", Slot.LABEL: words.get(example.label or "", "")}
     parts = task.template.render(example)
@@ -266,10 +266,10 @@ def demonstration(task: Task, example: Example) -> str:
 
 
 def _apart(template: Template) -> str:
-    """What parts the prompt from the row, and so one demonstration from the next.
+    """The whitespace between prompt and row, which also separates demonstrations.
 
     Raises:
-        InputError: The prompt does not begin the template, or nothing parts it from the row.
+        InputError: The template does not begin with the prompt, or has no whitespace after it.
     """
     first, *rest = template.parts
     follows = rest[0] if first is Slot.PROMPT and isinstance(rest[0], str) else ""
@@ -283,19 +283,19 @@ def _apart(template: Template) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Settings of a search over text prompts: an instruction, words behind it, training rows.
+    """Settings of a search over text prompts: an instruction, further words, demonstrations.
 
     Attributes:
-        prompt_init: Instructions that the search starts from. Each of several is scored on the
-            training rows at the price of one call. The search may take any of them later; where
-            none are given, further built-in ones too.
-        words: What may stand behind the instruction: a list, or ``built-in`` (words that serve
-            any task), or ``train`` (the words of the training rows by which the labels differ
-            most). A word takes one dimension a slot, so that some tens of them search best.
-        slots: The most words that stand there.
-        demonstrations: How many training rows stand in the prompt with their answers, as many of
-            each label as of another, in an order that is searched. They are not scored, as the
-            model would read the answers; the other training rows are.
+        prompt_init: Starting instructions. Each of several is scored on the training rows, at
+            the cost of one call. The search may choose any of them; by default it may also choose
+            further built-in instructions.
+        words: Words for the slots after the instruction: a list, ``built-in`` (words for any
+            task), or ``train`` (the most distinctive words of the training rows). A word adds one
+            dimension a slot; some tens of words work best.
+        slots: Largest number of words after the instruction.
+        demonstrations: Number of training rows that the prompt shows with their labels, equally
+            many of each label, in an order that is searched. They are not scored, because the
+            prompt holds their labels.
 
     Raises:
         InputError: A value is out of range; the message names it and the remedy.
@@ -318,14 +318,14 @@ class Text:
         return tuple(self.prompt_init)
 
     def check(self, model: Model, start: Prompt | None) -> None:
-        """Check that the model takes text prompts, and that the start is one.
+        """Check that the model takes text prompts, and that p0 is one.
 
         Raises:
-            InputError: It does not.
+            InputError: One of the two fails.
         """
         if not model.capabilities.text_prompts:
             raise InputError(
-                f"{model.identity} takes soft prompts only: leave out what asks for a text prompt"
+                f"{model.identity} takes soft prompts only: leave out prompt=Text() (--prompt text)"
             )
         if start is not None and start.kind not in self.starts_from:
             raise InputError(no_soft_start(model))
@@ -343,13 +343,13 @@ class Text:
         )
 
     def list_words(self, examples: Sequence[Example]) -> tuple[str, ...]:
-        """The words themselves.
+        """The words for the slots.
 
         Args:
             examples: The training rows.
 
         Raises:
-            InputError: The training rows have none.
+            InputError: ``train`` is set, and the training rows have no words.
         """
         if self.words == "built-in":
             return WORDS
@@ -360,13 +360,13 @@ class Text:
         raise InputError("words='train': the training rows have no words; give a list of them")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields, as JSON has them."""
         words = self.words if isinstance(self.words, str) else list(self.words)
         text = {"words": words, "slots": self.slots, "demonstrations": self.demonstrations}
         return {"prompt": "text", "prompt_init": list(self.starting_words), "text": text}
 
     def _instructions(self, setup: Setup) -> tuple[tuple[str, ...], int]:
-        """What a prompt may begin with, and how many of these are starts."""
+        """The choices for the instruction, and how many of them are starts."""
         if setup.start is not None and setup.start.words is not None:
             return (setup.start.words,), 1
         own = tuple(words.strip() for words in self.starting_words)
@@ -377,7 +377,7 @@ class Text:
 
 
 def no_soft_start(model: Model) -> str:
-    """Why a search over text cannot start from vectors."""
+    """The message that a search over text prompts cannot start from a soft prompt."""
     return (
         f"{model.identity} is asked for text prompts, and the start is a soft one: start from "
         "words, or from a text"
