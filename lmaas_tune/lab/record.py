@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from lmaas_tune.artifact import Score
-from lmaas_tune.callbacks import step_row
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.evaluator import Evaluation
 from lmaas_tune.plain import checked
-from lmaas_tune.step import Step
+from lmaas_tune.step import Step, step_row
 
 FORMAT = 2
 """Format 1 are the files ``run.json`` and ``cell.json``, which are read still."""
