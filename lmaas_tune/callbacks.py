@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lmaas_tune.calls.meter import Budget, Spent
 from lmaas_tune.errors import MissingExtraError, StorageError
-from lmaas_tune.step import Step
+from lmaas_tune.step import COLUMNS, Step, step_row
 
 if TYPE_CHECKING:
     from lmaas_tune.result import TuneResult
@@ -198,36 +198,3 @@ def _storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"{path}: the log of the run cannot be written ({error})") from error
-
-
-COLUMNS = (
-    "generation",
-    "train_loss",
-    "train_loss_mean",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "best_loss",
-    "best_accuracy",
-    "improved",
-    *Spent().to_json(),
-)
-"""Of `step_row`; a run without steps has them too."""
-
-
-def step_row(step: Step) -> dict[str, float | int | None]:
-    """A step as one flat row of numbers; also the rows of `TuneResult.history`."""
-    finite = [e.loss for e in step.evaluations if e.loss == e.loss]
-    best = step.best.evaluation
-    return {
-        "generation": step.generation,
-        "train_loss": min(finite, default=None),
-        "train_loss_mean": sum(finite) / len(finite) if finite else None,
-        "train_accuracy": max((e.accuracy for e in step.evaluations), default=None),
-        "validation_loss": min((e.loss for e in step.validated), default=None),
-        "validation_accuracy": max((e.accuracy for e in step.validated), default=None),
-        "best_loss": None if best is None else best.loss,
-        "best_accuracy": None if best is None else best.accuracy,
-        "improved": int(step.improved),
-        **step.spent.to_json(),
-    }

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from lmaas_tune.backend import Usage
+    from lmaas_tune.usage import Usage
 
 T = TypeVar("T")
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Embeds, Measures
 from lmaas_tune.calibration import calibration_named
 from lmaas_tune.callbacks import Callback
@@ -20,9 +24,11 @@ from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
 from lmaas_tune.prompts import NeedsStds, Prompt, PromptSpace, Setup, resolve
 from lmaas_tune.prompts.text import draw_demonstrations
 from lmaas_tune.registry import name_of
+from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
 from lmaas_tune.selection import LowestLoss, selection_named
 from lmaas_tune.settings import Settings
+from lmaas_tune.step import Candidate
 from lmaas_tune.task import Example, Slot, Task, Template, Verbalizer
 from lmaas_tune.versions import versions
 
@@ -201,6 +207,44 @@ class PreparedRun:
     provenance: Mapping[str, Any]
     digests: Sequence[str]
     notes: Sequence[str]
+
+    def result(
+        self, stop_reason: str, *, finished: bool, client: Client, out: Path | None
+    ) -> TuneResult:
+        """The result of the search as it stands.
+
+        Args:
+            stop_reason: Why it ended.
+            finished: Whether it ended by itself.
+            client: Made its calls.
+            out: The folder of the run.
+        """
+        search, best, spent = self.search, self.search.best, self.search.meter.spent
+        return TuneResult(
+            prompt=self._tuned(
+                best,
+                generation=best.generation,
+                train=None if best.train is None else best.train.to_json(),
+                validation=None if best.validation is None else best.validation.to_json(),
+                spent=spent.to_json(),
+                stop_reason=stop_reason,
+            ),
+            start=self._tuned(search.start),
+            best=best,
+            steps=tuple(search.steps),
+            spent=spent,
+            stop_reason=stop_reason,
+            finished=finished,
+            optimizer_seconds=search.optimizer_seconds,
+            seed=self.provenance["seed"],
+            client=client,
+            out=out,
+        )
+
+    def _tuned(self, candidate: Candidate, **more: Any) -> TunedPrompt:
+        no_bias = np.zeros(len(self.task.verbalizer.labels))
+        bias = no_bias if candidate.train is None else candidate.train.bias
+        return TunedPrompt(candidate.prompt, self.task, bias, {**self.provenance, **more})
 
     @property
     def header(self) -> dict[str, Any]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from lmaas_tune.artifact import Score, TunedPrompt, score_prompts
-from lmaas_tune.callbacks import COLUMNS, step_row
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.prompts import FloatArray
-from lmaas_tune.search import Search
-from lmaas_tune.step import Candidate, Step
-from lmaas_tune.task import Task
+from lmaas_tune.step import COLUMNS, Candidate, Step, step_row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,53 +143,3 @@ class TuneResult:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Save the best prompt, see `TunedPrompt.save`."""
         return self.prompt.save(folder)
-
-
-def result_of(
-    search: Search,
-    task: Task,
-    provenance: Mapping[str, Any],
-    *,
-    stop_reason: str,
-    finished: bool,
-    client: Client,
-    out: Path | None,
-) -> TuneResult:
-    """The result of a search as it stands.
-
-    Args:
-        search: Has run, to its end or not.
-        task: Template and label words.
-        provenance: How its prompts come to be, see `TunedPrompt.provenance`.
-        stop_reason: Why it ended.
-        finished: Whether it ended by itself.
-        client: Made its calls.
-        out: The folder of the run.
-    """
-
-    def tuned(candidate: Candidate, **more: Any) -> TunedPrompt:
-        no_bias = np.zeros(len(task.verbalizer.labels))
-        bias = no_bias if candidate.train is None else candidate.train.bias
-        return TunedPrompt(candidate.prompt, task, bias, {**provenance, **more})
-
-    best, spent = search.best, search.meter.spent
-    return TuneResult(
-        prompt=tuned(
-            best,
-            generation=best.generation,
-            train=None if best.train is None else best.train.to_json(),
-            validation=None if best.validation is None else best.validation.to_json(),
-            spent=spent.to_json(),
-            stop_reason=stop_reason,
-        ),
-        start=tuned(search.start),
-        best=best,
-        steps=tuple(search.steps),
-        spent=spent,
-        stop_reason=stop_reason,
-        finished=finished,
-        optimizer_seconds=search.optimizer_seconds,
-        seed=provenance["seed"],
-        client=client,
-        out=out,
-    )

@@ -215,7 +215,7 @@ _REFERENCE = Settings(  # all fields, so that it does not depend on our defaults
 
 PRESETS: Mapping[str, Settings] = {
     "default": Settings(),
-    # Sun et al. 2022, table 2. The step size is not in the paper; 0.5 is from the code of that year.
+    # Sun et al. 2022, table 2. The paper has no step size; 0.5 is from the code of that year.
     "paper-icml22": with_fields(
         _REFERENCE,
         {

@@ -67,3 +67,36 @@ class Step:
         """Share of this generation's scores that are bounds, on all rows that were scored."""
         scored = [*self.evaluations, *self.validated]
         return sum(evaluation.bounds for evaluation in scored) / len(scored)
+
+
+COLUMNS = (
+    "generation",
+    "train_loss",
+    "train_loss_mean",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "best_loss",
+    "best_accuracy",
+    "improved",
+    *Spent().to_json(),
+)
+"""Of `step_row`; a run without steps has them too."""
+
+
+def step_row(step: Step) -> dict[str, float | int | None]:
+    """A step as one flat row of numbers; also the rows of `TuneResult.history`."""
+    finite = [e.loss for e in step.evaluations if e.loss == e.loss]
+    best = step.best.evaluation
+    return {
+        "generation": step.generation,
+        "train_loss": min(finite, default=None),
+        "train_loss_mean": sum(finite) / len(finite) if finite else None,
+        "train_accuracy": max((e.accuracy for e in step.evaluations), default=None),
+        "validation_loss": min((e.loss for e in step.validated), default=None),
+        "validation_accuracy": max((e.accuracy for e in step.validated), default=None),
+        "best_loss": None if best is None else best.loss,
+        "best_accuracy": None if best is None else best.accuracy,
+        "improved": int(step.improved),
+        **step.spent.to_json(),
+    }

@@ -22,7 +22,7 @@ from lmaas_tune.objectives import Objective
 from lmaas_tune.optimizers.base import OptimizerFactory
 from lmaas_tune.preparation import Job, PreparedRun
 from lmaas_tune.prompts import Prompt
-from lmaas_tune.result import TuneResult, result_of
+from lmaas_tune.result import TuneResult
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.task import Template, Verbalizer
 
@@ -160,15 +160,7 @@ class Tuner:
         return Journal(path, run.header, resume=resume)
 
     def _result(self, run: PreparedRun, stop_reason: str, finished: bool) -> TuneResult:
-        return result_of(
-            run.search,
-            run.task,
-            run.provenance,
-            stop_reason=stop_reason,
-            finished=finished,
-            client=self._job.client,
-            out=self._out,
-        )
+        return run.result(stop_reason, finished=finished, client=self._job.client, out=self._out)
 
     def _finish(self, result: TuneResult, *, keep: bool) -> TuneResult:
         try:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from lmaas_tune import Budget, CSVLogger, ProgressBar, Spent, Step, TensorBoardLogger, TuneResult
-from lmaas_tune.callbacks import Callback, describe_spent, share_spent, step_row
+from lmaas_tune.callbacks import Callback, describe_spent, share_spent
 from lmaas_tune.errors import MissingExtraError, PermanentError, StorageError
+from lmaas_tune.step import step_row
 from tests.support.small_models import TRAIN, VALIDATION, Bowl, Spoilt, small_tuner
 
 

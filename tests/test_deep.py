@@ -286,7 +286,7 @@ def test_a_scale_that_was_not_measured_or_cannot_be_is_refused() -> None:
     with pytest.raises(InputError, match="the scale of the layers is unknown"):
         space(stds=None).prompts(np.ones((1, 20)))
     for stds in ([1.0, 2.0], [1.0, 2.0, 0.0], [1.0, np.nan, 1.0]):
-        with pytest.raises(InputError, match="as many, positive and finite"):
+        with pytest.raises(InputError, match="give one for each, positive and finite"):
             space(stds=stds)
 
 

@@ -24,11 +24,12 @@ from lmaas_tune import (
     Tuner,
     TuneResult,
 )
-from lmaas_tune.callbacks import ProgressBar, step_row
+from lmaas_tune.callbacks import ProgressBar
 from lmaas_tune.dataset import default_template, default_verbalizer
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune.step import step_row
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.small_models import (
     SMALL,

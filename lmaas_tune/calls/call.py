@@ -82,7 +82,7 @@ class Call:
 
     Attributes:
         requests: At least one.
-        send: Sends the requests to a backend.
+        ask: Makes of requests the function that sends them to a backend.
         run: The run that the call belongs to.
         keys: A cache key for each request; none where answers cannot be cached.
         expected: The estimated usage of all requests together.
@@ -93,7 +93,7 @@ class Call:
     """
 
     requests: Sequence[ScoreRequest]
-    send: Callable[[Backend, list[ScoreRequest]], Sequence[Reply]]
+    ask: Callable[[Sequence[ScoreRequest]], Callable[[Backend], Sequence[Reply]]]
     run: RunContext
     keys: Sequence[bytes] = ()
     expected: Usage = field(default_factory=Usage)
@@ -101,6 +101,11 @@ class Call:
     spent: Spent = field(default_factory=Spent)
     paid: set[bytes] = field(default_factory=set)
     waited: float = 0.0
+
+    @property
+    def send(self) -> Callable[[Backend], Sequence[Reply]]:
+        """Sends the requests to a backend."""
+        return self.ask(self.requests)
 
     @property
     def planned(self) -> Spent:

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import replace
 from functools import partial
+from operator import methodcaller
 from typing import TypeVar, cast
 
 import numpy as np
@@ -174,7 +175,7 @@ class Client:
         if not isinstance(self.backend, Measures):
             raise InputError(f"{self.identity} does not measure its layers")
         (reply,) = self._call(
-            Call(requests=[request], send=_measured, run=self._run(meter, None, None))
+            Call(requests=[request], ask=_measured, run=self._run(meter, None, None))
         )
         spread = cast("Spread", reply)
         if not all(0 < std < float("inf") for std in spread.stds):
@@ -207,7 +208,7 @@ class Client:
         if rows is None:
             call = Call(
                 requests=list(parts.values()),
-                send=_scored,
+                ask=_scored,
                 run=run,
                 keys=list(parts),
                 expected=_scale_usage(expected, len(parts)),
@@ -217,7 +218,7 @@ class Client:
             calls = [
                 Call(
                     requests=[part],
-                    send=_scored,
+                    ask=_scored,
                     run=run,
                     keys=[key],
                     expected=_scale_usage(expected, part.characters / max(1, longest)),
@@ -270,12 +271,13 @@ class Client:
             call.run.active.discard(key)
 
 
-def _scored(backend: Backend, requests: list[ScoreRequest]) -> Sequence[Reply]:
-    return backend.score(requests)
+def _scored(requests: Sequence[ScoreRequest]) -> Callable[[Backend], Sequence[Reply]]:
+    return methodcaller("score", list(requests))
 
 
-def _measured(backend: Backend, requests: list[ScoreRequest]) -> Sequence[Reply]:
-    return [cast("Measures", backend).measure(request) for request in requests]
+def _measured(requests: Sequence[ScoreRequest]) -> Callable[[Backend], Sequence[Reply]]:
+    (request,) = requests
+    return lambda backend: [cast("Measures", backend).measure(request)]
 
 
 def _scale_usage(usage: Usage, share: float) -> Usage:

@@ -38,28 +38,23 @@ class Metered:
         run, retries = call.run, int(call.spent.requests > 0)
         with reserved_attempt(run.meters, call.planned) as bill, run.deadline.applied():
             try:
-                replies = [self._priced(reply, run.cost) for reply in self._sent(call)]
+                sent = call.send(self._backend)
+                replies = [self._priced(reply, run.cost) for reply in sent]
                 usage = sum((reply.usage for reply in replies), Usage())
                 bill.spent = run.cost.answered(call.requests, call.expected, usage)
             except BaseException as error:
                 bill.spent = run.cost.failed(call.requests, call.expected, error)
-                raise
+                if isinstance(error, LMaaSError) or not isinstance(error, Exception):
+                    raise
+                raise PermanentError(
+                    f"backend {self._backend.identity!r} failed with {type(error).__name__}: "
+                    f"{error}"
+                ) from error
             finally:
                 bill.spent += Spent(retries=retries)
                 call.spent += bill.spent
         call.paid.update(call.keys)
         return self._checked(replies, call.requests)
-
-    def _sent(self, call: Call) -> Sequence[Reply]:
-        """The replies; a failure of the backend's own becomes an error of ours."""
-        try:
-            return list(call.send(self._backend, list(call.requests)))
-        except LMaaSError:
-            raise
-        except Exception as error:
-            raise PermanentError(
-                f"backend {self._backend.identity!r} failed with {type(error).__name__}: {error}"
-            ) from error
 
     def _priced(self, reply: Reply, cost: CostModel) -> Reply:
         try:

@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from lmaas_tune.artifact import Score
-from lmaas_tune.callbacks import step_row
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.evaluator import Evaluation
-from lmaas_tune.step import Step
+from lmaas_tune.step import Step, step_row
 from lmaas_tune.typed_json import checked
 
 FORMAT = 2

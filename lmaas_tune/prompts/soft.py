@@ -312,7 +312,7 @@ class RandomEmbedding:
         drawn_from = f"{self._projection}|{self._seed}|{self.dim}|{self._scale:.4g}"
         starts = "|".join(start.digest for start in self.starts)
         sha = hashlib.sha256(f"{drawn_from}|{starts}|".encode())
-        # rounded, because rare draws from the normal's tail differ between machines in the last bits
+        # rounded, as rare draws from the normal's tail differ in the last bits between machines
         sha.update((np.round(column, 3) + 0.0).astype("<f4").tobytes())
         return sha.hexdigest()
 

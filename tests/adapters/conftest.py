@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:  # the extra 'hf' may not be installed
-    from .openai_server import TinyModel
+    from tests.support.openai_server import TinyModel
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(folder: Path) -> TinyModel:
     import torch
 
-    from .openai_server import TinyModel
+    from tests.support.openai_server import TinyModel
 
     torch.set_num_threads(1)
     return TinyModel(folder)
@@ -34,7 +34,7 @@ def tiny(folder: Path) -> TinyModel:
 @pytest.fixture
 def serve(tiny: TinyModel) -> Iterator[Any]:
     """serve(change, **what it lacks): a server of the tiny model."""
-    from .openai_server import OpenAIServer, Poor
+    from tests.support.openai_server import OpenAIServer, Poor
 
     with ExitStack() as stack:
         yield lambda change=None, model=tiny, **poor: stack.enter_context(
