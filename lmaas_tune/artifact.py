@@ -1,8 +1,8 @@
-"""The saved prompt: two plain files that need neither the search nor the optimizer.
+"""`TunedPrompt`: a tuned prompt with its task, and its two files ``prompt.*``.
 
 ``prompt.safetensors`` holds the vectors (key ``prompt_embeddings``, shape (L, H), float32; those of
 a deep prompt's further layers under ``layer_embeddings``, shape (layers - 1, L, H)),
-``prompt.json`` the rest. A reader ignores keys it does not know, and refuses a higher format.
+``prompt.json`` the rest. Readers ignore unknown keys, and reject a higher format number.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ ROWS_A_REQUEST = 512
 
 @dataclass(frozen=True)
 class Score:
-    """How good a prompt is on labelled rows.
+    """Accuracy and loss of a prompt on labelled rows.
 
     Attributes:
         accuracy: Share of rows answered right.
         loss: Mean cross-entropy over the label words.
-        rows: How many rows.
+        rows: Number of rows.
     """
 
     accuracy: float
@@ -51,19 +51,19 @@ class Score:
 
     @classmethod
     def of(cls, scores: FloatArray, targets: Targets) -> Score:
-        """Of (rows, labels) calibrated log-probabilities and the (rows,) right columns."""
+        """The score of (rows, labels) calibrated log-probabilities, given (rows,) right columns."""
         return cls(1 - error_rate(scores, targets), cross_entropy(scores, targets), len(targets))
 
 
 @dataclass(frozen=True, eq=False)
 class TunedPrompt:
-    """A finished prompt with the task it serves.
+    """A tuned prompt with its task.
 
     Attributes:
         prompt: The prompt.
         task: Template and label words.
-        bias: (labels,) added to the label log-probabilities, see `lmaas_tune.calibration`.
-        provenance: How it came to be: backend identity, settings, seed, versions, spent.
+        bias: (labels,) bias added to the label log-probabilities, see `lmaas_tune.calibration`.
+        provenance: Origin: backend identity, settings, seed, versions, spent.
     """
 
     prompt: Prompt
@@ -75,17 +75,17 @@ class TunedPrompt:
         """(rows, labels) calibrated log-probabilities; the columns are `task.verbalizer.labels`.
 
         Args:
-            backend: A fitting backend, or a client around one.
-            rows: Anything `read_examples` takes; labels are not looked at.
+            backend: A backend that takes the prompt, or a client around it.
+            rows: Rows in any form that `read_examples` takes; labels are ignored.
 
         Raises:
-            InputError: The rows do not fit the template, or the backend not the prompt.
-            PermanentError: The backend will not answer, or a score is not finite.
+            InputError: The rows do not fit the template, or the backend does not take the prompt.
+            PermanentError: The backend failed for good, or a score is not finite.
         """
         client = backend if isinstance(backend, Client) else Client(backend)
-        fitting = replace(self, prompt=self.prompt.for_model(client.backend))
-        fitting.check_fits(client)
-        (scores,) = score_prompts([fitting], client, read_examples(rows, labelled=False))
+        converted = replace(self, prompt=self.prompt.for_model(client.backend))
+        converted.check_fits(client)
+        (scores,) = score_prompts([converted], client, read_examples(rows, labelled=False))
         return scores
 
     def predict_proba(self, backend: Backend | Client, rows: Rows) -> FloatArray:
@@ -94,7 +94,7 @@ class TunedPrompt:
         return probabilities
 
     def predict(self, backend: Backend | Client, rows: Rows) -> list[str]:
-        """The likeliest label of each row."""
+        """The most probable label of each row."""
         labels = self.task.verbalizer.labels
         return [labels[column] for column in self.scores(backend, rows).argmax(axis=1)]
 
@@ -105,7 +105,7 @@ class TunedPrompt:
         return Score.of(self.scores(backend, examples), targets)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the two files; each replaces its old self whole or not at all.
+        """Write the two files; each is replaced atomically.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -122,8 +122,8 @@ class TunedPrompt:
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
-            own, arrays = self.prompt.to_files()
-            content |= own
+            fields_of_kind, arrays = self.prompt.to_files()
+            content |= fields_of_kind
             if arrays:
                 data = safetensors.numpy.save(dict(arrays), {"format": "pt"})
                 write_atomically(path / "prompt.safetensors", data)
@@ -135,11 +135,11 @@ class TunedPrompt:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> TunedPrompt:
-        """Read what `save` wrote.
+        """Load a prompt that `save` wrote.
 
         Raises:
             InputError: There is no saved prompt.
-            StorageError: The files are damaged, or of a later format.
+            StorageError: The files are damaged, or have a later format.
         """
         path = Path(folder)
         try:
@@ -148,8 +148,8 @@ class TunedPrompt:
                 _check_format(content)
                 saved: _Saved = checked(_Saved, content, FILE_NAME)
                 prompt = _read_prompt(path, saved, content)
-                own = {"format", *prompt.to_files()[0], *(each.name for each in fields(_Saved))}
-                provenance = {key: content[key] for key in content if key not in own}
+                known = {"format", *prompt.to_files()[0], *(each.name for each in fields(_Saved))}
+                provenance = {key: content[key] for key in content if key not in known}
                 return cls(prompt, saved.task(), saved.biases(), provenance)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
@@ -157,10 +157,10 @@ class TunedPrompt:
             ) from None
 
     def check_fits(self, client: Client) -> None:
-        """Check that a model takes this prompt; one that it was not tuned for brings a warning.
+        """Check that a model takes this prompt; warn if it was tuned for another model.
 
         Raises:
-            InputError: It does not.
+            InputError: The model does not take it.
         """
         if (reason := self.prompt.incompatibility(client)) is not None:
             origin = self.provenance.get("backend", "another model")
@@ -169,13 +169,13 @@ class TunedPrompt:
         if made_for != client.identity:
             warnings.warn(
                 f"the prompt was tuned for {made_for} and is used with {client.identity}, "
-                "which may answer otherwise",
+                "which may answer differently",
                 stacklevel=4,
             )
 
 
 def saved_prompt(folder: Path) -> bool:
-    """Whether a prompt is saved there."""
+    """Whether a folder holds a saved prompt."""
     return (folder / FILE_NAME).exists()
 
 
@@ -184,8 +184,8 @@ def score_prompts(
 ) -> list[FloatArray]:
     """(rows, labels) calibrated log-probabilities for each prompt of one task.
 
-    All prompts read a part of the rows before the next part comes, so that a backend can share
-    what they have in common.
+    All prompts are scored on a part of the rows before the next part, so that a backend can share
+    work between them.
 
     Raises:
         PermanentError: A score is not finite.
@@ -201,17 +201,17 @@ def score_prompts(
         replies = client.score(requests)
         parts.append([reply.logprobs for reply in replies])
         bounds += sum(reply.bounds for reply in replies)
-    whole = [np.concatenate(own) for own in zip(*parts, strict=True)]
-    warn_about_bounds(bounds / max(1, sum(scores.size for scores in whole)))
-    for scores in whole:
+    all_scores = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    warn_about_bounds(bounds / max(1, sum(scores.size for scores in all_scores)))
+    for scores in all_scores:
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-        if len(bad):  # the highest of NaN would look like an answer
+        if len(bad):  # argmax of NaN would look like an answer
             raise PermanentError(
                 f"row {bad[0] + 1} has no finite score from {client.identity}, nor have "
                 f"{len(bad) - 1} others of {len(scores)}: the model overflows on them (try dtype "
                 "float32), or a label word was not among the answers"
             )
-    return [scores + tuned.bias for tuned, scores in zip(prompts, whole, strict=True)]
+    return [scores + tuned.bias for tuned, scores in zip(prompts, all_scores, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,7 @@ def _read_prompt(path: Path, saved: _Saved, content: Mapping[str, Any]) -> Promp
     kind = named("kind of prompt", saved.kind, PROMPTS)
     prompt = kind.from_files(content, _arrays(arrays) if kind.has_arrays else {})
     if prompt.digest != saved.digest:
-        raise InputError("prompt.json and prompt.safetensors are not of one prompt")
+        raise InputError("prompt.json and prompt.safetensors belong to different prompts")
     return prompt
 
 

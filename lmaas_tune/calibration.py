@@ -1,8 +1,8 @@
-"""Taking a model's bias for some label words out of its scores.
+"""Calibration: removes a model's bias for some label words from its scores.
 
-A language model favours some label words whatever the row says. One number a label, added to
-its log-probabilities, takes that out; it is found from the scores of the training rows that
-the search pays for anyway, and is kept with the prompt.
+A language model prefers some label words regardless of the row. A bias of one number a label,
+added to its log-probabilities, corrects this. It is computed from the scores of the training
+rows, at no further cost, and saved with the prompt.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from lmaas_tune.objectives import Targets, cross_entropy, log_softmax
 from lmaas_tune.prompts import FloatArray
 
 Calibration: TypeAlias = Callable[[FloatArray, Targets], FloatArray]
-"""From (rows, labels) scores and (rows,) targets to the (labels,) bias to add; its mean is 0."""
+"""Maps (rows, labels) scores and (rows,) targets to the (labels,) bias to add; its mean is 0."""
 
 
 def no_calibration(logprobs: FloatArray, targets: Targets) -> FloatArray:
-    """No bias at all: the scores as they are."""
+    """Zero bias: the scores are unchanged."""
     return np.zeros(logprobs.shape[1])
 
 
 def mean_calibration(logprobs: FloatArray, targets: Targets) -> FloatArray:
-    """Every label gets the same mean score over the rows (targets are not looked at)."""
+    """Every label gets the same mean score over the rows (targets are ignored)."""
     means = logprobs.mean(axis=0)
     bias: FloatArray = means.mean() - means
     return bias
@@ -40,8 +40,8 @@ def fitted_calibration(
     Args:
         logprobs: (rows, labels).
         targets: (rows,).
-        ridge: Keeps the bias finite where the rows are separable.
-        steps: At most so many Newton steps; a convex problem takes a handful.
+        ridge: Weight of the penalty that keeps the bias finite for separable rows.
+        steps: Largest number of Newton steps; the convex problem takes a few.
     """
     labels = logprobs.shape[1]
     share = np.bincount(targets, minlength=labels) / len(targets)
@@ -56,10 +56,10 @@ def fitted_calibration(
         gradient = p.mean(axis=0) - share + ridge * bias
         hessian = np.diag(p.mean(axis=0)) - p.T @ p / len(p) + ridge * np.eye(labels)
         step = np.linalg.solve(hessian, gradient)
-        gain = float(gradient @ step)  # twice what a full step gains where the loss is a parabola
+        gain = float(gradient @ step)  # twice the gain of a full step on a quadratic loss
         if gain < 1e-12:
             break
-        # the full step overshoots where the curvature is nearly gone
+        # the full step overshoots if the curvature is small
         while (after := loss(bias - step)) > now - 1e-4 * gain:
             step, gain = step / 2, gain / 2
         bias, now = bias - step, after
@@ -74,9 +74,9 @@ CALIBRATIONS: dict[str, Calibration] = {
 
 
 def calibration_named(name: str) -> Calibration:
-    """Look a calibration up.
+    """Look up a calibration.
 
     Raises:
-        InputError: None has this name.
+        InputError: The name is unknown.
     """
     return named("calibration", name, CALIBRATIONS)

@@ -1,4 +1,4 @@
-"""Watching a run: called between steps, never changing it."""
+"""Callbacks that observe a run: progress bar, CSV and TensorBoard logs."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 class Callback:
     """Base of all callbacks; override what you need.
 
-    An exception that a callback raises ends the run; the journal keeps what was paid.
+    An exception in a callback ends the run; the journal has all paid answers.
     """
 
     def on_start(self, budget: Budget) -> None:
-        """Before anything is paid."""
+        """Called before the first paid call."""
 
     def on_step(self, step: Step) -> None:
-        """After the start (generation 0) and after every generation."""
+        """Called after the start (generation 0) and after every generation."""
 
     def on_end(self, result: TuneResult) -> None:
-        """After the run, however it stopped: by an error too, even one of another `on_start`."""
+        """Called after the run, also if an error ended it, even one in another `on_start`."""
 
 
 class ProgressBar(Callback):
-    """A bar: how much of the budget is spent, time left, loss and best.
+    """A progress bar: share of the budget spent, remaining time, loss and best loss.
 
-    Where no terminal is drawn on (a log, a notebook), a line every half minute says the same.
+    If the output is no terminal (a log, a notebook), it prints a line every half minute instead.
 
     Args:
-        file: Where to draw; standard error if None.
-        clock: Seconds, for the lines.
+        file: Output; standard error if None.
+        clock: Monotonic clock in seconds, for the lines.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ProgressBar(Callback):
 
     def on_end(self, result: TuneResult) -> None:
         """Leave the bar where it stands."""
-        if self._bar is not None:  # another callback may have ended the run before it was drawn
+        if self._bar is not None:  # None if another callback ended the run before
             self._bar.close()
 
     def _print_line(self, share: float, words: str) -> None:
@@ -103,43 +103,41 @@ _PAUSE = 30.0  # seconds between two lines of a log
 
 
 def share_spent(budget: Budget, spent: Spent) -> float:
-    """How much of the limit nearest to its end is spent, 0 to 1; 0 without limits."""
+    """Largest spent share among the limits, 0 to 1; 0 without limits."""
     used = spent.to_json()
     shares = [min(1.0, used[n] / limit) for n, limit in budget.limits.items() if n in used]
     return max(shares, default=0.0)
 
 
 def describe_spent(budget: Budget, spent: Spent) -> str:
-    """What was spent of each limit, as ``120/300 calls``."""
+    """Spending for each limit, as ``120/300 calls``."""
     used = spent.to_json()
     limits = {n: f"/{limit:.6g}" for n, limit in budget.limits.items() if n in used}
     return ", ".join(f"{used[n]:.6g}{limit} {n}" for n, limit in (limits or {"calls": ""}).items())
 
 
 class CSVLogger(Callback):
-    """One line a step: generation, losses, accuracies, what was spent.
+    """Writes a CSV file with one line a step: generation, losses, accuracies, spending.
 
     Args:
-        path: The file; a resumed run writes its replayed steps again, so the file is whole.
+        path: The file; a resumed run writes its replayed steps again, so that it is complete.
 
     Raises:
-        StorageError: From the run that it watches: the file cannot be written.
+        StorageError: During the run: the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
 
     def on_start(self, budget: Budget) -> None:
-        """Begin the file anew."""
+        """Truncate the file."""
         with _storage_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             foreign = self._path.exists() and not self._is_ours()
             if not foreign:
                 self._path.write_text("")
         if foreign:
-            raise StorageError(
-                f"{self._path} holds something else than the log of a run: name another file"
-            )
+            raise StorageError(f"{self._path} is not the log of a run: name another file")
 
     def _is_ours(self) -> bool:
         head = ",".join(COLUMNS).encode()
@@ -147,7 +145,7 @@ class CSVLogger(Callback):
             return file.read(len(head)) in (b"", head)
 
     def on_step(self, step: Step) -> None:
-        """Write the step's row; the file is whole after every one."""
+        """Append the row of the step; the file is complete after each."""
         row = step_row(step)
         with (
             _storage_errors(self._path),
@@ -160,7 +158,7 @@ class CSVLogger(Callback):
 
 
 class TensorBoardLogger(Callback):
-    """The same numbers as `CSVLogger`, as TensorBoard scalars (extra ``tensorboard``).
+    """Writes the numbers of `CSVLogger` as TensorBoard scalars (extra ``tensorboard``).
 
     Args:
         folder: Log folder.
@@ -181,7 +179,7 @@ class TensorBoardLogger(Callback):
             self._writer = SummaryWriter(str(folder))
 
     def on_step(self, step: Step) -> None:
-        """Write one point of every curve, over the calls spent."""
+        """Write one point of every curve; the x axis is the number of calls."""
         for name, value in step_row(step).items():
             if value is not None:
                 self._writer.add_scalar(name, value, step.spent.calls)

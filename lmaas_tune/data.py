@@ -1,4 +1,4 @@
-"""From what a user has (pairs, dicts, a frame, a dataset, a file) to examples."""
+"""Reads examples from pairs, dicts, data frames, datasets and files."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Rows: TypeAlias = (
     | Sequence[Mapping[str, Any]]
     | Any
 )
-"""Examples in any of the forms `read_examples` takes; frames and datasets are known by what
-they can do, so that neither library is needed here."""
+"""Examples in any of the forms that `read_examples` takes. Frames and datasets are recognised by
+their methods, so that their libraries need not be installed."""
 
 TEXT_FIELD = "text"
 _SCALARS = (str, numbers.Real, np.generic)
@@ -52,12 +52,12 @@ def read_examples(
 
     Args:
         rows: Any of the above.
-        label_field: Which column is the label.
-        labelled: Whether each row must have a label. Where not, what is no label is none.
-        what: What to call the rows in an error ("train", "validation").
+        label_field: Name of the label column.
+        labelled: Whether each row must have a label; if not, an invalid label counts as none.
+        what: Name of the rows in error messages ("train", "validation").
 
     Raises:
-        InputError: Nothing there, an unreadable file, a row of another shape, a missing label.
+        InputError: No rows, an unreadable file, a row of another shape, or a missing label.
     """
     if isinstance(rows, (str, os.PathLike)):
         path = Path(rows)
@@ -81,12 +81,12 @@ def read_examples(
             raise InputError(f"{what}, row {number}: no label; {_columns(example, label_field)}")
         examples.append(example)
     if not examples:
-        raise InputError(f"{what}: there is not one row in it")
+        raise InputError(f"{what}: it has no rows")
     return examples
 
 
 def _records(rows: Any) -> list[Any] | None:
-    """The rows of a frame or table, whose library is known by its methods; None of what is none."""
+    """The rows of a frame or table, recognised by its methods; None for other objects."""
     for name in ("to_dicts", "to_pylist"):  # polars, pyarrow
         if hasattr(rows, name):
             return cast("list[Any]", getattr(rows, name)())
@@ -97,7 +97,7 @@ def _records(rows: Any) -> list[Any] | None:
 
 
 def _is_frame(rows: object) -> bool:
-    """Whether it is a pandas frame or like one: iterating it gives its columns, and no rows."""
+    """Whether it behaves like a pandas frame, whose iteration gives columns instead of rows."""
     return hasattr(rows, "to_dict") and hasattr(rows, "columns")
 
 
@@ -155,29 +155,29 @@ def _label(value: object, where: str) -> str | None:
 
 
 def _is_missing(value: object) -> bool:
-    """Whether it is what a frame puts into an empty cell: NaN, NaT, or NA, which has no truth."""
+    """Whether it is the value of an empty cell in a frame: NaN, NaT, or NA."""
     try:
         return bool(value != value)
-    except TypeError:
+    except TypeError:  # the truth value of NA is ambiguous
         return True
     except ValueError:  # an array
         return False
 
 
 def _named_labels(dataset: Any, label_field: str) -> Iterator[dict[str, Any]]:
-    features = dataset.features or {}  # a stream may not know them
+    features = dataset.features or {}  # None for some streams
     names = getattr(features.get(label_field), "names", None)
     for row in dataset:
         label = row.get(label_field)
         if names is not None and isinstance(label, (int, np.integer)):
-            # -1 is how datasets marks a row whose label is withheld
+            # datasets marks rows with a hidden label by -1
             row = {**row, label_field: names[label] if label >= 0 else None}
         yield row
 
 
 def _read_file(path: Path) -> list[Any]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # line ends inside cells are text
+        with path.open(encoding="utf-8-sig", newline="") as file:  # keep line breaks inside cells
             text = file.read()
     except FileNotFoundError:
         raise InputError(
@@ -205,7 +205,7 @@ def _read_file(path: Path) -> list[Any]:
 
 
 def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
-    """Rows of text, by the names in the header."""
+    """Rows of a table, by the names in the header."""
     lines = _comma_separated(text, path) if delimiter == "," else _tab_separated(text, path)
     if not lines:
         return []
@@ -222,30 +222,29 @@ def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
 
 
 _Lines: TypeAlias = list[tuple[int, list[str]]]
-"""For each row the number of the line on which it begins, and its cells."""
+"""For each row, the number of its first line, and its cells."""
 
 
 def _comma_separated(text: str, path: Path) -> _Lines:
-    """Read a .csv file; a quoted cell may have line breaks, and a forgotten mark looks like one."""
+    """Read a .csv file; warn if a missing quotation mark may have joined rows."""
     lines, plain = _quoted_lines(text, path, ","), _plain_lines(text, ",")
     if len(plain) > len(lines) and _is_even(plain):
         warnings.warn(
-            f"{path}, line {_first_long(lines)}: a quoted cell goes on over lines that look like "
-            f"rows, so that {len(plain) - 1} lines are {len(lines) - 1} rows: see that its "
-            "quotation marks are meant",
+            f"{path}, line {_first_long(lines)}: a quoted cell spans lines that look like rows, so "
+            f"that {len(plain) - 1} lines are {len(lines) - 1} rows: check its quotation marks",
             stacklevel=2,
         )
     return lines
 
 
 def _tab_separated(text: str, path: Path) -> _Lines:
-    """Read a .tsv file, which has quoted cells or not (GLUE's), as nothing in it says.
+    """Read a .tsv file, with or without quoted cells (GLUE has none).
 
-    A quoting writer leaves no quotation mark outside a quoted cell. A file with one is read
-    without quoting. Any other is read in the way that gives all rows as many cells.
+    A writer that quotes leaves no quotation mark outside a quoted cell. A file with such a mark
+    is read without quoting. Any other is read in the way that gives all rows equally many cells.
 
     Raises:
-        InputError: Both ways do, and give other rows.
+        InputError: Both ways do, and give different rows.
     """
     ways = [_plain_lines(text, "\t")]
     if '"' not in _QUOTED_CELL.sub("", text):
@@ -261,7 +260,7 @@ def _tab_separated(text: str, path: Path) -> _Lines:
     return (even or ways)[-1]
 
 
-# from one tab or line break to the next; quotation marks inside it are doubled (RFC 4180)
+# a cell between tabs or line breaks; quotation marks inside it are doubled (RFC 4180)
 _QUOTED_CELL = re.compile(r'(?:\A|(?<=[\t\r\n]))"[^"]*(?:""[^"]*)*"(?=[\t\r\n]|\Z)')
 
 
@@ -273,7 +272,9 @@ def _plain_lines(text: str, delimiter: str) -> _Lines:
 def _quoted_lines(text: str, path: Path, delimiter: str) -> _Lines:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines: _Lines = []
-    longest = csv.field_size_limit(len(text) + 1)  # the library's, for all who read tables
+    longest = csv.field_size_limit(
+        len(text) + 1
+    )  # the limit is global to the csv module, and is restored
     began = 1
     try:
         for cells in reader:
@@ -295,7 +296,7 @@ def _is_even(lines: _Lines) -> bool:
 
 
 def _first_long(lines: _Lines) -> int:
-    """Where the first row with a line break in it begins."""
+    """First line of the first row with a line break inside."""
     return next((n for n, cells in lines if re.search(r"[\r\n]", "".join(cells))), 1)
 
 
@@ -304,12 +305,12 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise InputError(f"{where}: not JSON (nested too deeply)") from None
-    except ValueError as error:  # a number of too many digits too
+    except ValueError as error:  # also for numbers with too many digits
         raise InputError(f"{where}: not JSON ({error})") from error
 
 
 def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:
-    """The labels that occur, whole numbers in their order, others as words sort."""
+    """The distinct labels: whole numbers in numerical order, then others in alphabetical order."""
     labels = {example.label for example in examples if example.label is not None}
     return tuple(
         sorted(labels, key=lambda label: (not label.isdigit(), len(label) * label.isdigit(), label))
@@ -321,7 +322,7 @@ def few_shot_split(
 ) -> tuple[list[Example], list[Example]]:
     """The paper's true few-shot protocol.
 
-    `shots` rows a class for training, as many for validation, in one pass over a shuffle.
+    `shots` rows a class for training, and as many for validation, from one random permutation.
 
     Args:
         examples: Labelled rows.

@@ -1,4 +1,4 @@
-"""A data set: labelled rows that were read once, and the template and label words they suggest."""
+"""`Dataset`: labelled rows, and the default template and label words for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Dataset:
     """Labelled rows.
 
     Attributes:
-        name: What they are called in messages ("train").
+        name: Name of the rows in messages ("train").
         examples: The rows.
     """
 
@@ -29,13 +29,13 @@ class Dataset:
         """Read rows in any form that `lmaas_tune.read_examples` takes.
 
         Raises:
-            InputError: They cannot be read.
+            InputError: The rows cannot be read.
         """
         return cls(name, read_examples(rows, what=name))
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The labels of the rows, in a fixed order."""
+        """The distinct labels, in a fixed order."""
         return tuple(labels_of(self.examples))
 
     @cached_property
@@ -50,7 +50,7 @@ class Dataset:
         """Check that there are two labels or more.
 
         Raises:
-            InputError: There is one.
+            InputError: All rows have one label.
         """
         if len(self.labels) < 2:
             raise InputError(
@@ -59,10 +59,10 @@ class Dataset:
             )
 
     def notes(self, train: Dataset | None = None) -> list[str]:
-        """Oddities of the rows that may be intended.
+        """Notes on unusual rows, which may be intended.
 
         Args:
-            train: The training rows, where these are others.
+            train: The training rows, if these are other rows.
         """
         notes = []
         if train is None and (torn := [t for t, given in self.texts.items() if len(given) > 1]):
@@ -73,25 +73,25 @@ class Dataset:
         seen = 0 if train is None else self.overlap(train)
         if seen:
             notes.append(
-                f"{self.name}: {seen} of {len(self.examples)} rows are training rows too, so what "
-                "is chosen on them may suit these rows alone"
+                f"{self.name}: {seen} of {len(self.examples)} rows are training rows too, so the "
+                "selection on them may overfit"
             )
         return notes
 
     def overlap(self, other: Dataset) -> int:
-        """How many of these rows have a text that the other set has too."""
+        """Number of rows whose text is in the other data set too."""
         return sum(tuple(row.fields.values()) in other.texts for row in self.examples)
 
 
 def default_template(example: Example, *, prompt_first: bool = False) -> Template:
-    """Each field on a line under its name, then the prompt and the label: it serves any task.
+    """Each field on a line with its name, then the prompt and the label; for any task.
 
     Args:
-        example: Has the fields.
-        prompt_first: Whether the prompt stands before all that, as demonstrations need it.
+        example: An example with the fields.
+        prompt_first: Whether the prompt comes first, as demonstrations need it.
 
     Raises:
-        InputError: A field's name means something else in a template.
+        InputError: The name of a field has another meaning in a template.
     """
     lines = []
     for name in example.fields:
@@ -107,7 +107,7 @@ def default_template(example: Example, *, prompt_first: bool = False) -> Templat
 
 
 def default_verbalizer(examples: Sequence[Example]) -> Verbalizer:
-    """Each label is its own word."""
+    """Use each label as its label word."""
     words = {label: label for label in labels_of(examples)}
     if all(_is_number(word) for word in words):
         warnings.warn(

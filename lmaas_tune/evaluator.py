@@ -1,4 +1,4 @@
-"""What calls mean: prompts on a fixed batch of labelled rows, to losses."""
+"""`Evaluator`: scores prompts on a fixed batch of labelled rows and computes their losses."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from lmaas_tune.typed_json import checked
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one prompt is worth on a batch.
+    """Loss and accuracy of one prompt on a batch.
 
     Attributes:
-        loss: The objective; NaN where the scores or the objective were not finite.
-        accuracy: Share of rows whose highest score is the right label's.
-        bias: (labels,) the calibration used.
+        loss: Value of the objective; NaN if the scores or the objective were not finite.
+        accuracy: Share of rows whose highest score is that of the right label.
+        bias: (labels,) bias of the calibration.
         bounds: Share of the scores that are bounds, see `lmaas_tune.backend.ScoreReply`.
     """
 
@@ -39,17 +39,17 @@ class Evaluation:
     bounds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; NaN as null."""
+        """The fields, as JSON has them; NaN as null."""
         loss = self.loss if math.isfinite(self.loss) else None
         content = {"loss": loss, "accuracy": self.accuracy, "bias": [float(b) for b in self.bias]}
         return {**content, "bounds": self.bounds} if self.bounds else content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
-        """Read what `to_json` gave.
+        """Build an evaluation from the output of `to_json`.
 
         Raises:
-            InputError: It did not give this.
+            InputError: The content is invalid.
         """
         loss = checked(float | None, content.get("loss"), "loss")
         bias = checked(Sequence[float], content.get("bias"), "bias")
@@ -62,18 +62,18 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores prompts on one fixed batch, which the backend sees again and again.
+    """Scores prompts on one fixed batch of labelled rows.
 
     Args:
         client: Makes the calls.
-        task: Turns examples into rows.
-        examples: Labelled; at least one.
-        objective: What is minimised.
-        what: What the rows are called in an error ("train").
+        task: Template and label words.
+        examples: Labelled examples; at least one.
+        objective: The function to minimise.
+        what: Name of the rows in error messages ("train").
         cost: The cost model of the run; by default a new one.
 
     Attributes:
-        cost: It learns from inspections here, and from answers in the client.
+        cost: The cost model; it learns from inspections here, and from answers in the client.
         batch: The rows.
         digest: SHA-256 of the rows and their targets.
 
@@ -101,18 +101,20 @@ class Evaluator:
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
         self._candidates = task.verbalizer.candidates
-        self._loss(np.zeros((len(examples), len(self._candidates))))  # of scores that are no news
+        self._loss(
+            np.zeros((len(examples), len(self._candidates)))
+        )  # checks that the objective runs
 
     @property
     def labels(self) -> int:
-        """How many labels there are."""
+        """Number of labels."""
         return len(self._candidates)
 
     def inspect(self, prompt: Prompt) -> tuple[str, ...]:
-        """What the backend has to say about these rows before any of them is paid.
+        """Notes of the backend on these rows, before the first paid call.
 
         Raises:
-            InputError: It cannot score them.
+            InputError: The backend cannot score the rows.
         """
         backend = self._client.backend
         if not isinstance(backend, Inspects):
@@ -131,7 +133,7 @@ class Evaluator:
         meter: Meter,
         recorder: Recorder | None = None,
     ) -> list[Evaluation]:
-        """Each prompt's loss, with a bias fitted to its scores on these very rows."""
+        """Evaluate prompts, each with a bias fitted to its scores on these rows."""
         no_bias = np.zeros(len(self._candidates))
         return [
             self._evaluate(
@@ -152,14 +154,14 @@ class Evaluator:
         meter: Meter,
         recorder: Recorder | None = None,
     ) -> list[Evaluation]:
-        """Each prompt's loss, with the (labels,) bias that other rows gave it."""
+        """Evaluate prompts, each with a given (labels,) bias."""
         replies = self._client.score(
             self._requests(prompts), meter=meter, recorder=recorder, cost=self.cost
         )
         return [self._evaluate(r, bias) for r, bias in zip(replies, biases, strict=True)]
 
     def measure(self, prompt: Prompt, meter: Meter) -> Spread:
-        """How widely spread what enters the model's layers is, on these rows under a prompt."""
+        """Measure the stds of the inputs of the model's layers, on these rows with a prompt."""
         return self._client.measure(*self._requests([prompt]), meter=meter)
 
     def _requests(self, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
@@ -167,7 +169,7 @@ class Evaluator:
 
     def _evaluate(self, reply: ScoreReply, bias: FloatArray) -> Evaluation:
         bounds = reply.bounds / reply.logprobs.size
-        if not np.isfinite(reply.logprobs).all():  # the highest of NaN would look like an answer
+        if not np.isfinite(reply.logprobs).all():  # argmax of NaN would look like an answer
             return Evaluation(math.nan, 0.0, bias, bounds)
         calibrated = reply.logprobs + bias
         loss = self._loss(calibrated)
@@ -176,9 +178,9 @@ class Evaluator:
 
     def _loss(self, scores: FloatArray) -> float:
         try:
-            # copies: a function of one's own may work in place
+            # copies, because a user's function may work in place
             return float(self._objective(scores.copy(), self._targets.copy()))
-        except Exception as error:  # whatever a user's own function raises
+        except Exception as error:  # a user's function may raise anything
             raise InputError(
                 f"{self._what}: the objective gives no number for {scores.shape} (rows, labels) "
                 f"log-probabilities and {self._targets.shape} (rows,) targets "

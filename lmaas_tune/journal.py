@@ -1,11 +1,10 @@
-"""The state of a run: one JSON line for every answer that was paid, written when it arrives.
+"""`Journal`: the record of a run, one JSON line for each paid answer, written when it arrives.
 
-Resuming replays the search against the recorded answers, so that the optimizer comes to the
-state it had and nothing is paid twice. Where an answer comes in parts (calls that are made one by
-one), each part has a line of its own, until the line with the whole answer makes it void. What was
-paid for attempts that brought no answer has a line too. Any prefix of the file is a valid journal;
-a last line that a crash cut is dropped. Each line ends with a seal over itself and the lines before
-it, so that none changes or is lost unnoticed.
+A resumed run replays the search with the recorded answers: the optimizer returns to its state and
+no answer is paid twice. If an answer consists of several calls, each part has its own line, which
+the line of the complete answer supersedes. The cost of failed attempts has a line too. Any prefix
+of the file is a valid journal; an incomplete last line is dropped. Each line ends with a chained
+checksum of itself and the lines before it (the key ``seal``), so that changes are detected.
 """
 
 from __future__ import annotations
@@ -36,26 +35,25 @@ FORMAT = 2
 FILE_NAME = "journal.jsonl"
 _BEGINNING = b'{"format": '
 _CHECKSUM_FIELD = b', "seal": "%s"}'
-_MAY_DIFFER = {"format", "versions"}  # other versions may well replay; `answer` sees if not
+_MAY_DIFFER = {"format", "versions"}  # other versions may replay; `get` detects if not
 
 Record: TypeAlias = dict[str, Any]
 """One answer, as JSON has it."""
 
 
 class Journal:
-    """Answers by key, kept in a file where one is given.
+    """Answers by key, stored in a file or in memory.
 
     Args:
         path: The file; None keeps the journal in memory.
-        header: What makes the run what it is. Resuming with another one is refused.
-        resume: Go on from what the file holds; without it, a file with answers is refused.
+        header: Settings and data of the run. A run with another header is not resumed.
+        resume: Resume the run in the file; without it, a file with answers is an error.
 
     Attributes:
-        spent: What the recorded answers cost, as booked with the last of them, and what was paid
-            for none since.
+        spent: Total spending by the last recorded answer, plus failed attempts since.
 
     Raises:
-        InputError: The file holds another run, or holds answers and `resume` was not asked.
+        InputError: The file holds another run, or holds answers and `resume` is not set.
         StorageError: The file cannot be read or written, or another process is writing it.
     """
 
@@ -65,7 +63,7 @@ class Journal:
         self._path = path
         self._answers: dict[str, Record] = {}
         self._unasked: set[str] = set()
-        self._parts: dict[str, Record] = {}  # that no answer in the file has used yet
+        self._parts: dict[str, Record] = {}  # not yet superseded by an answer
         self._used: dict[str, ScoreReply] = {}
         self._lock = threading.Lock()
         self.spent = Spent()
@@ -105,31 +103,31 @@ class Journal:
 
     @property
     def replaying(self) -> bool:
-        """Whether the file held answers that were not asked for again yet."""
+        """Whether some answers of the file were not replayed yet."""
         return bool(self._unasked)
 
     def close(self) -> None:
-        """Close the file; another process may go on from it."""
+        """Close the file and release its lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def get(self, key: str, of: str) -> Record | None:
-        """The recorded answer under `key`; None where there is none.
+        """The recorded answer under `key`; None if there is none.
 
         Args:
-            key: Names the question within the run.
-            of: Digest of the question; a recorded answer to another one is refused.
+            key: Name of the request within the run.
+            of: Digest of the request.
 
         Raises:
-            StorageError: The recorded answer belongs to another question.
+            StorageError: The recorded answer belongs to a request with another digest.
         """
         if (record := self._answers.get(key)) is None:
             return None
         if record["of"] != of:
             raise StorageError(
-                f"{self._path}: the answer {key!r} was recorded for another question, so the "
-                "replay has left the recorded path; resume with the versions that the "
+                f"{self._path}: the answer {key!r} was recorded for another request, so the "
+                "replay differs from the recorded run; resume with the versions that the "
                 "journal's first line names, and with the same calls in the budget if the "
                 "optimizer plans by them"
             )
@@ -140,16 +138,16 @@ class Journal:
         """Record an answer.
 
         Args:
-            key: Names the question within the run.
-            of: Digest of the question.
+            key: Name of the request within the run.
+            of: Digest of the request.
             content: The answer.
-            spent: All that the run has spent by now.
+            spent: Total spending of the run by now.
 
         Returns:
-            What is recorded.
+            The record.
 
         Raises:
-            StorageError: It cannot be written.
+            StorageError: The file cannot be written.
         """
         record = {"key": key, "of": of, **content, "spent": spent.to_json()}
         with self._lock:
@@ -203,17 +201,19 @@ class Journal:
         file.seek(0)
         data = file.read()
         if not data.startswith(_BEGINNING[: len(data)]):
-            raise StorageError(f"{self._path} is not a journal of ours: choose another folder")
+            raise StorageError(
+                f"{self._path} is not a journal of lmaas-tune: choose another folder"
+            )
         whole = data[: data.rfind(b"\n") + 1]
         if whole:
             self._check_format(whole[: whole.find(b"\n")])
         lines = [self._parse(line, n) for n, line in enumerate(whole.splitlines(), start=1)]
         if resume and not data:
             warnings.warn(
-                f"{self._path}: there is no run to go on from, so a new one begins",
+                f"{self._path}: there is no run to resume, so a new one starts",
                 stacklevel=2,
             )
-        if len(lines) < 2:  # nothing was paid, so any run may begin here
+        if len(lines) < 2:  # nothing was paid, so any run may start here
             file.truncate(0)
             self._last_checksum = ""
             self._write({"format": FORMAT, **header})
@@ -222,24 +222,24 @@ class Journal:
         if not resume:
             answers = sum("key" in line for line in lines[1:])
             raise InputError(
-                f"{self._path} holds a run already, with {answers} paid answers: go on "
-                "from it with resume=True (--resume), or choose another folder"
+                f"{self._path} holds a run already, with {answers} paid answers: resume "
+                "it with resume=True (--resume), or choose another folder"
             )
         if len(whole) < len(data):  # a crash cut the last line
             file.truncate(len(whole))
         self._take(lines[1:])
 
     def _take(self, lines: Sequence[Record]) -> None:
-        """Take over the records of all lines behind the first."""
+        """Load the records of all lines after the first."""
         for line in lines:
             if "part" in line:
                 self._parts[line["part"]] = line
-            elif "lost" in line:  # the answers behind it count it too
+            elif "lost" in line:  # included in the total of later answers
                 self.spent += Spent.from_json(line["spent"])
             else:
                 self._answers[line["key"]] = line
                 self.spent = Spent.from_json(line["spent"])
-                for name in list(self._parts):  # they are in what the answer took
+                for name in list(self._parts):  # their cost is part of the answer's
                     self._use(name)
         self._unasked = set(self._answers)
 
@@ -252,7 +252,7 @@ class Journal:
         with reading(f"{self._path}, line {number}", "the journal", remedy):
             body, checksum = _split_checksum(line)
             if checksum != _checksum(self._last_checksum, body):
-                raise ValueError("it, or a line before it, is not what was written")
+                raise ValueError("its checksum is wrong, so it or a line before it was changed")
             self._last_checksum = checksum
             record = parse_object(body)
             if number > 1:
@@ -260,14 +260,14 @@ class Journal:
         return record
 
     def reading(self, key: str) -> AbstractContextManager[None]:
-        """Say of a recorded answer that cannot be read where it stands."""
+        """Name the file and the answer in errors about an unreadable answer."""
         return reading(self._path, f"the answer {key!r}", "choose another folder")
 
     def _check_format(self, line: bytes) -> None:
         try:
             version = parse_object(line).get("format")
         except InputError:
-            return  # damaged, which shows when it is read
+            return  # damaged; reported when the line is parsed
         if version != FORMAT:
             raise StorageError(
                 f"{self._path}: journal format {version!r}, and this version reads {FORMAT}"
@@ -302,17 +302,17 @@ class Journal:
         except OSError as error:
             self._file.truncate(end)
             raise StorageError(
-                f"{self._path}: cannot be written ({error}); the run is kept up to the answer "
-                "before: make room, then resume"
+                f"{self._path}: cannot be written ({error}); all earlier answers are saved: "
+                "make room, then resume"
             ) from error
         self._last_checksum = checksum
 
 
 def _check_line(record: Record) -> None:
-    """See that a line behind the first is one of ours.
+    """Check a line after the first.
 
     Raises:
-        InputError: It is not.
+        InputError: The record is invalid.
     """
     Spent.from_json(record.get("spent"))
     if "part" in record:
@@ -326,28 +326,28 @@ def _check_line(record: Record) -> None:
 
 
 def _checksum(before: str, body: bytes) -> str:
-    """Of a line, by that of the line before."""
+    """Checksum of a line, chained to that of the line before."""
     return hashlib.blake2b(before.encode() + body, digest_size=8).hexdigest()
 
 
 def _split_checksum(line: bytes) -> tuple[bytes, str]:
-    """What a line says, and its seal.
+    """Split a line into its record and its checksum.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The line has no checksum.
     """
     length = len(_CHECKSUM_FIELD % (b"0" * 16))
     body, checksum = line[:-length] + b"}", line[-length:][-18:-2].decode("ascii", "replace")
     if line[-length:] != _CHECKSUM_FIELD % checksum.encode():
-        raise ValueError("it ends without a seal")
+        raise ValueError("it has no checksum")
     return body, checksum
 
 
 def _lock(descriptor: int, path: Path) -> None:
-    """Hold the file for this process; the system lets go when the process ends, however."""
+    """Lock the file for this process; the system releases the lock when the process ends."""
     try:
         import fcntl
-    except ImportError:  # not on Windows, where the user has to see to it
+    except ImportError:  # Windows has no fcntl; there the user must avoid concurrent runs
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What is minimised: plain functions of label log-probabilities and targets.
+"""Objectives: loss functions of label log-probabilities and targets.
 
 Each takes ``logprobs`` (rows, labels), the scores of the label words, and ``targets`` (rows,),
 the right column of each row, and gives one finite number, lower is better.
@@ -45,7 +45,7 @@ def error_rate(logprobs: FloatArray, targets: Targets) -> float:
 
 
 def negative_f1(logprobs: FloatArray, targets: Targets, *, positive: int = 1) -> float:
-    """Minus the F1 score of the label in column `positive`; 0 where it is never right."""
+    """Minus the F1 score of the label in column `positive`; 0 without true positives."""
     predicted = logprobs.argmax(axis=1) == positive
     actual = targets == positive
     hits = float((predicted & actual).sum())
@@ -61,9 +61,9 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def objective_named(name: str) -> Objective:
-    """Look an objective up.
+    """Look up an objective.
 
     Raises:
-        InputError: No objective has this name.
+        InputError: The name is unknown.
     """
     return named("objective", name, OBJECTIVES)

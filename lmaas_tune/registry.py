@@ -1,4 +1,4 @@
-"""From a name to the code behind it: tables of our own, entry points of everybody else's."""
+"""`Registry`: plugins by name, from built-in tables and from entry points."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lmaas_tune.backend import Backend
 from lmaas_tune.errors import InputError, did_you_mean
 
 OURS = "lmaas-tune"
-"""Distribution that the names of our own tables come from."""
+"""Distribution of the built-in names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PluginEntry:
-    """One name that one distribution offers; nothing of it is imported yet.
+    """One name of a plugin, not yet imported.
 
     Attributes:
-        name: What users type.
-        target: Where the object lives, as ``module:attribute``.
-        distribution: Who offers it: the name under which it was installed.
+        name: The name that users type.
+        target: The object, as ``module:attribute``.
+        distribution: Name of the distribution that provides it.
     """
 
     name: str
@@ -34,28 +34,28 @@ class PluginEntry:
 class Registry:
     """The names of one kind of plugin.
 
-    Nothing is imported before a name is loaded, and one broken plugin spoils no other name.
+    Nothing is imported before a name is loaded; a broken plugin affects no other name.
 
     Args:
-        kind: What the names stand for, in messages: ``optimizer``.
-        group: Entry-point group in which distributions offer names.
-        own: Our own names, each with its ``module:attribute``.
+        kind: Kind of the plugins for messages: ``optimizer``.
+        group: Entry-point group for names of other distributions.
+        builtin: Built-in names, each with its ``module:attribute``.
     """
 
     def __init__(self, kind: str, *, group: str, builtin: Mapping[str, str]) -> None:
         self.kind, self.group, self._builtin = kind, group, dict(builtin)
 
     def names(self) -> tuple[str, ...]:
-        """All names on offer, ours first."""
+        """All names, the built-in ones first."""
         return tuple(
             dict.fromkeys([*self._builtin, *sorted(point.name for point in self._points())])
         )
 
     def entry(self, name: str) -> PluginEntry:
-        """Who offers `name`, and where it lives.
+        """Look up a name.
 
         Raises:
-            InputError: Nobody offers it, or two distributions do.
+            InputError: The name is unknown, or two distributions provide it.
         """
         entries = self._entries(name)
         if not entries:
@@ -74,7 +74,7 @@ class Registry:
         """Import the object behind `name`.
 
         Raises:
-            InputError: No such name, two offers of it, or its import fails; the message then
+            InputError: The name is unknown or provided twice, or its import fails; the message then
                 names the distribution and the cause.
         """
         entry = self.entry(name)
@@ -85,7 +85,7 @@ class Registry:
                 found = getattr(found, part)
         except InputError:
             raise
-        except Exception as error:  # whatever a plugin does at import, the user reads one sentence
+        except Exception as error:  # a plugin may raise anything; the user gets one sentence
             raise InputError(
                 f"the {self.kind} {name!r}, which {entry.distribution!r} offers as "
                 f"{entry.target!r}, cannot be imported ({type(error).__name__}: {error}): "
@@ -94,11 +94,11 @@ class Registry:
         return found
 
     def describe(self, name: str) -> str:
-        """One line about `name`, for a list of all of them.
+        """One line about `name`, for a list of all names.
 
-        Ours: the first line of its docstring (our modules import nothing heavy before use).
-        Another's: where it comes from, as importing it may be slow, or fail. A name that cannot
-        be loaded: why.
+        For a built-in name the first line of its docstring (our modules import nothing heavy
+        before use); for others their target and distribution, because an import may be slow or
+        fail. For a name that cannot be loaded, the reason.
         """
         try:
             entry = self.entry(name)
@@ -128,7 +128,7 @@ def _distribution(point: EntryPoint) -> str:
 
 
 BACKENDS = Registry("backend", group="lmaas_tune.backends", builtin={})
-"""Backends; ours (``hf``) come through the same door as everybody's."""
+"""Backends; ours (``hf``) are entry points too."""
 
 
 def backend_names() -> tuple[str, ...]:
@@ -137,10 +137,10 @@ def backend_names() -> tuple[str, ...]:
 
 
 def load_backend(name: str) -> Callable[..., Backend]:
-    """What builds the backend `name`: a class or function; its arguments are the adapter's own.
+    """The class or function that builds the backend `name`; its arguments depend on the adapter.
 
     Raises:
-        InputError: No such name, two offers of it, not callable, or its import fails.
+        InputError: The name is unknown or provided twice, not callable, or its import fails.
     """
     factory = BACKENDS.load(name)
     if not callable(factory):
@@ -153,7 +153,7 @@ def load_backend(name: str) -> Callable[..., Backend]:
 
 
 def name_of(thing: object) -> str:
-    """What a run's record calls an optimizer or an objective: its name, or where it is from."""
+    """The name of an optimizer or objective in records: its name, or ``module:attribute``."""
     if isinstance(thing, str):
         return thing
     owner: Any = thing if hasattr(thing, "__qualname__") else type(thing)

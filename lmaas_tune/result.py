@@ -1,4 +1,4 @@
-"""What a run found, and what it took."""
+"""`TuneResult`: the tuned prompt of a run, its history and its cost."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What tuning changed, on the same rows.
+    """Scores before and after tuning, on the same rows.
 
     Attributes:
-        baseline: The starting prompt alone, as the model answers by itself.
-        start: The starting prompt with its calibration: what one call gives.
-        tuned: The best prompt with its calibration.
+        baseline: Score of the starting prompt without calibration.
+        start: Score of the starting prompt with calibration, as after one call.
+        tuned: Score of the best prompt with calibration.
     """
 
     baseline: Score
@@ -37,20 +37,20 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class TuneResult:
-    """What a run found, and what it took.
+    """The result of a run.
 
     Attributes:
         prompt: The best prompt, ready to use and to save.
         start: The prompt the search started from, with its own calibration.
         best: The best candidate, with its losses.
-        steps: All of them; `history` has them as a frame.
-        spent: All in all.
+        steps: All steps; `history` has them as a data frame.
+        spent: Total spending.
         stop_reason: Why the run ended, as a sentence.
-        finished: False where the user interrupted it.
+        finished: False if the user interrupted the run.
         optimizer_seconds: Time in the optimizer's ask and tell.
-        seed: Of the run.
-        client: Made the calls; `predict` goes on with it.
-        out: Where the run is kept; None if it is in memory only.
+        seed: Seed of the run.
+        client: The client that made the calls; `predict` uses it.
+        out: Folder of the run; None if it is in memory only.
     """
 
     prompt: TunedPrompt
@@ -66,7 +66,7 @@ class TuneResult:
     out: Path | None
 
     def predict(self, rows: Rows) -> list[str]:
-        """The likeliest label of each row, see `TunedPrompt.predict`."""
+        """The most probable label of each row, see `TunedPrompt.predict`."""
         return self.prompt.predict(self.client, rows)
 
     def predict_proba(self, rows: Rows) -> FloatArray:
@@ -78,7 +78,7 @@ class TuneResult:
         return self.prompt.score(self.client, rows)
 
     def compare(self, rows: Rows) -> Comparison:
-        """Before and after on labelled rows that played no part in the search."""
+        """Scores before and after tuning, on labelled rows that the search did not use."""
         examples = read_examples(rows)
         targets = self.prompt.task.verbalizer.targets(examples)
         start, tuned = score_prompts([self.start, self.prompt], self.client, examples)
@@ -90,15 +90,12 @@ class TuneResult:
 
     @property
     def bounds(self) -> float:
-        """Share of the run's scores that are bounds and not the model's own; 0 if all are exact.
-
-        It is the mean over the steps.
-        """
+        """Share of the run's scores that are bounds, as a mean over steps; 0 if all are exact."""
         return sum(step.bounds for step in self.steps) / max(1, len(self.steps))
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row a step, the columns of `lmaas_tune.callbacks.step_row`."""
+        """One row a step, the columns of `lmaas_tune.step.step_row`."""
         import pandas as pd  # comes with nevergrad; slow to import, so only when asked
 
         rows = [step_row(step) for step in self.steps]
@@ -106,7 +103,7 @@ class TuneResult:
         return frame
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Losses over calls: each generation's best and mean, validation, and what was kept.
+        """Losses over calls: each generation's best and mean, validation, and the selected prompt.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -120,7 +117,7 @@ class TuneResult:
 
         Args:
             path: The file.
-            comparison: What `compare` gave, to be shown in it.
+            comparison: Result of `compare`, to show in the report.
 
         Raises:
             MissingExtraError: The extra ``compare`` is not installed.

@@ -1,4 +1,4 @@
-"""The loop: ask for points, score their prompts, tell the losses, keep the best."""
+"""`Search`: the optimization loop of a run. Asks for points, scores prompts, tells losses."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from lmaas_tune.typed_json import checked
 
 
 class Search:
-    """One run, from its first call to its last.
+    """The search of one run.
 
     Args:
         train: Scores prompts on the training rows; one prompt is one call.
-        validation: Scores the nominated ones on the validation rows; None: the training loss
+        validation: Scores nominated prompts on the validation rows; None: the training loss
             selects.
-        space: What the optimizer's points mean.
-        optimizer: Asks for points.
-        calibration: Fitted on each prompt's training scores.
-        selection: Nominates, and judges.
-        score_start: Whether the starts are scored first, and the best of them taken.
-        budget: What ends the run.
-        allow_bounds: Whether it goes on where most scores are bounds.
+        space: Maps points to prompts.
+        optimizer: The optimizer.
+        calibration: Fits a bias to each prompt's training scores.
+        selection: Nominates candidates for validation, and compares them.
+        score_start: Whether the starts are scored first, and the best of them used.
+        budget: Limits that end the run.
+        allow_bounds: Whether the run continues if most scores are bounds.
         callbacks: Called after every step.
-        clock: Gives seconds that only rise.
+        clock: Monotonic clock in seconds.
 
     Attributes:
-        start: The start, with its losses once they are known.
+        start: The start, with its losses once it is scored.
         best: The best candidate so far.
         steps: All steps so far.
-        meter: What was spent so far.
-        optimizer_seconds: Time in the optimizer's ask and tell, replayed ones included.
+        meter: Spending so far.
+        optimizer_seconds: Time in the optimizer's ask and tell, including replays.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Search:
         self.steps: list[Step] = []
         self.optimizer_seconds = 0.0
         self._lowest = math.inf  # training loss
-        self._idle = 0  # generations that were looked at since the last that improved
+        self._idle = 0  # considered generations since the last improvement
 
     def check(self) -> list[str]:
-        """What can be told before the first paid call.
+        """Check the search before the first paid call.
 
         Returns:
-            Sentences that the user should read.
+            Notes for the user.
 
         Raises:
             InputError: The rows or the prompt do not fit the backend, or the budget does not
@@ -116,7 +116,7 @@ class Search:
         """Check that no prompt of the space is too long.
 
         Raises:
-            InputError: One is.
+            InputError: A prompt is too long.
         """
         try:
             for evaluator in evaluators:
@@ -129,11 +129,11 @@ class Search:
             ) from error
 
     def run(self, journal: Journal) -> str:
-        """Search until something ends it, and say what.
+        """Search until a stop condition holds, and return it as a sentence.
 
         Raises:
-            KeyboardInterrupt: From the user; all that was paid is in the journal, and `best`
-                and `steps` stand as they were after the last whole step.
+            KeyboardInterrupt: From the user. The journal has all paid answers; `best` and
+                `steps` are those after the last complete step.
         """
         self._journal = journal
         self.meter = Meter(self._budget, spent=journal.spent, clock=self._clock)
@@ -145,12 +145,12 @@ class Search:
             self._measure_stds()
             while (reason := self._stop_reason()) is None:
                 self._run_generation()
-        except BudgetExceededError as error:  # retries ate what a generation had been given
+        except BudgetExceededError as error:  # retries used up the cost planned for a generation
             return str(error)
         return reason
 
     def _score_starts(self) -> None:
-        """Score every start, and go on from the one with the lowest training loss."""
+        """Score every start, and search from the one with the lowest training loss."""
         starts = self._space.starts
         origin = np.zeros((len(starts), self._space.dim))
         evaluations, spent = self._score_on_train(0, origin, starts)
@@ -170,12 +170,12 @@ class Search:
 
     @property
     def _unmeasured(self) -> NeedsStds | None:
-        """The space, where the model's layers have still to be measured for it."""
+        """The space if it still needs the stds of the layers' inputs, else None."""
         space = self._space
         return space if isinstance(space, NeedsStds) and space.needs_stds else None
 
     def _measure_stds(self) -> None:
-        """Measure the model's layers where the space needs it, at the price of one call."""
+        """Measure the stds of the layers' inputs if the space needs them; it costs one call."""
         if (space := self._unmeasured) is None:
             return
         start = self._space.starts[0]
@@ -208,7 +208,7 @@ class Search:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Count the time within as the optimizer's."""
+        """Add the time within the context to `optimizer_seconds`."""
         began = time.perf_counter()
         yield
         self.optimizer_seconds += time.perf_counter() - began
@@ -226,7 +226,7 @@ class Search:
         before = self.best
         for candidate in candidates:
             evaluation = candidate.evaluation
-            # what was started from is kept until something is better, be it worth nothing
+            # the start is the best until a better candidate is found, even if its loss is NaN
             if number == 0 or (
                 evaluation is not None and self._selection.better(evaluation, self.best.evaluation)
             ):
@@ -244,10 +244,10 @@ class Search:
         self._check_bounds(step)
 
     def _check_bounds(self, step: Step) -> None:
-        """Tell of scores that are bounds once, and end a run that begins with too many.
+        """Warn once of scores that are bounds, and end a run that starts with too many.
 
         Raises:
-            PermanentError: It does, and that was not asked for.
+            PermanentError: Too many scores are bounds, and `allow_bounds` is not set.
         """
         if len(self.steps) == 1 and not self._allow_bounds:
             refuse_bounds(step.bounds)
@@ -258,7 +258,7 @@ class Search:
     def _score_on_train(
         self, number: int, points: FloatArray, prompts: Sequence[Prompt]
     ) -> tuple[list[Evaluation], Spent]:
-        """The evaluations of a generation on the training rows, and all that was spent by then."""
+        """The evaluations of a generation on the training rows, and the total spent by then."""
         key, of = f"train/{number}", _digest(points)
         if (answer := self._journal.get(key, of)) is None:
             before = self.meter.spent.seconds
@@ -272,7 +272,7 @@ class Search:
     def _score_on_validation(
         self, number: int, candidates: Sequence[Candidate], spent: Spent
     ) -> tuple[list[Candidate], Spent]:
-        """The candidates with their validation losses, and all that was spent by then."""
+        """The candidates with their validation losses, and the total spent by then."""
         validation = self._validation
         if validation is None or not candidates:
             return list(candidates), spent
@@ -297,7 +297,7 @@ class Search:
         evaluations: Sequence[Evaluation],
         before: float,
     ) -> Record:
-        """Record evaluations that were begun when the run had lasted `before` seconds."""
+        """Record evaluations that started `before` seconds after the start of the run."""
         cost, spent = evaluator.cost.of_prompt(evaluator.batch), self.meter.spent
         content = {
             "evaluations": [e.to_json() for e in evaluations],
@@ -310,7 +310,7 @@ class Search:
     def _read(
         self, key: str, answer: Record, prompts: int, evaluator: Evaluator
     ) -> tuple[list[Evaluation], Spent]:
-        """Recorded evaluations, and all that was spent by then; the cost model learns from them."""
+        """Recorded evaluations, and the total spent by then; the cost model learns from them."""
         with self._journal.reading(key):
             recorded: _RecordedEvaluations = checked(_RecordedEvaluations, answer, "it")
             evaluations = [Evaluation.from_json(e) for e in recorded.evaluations]
@@ -325,7 +325,7 @@ class Search:
             return f"target: the loss {best.loss:.4g} reached {budget.target:g}"
         if budget.patience is not None and self._idle >= budget.patience:
             return f"patience: {budget.patience} generations without a better prompt"
-        if f"train/{self._next}" in self._journal:  # it was affordable when it was paid
+        if f"train/{self._next}" in self._journal:  # paid before, within the budget of then
             return None
         optimizer = self._optimizer
         if isinstance(optimizer, Ends) and optimizer.ended is not None:
@@ -334,11 +334,15 @@ class Search:
         return self.meter.exceeded_limit(self._planned_generation())
 
     def _check_usage(self) -> None:
-        """See that what the budget limits is told at all, or it would never end the run."""
+        """Check that the backend reports the usage that the budget limits.
+
+        Raises:
+            InputError: It does not, so that the budget would never end the run.
+        """
         spent = self.meter.spent
         if spent.requests and self._budget.tokens is not None and not spent.tokens:
             raise InputError(
-                f"budget {self._budget}: the backend does not tell what tokens a call takes: "
+                f"budget {self._budget}: the backend does not report the tokens of a call: "
                 "limit calls or sequences"
             )
         if spent.requests and self._budget.money is not None and not spent.money:
@@ -346,7 +350,7 @@ class Search:
 
     @property
     def _candidates(self) -> int | None:
-        """How many the budget's calls let the search score; None: no limit on calls."""
+        """Number of candidates that the budget's calls pay; None: no limit on calls."""
         if (calls := self._budget.calls) is None:
             return None
         calls -= len(self._space.starts) if self._score_start else 0
@@ -355,7 +359,7 @@ class Search:
 
     @property
     def _next(self) -> int:
-        """Number of the next generation, from 1; 0 is the start."""
+        """Number of the next generation, from 1; the start is 0."""
         return len(self.steps) + (0 if self._score_start else 1)
 
     def _calls_before(self, number: int) -> int:
@@ -381,7 +385,7 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class _RecordedEvaluations:
-    """What an answer of the journal says of a batch; see `Search._answer`."""
+    """A journal record of a batch, see `Search._append`."""
 
     evaluations: Sequence[Mapping[str, Any]]
     usage: Usage
@@ -397,19 +401,19 @@ def _unpriced(budget: Budget) -> str:
 
 
 _MAX_FAILURES = 10
-"""So many prompts in a row without a finite loss, and the search has left what the model reads."""
+"""Number of consecutive prompts without a finite loss that ends a run."""
 
 
 def penalised(losses: FloatArray, number: int, before: FloatArray | None = None) -> FloatArray:
-    """(population,) losses with what is not finite set well above the worst of the run.
+    """(population,) losses with non-finite values set well above the worst of the run.
 
     Args:
-        losses: Of one generation.
-        number: The generation's.
-        before: (n,) losses of the run before it, in order.
+        losses: Losses of one generation.
+        number: Number of the generation.
+        before: (n,) losses of the generations before it, in order.
 
     Raises:
-        PermanentError: None of the run is finite, or none of the last many.
+        PermanentError: None of the last losses is finite.
     """
     run = losses if before is None else np.concatenate([before, losses])
     last = run[-max(len(losses), _MAX_FAILURES) :]
@@ -431,6 +435,6 @@ def penalised(losses: FloatArray, number: int, before: FloatArray | None = None)
 
 
 def _digest(points: FloatArray) -> str:
-    """Names the points, whatever the machine's last bits were."""
+    """Digest of points, rounded so that it is the same on all machines."""
     rounded = np.round(points, 4) + 0.0
     return hashlib.sha256(rounded.astype("<f8").tobytes()).hexdigest()[:16]

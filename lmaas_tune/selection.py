@@ -1,4 +1,4 @@
-"""Which candidate a run keeps."""
+"""Selection rules: which candidates are validated, and which one is the result of a run."""
 
 from __future__ import annotations
 
@@ -13,86 +13,86 @@ from lmaas_tune.evaluator import Evaluation
 
 
 class Selection(Protocol):
-    """Nominates candidates for the validation rows, and judges what comes back."""
+    """Nominates candidates for validation, and compares their evaluations."""
 
     def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int] | None:
-        """Indices into one generation that are to be scored on the validation rows.
+        """Indices of one generation's candidates to score on the validation rows.
 
         Args:
-            losses: Of the generation, on the training rows; NaN where one failed.
-            first_call: How many candidates the search had scored before this generation.
-            lowest: Training loss so far, that of the start included; infinite where there is none.
+            losses: Training losses of the generation; NaN for failed candidates.
+            first_call: Number of candidates that the search scored before this generation.
+            lowest: Lowest training loss so far, including the start; infinite if there is none.
 
         Returns:
-            None where the rule looks at nothing of this generation, whatever its losses: then it
-            does not count as one without a better prompt (`Budget.patience`).
+            None if the rule skips this generation regardless of its losses: then it does not
+            count for `Budget.patience`.
         """
         ...
 
     def better(self, new: Evaluation, best: Evaluation | None) -> bool:
-        """Whether `new` replaces `best` (None: nothing is kept yet)."""
+        """Whether `new` replaces `best` (None: there is no best yet)."""
         ...
 
     def notes(self, candidates: int | None) -> list[str]:
-        """What the user should know before a search of so many (None: nobody knows)."""
+        """Notes for the user before a search of `candidates` candidates (None: unknown)."""
         ...
 
 
 class LowestLoss:
-    """Each generation's best by training loss is re-scored; the lowest loss is kept.
+    """Validates the best of each generation by training loss, and selects the lowest loss.
 
-    A generation of one has no best: it is re-scored where it lowers the training loss, or else a
-    search that asks one point at a time would pay for validation as often as for training.
+    A generation of one candidate is validated only if it lowers the training loss. Otherwise a
+    search with single points would validate as often as it trains.
     """
 
     def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int]:
-        """The generation's best, unless all of it failed."""
+        """The best of the generation, unless all candidates failed."""
         if np.isnan(losses).all() or (len(losses) == 1 and losses[0] >= lowest):
             return []
         return [int(np.nanargmin(losses))]
 
     def better(self, new: Evaluation, best: Evaluation | None) -> bool:
-        """A lower loss; NaN never is."""
+        """Whether the loss is lower; NaN never is."""
         return new.loss == new.loss and (best is None or new.loss < best.loss)
 
     def notes(self, candidates: int | None) -> list[str]:
-        """None."""
+        """No notes."""
         return []
 
 
 class EveryNth:
-    """The reference code's rule: every n-th candidate, whichever it is; higher accuracy is kept.
+    """The reference code's rule: validates every n-th candidate, and selects higher accuracy.
 
-    The paper's code looks at the validation rows once in 100 calls, at the candidate that
-    happens to be the 100th, and keeps it where its accuracy is strictly higher.
+    The paper's code validates every 100th candidate, regardless of its loss, and selects it if
+    its accuracy is strictly higher.
     """
 
     def __init__(self, n: int) -> None:
         self._n = n
 
     def nominate(self, losses: Sequence[float], first_call: int, lowest: float) -> list[int] | None:
-        """Those whose number in the run, counted from 1, is a multiple of n."""
+        """Candidates whose number in the run, counted from 1, is a multiple of n."""
         return [i for i in range(len(losses)) if (first_call + i + 1) % self._n == 0] or None
 
     def better(self, new: Evaluation, best: Evaluation | None) -> bool:
-        """Strictly higher accuracy; from nothing, more than 0."""
+        """Whether the accuracy is strictly higher; without a best, above 0."""
         return new.accuracy > (0.0 if best is None else best.accuracy)
 
     def notes(self, candidates: int | None) -> list[str]:
-        """That it will look at nothing."""
+        """A note if no candidate will be validated."""
         if candidates is None or candidates >= self._n:
             return []
         return [
-            f"selection candidate@{self._n} looks at every {self._n}th candidate, and the budget "
-            f"pays {candidates}: the run will end with what it starts from"
+            f"selection candidate@{self._n} validates every {self._n}th candidate, and the budget "
+            f"pays {candidates}: the result of the run will be its start"
         ]
 
 
 def selection_named(name: str) -> Selection:
-    """``lowest-loss``, or ``candidate@N`` for the paper's rule with N calls between looks.
+    """``lowest-loss``, or ``candidate@N`` for the paper's rule.
 
     Raises:
-        InputError: It is neither.
+        InputError: The name is unknown.
     """
     if name == "lowest-loss":
         return LowestLoss()

@@ -1,4 +1,4 @@
-"""What one generation of a search came to."""
+"""`Step` and `Candidate`: the results of one generation, and a scored prompt."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Candidate:
     Attributes:
         generation: 0 for the start, then counted from 1.
         prompt: The prompt.
-        train: Its worth on the training rows; None where it was never scored on them.
-        validation: Its worth on the validation rows, with the bias of the training rows; None
-            where there are none, or it was not nominated.
+        train: Evaluation on the training rows; None if it was not scored on them.
+        validation: Evaluation on the validation rows, with the bias of the training rows; None
+            without validation rows, or if it was not nominated.
     """
 
     generation: int
@@ -29,23 +29,23 @@ class Candidate:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """What selection compares: validation where there is some, else training."""
+        """The evaluation that the selection compares: validation if there is one, else training."""
         return self.validation or self.train
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One generation: asked, scored, told.
+    """One generation of the search.
 
     Attributes:
         generation: Counted from 1; 0 is the start alone.
-        points: (population, dim) as asked.
+        points: (population, dim) points of the optimizer.
         evaluations: One for each point, on the training rows.
-        validated: Of the prompts that were scored on the validation rows in this step.
+        validated: Evaluations on the validation rows in this step.
         best: The best candidate of the run so far, by the run's selection.
         improved: Whether this step found it.
-        spent: By the run, up to here.
-        budget: Of the run.
+        spent: Total spending of the run by the end of this step.
+        budget: Budget of the run.
     """
 
     generation: int
@@ -64,7 +64,7 @@ class Step:
 
     @property
     def bounds(self) -> float:
-        """Share of this generation's scores that are bounds, on all rows that were scored."""
+        """Share of this generation's scores that are bounds."""
         scored = [*self.evaluations, *self.validated]
         return sum(evaluation.bounds for evaluation in scored) / len(scored)
 
@@ -81,11 +81,11 @@ COLUMNS = (
     "improved",
     *Spent().to_json(),
 )
-"""Of `step_row`; a run without steps has them too."""
+"""Columns of `step_row`, also for a run without steps."""
 
 
 def step_row(step: Step) -> dict[str, float | int | None]:
-    """A step as one flat row of numbers; also the rows of `TuneResult.history`."""
+    """A step as one flat row of numbers; a row of `TuneResult.history`."""
     finite = [e.loss for e in step.evaluations if e.loss == e.loss]
     best = step.best.evaluation
     return {

@@ -1,4 +1,4 @@
-"""What a task is: its template, its label words, its examples."""
+"""The task: template, label words (verbalizer), examples, and rows rendered for a backend."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lmaas_tune.errors import InputError, did_you_mean
 
 
 def check_text(text: str, what: str) -> str:
-    """The text, if it can be written down at all.
+    """The text, if it can be encoded as UTF-8.
 
     Raises:
-        InputError: It holds a lone surrogate, as text read in the wrong encoding does.
+        InputError: It holds a lone surrogate, as text decoded with a wrong encoding does.
     """
     try:
         text.encode()
@@ -34,26 +34,26 @@ def check_text(text: str, what: str) -> str:
 
 
 def label_name(value: object) -> str:
-    """What a label is called: 1, 1.0 and "1" are the same label."""
+    """The name of a label: 1, 1.0 and "1" are the same label."""
     if isinstance(value, float | np.floating) and float(value).is_integer():
-        value = int(value)  # a frame turns whole labels beside an empty cell into floats
+        value = int(value)  # a data frame turns integer labels into floats if a cell is empty
     return str(value).strip()
 
 
 class Slot(Enum):
-    """A place in a template that is not text."""
+    """A slot of a template: for the prompt, or for the label."""
 
     PROMPT = "prompt"
     LABEL = "label"
 
 
 Part: TypeAlias = str | Slot
-"""Text as it stands in the row, or a slot."""
+"""Literal text of a row, or a slot."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a task: named texts and, where known, its label."""
+    """One example of a task: named texts, and its label if known."""
 
     fields: Mapping[str, str]
     label: str | None = None
@@ -61,7 +61,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows ready for a backend: no label is in them, so that none can leak.
+    """Rows for a backend, without labels, so that none can leak.
 
     Attributes:
         rows: One tuple of parts a row, in reading order. Each row has `Slot.LABEL` exactly
@@ -75,7 +75,7 @@ class Batch:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all rows: tokenize once a run, and part of every cache key."""
+        """SHA-256 of all rows; part of every cache key, and a key for tokenized rows."""
         sha = hashlib.sha256()
         for row in self.rows:
             for part in row:
@@ -87,11 +87,11 @@ class Batch:
 
     @cached_property
     def characters(self) -> int:
-        """Of all texts."""
+        """Total length of all texts."""
         return sum(len(part) for row in self.rows for part in row if isinstance(part, str))
 
     def cut(self, rows: int) -> tuple[Batch, ...]:
-        """The rows in order, in batches of at most so many: the same ones each time."""
+        """Split into batches of at most `rows` rows, in order; the same objects each time."""
         if len(self) <= rows:
             return (self,)
         if rows not in self._cuts:
@@ -109,14 +109,14 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 @dataclass(frozen=True)
 class Template:
-    """Says where the fields, the prompt and the label stand in the text a model reads.
+    """The text that a model reads, with places for fields, prompt and label.
 
     ``"{sentence} {prompt} It was {label}"``: a name in braces is a field of the example;
-    ``{prompt}`` and ``{label}`` are the slots; ``{{`` and ``}}`` are braces. Which orders a
-    model allows is its backend's word (`Capabilities`).
+    ``{prompt}`` and ``{label}`` are the slots; ``{{`` and ``}}`` are braces. The backend's
+    `Capabilities` restrict the order.
 
     Raises:
-        InputError: A slot is missing or doubled, or the braces do not match.
+        InputError: A slot is missing or repeated, or the braces do not match.
     """
 
     text: str
@@ -155,26 +155,26 @@ class Template:
 
     @property
     def space_before_prompt(self) -> str:
-        """The space that belongs to the prompt's first word, see `Backend.score`; or nothing."""
+        """The space before the prompt, which belongs to its first word (`Backend.score`), or ""."""
         index = self.parts.index(Slot.PROMPT)
         before = self.parts[index - 1] if index else ""
         return " " if isinstance(before, str) and before.endswith(" ") else ""
 
     def render(self, example: Example) -> tuple[Part, ...]:
-        """The parts of one row, neighbouring texts joined.
+        """The parts of one row, with adjacent texts joined.
 
         Raises:
             InputError: The example lacks a field.
         """
         pieces = [_field(example, p[0]) if isinstance(p, tuple) else p for p in self.parts]
         row: list[Part] = []
-        for is_slot, own in itertools.groupby(pieces, lambda piece: isinstance(piece, Slot)):
-            same = list(own)
+        for is_slot, group in itertools.groupby(pieces, lambda piece: isinstance(piece, Slot)):
+            same = list(group)
             row += same if is_slot else ["".join(map(str, same))]
         return tuple(part for part in row if part != "")
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """All rows; an error names the row, counted from 1."""
+        """Render all examples; an error names the row, counted from 1."""
         rows = []
         for number, example in enumerate(examples, start=1):
             try:
@@ -196,7 +196,7 @@ def _field(example: Example, name: str) -> str:
 
 @dataclass(frozen=True)
 class Verbalizer:
-    """Label words: what the model is to say for each label.
+    """Label words: the word whose probability is the score of each label.
 
     Attributes:
         words: One word (or short phrase) a label, in the order of the columns of all scores.
@@ -210,7 +210,7 @@ class Verbalizer:
     def __post_init__(self) -> None:
         if len(self.words) < 2:
             raise InputError(
-                f"a task needs two labels or more, and {list(self.words)} is all there is: "
+                f"a task needs two labels or more, and it has only {list(self.words)}: "
                 "add rows of another class, or give the labels"
             )
         seen: dict[str, str] = {}
@@ -245,7 +245,7 @@ class Verbalizer:
         """(rows,) the column of each example's label.
 
         Raises:
-            InputError: A row has no label, or one without a word; it names the row.
+            InputError: A row has no label, or a label without a word; the message names the row.
         """
         columns = {label: column for column, label in enumerate(self.words)}
         targets = []
@@ -263,7 +263,7 @@ class Verbalizer:
 
 @dataclass(frozen=True)
 class Task:
-    """A template and its label words: all that turns examples into requests."""
+    """A template and its label words, which turn examples into requests."""
 
     template: Template
     verbalizer: Verbalizer
@@ -272,7 +272,7 @@ class Task:
         """SHA-256 of the rows and their targets.
 
         Raises:
-            InputError: A row lacks a field, or has no label with a word.
+            InputError: A row lacks a field, or its label has no word.
         """
         targets = self.verbalizer.targets(examples).astype("<i8").tobytes()
         rows = self.template.batch(examples).digest.encode()

@@ -1,4 +1,4 @@
-"""Usage: what answering took, as a provider bills it."""
+"""`Usage`: requests, rows, tokens, bytes and money of an answer, as a provider bills them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What answering took; adds up with ``+``.
+    """Resources that an answer took; values add up with ``+``.
 
     Attributes:
         requests: Requests to the provider (HTTP requests; calls of `score` locally).
         sequences: Rows scored.
-        tokens: Tokens of the rows as the model reads them, start token and prompt included,
-            as if none had been shared or kept: what a provider would bill as input. A label
-            word of several tokens adds all but its last, once a row; a provider that has to be
-            sent the row again for each of them bills, and reports, the row again.
+        tokens: Input tokens as a provider would bill them: tokens of the rows with start token
+            and prompt, without savings by sharing or caching. A label word of several tokens adds
+            all but its last, once a row; if the row is sent again for each of them, it counts
+            again.
         bytes_up: Bytes sent.
         bytes_down: Bytes received.
         money: What the provider charges, in the user's currency; 0 if unknown.

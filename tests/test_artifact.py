@@ -150,7 +150,7 @@ def test_a_row_without_its_field_or_label_is_named() -> None:
 
 def test_another_backend_is_warned_of_and_the_same_is_not() -> None:
     with pytest.warns(
-        UserWarning, match="was tuned for bowl and is used with other, which may answer otherwise"
+        UserWarning, match="was tuned for bowl and is used with other, which may answer differently"
     ):
         TUNED.predict(Bowl(identity="other"), ["a"])
     with warnings.catch_warnings():
@@ -267,7 +267,7 @@ def test_vectors_cut_short_or_of_another_prompt_are_told(tmp_path: Path) -> None
         TunedPrompt.load(tmp_path)
     TunedPrompt(SoftPrompt(np.ones((2, 3))), TASK, np.zeros(2)).save(tmp_path / "other")
     (tmp_path / "other" / "prompt.safetensors").replace(path)
-    with pytest.raises(StorageError, match="are not of one prompt"):
+    with pytest.raises(StorageError, match="belong to different prompts"):
         TunedPrompt.load(tmp_path)
 
 

@@ -124,7 +124,7 @@ def test_cells_of_what_was_not_looked_at_are_empty(tmp_path: Path) -> None:
 def test_a_file_that_is_no_log_of_a_run_is_left_alone(tmp_path: Path) -> None:
     path, backend = tmp_path / "train.csv", Bowl()
     path.write_text("text,label\na,b\n")
-    with pytest.raises(StorageError, match="holds something else than the log of a run"):
+    with pytest.raises(StorageError, match="is not the log of a run"):
         small_tuner(backend, callbacks=[CSVLogger(path)]).fit(TRAIN, VALIDATION)
     assert path.read_text() == "text,label\na,b\n"
     assert backend.asked == []

@@ -421,7 +421,7 @@ def test_a_note_comes_once_and_a_warning_for_programmers_never(
 @pytest.mark.parametrize(
     ("rows", "more", "says"),
     [
-        ("", [], "there is not one row in it"),
+        ("", [], "it has no rows"),
         ('{"text": "a", "label": "x"}\nnot json\n', [], "line 2: not JSON"),
         ('{"txt": "a", "label": "x"}\n{"txt": "b", "label": "y"}\n', ["--template",
          "{text} {prompt} {label}"], "no field 'text', which the template asks for, or no text in"),
@@ -541,7 +541,7 @@ def test_a_report_that_cannot_be_kept_is_printed_all_the_same(folder: Path, run:
 def test_resuming_where_there_is_no_run_says_that_a_new_one_begins(folder: Path, run: Run) -> None:
     printed = run(*tune("--out", "ouch", "--resume", "--json", *SMALL))
     assert printed.code == 0
-    assert "there is no run to go on from, so a new one begins" in printed.err
+    assert "there is no run to resume, so a new one starts" in printed.err
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(folder: Path, run: Run) -> None:

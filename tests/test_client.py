@@ -271,7 +271,7 @@ def test_ctrl_c_passes_through_and_its_request_is_counted() -> None:
     [
         (lambda replies: replies[:1], "gave 1 replies to 2 requests"),
         (lambda replies: None, "failed with TypeError"),
-        (lambda replies: ["good", "bad"], "usage cannot be booked"),
+        (lambda replies: ["good", "bad"], "usage is invalid"),
         (with_logprobs(np.zeros((ROWS, 3))), "reply 1 of 2: scores of shape (3, 3) for (3, 2)"),
         (with_logprobs(np.zeros((2, ROWS))), "reply 1 of 2: scores of shape (2, 3) for (3, 2)"),
         (with_logprobs(np.zeros(ROWS)), "reply 1 of 2: scores of shape (3,)"),

@@ -206,7 +206,7 @@ class ColumnsFirst:
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([], "rows: there is not one row in it"),
+        ([], "rows: it has no rows"),
         (3, "cannot read examples from int; give a path"),
         ({"text": ["a"]}, "cannot read examples from dict"),
         (ColumnsFirst(), "cannot read examples from ColumnsFirst; .* a pandas or polars frame"),
@@ -232,9 +232,9 @@ def test_what_is_no_set_of_rows_gets_one_sentence(rows: Any, sentence: str) -> N
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("rows.jsonl", b"", "there is not one row in it"),
-        ("rows.csv", b"", "there is not one row in it"),
-        ("rows.csv", b"text,label\n", "there is not one row in it"),
+        ("rows.jsonl", b"", "it has no rows"),
+        ("rows.csv", b"", "it has no rows"),
+        ("rows.csv", b"text,label\n", "it has no rows"),
         ("rows.jsonl", b'{"text": "a", "label": 1}\n{"text": "a"', "line 2: not JSON"),
         ("rows.jsonl", b'"a"\n', "row 1: no label"),
         ("rows.json", b'{"text": "a"}', "holds one list of rows; for a row a line use .jsonl"),

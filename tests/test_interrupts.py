@@ -145,7 +145,7 @@ def test_a_second_interrupt_leaves_the_calls_under_way(folder: Path) -> None:
     child = started(CALLS_THAT_STAND_STILL, *TUNE, "--backend", "toy", "--out", "run")
     said(child, "asked")
     child.send_signal(signal.SIGINT)
-    said(child, "interrupt again to leave them")
+    said(child, "interrupt again to drop them")
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=120)
     assert child.returncode == 130
@@ -171,7 +171,7 @@ threading.Thread.start = interrupted
 def test_an_interrupt_while_calls_are_sent_says_what_is_waited_for(folder: Path) -> None:
     code = CALLS_THAT_STAND_STILL + AMID_THE_START_OF_A_THREAD
     child = started(code, *TUNE, "--backend", "toy", "--out", "run")
-    assert "kept: 1;" in said(child, "interrupt again to leave them")
+    assert "active calls: 1;" in said(child, "interrupt again to drop them")
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=120)
     assert child.returncode == 130

@@ -324,7 +324,7 @@ def test_a_damaged_line_is_named_with_what_can_be_kept(
         assert f"line {line + 1}: the journal is damaged" in str(caught.value)
         assert f"cut the file to its first {line} lines" in str(caught.value)
     else:
-        assert "is not a journal of ours: choose another folder" in str(caught.value)
+        assert "is not a journal of lmaas-tune: choose another folder" in str(caught.value)
     assert backend.asked == []
     assert (tmp_path / FILE_NAME).read_bytes() == data
     if line:  # the remedy works
@@ -339,7 +339,7 @@ def test_a_line_that_was_changed_or_lost_is_damage_too(
     changed = lines[4].replace(str(loss).encode(), str(loss + 1).encode(), 1)
     for at, spoilt in ((5, [*lines[:4], changed, *lines[5:]]), (5, [*lines[:4], *lines[5:]])):
         (tmp_path / FILE_NAME).write_bytes(b"".join(spoilt))
-        with pytest.raises(StorageError, match=f"line {at}: .* is not what was written"):
+        with pytest.raises(StorageError, match=f"line {at}: .* its checksum is wrong"):
             fit(tmp_path)
         check_resumed(tmp_path, b"".join(spoilt[:4]), whole)
 
@@ -379,7 +379,7 @@ def test_a_first_line_that_is_half_ours_is_named_too(
 
 def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text("my diary")
-    with pytest.raises(StorageError, match="is not a journal of ours"):
+    with pytest.raises(StorageError, match="is not a journal of lmaas-tune"):
         fit(tmp_path)
     assert (tmp_path / FILE_NAME).read_text() == "my diary"
 
@@ -403,7 +403,7 @@ def test_an_answer_to_another_question_is_refused(
         for answer in answers:
             spent = Spent.from_json(answer.pop("spent"))
             journal.append(answer["key"], answer["of"], answer, spent)
-    with pytest.raises(StorageError, match=r"'train/2' was recorded for another question"):
+    with pytest.raises(StorageError, match=r"'train/2' was recorded for another request"):
         fit(tmp_path)
 
 

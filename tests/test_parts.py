@@ -467,5 +467,5 @@ def test_an_interrupt_says_that_calls_under_way_are_waited_for() -> None:
         client(Interrupted(rows_per_call=4), pace=Pace(workers=2)).score([request(6)])
     (sentence,) = said
     assert sentence == (
-        "calls under way are waited for, at most 10 s, and kept: 1; interrupt again to leave them"
+        "waiting at most 10 s to keep the answers of active calls: 1; interrupt again to drop them"
     )

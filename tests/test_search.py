@@ -204,7 +204,9 @@ def test_a_limit_on_what_nobody_tells_ends_the_run_with_a_sentence() -> None:
             return [replace(reply, usage=silent) for reply in super().score(requests)]
 
     backend = Silent()
-    with pytest.raises(InputError, match=r"budget tokens=9: the backend does not tell what tokens"):
+    with pytest.raises(
+        InputError, match=r"budget tokens=9: the backend does not report the tokens"
+    ):
         fit(backend, budget="tokens=9")
     assert len(backend.asked) == 2  # the start, on both sets of rows
 

@@ -134,7 +134,7 @@ def test_a_run_too_short_for_the_papers_first_look_keeps_its_start() -> None:
 
 def test_candidates_are_whole_generations_after_the_starts() -> None:
     own = {**SCRIPT, "score_start": True, "budget": "calls=119"}
-    with pytest.warns(UserWarning, match="and the budget pays 100: the run will end with what it"):
+    with pytest.warns(UserWarning, match="and the budget pays 100: the result of the run will"):
         small_tuner(Bowl(), selection="candidate@101", **own).fit(TRAIN, VALIDATION)
 
 

@@ -149,7 +149,7 @@ def test_the_callers_mapping_is_his_own() -> None:
     ("words", "sentence"),
     [
         ({}, "needs two labels or more"),
-        ({"a": "x"}, r"two labels or more, and \['a'\] is all there is: add rows"),
+        ({"a": "x"}, r"two labels or more, and it has only \['a'\]: add rows"),
         ({"a": "x", "b": " "}, "label 'b' has the label word ' ': give it a word"),
         ({"a": "x", "b": 3}, "label 'b' has the label word 3"),
         ({"a": "x", "b": " x "}, "labels 'a' and 'b' share the word ' x '.*give each its own"),

@@ -399,7 +399,10 @@ def test_a_run_does_not_go_on_with_other_words(change: dict[str, Any], tmp_path:
     tune(Reader(), out=tmp_path, calls=30, settings=settings, template=FIRST)
     other = changed(settings, **change)
     tuner = Tuner(Reader(), settings=other, out=tmp_path, template=FIRST, callbacks=())
-    with pytest.warns(UserWarning, match="are demonstrations"), pytest.raises(InputError, match="run"):
+    with (
+        pytest.warns(UserWarning, match="are demonstrations"),
+        pytest.raises(InputError, match="run"),
+    ):
         tuner.fit(TRAIN, resume=True)
 
 

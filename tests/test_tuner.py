@@ -256,7 +256,7 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
 @pytest.mark.parametrize(
     ("wish", "rows", "sentence"),
     [
-        ({}, [], "train: there is not one row in it"),
+        ({}, [], "train: it has no rows"),
         ({}, "nowhere.csv", r"nowhere\.csv: no such file"),
         ({}, ONE_CLASS, "every row has the label 'good'.* add rows of another class"),
         ({"labels": {"good": "g", "bad": "b"}}, ONE_CLASS, "every row has the label 'good'"),

@@ -1,4 +1,4 @@
-"""One call of a backend, as the wrappers of a client pass it on."""
+"""`Call`: the requests of one backend call with their context, passed down the chain."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lmaas_tune.calls.deadline import Deadline
 from lmaas_tune.calls.meter import Meter, Spent
 
 Reply: TypeAlias = ScoreReply | Spread
-"""An answer to one request."""
+"""The answer to one request."""
 
 
 class Recorder(Protocol):
-    """Keeps each paid answer of a run when it arrives. Called from several threads."""
+    """Records each paid answer of a run when it arrives. Called from several threads."""
 
     def get_part(self, key: bytes) -> tuple[ScoreReply, Spent] | None:
         """A recorded answer and its cost. The cost is returned once, by the first `get_part`."""
@@ -28,7 +28,7 @@ class Recorder(Protocol):
         ...
 
     def append_failure(self, spent: Spent) -> None:
-        """Record the cost of attempts that brought no answer."""
+        """Record the cost of attempts that failed."""
         ...
 
 
@@ -42,8 +42,8 @@ class RunContext:
         recorder: Records the answers, if there is one.
         cost: Estimates what calls cost.
         deadline: When every call must end.
-        stopped: Set when no further call may begin.
-        active: Keys of the calls that a thread is making.
+        stopped: Set when no further call may start.
+        active: Keys of the calls in progress.
     """
 
     meters: Sequence[Meter]
@@ -55,11 +55,11 @@ class RunContext:
     active: set[bytes] = field(default_factory=set)
 
     def admit(self, seconds: float) -> None:
-        """Check that a wait of so many seconds ends before the run does.
+        """Check that the budget leaves time for a wait.
 
         Raises:
-            BudgetExceededError: It does not.
-            Stopped: The run has ended already.
+            BudgetExceededError: The wait would exceed the budget.
+            Stopped: The run was stopped.
         """
         if self.stopped.is_set():
             raise Stopped
@@ -67,28 +67,28 @@ class RunContext:
             meter.admit(Spent(seconds=seconds))
 
     def book(self, spent: Spent) -> None:
-        """Book with each meter a cost that needed no reservation."""
+        """Book a cost that was not reserved with each meter."""
         for meter in self.meters:
             meter.book(spent)
 
 
-class Stopped(Exception):  # noqa: N818  # ends a thread's work, and is no error
-    """The caller wants no more calls."""
+class Stopped(Exception):  # noqa: N818  # not an error: ends the work of a thread
+    """The run was stopped, so that no further call may start."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Call:
-    """Requests that a backend answers together.
+    """Requests that are sent to a backend in one call.
 
     Attributes:
         requests: At least one.
-        ask: Makes of requests the function that sends them to a backend.
+        ask: Converts requests to a function that sends them to a backend.
         run: The run that the call belongs to.
-        keys: A cache key for each request; none where answers cannot be cached.
+        keys: A cache key for each request; empty if answers cannot be cached.
         expected: The estimated usage of all requests together.
-        is_part: Whether this call is one of several that together answer a generation.
+        is_part: Whether this call answers a part of a generation.
         spent: The cost of all attempts so far.
-        paid: Keys of the answers that the run paid for, now or before it was resumed.
+        paid: Keys of the answers that the run has paid for, including before a resume.
         waited: Seconds that the call has spent in the queue so far.
     """
 

@@ -1,4 +1,4 @@
-"""The client: how calls are made to a backend. A hit is free, and every attempt is paid."""
+"""`Client`: calls a backend through cache, retries, pace and meter, and joins the answers."""
 
 from __future__ import annotations
 
@@ -41,37 +41,37 @@ from lmaas_tune.errors import InputError, PermanentError
 T = TypeVar("T")
 
 _JITTER = random.Random()
-_SIGNAL_INTERVAL = 0.5  # seconds between two looks for a signal
-_POLL_INTERVAL = 0.02  # seconds between two looks whether the last calls have ended
-_GRACE_PERIOD = 10.0  # seconds that calls have to end after an interrupt
+_SIGNAL_INTERVAL = 0.5  # seconds between two checks for a signal
+_POLL_INTERVAL = 0.02  # seconds between two checks for the end of the active calls
+_GRACE_PERIOD = 10.0  # seconds that active calls may take after an interrupt
 
 
 def warn(note: str) -> None:
-    """Give a note to the user as a `UserWarning`."""
+    """Issue a note to the user as a `UserWarning`."""
     warnings.warn(note, stacklevel=3)
 
 
 class Client:
-    """How the user calls a backend: recorded, cached, retried, paced and metered, in this order.
+    """Calls a backend: recorded, cached, retried, paced and metered, in this order.
 
-    May be called from several threads.
+    Safe for concurrent threads.
 
     Args:
-        backend: The provider's side.
-        cache: A cache, or the file of one; None keeps nothing.
-        retry: When a call is tried again after a transient failure.
-        pace: How many calls are active at once and how many a minute, for a backend that
-            takes a limited number of rows a call (`Capabilities.rows_per_call`).
-        price: Money for the usage of one answer, where the backend reports none: a `Price`, or
-            any function.
-        on_note: Takes sentences for the user; by default each is a `UserWarning`.
-        sleep: Waits so many seconds; by default until then, or until the call is given up.
-        clock: Gives seconds that only rise.
-        chance: Gives numbers from 0 to 1, for the jitter of waits.
+        backend: The backend.
+        cache: A cache, or the path of its file; None caches nothing.
+        retry: Policy of retries after temporary failures.
+        pace: Limits of concurrent calls and of calls a minute, for a backend that takes a
+            limited number of rows a call (`Capabilities.rows_per_call`).
+        price: Money for the usage of one answer if the backend reports none: a `Price`, or any
+            function.
+        on_note: Called with each note for the user; by default it issues a `UserWarning`.
+        sleep: Waits the given seconds; by default it also returns when the run is stopped.
+        clock: Monotonic clock in seconds.
+        chance: Random numbers from 0 to 1, for the jitter of waits.
 
     Attributes:
-        backend: As given.
-        meter: Books all that this client ever spends, in addition to the meter of a run.
+        backend: The backend.
+        meter: Books all spending of this client, in addition to the meter of a run.
 
     Raises:
         InputError: The price gives no finite number from 0 up.
@@ -95,7 +95,7 @@ class Client:
         self.meter = Meter(clock=clock)
         self._price, self._on_note = price, on_note
         self._cost = self.new_cost_model()
-        self._cost.priced(Usage(requests=1, sequences=1, tokens=1))  # shows a bad price now
+        self._cost.priced(Usage(requests=1, sequences=1, tokens=1))  # a bad price fails here
         self._threads, self._throttle = pace.threads, Throttle(pace, clock=clock)
         if isinstance(cache, str | os.PathLike):
             cache = ScoreCache(cache)
@@ -107,21 +107,21 @@ class Client:
 
     @property
     def identity(self) -> str:
-        """The backend's."""
+        """Identity of the backend."""
         return self.backend.identity
 
     @property
     def capabilities(self) -> Capabilities:
-        """The backend's."""
+        """Capabilities of the backend."""
         return self.backend.capabilities
 
     @property
     def spent(self) -> Spent:
-        """All that this client ever spent."""
+        """Total spending of this client."""
         return self.meter.spent
 
     def new_cost_model(self) -> CostModel:
-        """A cost model with this client's price that has observed nothing yet."""
+        """A cost model with this client's price and no observations."""
         return CostModel(self._price)
 
     def score(
@@ -134,24 +134,24 @@ class Client:
     ) -> list[ScoreReply]:
         """Answer every request, in order.
 
-        The backend gets only the requests that neither the recorder nor the cache holds, and
-        equal requests once: as one list, or, where the backend takes a limited number of rows a
-        call, cut into calls that several threads make. Only its replies have usage. An answer is
-        kept when it arrives, whatever happens to the others. Where the budget limits tokens or
-        money and nothing has shown yet what a request costs, the first one is sent alone.
+        The backend gets only the requests that neither recorder nor cache holds, and equal
+        requests once: as one list, or, if it takes a limited number of rows a call, split into
+        calls that several threads make. Only its replies have usage. Each answer is recorded and
+        cached when it arrives. If the budget limits tokens or money and the cost of a request is
+        still unknown, the first one is sent alone.
 
         Args:
             requests: Usually one generation of prompts on one batch.
-            meter: The run's; it is asked before every attempt, and books all of them.
-            recorder: The run's.
-            cost: The run's; estimates what is reserved for each call.
+            meter: Meter of the run; it admits and books every attempt.
+            recorder: Recorder of the run.
+            cost: Cost model of the run; it estimates the reservation for each call.
 
         Returns:
-            One reply a request; its log-probabilities are read-only float64 and at most 0, but
-            NaN or -inf where the backend gave these. Such a reply is never cached.
+            One reply a request; its log-probabilities are read-only float64 and at most 0, or
+            NaN or -inf from the backend. Such a reply is never cached.
 
         Raises:
-            BudgetExceededError: The meter refused an attempt.
+            BudgetExceededError: A meter did not admit an attempt.
             PermanentError: The backend failed for good, or its replies do not fit the requests.
             InputError: The backend cannot take one of the requests.
         """
@@ -165,12 +165,12 @@ class Client:
         return replies
 
     def measure(self, request: ScoreRequest, *, meter: Meter | None = None) -> Spread:
-        """How widely spread the inputs of the model's layers are, see `Measures`.
+        """Measure the standard deviations of the inputs of the model's layers, see `Measures`.
 
         Raises:
-            BudgetExceededError: The meter refused an attempt.
+            BudgetExceededError: A meter did not admit an attempt.
             PermanentError: The backend failed for good.
-            InputError: It measures nothing, or not this request.
+            InputError: The backend cannot measure its layers, or not with this request.
         """
         if not isinstance(self.backend, Measures):
             raise InputError(f"{self.identity} does not measure its layers")
@@ -180,9 +180,9 @@ class Client:
         spread = cast("Spread", reply)
         if not all(0 < std < float("inf") for std in spread.stds):
             raise PermanentError(
-                f"backend {self.identity!r} measured {spread.stds} as the spread of what "
-                "enters its layers, which must be positive and finite: the model overflows "
-                "on these rows (try dtype float32)"
+                f"backend {self.identity!r} measured the stds {spread.stds} of the inputs "
+                "of its layers, which must be positive and finite: the model overflows on these "
+                "rows (try dtype float32)"
             )
         return spread
 
@@ -246,15 +246,15 @@ class Client:
             futures = [pool.submit(self._make, call) for call in calls]
             for future in _finished(futures):
                 answers |= future.result()
-        except BaseException as error:  # the active calls finish, and are kept
+        except BaseException as error:  # the active calls finish, and their answers are recorded
             run.stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             self._throttle.wake()
             if isinstance(error, KeyboardInterrupt) and (active := len(run.active)):
                 run.deadline.shorten(_GRACE_PERIOD)
                 self._on_note(
-                    f"calls under way are waited for, at most {_GRACE_PERIOD:g} s, and kept: "
-                    f"{active}; interrupt again to leave them"
+                    f"waiting at most {_GRACE_PERIOD:g} s to keep the answers of active calls: "
+                    f"{active}; interrupt again to drop them"
                 )
             while run.active:  # a second interrupt ends this wait
                 time.sleep(_POLL_INTERVAL)
@@ -292,7 +292,7 @@ def _join(parts: Sequence[ScoreReply]) -> ScoreReply:
 
 
 def _finished(futures: Sequence[Future[T]]) -> Iterator[Future[T]]:
-    """Futures as they finish. The waits are short, because a signal just before one is lost."""
+    """Futures as they finish. Waits are short, because a signal just before one is missed."""
     left = set(futures)
     while left:
         done, left = wait_for(left, timeout=_SIGNAL_INTERVAL, return_when=FIRST_COMPLETED)

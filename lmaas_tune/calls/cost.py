@@ -16,13 +16,13 @@ from lmaas_tune.task import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class PromptCost:
-    """The cost of scoring one prompt on one batch of rows, as far as it is known.
+    """The known cost of scoring one prompt on one batch of rows.
 
     Attributes:
-        usage: By inspection, else by the most expensive answer so far.
-        characters: Length of the request behind that answer; 0 where there was none.
+        usage: Usage from an inspection, else of the most expensive answer so far.
+        characters: Length of the request of that answer; 0 without an answer.
         seconds: Wall time of the latest answer; 0 before the first.
-        inspected: Whether the backend told the usage beforehand.
+        inspected: Whether the usage is from an inspection.
     """
 
     usage: Usage = field(default_factory=Usage)
@@ -32,13 +32,13 @@ class PromptCost:
 
 
 class CostModel:
-    """Estimates costs from inspections, answers and prices. Safe among threads.
+    """Estimates costs from inspections, answers and prices. Safe for concurrent threads.
 
-    It remembers the most expensive answer for each batch of rows, because the same rows come
-    again with other prompts, and the length of a text does not tell its number of tokens.
+    It stores the most expensive answer for each batch of rows, because the same rows are scored
+    with many prompts, and the length of a text does not determine its number of tokens.
 
     Args:
-        price: Money for the usage of one answer, where the backend reports none.
+        price: Money for the usage of one answer if the backend reports none.
     """
 
     def __init__(self, price: Callable[[Usage], float] | None = None) -> None:
@@ -48,10 +48,10 @@ class CostModel:
         self._lock = threading.RLock()
 
     def priced(self, usage: Usage) -> Usage:
-        """The usage with its money, by the price where the backend reports none.
+        """The usage with its money; by the price if the backend reports none.
 
         Raises:
-            InputError: The price gives no finite number from 0 up.
+            InputError: The price is no finite number from 0 up.
         """
         if usage.money or self._price is None:
             return usage
@@ -67,13 +67,13 @@ class CostModel:
             return self._prompts.get(batch, unknown)
 
     def inspected(self, batch: Batch, usage: Usage) -> None:
-        """Learn from what a backend reported before the first call."""
+        """Learn from an inspection, before the first call."""
         cost, usage = self.of_prompt(batch), self.priced(usage)
         if usage.tokens > cost.usage.tokens:
             self._set(batch, replace(cost, usage=usage, inspected=True))
 
     def observe(self, request: ScoreRequest, usage: Usage) -> None:
-        """Learn from the answer to a request; one that a cache gave in part shows nothing."""
+        """Learn from the answer to a request, unless the cache gave a part of it."""
         if not 0 < usage.sequences < len(request.batch):
             self.learn(request.batch, usage, request.characters)
 
@@ -91,13 +91,13 @@ class CostModel:
         self._set(batch, cost)
 
     def knows(self, batch: Batch) -> bool:
-        """Whether an inspection, or an answer for these or other rows, has shown a cost."""
+        """Whether there was an inspection of these rows, or an answer for any rows."""
         with self._lock:
             answered = any(cost.characters for cost in self._prompts.values())
         return answered or self.of_prompt(batch).inspected
 
     def expect(self, batch: Batch, prompts: int) -> Spent:
-        """The cost of so many prompts on these rows."""
+        """The expected cost of `prompts` prompts on these rows."""
         cost = self.of_prompt(batch)
         return Spent(
             sequences=cost.usage.sequences * prompts,
@@ -107,10 +107,10 @@ class CostModel:
         )
 
     def expected(self, requests: Sequence[ScoreRequest]) -> Usage:
-        """The usage of the longest of several requests for the same rows.
+        """The expected usage of the longest of several requests for the same rows.
 
-        What is known of these rows is scaled by characters for a longer prompt; where nothing is,
-        the rows that were answered first serve as typical.
+        The known usage of these rows is scaled by characters for a longer prompt. If it is
+        unknown, the rows that were answered first are the reference.
         """
         own = self.of_prompt(requests[0].batch)
         known = own if own.characters else self._typical or own
@@ -123,7 +123,7 @@ class CostModel:
         return replace(own.usage, tokens=tokens, money=money)
 
     def planned(self, requests: Sequence[ScoreRequest], expected: Usage) -> Spent:
-        """The cost to reserve for a call: what is expected, or more if its rows took more."""
+        """The cost to reserve: the expected cost, or more if the rows took more before."""
         rows = sum(len(request.batch) for request in requests)
         tokens = max(expected.tokens, sum(map(self._known_tokens, requests)))
         priced = self.priced(Usage(requests=1, sequences=rows, tokens=tokens))
@@ -145,7 +145,7 @@ class CostModel:
             # an input error is raised before anything is sent
             return Spent(requests=0 if isinstance(error, InputError) else 1)
         planned = self.planned(requests, expected)
-        # a row may be sent several times, and is paid once
+        # a row may be sent several times, and counts once
         rows = min(error.usage.sequences, planned.sequences)
         usage = replace(error.usage, sequences=rows)
         return self._at_least(planned if error.usage_unknown else Spent(), usage)
@@ -171,7 +171,7 @@ class CostModel:
                 self._parts[request.batch] = tokens, max(1, request.characters)
 
     def _known_tokens(self, request: ScoreRequest) -> int:
-        """At least the tokens that the rows took before, more for a longer prompt; 0 at first."""
+        """The tokens that the rows took before, scaled up for a longer prompt; 0 if unknown."""
         with self._lock:
             tokens, characters = self._parts.get(request.batch, (0, 1))
         return math.ceil(tokens * max(1.0, request.characters / characters))

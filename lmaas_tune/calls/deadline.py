@@ -1,7 +1,7 @@
-"""When the call under way must end: set by who makes it, kept by who waits for its answer.
+"""`Deadline`: the time by which the current call must end, as a context variable.
 
-A client sets the end of its run before it asks a backend. A backend that waits for others can ask
-`left` how long it may, and needs no argument for it.
+A client sets the deadline of its run before it calls a backend. A backend reads the remaining
+seconds from `left`, without an argument.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextvars import ContextVar
 
 
 class Deadline:
-    """A moment that can be brought forward while others wait for it. Safe among threads.
+    """A point in time that can be moved to an earlier one. Safe for concurrent threads.
 
     Args:
-        seconds: From now. It never lies after the deadline that applies here already.
+        seconds: Seconds from now. An enclosing deadline still applies if it is earlier.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -25,17 +25,17 @@ class Deadline:
         self._outer = _current.get()
 
     def left(self) -> float:
-        """Seconds from now; 0 or less when it has passed."""
+        """Remaining seconds; 0 or less when it has passed."""
         own = self._at - time.monotonic()
         return own if self._outer is None else min(own, self._outer.left())
 
     def shorten(self, seconds: float) -> None:
-        """Let it pass so many seconds from now, unless it passes before."""
+        """Move the deadline to `seconds` from now, unless it is earlier."""
         self._at = min(self._at, time.monotonic() + seconds)
 
     @contextmanager
     def applied(self) -> Iterator[Deadline]:
-        """Let it apply to what this thread does within ``with``."""
+        """Apply the deadline to this thread within ``with``."""
         token = _current.set(self)
         try:
             yield self
@@ -47,6 +47,6 @@ _current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
 def left() -> float:
-    """Seconds that the call under way may still take; infinity where nothing ends it."""
+    """Remaining seconds of the current call; infinity without a deadline."""
     deadline = _current.get()
     return math.inf if deadline is None else deadline.left()

@@ -1,4 +1,4 @@
-"""What calls cost: the budget of a run, what was spent, and the meter that compares the two."""
+"""Budget of a run, spending, prices, and the meter that checks spending against the budget."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ _ROUNDING = 1e-9  # of a limit in seconds or money: ten times 0.1 must fit into 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What ends a run. None means no limit of that kind.
+    """Limits that end a run; None is no limit.
 
     Attributes:
-        calls: Prompts that the search scores on the whole training batch, whether paid or
-            answered from the cache: the paper's unit.
+        calls: Prompts scored by the search on the whole training batch, paid or cached: the
+            paper's unit.
         sequences: Rows paid for, validation included.
-        tokens: Tokens paid for. A backend that cannot tell beforehand what a call takes shows
-            it with the first one, which alone can go past a limit on tokens or money.
-        seconds: Wall time of the run. Calls behind HTTP are given up when it is over; where the
-            model runs here, a generation that takes longer than those before can go past it.
+        tokens: Tokens paid for. If the backend cannot estimate the usage of a call, the first
+            call shows it; only this call can exceed a limit on tokens or money.
+        seconds: Wall time of the run. HTTP calls are cancelled at its end; with a local model, a
+            generation that takes longer than those before can exceed it.
         money: In the currency of the price.
-        patience: Generations without a better prompt, of those that the selection looks at; the
-            tuner watches it.
-        target: Loss at which the search is content; the tuner watches it.
+        patience: Considered generations without a better prompt; the search checks it.
+        target: Loss at which the search ends; the search checks it.
 
     Raises:
-        InputError: A limit is not a positive number (`target`: not a finite number), or not a
-            whole one where things are counted.
+        InputError: A limit is not a positive number (`target`: not a finite number), or a
+            count is not a whole number.
     """
 
     calls: int | None = None
@@ -58,21 +57,21 @@ class Budget:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The limits that were given, by name."""
+        """The limits that are set, by name."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
     def limits_usage(self) -> bool:
-        """Whether it limits what only an answer, or an inspection, shows."""
+        """Whether it limits tokens or money, which only an answer or an inspection shows."""
         return self.tokens is not None or self.money is not None
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read ``"calls=200,seconds=60"``; ``"none"`` is no limit at all.
+        """Read ``"calls=200,seconds=60"``; ``"none"`` sets no limit.
 
         Raises:
-            InputError: A name is unknown or comes twice, or a value is no fitting number.
+            InputError: A name is unknown or repeated, or a value is invalid.
         """
         limits: dict[str, float] = {}
         for part in text.split(",") if text.strip() != "none" else ():
@@ -122,7 +121,7 @@ def _format_limit(number: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What was used so far; adds up with ``+``.
+    """Amounts spent; values add up with ``+``.
 
     Attributes:
         calls: Prompts scored on the whole training batch by the search, paid or not.
@@ -138,7 +137,7 @@ class Spent:
         seconds: Wall time.
 
     Raises:
-        InputError: A value is negative or not finite, or not whole where things are counted.
+        InputError: A value is negative or not finite, or a count is not a whole number.
     """
 
     calls: int = 0
@@ -163,28 +162,28 @@ class Spent:
 
     @classmethod
     def of(cls, usage: Usage) -> Spent:
-        """What one answer of a backend took.
+        """The usage of one answer as spending.
 
         Raises:
-            InputError: The backend reports what cannot be an amount.
+            InputError: The backend reports an invalid amount.
         """
         return cls(**asdict(usage))
 
     @property
     def usage(self) -> Usage:
-        """The part that a backend reports."""
+        """The amounts that a backend reports."""
         return Usage(**{f.name: getattr(self, f.name) for f in fields(Usage)})
 
     def to_json(self) -> dict[str, float]:
-        """A flat object of numbers."""
+        """The amounts by name."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Any) -> Spent:
-        """Read what `to_json` gave; what is absent is 0, and unknown keys are left alone.
+        """Read the output of `to_json`; missing amounts are 0, unknown keys are ignored.
 
         Raises:
-            InputError: A value is not a fitting number.
+            InputError: A value is invalid.
         """
         data = checked(Mapping[str, Any], data, "what was spent")
         known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
@@ -192,7 +191,7 @@ class Spent:
 
 
 def _amount(name: str, value: float) -> float:
-    """The value as Python's own int or float, which JSON can hold."""
+    """The value as a Python int or float, which JSON can hold."""
     try:
         if isinstance(value, str | bool):
             raise TypeError
@@ -211,11 +210,11 @@ NOTHING = Spent()
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """Turns the usage that a backend reports into money, in the user's currency.
+    """Price of a backend's usage, in the user's currency.
 
     Attributes:
-        input: For a million input tokens.
-        output: For a million output tokens; scoring a row takes one.
+        input: Price of a million input tokens.
+        output: Price of a million output tokens; scoring a row takes one.
 
     Raises:
         InputError: A price is negative or not finite.
@@ -238,7 +237,7 @@ class Price:
 
 
 class Bill:
-    """What one attempt comes to; nothing, until it is known."""
+    """The cost of one attempt, once it is known."""
 
     def __init__(self) -> None:
         self.spent = NOTHING
@@ -246,10 +245,10 @@ class Bill:
 
 @contextlib.contextmanager
 def reserved_attempt(meters: Iterable[Meter], planned: Spent) -> Iterator[Bill]:
-    """Make one attempt that all meters admit, and book with each what stands on its bill.
+    """Reserve the cost of one attempt with all meters; at the end, book its bill with each.
 
     Raises:
-        BudgetExceededError: A meter does not admit it.
+        BudgetExceededError: A meter does not admit the attempt.
     """
     bill = Bill()
     with contextlib.ExitStack() as settling:
@@ -260,12 +259,12 @@ def reserved_attempt(meters: Iterable[Meter], planned: Spent) -> Iterator[Bill]:
 
 
 class Meter:
-    """Books what is spent and says whether more fits into the budget. Safe among threads.
+    """Books spending, and checks new costs against the budget. Safe for concurrent threads.
 
     Args:
-        budget: What may be spent.
-        spent: What was spent before, by a run that is now resumed; counts against the budget.
-        clock: Gives seconds that only rise.
+        budget: The limits.
+        spent: Spending before the run was resumed; it counts against the budget.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -284,56 +283,55 @@ class Meter:
 
     @property
     def spent(self) -> Spent:
-        """All that was booked; its seconds run on by themselves."""
+        """All booked spending; its seconds include the time since the meter was built."""
         booked, elapsed = self._booked, max(0.0, self._clock() - self._start)
         return replace(booked, seconds=booked.seconds + elapsed)
 
     @property
     def seconds_left(self) -> float:
-        """Until the budget's seconds are over; infinity where it limits none."""
+        """Remaining seconds of the budget; infinity without a limit."""
         limit = self.budget.seconds
         return math.inf if limit is None else limit - self.spent.seconds
 
     def book(self, part: Spent) -> None:
-        """Add `part`. Its seconds come on top of the clock's, so leave them 0 for new work."""
+        """Add spending. Its seconds add to those of the clock, so leave them 0 for new work."""
         with self._lock:
             self._booked += part
 
     def exceeded_limit(self, planned: Spent, *, what: str = "the next generation") -> str | None:
-        """None if all of `planned` still fits, else a sentence that names the limit in the way.
+        """The message for the first limit that a cost would exceed; None if it fits the budget.
 
         Args:
-            planned: What would be spent.
-            what: What would spend it, for the sentence.
+            planned: The cost.
+            what: Name of the cost in the message.
         """
         with self._lock:
             return self._exceeded_limit(planned, what=what)
 
     def admit(self, planned: Spent = NOTHING) -> None:
-        """Say whether one paid attempt may be made that takes `planned`, as far as it is known.
+        """Check that the budget admits one paid attempt with the estimated cost `planned`.
 
-        `Budget.calls` is not asked: calls belong to the search, which asks `exceeded_limit`, and a
-        search that has used its last call may still pay for validating its result.
+        `Budget.calls` is not checked here: the search checks it by `exceeded_limit`, and may
+        still pay for the validation of its result after its last call.
 
         Raises:
-            BudgetExceededError: A limit on what is paid has been reached, or `planned` would
-                go past it.
+            BudgetExceededError: A limit has been reached, or `planned` would exceed it.
         """
         with self._lock:
             self._admit(planned)
 
     def reserve(self, planned: Spent, bill: Bill) -> None:
-        """Admit an attempt and set `planned` aside, so that no other thread can have it too.
+        """Admit an attempt and reserve its estimated cost, so that no other thread can spend it.
 
         Raises:
-            BudgetExceededError: As of `admit`.
+            BudgetExceededError: See `admit`.
         """
         with self._lock:
             self._admit(planned)
             self._reserved[bill] = planned
 
     def settle(self, bill: Bill) -> None:
-        """Book the bill in place of what was set aside."""
+        """Book the bill of an attempt and release its reservation."""
         with self._lock:
             del self._reserved[bill]
             self._booked += bill.spent
@@ -365,7 +363,7 @@ class Meter:
 
     @property
     def _committed(self) -> Spent:
-        """What was spent, and what is set aside."""
+        """Spent and reserved amounts together."""
         return sum(self._reserved.values(), self.spent)
 
 

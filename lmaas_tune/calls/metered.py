@@ -1,4 +1,4 @@
-"""Reserves the cost of each attempt, makes it, and books what it really cost."""
+"""`Metered`: reserves the estimated cost of each attempt, makes it, and books its real cost."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lmaas_tune.calls.meter import Spent, reserved_attempt
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError
 from lmaas_tune.prompts import FloatArray
 
-_ROUNDING = 1e-6  # a log-probability may exceed 0 by so much
+_ROUNDING = 1e-6  # the most by which a log-probability may exceed 0
 
 
 class Metered:
     """Makes one attempt. The meters of the run admit it beforehand and book its cost afterwards.
 
     Args:
-        backend: Answers.
+        backend: The backend.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -63,12 +63,15 @@ class Metered:
             return replace(reply, usage=usage)
         except (AttributeError, TypeError, InputError) as error:
             raise PermanentError(
-                f"backend {self._backend.identity!r} gave a reply whose usage cannot be booked: "
-                f"{error}"
+                f"backend {self._backend.identity!r} gave a reply whose usage is invalid: {error}"
             ) from error
 
     def _checked(self, replies: list[Reply], requests: Sequence[ScoreRequest]) -> list[Reply]:
-        """The replies in float64, or an error that names the first that does not fit."""
+        """The replies in float64.
+
+        Raises:
+            PermanentError: A reply does not fit its request; the message names the first.
+        """
         identity = self._backend.identity
         if len(replies) != len(requests):
             raise PermanentError(

@@ -1,4 +1,4 @@
-"""How many calls are under way at once and how many a minute: one place decides for all."""
+"""Limits of concurrent calls and of rates a minute: the policy, and the wrapper that applies it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lmaas_tune.calls.call import Call, Caller, Reply, Stopped
 from lmaas_tune.errors import InputError, TransientError
 
 _MINUTE = 60.0  # seconds
-_LONGEST = 300.0  # seconds that one answer's Retry-After holds up all calls
+_LONGEST = 300.0  # seconds; a longer Retry-After delays its own call only
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """The most that a provider is asked at once, and in any sixty seconds.
+    """Limits of concurrent calls, and of requests and tokens in any sixty seconds.
 
     Attributes:
-        workers: Calls under way at once; or ``adaptive``: from one on, one more for every call
-            that goes well until the provider is overloaded (429, 503, no answer in time), then
-            half, and from there one more for every round that goes well.
-        most_workers: The most that ``adaptive`` goes up to.
+        workers: Concurrent calls; or ``adaptive``: starts at one and adds one for every success
+            until the provider is overloaded (429, 503, timeout), then halves, and adds one for
+            every round of successes (additive increase, multiplicative decrease).
+        most_workers: Upper limit of ``adaptive``.
         requests_per_minute: None for no limit.
-        tokens_per_minute: Of the calls' tokens as far as they are known beforehand, corrected
-            when they are answered. None for no limit.
+        tokens_per_minute: Estimated tokens of calls, corrected when they are answered. None for
+            no limit.
 
     Raises:
         InputError: A value is out of range.
@@ -50,7 +50,7 @@ class Pace:
 
     @property
     def threads(self) -> int:
-        """The most calls that can be under way."""
+        """The largest number of concurrent calls."""
         return self.most_workers if self.workers == "adaptive" else self.workers
 
 
@@ -58,11 +58,11 @@ DEFAULT_PACE = Pace()
 
 
 class Throttle:
-    """Lets calls pass at a pace. Safe among threads.
+    """Delays calls to keep the limits of a pace. Safe for concurrent threads.
 
     Args:
         pace: The policy.
-        clock: Gives seconds that only rise.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(self, pace: Pace, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,11 +71,13 @@ class Throttle:
         self._window = 1.0 if pace.workers == "adaptive" else float(pace.workers)
         self._doubling = pace.workers == "adaptive"  # until the first overload
         self._active = 0
-        self._started = 0  # calls that ever began
-        self._halved_at = 0  # what `_started` was at the last overload
+        self._started = 0  # number of calls started so far
+        self._halved_at = 0  # value of `_started` at the last overload
         self._not_before = -math.inf
-        self._recent: deque[list[float]] = deque()  # [when, tokens] of the last minute's requests
-        self._requests = 1  # of the last call, and so perhaps of the next
+        self._recent: deque[list[float]] = (
+            deque()
+        )  # [time, tokens] of the requests of the last minute
+        self._requests = 1  # of the last call, as an estimate for the next
 
     @property
     def window(self) -> int:
@@ -92,23 +94,23 @@ class Throttle:
     def turn(
         self, tokens: int, *, stopped: Callable[[], bool]
     ) -> Iterator[Callable[[int, int], None]]:
-        """Wait for a turn, and hold it while the call is made.
+        """Wait for a free slot, and hold it during the call.
 
         Args:
-            tokens: What the call will take, as far as it is known.
-            stopped: Whether the caller has given up; then waiting ends.
+            tokens: Estimated tokens of the call.
+            stopped: Whether the run was stopped, which ends the wait.
 
         Yields:
-            Takes the tokens and the requests that the call really took.
+            A function to call with the tokens and requests that the call really took.
 
         Raises:
-            Stopped: The caller has given up.
+            Stopped: The run was stopped.
         """
         entry, number, foreseen = self._enter(tokens, stopped)
 
         def took(tokens: int, requests: int) -> None:
             entry[1] = tokens
-            with self._changed:  # those of a call that were not foreseen count from its end
+            with self._changed:  # unexpected requests of the call count from its end
                 now = self._clock()
                 self._recent.extend([now, 0.0] for _ in range(requests - foreseen))
                 self._requests = max(1, requests)
@@ -126,7 +128,7 @@ class Throttle:
                 self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let those who wait look whether they are stopped."""
+        """Wake the waiting threads, so that they check whether the run was stopped."""
         with self._changed:
             self._changed.notify_all()
 
@@ -147,7 +149,7 @@ class Throttle:
             return entry, self._started, requests
 
     def delay(self, tokens: int) -> float:
-        """Seconds until a call may begin: 0 for now, infinity while another has to end first."""
+        """Seconds until a call may start: 0 for now, infinity while all slots are taken."""
         if self._active >= self.window:
             return math.inf
         now, pace = self._clock(), self._pace
@@ -161,12 +163,12 @@ class Throttle:
         return max(0.0, begin - now)
 
     def _wait_for_requests(self, most: int) -> float:
-        """When those of one more call fit; a call that alone has too many goes by itself."""
+        """Time from which the requests of one more call fit; a call above the limit runs alone."""
         over = len(self._recent) + min(self._requests, most) - most
         return self._recent[over - 1][0] + _MINUTE if over > 0 else -math.inf
 
     def _wait_for_tokens(self, tokens: int, most: int) -> float:
-        """When so many more fit; a call that alone is too large goes when nothing else does."""
+        """Time from which `tokens` more fit; a call above the limit runs alone."""
         used = sum(entry[1] for entry in self._recent)
         until = -math.inf
         for when, taken in self._recent:
@@ -186,22 +188,22 @@ class Throttle:
         if not error.overloaded:
             return
         with self._changed:
-            # who asks for more ends the call (`Retry.total`), and need not hold up the next ones
+            # a longer wait ends this call (`Retry.total`), and need not delay others
             if error.retry_after is not None and error.retry_after <= _LONGEST:
                 self._not_before = max(self._not_before, self._clock() + error.retry_after)
-            # calls that were under way at the last overload say nothing new
+            # calls that were active at the last overload give no new information
             if self._pace.workers == "adaptive" and number > self._halved_at:
                 self._window, self._doubling = max(1.0, self._window / 2), False
                 self._halved_at = self._started
 
 
 class Paced:
-    """Makes each call wait for its turn.
+    """Makes each call wait for a slot of the throttle.
 
     Args:
         next_caller: Makes the call.
-        throttle: Gives the turns.
-        clock: Gives seconds that only rise.
+        throttle: The throttle.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -213,8 +215,8 @@ class Paced:
         """One reply a request, in order.
 
         Raises:
-            BudgetExceededError: The turn would come after the run has to end.
-            Stopped: The run has ended already.
+            BudgetExceededError: The wait would exceed the budget.
+            Stopped: The run was stopped.
         """
         tokens, before = call.planned.tokens, call.spent
         call.run.admit(self._throttle.ahead(tokens))

@@ -1,4 +1,4 @@
-"""Answers that the run has paid for already come from its journal, and new ones go there."""
+"""`Recorded`: answers from the journal of the run, and appends new answers to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from lmaas_tune.calls.call import Call, Caller, Reply
 
 
 class Recorded:
-    """Looks a part of a generation up in the run's journal, and records each new one."""
+    """Looks up parts of a generation in the journal of the run, and records each new part."""
 
     def __init__(self, next_caller: Caller) -> None:
         self._next = next_caller

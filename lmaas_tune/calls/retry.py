@@ -1,4 +1,4 @@
-"""When a failed attempt is made again: only after a `TransientError`, and never for ever."""
+"""Retries of calls after a `TransientError`: the policy, and the wrapper that applies it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from lmaas_tune.errors import InputError, PermanentError, TransientError
 
 T = TypeVar("T")
 _JITTER = random.Random()
-_SILENCE = 10.0  # seconds between two sentences about calls that are tried again
+_SILENCE = 10.0  # seconds between two notes about retries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How often and after which waits a transient failure is tried again.
+    """Policy of retries after temporary failures, with exponential backoff.
 
     The wait doubles from `first_wait` up to `longest_wait`; a provider's `retry_after` makes it
     longer, never shorter.
 
     Attributes:
-        attempts: All attempts, the first included; 1 never tries again.
-        first_wait: Seconds.
+        attempts: Largest number of attempts, including the first; 1 disables retries.
+        first_wait: Seconds before the first retry.
         longest_wait: Seconds; a provider may ask for more.
-        total: Seconds from the first attempt within which the last one may begin.
-        jitter: Fraction of a wait that chance may take off, so that many clients do not
-            come back at the same moment.
+        total: Seconds from the first attempt within which the last may start.
+        jitter: Largest fraction by which a wait is shortened at random, so that clients do not
+            retry at the same moment.
 
     Raises:
         InputError: A value is out of range.
@@ -68,7 +68,7 @@ class Retry:
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _JITTER.random,
     ) -> T:
-        """What `attempt` returns, as soon as it does not raise a `TransientError`.
+        """Call `attempt` until it does not raise a `TransientError`, and return its result.
 
         Args:
             attempt: Makes one attempt.
@@ -97,19 +97,19 @@ class Retry:
         clock: Callable[[], float],
         chance: Callable[[], float],
     ) -> Iterator[AbstractContextManager[None]]:
-        """Contexts to make one attempt each in; one that raises a `TransientError` brings another.
+        """Contexts for one attempt each; a `TransientError` within one leads to the next.
 
         Args:
-            admit: Raises where there is no time for a wait of so many seconds.
-            on_note: Takes one sentence for the user when the first attempt failed; otherwise a
-                dead server would look like a slow one until the last attempt.
-            sleep: Waits for so many seconds.
-            clock: Gives seconds that only rise.
-            chance: Gives numbers from 0 to 1 for the jitter.
+            admit: Raises if the budget leaves no time for a wait of the given seconds.
+            on_note: Called with a note for the user when the first attempt failed, so that a dead
+                server does not look like a slow one.
+            sleep: Waits the given seconds.
+            clock: Monotonic clock in seconds.
+            chance: Random numbers from 0 to 1 for the jitter.
 
         Raises:
-            PermanentError: All attempts failed, or the next wait would go past `total`; from
-                the last `TransientError`.
+            PermanentError: All attempts failed, or the next wait would exceed `total`; from the
+                last `TransientError`.
         """
         start = clock()
 
@@ -154,23 +154,23 @@ class Retry:
             return sentence
         if failure.retry_after:
             sentence += f"; the provider asks to wait {failure.retry_after:g} s"
-        return f"{sentence}; trying again ends {self.total:g} s after the first attempt"
+        return f"{sentence}; retries end {self.total:g} s after the first attempt"
 
 
 DEFAULT_RETRY = Retry()
 
 
 class Retrying:
-    """Makes a call again after a transient failure.
+    """Retries a call after a temporary failure.
 
     Args:
         next_caller: Makes one attempt.
         retry: The policy.
-        on_note: Takes a sentence for the user when the first attempt of a call failed, at most
-            one in ten seconds, because many calls fail together.
-        sleep: Waits so many seconds; by default until then, or until the run is stopped.
-        clock: Gives seconds that only rise.
-        chance: Gives numbers from 0 to 1, for the jitter.
+        on_note: Called with a note for the user when the first attempt of a call failed, at most
+            once in ten seconds, because many calls fail together.
+        sleep: Waits the given seconds; by default it also returns when the run is stopped.
+        clock: Monotonic clock in seconds.
+        chance: Random numbers from 0 to 1, for the jitter.
     """
 
     def __init__(
@@ -193,13 +193,15 @@ class Retrying:
 
         Raises:
             PermanentError: See `Retry.attempts_of`.
-            BudgetExceededError: The next wait would go past the end of the run.
+            BudgetExceededError: The next wait would exceed the budget.
         """
         for attempt in self._retry.attempts_of(
             admit=call.run.admit,
             on_note=self._note,
             sleep=self._sleep or call.run.stopped.wait,
-            clock=lambda: self._clock() - call.waited,  # a late turn in the queue is no failure
+            clock=lambda: (
+                self._clock() - call.waited
+            ),  # waits in the queue do not count as failures
             chance=self._chance,
         ):
             with attempt:
