@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """A public name, imported with all others when the first is asked for.
 
-    So the command line is there before numpy is imported, and can handle an interrupt.
+    The command line can thus handle an interrupt before numpy is imported.
     """
     if name.startswith("__") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

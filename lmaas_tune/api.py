@@ -1,4 +1,4 @@
-"""All public names; `lmaas_tune` hands them out."""
+"""All public names, which `lmaas_tune` exports lazily."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`compare`, when it is asked for: the core knows nothing of it."""
+    """`compare`, imported on first use, because the core does not depend on `lab`."""
     if name == "compare":
         from lmaas_tune.lab.optimizers import compare
 

@@ -1,4 +1,4 @@
-"""What a provider must do, and nothing else: `Backend`, and the values that cross its wall."""
+"""`Backend`: the interface of a model provider, with its requests, replies and extensions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lmaas_tune.usage import Usage
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Score every candidate word in the label's place of every row, under one prompt.
+    """A request to score every candidate word in the label slot of every row, with one prompt.
 
     Attributes:
-        prompt: Stands in the rows' ``{prompt}`` slot.
-        batch: The rows. The same batch comes again and again: key what is worth keeping
-            (token ids, keys and values) by its digest.
+        prompt: The prompt for the ``{prompt}`` slot.
+        batch: The rows. The same batch is scored many times: cache token ids, or keys and values,
+            by its digest.
         candidates: Label words, as the user wrote them.
     """
 
@@ -29,11 +29,11 @@ class ScoreRequest:
 
     @property
     def characters(self) -> int:
-        """How much is read, roughly: all texts, and a vector of the prompt as four characters."""
+        """Estimated length: all texts, with a vector of the prompt as four characters."""
         return self.batch.characters + self.prompt.characters * len(self.batch)
 
     def cut(self, rows: int | None) -> list[ScoreRequest]:
-        """Requests for at most so many rows each, in order; None does not cut."""
+        """Split into requests of at most `rows` rows each, in order; None does not split."""
         batches = [self.batch] if rows is None else self.batch.cut(rows)
         return [replace(self, batch=batch) for batch in batches]
 
@@ -43,12 +43,12 @@ class ScoreReply:
     """Answer to one `ScoreRequest`.
 
     Attributes:
-        logprobs: (rows, candidates) float64; log-probability of the candidate's tokens, summed,
-            normalised over the model's whole vocabulary; <= 0 and finite, but NaN where the
-            model itself overflowed on a prompt: the search then goes on without that one.
-        usage: What this request took.
-        bounds: How many of the log-probabilities are not the model's own, but an upper bound or
-            a guess, because the provider did not tell the word's.
+        logprobs: (rows, candidates) float64; summed log-probabilities of the candidate's tokens,
+            normalised over the model's whole vocabulary; <= 0 and finite, or NaN if the model
+            overflowed on a prompt, which the search then ignores.
+        usage: Usage of this request.
+        bounds: How many of the log-probabilities are upper bounds or guesses, because the
+            provider did not return those of the word.
     """
 
     logprobs: FloatArray
@@ -57,13 +57,13 @@ class ScoreReply:
 
 
 class Backend(Protocol):
-    """A black box that scores label words. This is all that an adapter has to write.
+    """A black box that scores label words: the interface that an adapter implements.
 
     Attributes:
-        identity: Names the model, its revision, and every setting that changes answers. Two
-            backends that may answer differently have different identities: it is part of
-            every cache key. Never a secret in it.
-        capabilities: What it can do.
+        identity: Names the model, its revision, and every setting that changes answers. Backends
+            that may answer differently have different identities, because it is part of every
+            cache key. It contains no secret.
+        capabilities: Its capabilities.
     """
 
     @property
@@ -73,33 +73,33 @@ class Backend(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
-        """Answer every request, in order; a whole generation of prompts comes at once.
+        """Answer every request, in order; usually a whole generation of prompts.
 
-        One space before a slot belongs to what fills it: in ``"It was {label}"`` the model
-        reads ``"It was"`` and scores ``" great"``; the space before ``{prompt}`` is the first
-        character of a text prompt, and falls away before a soft one. Other whitespace (a line
-        break) stays where it is.
+        One space before a slot belongs to its content: for ``"It was {label}"`` the model reads
+        ``"It was"`` and scores ``" great"``. The space before ``{prompt}`` is the first character
+        of a text prompt, and is dropped before a soft one. Other whitespace (a line break) is
+        unchanged.
 
-        A backend that waits for others does so at most `lmaas_tune.calls.deadline.left()`
-        seconds. What it raises says by `usage` and `usage_unknown` what was paid all the same.
+        A backend waits for other services at most `lmaas_tune.calls.deadline.left()` seconds.
+        Its errors report the cost of failed calls by `usage` and `usage_unknown`.
 
         Raises:
-            TransientError: May pass; the client tries again.
-            PermanentError: Will not pass.
-            InputError: A request that the capabilities do not cover (a prompt of the wrong
-                width or insertion, a row or prompt too long), naming what is wrong.
+            TransientError: A temporary failure, which the client retries.
+            PermanentError: A lasting failure.
+            InputError: A request outside the capabilities (a prompt of a wrong width or
+                insertion, a row or prompt too long); the message names the fault.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a backend can say of a request without answering it.
+    """Facts about a request that a backend knows without answering it.
 
     Attributes:
-        notes: Sentences a user should read: a label word of several tokens, an odd first piece,
-            two words that begin with the same token. None if all is well.
-        usage: What answering will take, as far as it is known.
+        notes: Notes for the user: a label word of several tokens, an unusual first token, two
+            words that share their first token. Empty if there are none.
+        usage: Estimated usage of the answer.
     """
 
     notes: tuple[str, ...] = ()
@@ -108,27 +108,27 @@ class Inspection:
 
 @runtime_checkable
 class Inspects(Protocol):
-    """What a backend can add, so that trouble and the bill are known before the first call."""
+    """Optional interface of a backend: checks a request and estimates its cost, for free."""
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
-        """Look at a request, for nothing.
+        """Inspect a request without a paid call.
 
         Raises:
-            InputError: The request cannot be scored: a row or prompt too long (the row is
-                named by its number, from 1), label words that are the same to the model.
+            InputError: The request cannot be scored: a row or prompt is too long (the message
+                numbers rows from 1), or label words have the same tokens.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How widely spread the numbers are that enter a model's layers.
+    """Standard deviations of the inputs of a model's layers.
 
     Attributes:
-        stds: (deep_layers - 1,) standard deviation of what enters each layer above the first, at
-            all places of the rows, after five rounds of clipping at the mean ± 3 of it: a few
-            numbers of a model's states are far larger than all others.
-        usage: What measuring took.
+        stds: (deep_layers - 1,) standard deviation of the inputs of each layer above the first,
+            over all positions of the rows, after five rounds of clipping at mean ± 3 standard
+            deviations, because a few activations are far larger than all others.
+        usage: Usage of the measurement.
     """
 
     stds: FloatArray
@@ -137,15 +137,15 @@ class Spread:
 
 @runtime_checkable
 class Measures(Protocol):
-    """What a backend with deep prompts can add, so that each layer is searched on its own scale."""
+    """Optional interface of a backend with deep prompts: measures the scale of each layer."""
 
     def measure(self, request: ScoreRequest, /) -> Spread:
-        """Read rows of a request, as many as it likes, and tell how its layers' inputs spread.
+        """Measure the inputs of the layers on any number of a request's rows.
 
         Raises:
-            TransientError: May pass; the client tries again.
-            PermanentError: Will not pass.
-            InputError: A request that the capabilities do not cover.
+            TransientError: A temporary failure, which the client retries.
+            PermanentError: A lasting failure.
+            InputError: A request outside the capabilities.
         """
         ...
 

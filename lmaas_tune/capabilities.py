@@ -1,4 +1,4 @@
-"""The facts about a model that are known before the first call: its capabilities, its words."""
+"""Capabilities of a model, and the interface to its word embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray: TypeAlias = npt.NDArray[np.floating]
-"""Floating-point array; its shape stands in words beside each use."""
+"""Floating-point array; each use documents its shape."""
 
 Insertion: TypeAlias = Literal["concat", "add", "prepend"]
 """How a soft prompt enters the model, see `lmaas_tune.SoftPrompt.insertion`."""
@@ -20,12 +20,12 @@ INSERTIONS: tuple[Insertion, ...] = ("concat", "add", "prepend")
 
 @dataclass(frozen=True, kw_only=True)
 class Speedup:
-    """A way in which a backend saves work. It changes how long answers take, never the answers.
+    """An optimization of a backend. It changes the time of answers, never the answers.
 
     Attributes:
-        name: What is saved.
-        reason: Why it is off; empty where it is on.
-        cost: What is done instead where it is off.
+        name: Name of the optimization.
+        reason: Why it is off; empty if it is on.
+        cost: The slower method that replaces it while it is off.
     """
 
     name: str
@@ -35,24 +35,23 @@ class Speedup:
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a backend can do; asked before the first paid call, so that a refusal costs nothing.
+    """Capabilities of a backend; checked before the first paid call, so that errors are free.
 
     Attributes:
         soft_prompt_width: H of the soft prompts it takes; None if it takes none.
         insertions: The ways a soft prompt may enter.
-        deep_layers: How many layers a deep prompt goes through, the first included; None if it
-            takes none.
+        deep_layers: Number of layers of its deep prompts, including the first; None if it takes
+            none.
         text_prompts: Whether it takes text prompts.
-        point_prompts: Whether it takes points of subspaces: it draws subspaces of its own model.
+        point_prompts: Whether it takes points of subspaces, which it draws itself.
         label_anywhere: Whether ``{label}`` may stand before the end of the template (a masked
             or sequence-to-sequence model); a causal model needs it last.
         deterministic: Whether a repeated request gets the same answer.
-        max_tokens: The longest row it reads, prompt and label included; None if unknown.
-        rows_per_call: The most rows of one request that one call of `Backend.score` takes; the
-            client cuts the rest off, and sends the parts by its own number of workers, one
-            request a call. None: takes any number of requests and rows at once, and can share
-            work among them.
-        speedups: The ways in which it saves work, on or off.
+        max_tokens: The longest row in tokens, including prompt and label; None if unknown.
+        rows_per_call: The most rows that one call of `Backend.score` takes; the client splits
+            larger requests and sends the parts with several workers, one request a call. None:
+            takes any number of requests and rows at once, and can share work between them.
+        speedups: Its optimizations, on or off.
     """
 
     soft_prompt_width: int | None = None
@@ -69,7 +68,7 @@ class Capabilities:
 
 @runtime_checkable
 class Embeds(Protocol):
-    """What a backend with soft prompts can add, so that a prompt can start from words.
+    """Optional interface of a backend with soft prompts: its word embeddings.
 
     Attributes:
         embedding_std: Standard deviation of all entries of the word-embedding matrix.
@@ -83,7 +82,7 @@ class Embeds(Protocol):
     def vocabulary_size(self) -> int: ...
 
     def tokenize(self, text: str, /) -> tuple[int, ...]:
-        """Ids of the text's tokens, with no start or end token."""
+        """Token ids of a text, without start or end token."""
         ...
 
     def embed(self, token_ids: Sequence[int], /) -> FloatArray:
@@ -92,7 +91,7 @@ class Embeds(Protocol):
 
 
 class Model(Protocol):
-    """A model by its name and its capabilities, as every `lmaas_tune.Backend` has them."""
+    """Name and capabilities of a model, which every `lmaas_tune.Backend` has."""
 
     @property
     def identity(self) -> str: ...

@@ -1,6 +1,6 @@
-"""The demo: a small model sorts customer messages, before and after its prompt was tuned.
+"""The demo: classifies customer messages with a small model, before and after tuning.
 
-The messages were written for this project; they come with the package.
+The messages were written for this project and are part of the package.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Changed:
 
     Attributes:
         text: The message.
-        before: The answer with the starting words, as the model is.
+        before: The answer with the starting words, without calibration.
         after: The answer with the tuned prompt.
-        label: The right one.
+        label: The right answer.
     """
 
     text: str
@@ -57,11 +57,11 @@ class Changed:
 
 @dataclass(frozen=True, kw_only=True)
 class After:
-    """What tuning changed on the test rows.
+    """Results on the test rows after tuning.
 
     Attributes:
         comparison: The scores.
-        changed: All messages whose answer changed, in the order of the file.
+        changed: Messages whose answer changed, in the order of the file.
     """
 
     comparison: Comparison
@@ -81,8 +81,8 @@ class Demo:
     def __init__(self, client: Client) -> None:
         if not isinstance(client.backend, Embeds):
             raise InputError(
-                f"{client.identity} gives no word embeddings, and the demo starts from words: "
-                "give it a local model"
+                f"{client.identity} gives no word embeddings, which the demo needs: "
+                "use a local model"
             )
         self._client = client
         self._train, self._validation = demo_rows("train"), demo_rows("dev")
@@ -96,11 +96,11 @@ class Demo:
 
     @property
     def training_rows(self) -> int:
-        """How many messages each call scores."""
+        """Number of messages that each call scores."""
         return len(self._train)
 
     def before(self) -> Score:
-        """How the model does as it is, with the starting words, on the test rows."""
+        """Score of the starting words on the test rows, without calibration."""
         return Score.of(self._plain_scores(), self._targets)
 
     def tune(
@@ -112,7 +112,7 @@ class Demo:
         resume: bool = False,
         callbacks: Sequence[Callback] = (),
     ) -> TuneResult:
-        """Search for a better prompt on the training rows; the test rows play no part in it."""
+        """Search for a better prompt on the training rows; test rows are not used."""
         tuner = Tuner(
             self._client,
             settings=SETTINGS if budget is None else replace(SETTINGS, budget=budget),
@@ -126,7 +126,7 @@ class Demo:
         return tuner.fit(self._train, self._validation, resume=resume)
 
     def after(self, result: TuneResult) -> After:
-        """How the tuned prompt does on the test rows, and which answers it changed."""
+        """Scores of the tuned prompt on the test rows, and the changed answers."""
         plain = self._plain_scores()
         tuned = result.prompt.scores(self._client, self._test)
         comparison = Comparison(
@@ -153,7 +153,7 @@ class Demo:
 
 
 def demo_rows(name: str) -> list[Example]:
-    """The rows that come with the package: ``train``, ``dev`` (16 a class) or ``test`` (50)."""
+    """Rows of the demo: ``train``, ``dev`` (16 a class) or ``test`` (50 a class)."""
     file = resources.files("lmaas_tune") / "demo_data" / f"{name}.jsonl"
     lines = file.read_text(encoding="utf-8").strip().split("\n")
     return read_examples([json.loads(line) for line in lines], what=name)

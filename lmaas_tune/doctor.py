@@ -1,4 +1,4 @@
-"""What is installed, what a backend can do, and whether it answers."""
+"""Diagnosis: installed packages, and capabilities and one answer of a backend."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Package:
     """One package that the project uses, for one extra.
 
     Attributes:
-        name: As pip knows it.
-        extra: The extra that installs it; None if it always is.
-        version: The installed one; None if it is missing.
+        name: Name of the distribution.
+        extra: The extra that installs it; None for a required package.
+        version: Installed version; None if it is missing.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Probe:
     """One answer of a backend.
 
     Attributes:
-        identity: The backend's.
-        capabilities: The backend's, as plain values.
-        seconds: How long the answer took.
-        probabilities: What it gave the two words of the question.
-        bounds: How many of these two are only upper bounds.
+        identity: Identity of the backend.
+        capabilities: Its capabilities, as JSON has them.
+        seconds: Time of the answer.
+        probabilities: Probabilities of the two candidate words.
+        bounds: How many of them are only upper bounds.
     """
 
     identity: str
@@ -66,22 +66,22 @@ def system() -> dict[str, Any]:
 
 
 def packages() -> list[Package]:
-    """What this project asks for, as its own metadata has it, and what of it is there."""
+    """The packages that this project requires, with their installed versions."""
     found: dict[tuple[str, str | None], None] = {}
     for requirement in map(Requirement, metadata.requires(OURS) or ()):
         extra = _extra(requirement)
         here = requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""})
-        # `dev` is for work on the project itself, and some extras name others of ours
+        # `dev` is for development, and some extras include others
         if here and extra != "dev" and requirement.name != OURS:
             found[requirement.name, extra] = None
     return [Package(name=name, extra=extra, version=_version(name)) for name, extra in found]
 
 
 def probe(backend: Backend) -> Probe:
-    """Ask a backend one small question.
+    """Send one small request to a backend.
 
     Raises:
-        LMaaSError: It does not answer.
+        LMaaSError: The backend failed.
     """
     words = ("good", "bad")
     request = ScoreRequest(

@@ -1,4 +1,4 @@
-"""Scores that are only bounds: how many are too many, and how that is told."""
+"""Warnings and errors if too many scores are only upper bounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WARNED = 0.05
 """Share of bounds among the scores above which the user is warned."""
 
 REFUSED = 0.5
-"""Share above which a run ends, unless it was asked for."""
+"""Share above which a run ends, unless `allow_bounds` is set."""
 
 
 def describe_bounds(share: float) -> str:
@@ -25,20 +25,19 @@ def warn_about_bounds(share: float) -> None:
 
 
 def refuse_bounds(share: float) -> None:
-    """See that a run does not begin on scores that say next to nothing.
+    """Check that the first scores of a run are mostly exact.
 
     Raises:
         PermanentError: The share is above `REFUSED`.
     """
     if share > REFUSED:
         raise PermanentError(
-            f"{_sentence(share)}; to go on all the same, set allow_bounds=True (--allow-bounds)"
+            f"{_sentence(share)}; to continue anyway, set allow_bounds=True (--allow-bounds)"
         )
 
 
 def _sentence(share: float) -> str:
     return (
         f"{describe_bounds(share)}, because the provider's answers do not name the label words "
-        "there: choose label words that the model says by itself, or a way of scoring that is "
-        "exact"
+        "there: choose label words that the model generates by itself, or an exact way of scoring"
     )

@@ -1,4 +1,4 @@
-"""A check that the packages of an extra are installed, made before anything is paid."""
+"""A check that optional packages are installed, before the first paid call."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def need(feature: str, *packages: str, extra: str = "compare") -> None:
     """Check that packages are installed; none of them is imported.
 
     Args:
-        feature: What needs them, for the error's message.
-        packages: Names to import; their distributions have the same names.
+        feature: The feature that needs them, for the message.
+        packages: Module names; their distributions have the same names.
         extra: The extra that installs them.
 
     Raises:
-        MissingExtraError: One is not.
+        MissingExtraError: A package is not installed.
     """
     for package in packages:
         if find_spec(package) is None:

@@ -1,4 +1,4 @@
-"""Files of ours: written whole or not at all, read as what anybody may have written."""
+"""Reading and writing of this package's files: atomic writes, bounded reads, error messages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from lmaas_tune.errors import StorageError
 from lmaas_tune.typed_json import parse_object
 
-_MOST, _MOST_JSON = 1 << 30, 32 << 20  # bytes of a file; ours are far smaller
+_MOST, _MOST_JSON = 1 << 30, 32 << 20  # largest sizes in bytes; our files are far smaller
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that replaces its old self when all of it is on the disk.
+    """Write a file atomically: it replaces an existing file once it is complete on the disk.
 
     Raises:
-        OSError: It cannot be written; the old one stands.
+        OSError: The file cannot be written; an existing file is unchanged.
     """
     draft = path.with_name(path.name + ".part")
     with draft.open("wb") as file:
@@ -32,12 +32,12 @@ def read_limited(path: Path, *, most: int = _MOST) -> bytes:
     """The bytes of a file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
         ValueError: It holds more than `most` bytes.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        data = b"" if size > most else file.read(most + 1)  # a pipe does not tell its size
+        data = b"" if size > most else file.read(most + 1)  # a pipe has no size
     if max(size, len(data)) > most:
         raise ValueError(f"it holds more than {most >> 20} MiB")
     return data
@@ -47,24 +47,24 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It holds no JSON object, or an absurdly large one.
+        OSError: The file cannot be read.
+        ValueError: It holds no JSON object, or a far too large one.
     """
     return parse_object(read_limited(path, most=_MOST_JSON))
 
 
 @contextlib.contextmanager
 def reading(place: object, what: str, remedy: str = "") -> Iterator[None]:
-    """Read a file of ours, and say where it is damaged.
+    """Convert errors of reading a file to a `StorageError` that names the place.
 
     Args:
-        place: The file, as the error names it.
-        what: What it holds: "the run".
-        remedy: What to do about a damaged one, after a semicolon.
+        place: Name of the file for the message.
+        what: Name of its content: "the run".
+        remedy: Remedy for a damaged file, the end of the message.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: It is not there.
-        StorageError: It cannot be read (OSError), or is not what it should be (ValueError).
+        FileNotFoundError, NotADirectoryError: The file does not exist.
+        StorageError: It cannot be read (OSError), or is damaged (ValueError).
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Keys typed where the name of a file belongs: no message repeats them."""
+"""Detects API keys passed instead of a file name, so that no message shows them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import re
 from pathlib import Path
 
 KEY = re.compile(r"(?<![\w-])(?:(?:sk|gsk|xai|nvapi)[-_][\w.+/=-]{6,}|hf_[A-Za-z0-9]{20,})")
-"""How keys of well-known providers begin."""
+"""Keys of well-known providers."""
 
 _SUFFIX = re.compile(r"\.\w{1,5}")
-_LONG = 16  # characters; keys have more, names of files seldom without a suffix
+_LONG = 16  # characters; file names without a suffix are seldom longer, keys are
 
 
 def looks_secret(text: str) -> bool:
-    """Whether what was given for a file may be the secret itself."""
+    """Whether a text given as a file name may be a secret."""
     path = Path(text)
     try:
         if path.exists() or (path.name != text and path.parent.is_dir()):
             return False
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # no valid file name
         return True
     return bool(KEY.match(text)) or (len(text) >= _LONG and not _SUFFIX.fullmatch(path.suffix))
 
 
 def shown(file: str | os.PathLike[str]) -> str:
-    """A file as a message names it."""
+    """A file name for a message; hidden if it may be a secret."""
     text = os.fspath(file)
     return "the file that was named for it" if looks_secret(text) else text

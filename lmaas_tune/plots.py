@@ -1,4 +1,4 @@
-"""Pictures of a run (extra ``plot``)."""
+"""Plots of a run with matplotlib (extra ``plot``)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def plot_history(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Losses over calls: each generation's best and mean, validation, and what was kept.
+    """Losses over calls: each generation's best and mean, validation, and the selected prompt.
 
     Args:
         history: `TuneResult.history`.
-        ax: Where to draw; a new figure if None.
+        ax: Axes to draw on; None creates a figure.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Plain values from files that anybody may have written: JSON, and each value of its type."""
+"""Parsing of JSON from untrusted files, with a check of each value against a type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lmaas_tune.errors import InputError
 
 DEEPEST = 100
-"""So many lists and objects may be inside each other; what recurses over them takes more."""
+"""Largest depth of nested lists and objects, below Python's recursion limit."""
 
 _WORDS = {
     int: "a whole number",
@@ -37,7 +37,7 @@ def parse_json(text: str | bytes) -> Any:
         found = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise InputError("not JSON: nested too deeply") from None
-    except ValueError as error:  # bytes that are no UTF-8 too, and numbers of too many digits
+    except ValueError as error:  # also for invalid UTF-8, and for numbers with too many digits
         raise InputError(f"not JSON: {error}") from error
     level = [found]
     for _ in range(DEEPEST):
@@ -51,23 +51,23 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: See `parse_json`, or it is something else.
+        InputError: See `parse_json`, or it is no object.
     """
     found: dict[str, Any] = checked(Mapping[str, Any], parse_json(text), "it")
     return found
 
 
 def checked(kind: Any, value: Any, name: str) -> Any:
-    """The value, if it is of that type.
+    """The value, checked against a type.
 
     Args:
-        kind: A type as annotations have it: of numbers, text, None, `Literal`, `Sequence`,
-            `Mapping`, unions of these, and dataclasses of them, which are built.
-        value: From `parse_json`, or like it. A whole number is a float too; true is no number.
-        name: What the value is called in the error.
+        kind: A type annotation: numbers, text, None, `Literal`, `Sequence`, `Mapping`, unions of
+            these, and dataclasses with such fields, which are built.
+        value: A value as from `parse_json`. An integer counts as a float; true is no number.
+        name: Name of the value in the error message.
 
     Raises:
-        InputError: It is of another type, a number does not fit 64 bits, or text is no UTF-8.
+        InputError: The value has another type, a number exceeds 64 bits, or text is not UTF-8.
     """
     origin, inner = _parts(kind)
     if origin in (Union, types.UnionType):
@@ -86,17 +86,17 @@ def checked(kind: Any, value: Any, name: str) -> Any:
 def checked_fields(
     kind: Any, content: Any, *, name: str = "it", but: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Values for the fields of a dataclass, each `checked`; unknown keys are left alone.
+    """Values for the fields of a dataclass, each `checked`; unknown keys are ignored.
 
     Args:
         kind: The dataclass.
-        content: From `parse_json`.
-        name: What it is called in the error.
-        but: Fields that are left out.
+        content: A value as from `parse_json`.
+        name: Name of the value in the error message.
+        but: Fields to leave out.
 
     Raises:
-        InputError: It is no object, a field without a default is missing, or a value is not of
-            its type.
+        InputError: It is no object, a field without a default is missing, or a value has a wrong
+            type.
     """
     if not isinstance(content, dict):
         raise InputError(f"{name} is {content!r:.60} and takes an object")
@@ -116,12 +116,12 @@ _hints = cache(get_type_hints)
 
 @cache
 def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    """``Sequence[int]`` as Sequence and (int,); what is no such type, as itself."""
+    """``Sequence[int]`` as Sequence and (int,); other types as themselves."""
     return get_origin(kind) or kind, get_args(kind)
 
 
 def _first_of(kinds: Sequence[Any], value: Any, name: str) -> Any:
-    """The value as the first of the types that it is of; the first error, where it is of none."""
+    """The value as the first type that it fits; the first error if it fits none."""
     errors = []
     for kind in kinds:
         try:
@@ -154,7 +154,7 @@ def _words(kind: Any) -> str:
 
 
 def _finite(text: str) -> float:
-    """For `json`: a number, or NaN and the like."""
+    """Parse a number for `json`; NaN and infinity are errors."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is no finite number")

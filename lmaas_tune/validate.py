@@ -1,4 +1,4 @@
-"""Constraints of settings: declared beside the field, checked when a value is built."""
+"""Constraints of settings: declared with the field, checked when a value is built."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def whole(*, least: int, default: Any = None, optional: bool = False) -> Any:
     """A dataclass field that takes a whole number.
 
     Args:
-        least: The smallest.
-        default: Its default.
-        optional: Whether it takes None too.
+        least: Smallest value.
+        default: Default of the field.
+        optional: Whether None is allowed.
     """
 
     def check(name: str, value: Any) -> int | None:
@@ -60,12 +60,12 @@ def one_of(choices: Iterable[str], *, default: str) -> Any:
 
 
 def checked_by(check: Callable[[str, Any], Any], *, default: Any) -> Any:
-    """A dataclass field with a check of its own.
+    """A dataclass field with a custom check.
 
     Args:
-        check: Takes the field's name and value, and returns the value to keep, or raises an
+        check: Takes the field's name and value, and returns the value to store, or raises an
             `InputError`.
-        default: The field's default.
+        default: Default of the field.
     """
     return field(default=default, metadata={_CHECK: check})
 

@@ -1,16 +1,16 @@
-"""What was installed when a run was made."""
+"""Versions of Python and packages, as recorded with a run."""
 
 from __future__ import annotations
 
 import platform
 from importlib import metadata
 
-# torch and transformers only where a local model runs: their absence is no error
+# torch and transformers are optional
 _RECORDED = ("lmaas-tune", "numpy", "cma", "nevergrad", "torch", "transformers")
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that decide what a run does."""
+    """Versions of Python and of the packages that influence results."""
     found = {"python": platform.python_version()}
     for name in _RECORDED:
         try:

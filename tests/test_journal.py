@@ -272,7 +272,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(
 ) -> None:
     (tmp_path / FILE_NAME).write_bytes(whole[0])
     backend = Bowl()
-    with pytest.raises(InputError, match="holds a run already, with 12 paid answers: go on from"):
+    with pytest.raises(InputError, match="holds a run already, with 12 paid answers: resume it"):
         fit(tmp_path, backend, resume=False)
     assert backend.asked == []
     assert (tmp_path / FILE_NAME).read_bytes() == whole[0]
@@ -339,7 +339,7 @@ def test_a_line_that_was_changed_or_lost_is_damage_too(
     changed = lines[4].replace(str(loss).encode(), str(loss + 1).encode(), 1)
     for at, spoilt in ((5, [*lines[:4], changed, *lines[5:]]), (5, [*lines[:4], *lines[5:]])):
         (tmp_path / FILE_NAME).write_bytes(b"".join(spoilt))
-        with pytest.raises(StorageError, match=f"line {at}: .* its checksum is wrong"):
+        with pytest.raises(StorageError, match=f"line {at}: .*its checksum is wrong"):
             fit(tmp_path)
         check_resumed(tmp_path, b"".join(spoilt[:4]), whole)
 

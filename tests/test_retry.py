@@ -99,7 +99,7 @@ def test_it_gives_up_at_once_if_the_provider_asks_for_more_than_the_total_allows
         run(Retry(total=300), flaky, time)
     assert (flaky.calls, time.waits) == (1, [])
     assert "the provider asks to wait 600 s" in str(caught.value)
-    assert "ends 300 s after the first attempt" in str(caught.value)
+    assert "retries end 300 s after the first attempt" in str(caught.value)
 
 
 def test_the_total_counts_the_time_that_attempts_take() -> None:

@@ -408,7 +408,7 @@ def test_a_penalty_is_finite_and_worse_than_the_worst(losses: FloatArray) -> Non
 
 
 def test_steps_too_large_for_a_number_are_told_by_their_cause() -> None:
-    with pytest.raises(InputError, match=r"gone \d.*e\+39 far .* smaller steps .*sigma0"):
+    with pytest.raises(InputError, match=r"is \d.*e\+39 away .* smaller steps .*sigma0"):
         fit(Bowl(), optimizer_options={"population": 5, "sigma0": 1e39})
 
 

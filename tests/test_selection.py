@@ -124,7 +124,9 @@ def test_a_search_of_one_point_at_a_time_pays_validation_for_gains_only() -> Non
 
 def test_a_run_too_short_for_the_papers_first_look_keeps_its_start() -> None:
     tuner = small_tuner(Bowl(), selection="candidate@100", **{**SCRIPT, "budget": "calls=80"})
-    with pytest.warns(UserWarning, match="every 100th candidate, and the budget pays 80: the run"):
+    with pytest.warns(
+        UserWarning, match="every 100th candidate, and the budget pays 80: the result of the run"
+    ):
         result = tuner.fit(TRAIN, VALIDATION)
     assert result.best.generation == 0
     assert result.spent.validation_calls == 0
