@@ -40,7 +40,7 @@ class Job:
     """The checked arguments of a `Tuner`.
 
     Attributes:
-        client: Makes the calls.
+        client: The client for all calls.
         settings: Settings of the search.
         optimizer: A name, or a function that builds one.
         optimizer_options: Options of the optimizer by name.
@@ -192,14 +192,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A search that is ready to begin.
+    """A search that is ready to run.
 
     Attributes:
         task: Template and label words.
         search: The search.
         provenance: Origin of its prompts, see `TunedPrompt.provenance`.
         digests: Digests of the scored rows with their targets.
-        notes: Sentences for the user.
+        notes: Notes for the user.
     """
 
     task: Task
@@ -211,13 +211,13 @@ class PreparedRun:
     def result(
         self, stop_reason: str, *, finished: bool, client: Client, out: Path | None
     ) -> TuneResult:
-        """The result of the search as it stands.
+        """The result of the search so far.
 
         Args:
-            stop_reason: Why it ended.
-            finished: Whether it ended by itself.
-            client: Made its calls.
-            out: The folder of the run.
+            stop_reason: Why the run ended.
+            finished: False if the run was interrupted or failed.
+            client: The client that made the calls.
+            out: Folder of the run.
         """
         search, best, spent = self.search, self.search.best, self.search.meter.spent
         return TuneResult(

@@ -535,7 +535,7 @@ def test_a_report_that_cannot_be_kept_is_printed_all_the_same(folder: Path, run:
     printed = run(*tune("--test", "test.jsonl", "--out", "out", "--json", *SMALL))
     assert printed.code == 0
     assert printed.content["tuned"]["rows"] == 12
-    assert "report.json: the report cannot be kept" in printed.err
+    assert "report.json: the report cannot be saved" in printed.err
 
 
 def test_resuming_where_there_is_no_run_says_that_a_new_one_begins(folder: Path, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The command line. What takes time to import stands in `program`: an interrupt is taken before."""
+"""The command line. Slow imports are in `program`, after interrupts are handled."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: What was typed after ``lmaas-tune``; None takes the process's own, and its signals.
+        argv: Arguments after ``lmaas-tune``; None takes those of the process, and its signals.
 
     Returns:
-        The exit status: 0, 1 for a failure, 2 for input that cannot work, 130 when interrupted.
+        The exit status: 0, 1 for a failure, 2 for invalid input, 130 after an interrupt.
     """
     if argv is None:
         interrupts.watch()

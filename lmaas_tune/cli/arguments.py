@@ -1,4 +1,4 @@
-"""What the commands share: the parser, their outcome, the flags that name a backend."""
+"""Shared by all commands: parser, outcome, and the flags that select a backend."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lmaas_tune.registry import load_backend
 from lmaas_tune.typed_json import parse_object
 
 FAILED, BAD_INPUT = 1, 2
-"""Exit statuses, beside 0 and `INTERRUPTED`."""
+"""Exit statuses, in addition to 0 and `INTERRUPTED`."""
 
 _NAMES = {"model": "model", "url": "URL", "api_key_file": "file with a key"}
-"""What has a flag of its own, in words."""
+"""Parameters of backends that have their own flag, with their names in messages."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command came to.
+    """The result of a command.
 
     Attributes:
-        content: For programs: what ``--json`` prints; None where that was printed already.
-        text: For people: the same in words.
+        content: Output of ``--json``; None if it was printed already.
+        text: Output without ``--json``.
         error: A line for standard error.
         code: Exit status.
     """
@@ -48,17 +48,17 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are errors of ours, in one sentence."""
+    """A parser that raises `InputError` with one sentence."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Raise, where argparse would exit."""
-        raise InputError(f"{message} ({self.prog} --help shows what it takes)")
+        """Raise an `InputError` instead of exiting."""
+        raise InputError(f"{message} ({self.prog} --help lists the arguments)")
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Raise for arguments that this command does not take."""
+        """Raise an `InputError` for unknown arguments."""
         message = f"unrecognized arguments: {' '.join(unknown)}"
         flag = next((one.partition("=")[0] for one in unknown if one.startswith("--")), None)
         if flag is not None:
@@ -68,11 +68,11 @@ class Parser(argparse.ArgumentParser):
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001  # a type only
-"""Where a command adds itself."""
+"""The parsers of the commands."""
 
 
 def add_command(commands: Commands, name: str, summary: str) -> Parser:
-    """A command, with the flags that all of them have."""
+    """Add a command, with the flags that all commands have."""
     command = commands.add_parser(name, help=summary, description=f"{summary}.")
     command.add_argument("--json", action="store_true", help="print one JSON object instead")
     command.add_argument(
@@ -83,26 +83,30 @@ def add_command(commands: Commands, name: str, summary: str) -> Parser:
 
 
 def add_model(command: Parser) -> argparse._ArgumentGroup:
-    """The flags that name a model in this process; `add_connection` has those of one elsewhere."""
+    """Add the flags that select a model; `add_connection` adds those of a server."""
     group = command.add_argument_group("the model")
     group.add_argument(
-        "--backend", default="hf", help="who runs it; `lmaas-tune backends` lists them (hf)"
+        "--backend", default="hf", help="name of the backend; `lmaas-tune backends` lists them (hf)"
     )
-    group.add_argument("--model", help="which; for hf a hub name, a folder or a .gguf file")
+    group.add_argument(
+        "--model", help="name of the model; for hf a hub name, a folder or a .gguf file"
+    )
     group.add_argument(
         "--backend-options",
         default="",
         metavar="NAME=VALUE,...",
-        help="the backend's own settings, as dtype=bfloat16,device=cpu; or a JSON object",
+        help="settings of the backend, as dtype=bfloat16,device=cpu; or a JSON object",
     )
     return group
 
 
 def add_backend(command: Parser) -> None:
-    """The flags that `open_client` reads."""
+    """Add the flags that `open_client` reads."""
     group = add_model(command)
     add_connection(group)
-    group.add_argument("--cache", metavar="FILE", help="keep answers, so that none is paid twice")
+    group.add_argument(
+        "--cache", metavar="FILE", help="cache file for answers, so that none is paid twice"
+    )
     group.add_argument("--price-in", type=float, metavar="P", help="money per million tokens read")
     group.add_argument(
         "--price-out", type=float, metavar="P", help="money per million tokens written (one a row)"
@@ -117,22 +121,22 @@ def _add_pace(command: Parser) -> None:
         type=_workers,
         default="adaptive",
         metavar="N",
-        help="calls under way at once; or adaptive: up while it goes well, down when the "
+        help="concurrent calls; or adaptive: more while calls succeed, fewer when the "
         "provider is overloaded (adaptive)",
     )
-    for name, what in (("requests", "requests"), ("tokens", "tokens as far as they are known")):
+    for name, what in (("requests", "requests"), ("tokens", "estimated tokens")):
         group.add_argument(
             f"--{name}-per-minute", type=int, metavar="N", help=f"the most {what} in any minute"
         )
 
 
 def _workers(text: str) -> int | str:
-    return int(text) if text.isdigit() else text  # `Pace` says what else may be
+    return int(text) if text.isdigit() else text  # `Pace` checks other texts
 
 
 def add_connection(group: argparse._ArgumentGroup | Parser) -> None:
-    """The flags of backends behind HTTP."""
-    group.add_argument("--url", help="where its server listens, as http://127.0.0.1:8000")
+    """Add the flags of backends behind HTTP."""
+    group.add_argument("--url", help="address of its server, as http://127.0.0.1:8000")
     group.add_argument("--api-key-file", metavar="FILE", help="a file with the key for that server")
 
 
@@ -152,15 +156,15 @@ _CLIENT = (
 
 
 def client_flags(arguments: argparse.Namespace) -> argparse.Namespace:
-    """All that `open_client` reads, as a worker can be sent it: without the parsers."""
+    """The flags that `open_client` reads, without the parsers, so that they can be pickled."""
     return argparse.Namespace(**{name: getattr(arguments, name) for name in _CLIENT})
 
 
 def open_client(arguments: argparse.Namespace) -> Client:
-    """The client that the flags describe.
+    """Build the client that the flags describe.
 
     Raises:
-        InputError: They describe none.
+        InputError: A flag is invalid or missing.
     """
     pace = Pace(
         workers=arguments.workers,
@@ -190,11 +194,12 @@ def open_backend(
 ) -> Backend:
     """Build a backend by name.
 
-    Its factory takes what has a flag of its own as ``model``, ``url`` and ``api_key_file``, as
-    far as it has such parameters; those without a default have to be given.
+    The factory gets ``model``, ``url`` and ``api_key_file`` if it has such parameters; those
+    without a default are required.
 
     Raises:
-        InputError: Unknown name or option, a flag too few or too many, or the backend's own.
+        InputError: The name or an option is unknown, a flag is missing or not taken, or the
+            factory raised it.
     """
     factory = load_backend(name)
     parameters = inspect.signature(factory).parameters
@@ -224,7 +229,7 @@ def open_backend(
 
 
 def backend_flags(arguments: argparse.Namespace) -> list[str]:
-    """The flags that open the same backend again, to be shown in a command."""
+    """The flags that select the same backend, for a command that is shown to the user."""
     flags = ["--backend", arguments.backend]
     for flag in ("model", "url", "api_key_file"):
         if (value := getattr(arguments, flag)) is not None:
@@ -235,12 +240,12 @@ def backend_flags(arguments: argparse.Namespace) -> list[str]:
 
 
 def parse_options(text: str) -> dict[str, object]:
-    """Read ``"population=20,step_rule=csa"``; numbers, true and false are taken as such.
+    """Read ``"population=20,step_rule=csa"``; numbers, true and false are converted.
 
-    What has commas or more in it is given as JSON, ``{"extra_body": {"top_k": 1}}``.
+    Nested values, and values with commas, are given as JSON, ``{"extra_body": {"top_k": 1}}``.
 
     Raises:
-        InputError: A part is no ``name=value``, a name comes twice, or it is no JSON object.
+        InputError: A part is no ``name=value``, a name is repeated, or the JSON is no object.
     """
     if text.lstrip().startswith("{"):
         try:
@@ -282,5 +287,5 @@ def _value(text: str) -> object:
 
 
 def command_line(*words: str) -> str:
-    """A command that can be pasted into a shell."""
+    """A command, quoted for a shell."""
     return shlex.join(["lmaas-tune", *words])

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lmaas_tune.lab.significance import Significance
 
 _TASK = ("train", "validation", "test", "template", "labels", "shots")
-"""Flags of the one task, which a file of tasks has no use for."""
+"""Flags that describe one task, which a file of tasks replaces."""
 
 
 def add_to(commands: Commands) -> None:
@@ -51,19 +51,20 @@ def add_to(commands: Commands) -> None:
 
 def _add_tasks(command: Parser) -> None:
     group = command.add_argument_group(
-        "the tasks", "One by these flags, or several in a file. In a path {seed} is the run's seed."
+        "the tasks",
+        "One by these flags, or several in a file. {seed} in a path is the seed of the run.",
     )
     group.add_argument(
         "--tasks", metavar="FILE", help="a .toml or .json file with a table for each task"
     )
     group.add_argument("--train", metavar="FILE", help="rows that every call scores")
-    group.add_argument("--validation", metavar="FILE", help="rows that choose among the prompts")
-    group.add_argument("--test", metavar="FILE", help="rows that the final prompts are compared on")
+    group.add_argument("--validation", metavar="FILE", help="rows for the selection of prompts")
+    group.add_argument("--test", metavar="FILE", help="rows for the comparison of final prompts")
     group.add_argument(
         "--shots",
         type=int,
         metavar="N",
-        help="for each seed draw N rows a class from --train, and as many for validation",
+        help="for each seed, draw N rows a class from --train, and N for validation",
     )
     add_template_flags(group)
 
@@ -85,7 +86,7 @@ def _add_comparison(command: Parser) -> None:
         help="the results; the same command resumes unfinished runs",
     )
     group.add_argument(
-        "--jobs", type=int, metavar="N", help="processes, each with its own model (1)"
+        "--jobs", type=int, metavar="N", help="number of processes, each with its own model (1)"
     )
     group.add_argument(
         "--dask", metavar="ADDRESS", help="run on the Dask cluster whose scheduler listens there"
@@ -94,8 +95,8 @@ def _add_comparison(command: Parser) -> None:
         "--stop-early",
         type=float,
         metavar="SHARE",
-        help="after this share of the calls, end runs that are behind the median of those that "
-        "are finished; if not given, none is ended",
+        help="after this share of the calls, end runs whose loss is above the median of the "
+        "finished runs; by default none is ended",
     )
     group.add_argument(
         "--target", type=float, metavar="LOSS", help="training loss for the calls to a target"
@@ -103,7 +104,7 @@ def _add_comparison(command: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Compare, or resume a comparison."""
+    """Run or resume a comparison."""
     from lmaas_tune.lab.optimizers import compare
 
     rule = None if arguments.stop_early is None else EarlyStop(after=arguments.stop_early)
@@ -132,7 +133,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def result_text(result: ComparisonResult) -> str:
-    """The ranking, and whether it is more than chance."""
+    """The ranking and its significance test, as text."""
     from lmaas_tune.lab.statistics import plain
 
     ranking = plain(result.ranking)
@@ -157,7 +158,7 @@ def result_text(result: ComparisonResult) -> str:
 
 
 def failures(result: ComparisonResult) -> str:
-    """The runs that failed, a line each."""
+    """The failed runs, one line each."""
     return "\n".join(
         f"failed: {record.method} on {record.task} with seed {record.seed}: {record.reason}"
         for record in result.failed
@@ -165,7 +166,7 @@ def failures(result: ComparisonResult) -> str:
 
 
 def _test(tests: Significance, optimizers: int) -> str:
-    """Whether they differ: two by Wilcoxon's test, more by Friedman's."""
+    """The result of Wilcoxon's test for two optimizers, of Friedman's test for more."""
     two = optimizers <= 2
     test = tests.pairs if two else tests.friedman
     if test.untested is not None:
@@ -184,11 +185,11 @@ def _tasks(arguments: argparse.Namespace) -> tuple[NamedTask, ...]:
     if arguments.tasks is not None:
         if given:
             raise InputError(
-                f"--tasks and --{given[0]} exclude each other: the file says it for each task"
+                f"--tasks and --{given[0]} exclude each other: set it in the file for each task"
             )
         return read_tasks(arguments.tasks)
     if arguments.train is None:
-        raise InputError("there is no task: give --train, or --tasks with a file of them")
+        raise InputError("there is no task: give --train, or a file of tasks with --tasks")
     content: dict[str, Any] = {name: getattr(arguments, name) for name in given}
     if "labels" in content:
         content["labels"] = label_words(content["labels"])
@@ -212,7 +213,7 @@ def _optimizers(text: str) -> list[OptimizerSpec]:
 
 @contextlib.contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """Send joblib's work to a Dask cluster, where one is given."""
+    """Run joblib's tasks on a Dask cluster, if one is given."""
     if address is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""``lmaas-tune demo``: see it work, on a small model and messages that come with the package."""
+"""``lmaas-tune demo``: tunes a prompt for a small model on messages of the package."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class _ConvertsGGUF(Protocol):
 
 
 class Improvements(Callback):
-    """A line for every better prompt, for where no bar can be drawn."""
+    """Prints a line for every better prompt, if the output is no terminal."""
 
     def on_step(self, step: Step) -> None:
-        """Say what was found, if it is better."""
+        """Print the validation loss of a better prompt."""
         best = step.best.evaluation
         if step.improved and best is not None:
             print(f"  call {step.spent.calls:>4}  validation loss {number(best.loss)}", flush=True)
@@ -63,29 +63,31 @@ def add_to(commands: Commands) -> None:
         f"{SMOLLM2.megabytes} MB)",
     )
     command.add_argument(
-        "--budget", metavar="NAME=N,...", help=f"what ends the search ({SETTINGS.budget})"
+        "--budget", metavar="NAME=N,...", help=f"limits that end the search ({SETTINGS.budget})"
     )
-    command.add_argument("--seed", type=int, default=0, help="the same seed, the same run (0)")
+    command.add_argument("--seed", type=int, default=0, help="random seed (0)")
     command.add_argument(
-        "--out", metavar="DIR", help=f"where the run is kept ({OUT}, or with a number behind)"
+        "--out", metavar="DIR", help=f"folder of the run ({OUT}, or with a number appended)"
     )
-    command.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    command.add_argument("--resume", action="store_true", help="resume the run in --out")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Before, search, after."""
+    """Score the test messages, search, and score them again."""
     if arguments.resume and arguments.out is None:
-        raise InputError("--resume goes on with the run in a folder: give its --out")
+        raise InputError("--resume needs the folder of the run: give --out")
     budget = None if arguments.budget is None else Budget.parse(arguments.budget)
     out = _free_folder() if arguments.out is None else Path(arguments.out)
     if (out / FILE_NAME).exists() and not arguments.resume:
-        raise InputError(f"{out} holds a run already: go on with --resume, or name another --out")
+        raise InputError(
+            f"{out} holds a run already: resume it with --resume, or name another --out"
+        )
     print(INTRO + "\n", flush=True)
     model = arguments.model or str(_own_model())
     demo = Demo(Client(open_backend(BACKEND, model, {})))
     name = SMOLLM2.name if arguments.model is None else Path(model).name
-    print(f"{name} sorts the test messages as it is ...", flush=True)
+    print(f"{name} classifies the test messages without tuning ...", flush=True)
     before = demo.before()
     print(
         f"{before.accuracy:.1%} of {count('test message', before.rows)} right (chance: 25%).\n"
@@ -131,7 +133,7 @@ def _own_model() -> Path:
 
 
 def _free_folder() -> Path:
-    """`OUT`, or with the first number behind it that holds no run."""
+    """`OUT`, with a number appended if it holds a run."""
     folder, number = Path(OUT), 1
     while (folder / FILE_NAME).exists():
         number += 1
@@ -146,7 +148,7 @@ def _resume_command(arguments: argparse.Namespace, out: Path) -> str:
 
 
 def _shares(comparison: Comparison) -> str:
-    """Which part of the gain came from where."""
+    """The shares of calibration and search in the gain, as text."""
     calibration = comparison.start.accuracy - comparison.baseline.accuracy
     search = comparison.tuned.accuracy - comparison.start.accuracy
     return (

@@ -1,4 +1,4 @@
-"""``lmaas-tune doctor``: what is installed, and whether a backend answers."""
+"""``lmaas-tune doctor``: shows installed packages, and tests a backend."""
 
 from __future__ import annotations
 
@@ -29,21 +29,23 @@ def add_to(commands: Commands) -> None:
     command = add_command(
         commands, "doctor", "Show what is installed, and whether a backend answers"
     )
-    command.add_argument("--backend", help="ask this one a question, and show what it can do")
+    command.add_argument(
+        "--backend", help="send a request to this backend, and show its capabilities"
+    )
     command.add_argument("--model", help="its model")
     add_connection(command)
     command.add_argument(
-        "--backend-options", default="", metavar="NAME=VALUE,...", help="its own settings"
+        "--backend-options", default="", metavar="NAME=VALUE,...", help="its settings"
     )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Look around; fail where something that was asked for does not work."""
+    """Show the installation; fail if the given backend does not work."""
     about_one = ("model", "url", "api_key_file", "backend_options")
     if arguments.backend is None and any(getattr(arguments, flag) for flag in about_one):
         flags = ", ".join("--" + flag.replace("_", "-") for flag in about_one)
-        raise InputError(f"{flags} go with --backend: give it too")
+        raise InputError(f"{flags} need --backend: give it too")
     machine, installed = system(), packages()
     content: dict[str, Any] = {
         "version": versions()[OURS],

@@ -1,4 +1,4 @@
-"""``lmaas-tune evaluate``: how good a saved prompt is."""
+"""``lmaas-tune evaluate``: scores a saved prompt on labelled rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from lmaas_tune.data import read_examples
 def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(commands, "evaluate", "Score a saved prompt on labelled rows")
-    command.add_argument("--prompt", metavar="DIR", required=True, help="where tune saved it")
+    command.add_argument(
+        "--prompt", metavar="DIR", required=True, help="folder of the saved prompt"
+    )
     command.add_argument("--test", metavar="FILE", required=True, help="labelled rows")
     command.add_argument(
         "--label-field", default="label", metavar="NAME", help="the field with the label (label)"

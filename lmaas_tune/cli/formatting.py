@@ -1,4 +1,4 @@
-"""How results are told: as plain values for programs, in words for people."""
+"""Formatting of results: as JSON values and as text."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lmaas_tune.result import Comparison, TuneResult
 
 
 def score_json(score: Score) -> dict[str, Any]:
-    """Accuracy, loss and rows; a loss that is no number is null."""
+    """Accuracy, loss and rows; a loss that is not finite is null."""
     return {**asdict(score), "loss": score.loss if math.isfinite(score.loss) else None}
 
 
 def comparison_json(comparison: Comparison | None) -> dict[str, Any]:
-    """The three scores; all null where there were no rows to compare on."""
+    """The three scores; null without test rows."""
     if comparison is None:
         return {"baseline": None, "start": None, "tuned": None}
     return {name: score_json(score) for name, score in vars(comparison).items()}
 
 
 def result_json(result: TuneResult) -> dict[str, Any]:
-    """What a run came to by itself."""
+    """The result of a run, without test rows."""
     best, provenance, prompt = result.best, result.prompt.provenance, result.prompt.prompt
     return {
         "spent": result.spent.to_json(),
@@ -48,7 +48,7 @@ def result_json(result: TuneResult) -> dict[str, Any]:
 
 
 def score_table(scores: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """One line for each score, as `score_json` gives it."""
+    """A table with one line for each score of `score_json`."""
     width = max(len(name) for name, _ in scores)
     lines = [f"  {'':{width}}  accuracy   loss"]
     lines += [
@@ -59,7 +59,7 @@ def score_table(scores: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 
 def comparison_table(content: Mapping[str, Any]) -> str:
-    """Before and after, and which part came from calibration and which from the search."""
+    """A table of the scores before and after calibration and search."""
     rows = [("starting words, as the model is", content["baseline"])]
     if content["settings"]["calibration"] != "none":
         rows.append(("starting words, calibrated", content["start"]))
@@ -68,7 +68,7 @@ def comparison_table(content: Mapping[str, Any]) -> str:
 
 
 def format_best(best: Mapping[str, Any]) -> str:
-    """Where the prompt that was kept was found, and its loss there."""
+    """Generation and losses of the best prompt, as a sentence."""
     where = "the start" if best["generation"] == 0 else f"generation {best['generation']}"
     losses = ", ".join(
         f"{name} loss {number(best[key]['loss'])}"
@@ -79,7 +79,7 @@ def format_best(best: Mapping[str, Any]) -> str:
 
 
 def format_spent(spent: Spent) -> str:
-    """What was spent, in words."""
+    """Spending, as text."""
     counted = (
         ("call", spent.calls),
         ("validation call", spent.validation_calls),
@@ -93,7 +93,7 @@ def format_spent(spent: Spent) -> str:
 
 
 def count(word: str, n: int) -> str:
-    """So many of them."""
+    """A number with its noun, in the plural if needed."""
     many = word[:-1] + "ies" if word.endswith("y") else word + "s"
     return f"{n:,} {word if n == 1 else many}"
 
@@ -104,7 +104,7 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds, as text."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -112,5 +112,5 @@ def duration(seconds: float) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital and a full stop."""
+    """The text as a sentence, with capital and full stop."""
     return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: an error that a command takes in good order, or the end of the process."""
+"""Handling of Ctrl-C and SIGTERM: a KeyboardInterrupt for a command, else the process ends."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ INTERRUPTED = 130
 """Exit status."""
 
 _MAX_INTERRUPTS = 2
-"""So many interrupts a command takes: one ends its run, another leaves the calls under way."""
+"""Interrupts that a command handles: the first ends its run, the second drops active calls."""
 
-_enabled = False  # whether an error would be taken
+_enabled = False  # whether a command handles interrupts now
 _count = 0
 
 
 def watch() -> None:
-    """Show no traceback for an interrupt of this process, whatever it meets, from here on."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
+    """Install the signal handlers, so that an interrupt never shows a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent ignores it
         signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
 
 
 @contextlib.contextmanager
 def enabled() -> Iterator[None]:
-    """Take an interrupt within as KeyboardInterrupt, which the caller expects.
+    """Raise KeyboardInterrupt for interrupts within the context.
 
-    One of a process that is watched, too: the first two, and not amid an import, as modules lose
-    errors that they do not expect.
+    With the handlers of `watch`, only for the first two, and not during an import, because modules
+    may suppress the exception.
     """
     global _enabled
     _enabled = True
@@ -41,7 +41,7 @@ def enabled() -> Iterator[None]:
 
 
 def abandoned() -> bool:
-    """Whether the user has left what is under way, and waits for none of it."""
+    """Whether the user interrupted twice, so that active calls are dropped."""
     return _count >= _MAX_INTERRUPTS
 
 
@@ -60,7 +60,7 @@ def _interrupt(_signal: int, frame: FrameType | None) -> None:
 
 
 def _is_import(frame: FrameType | None) -> bool:
-    """Whether a module is being imported, by what a command calls."""
+    """Whether the frame is within an import that a command makes."""
     while frame is not None and frame.f_globals.get("__name__") != "lmaas_tune.cli":
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True

@@ -1,4 +1,4 @@
-"""``lmaas-tune optimizers`` and ``lmaas-tune backends``: what there is to choose from."""
+"""``lmaas-tune optimizers`` and ``lmaas-tune backends``: list optimizers and backends."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def add_to(commands: Commands) -> None:
 
 
 def list_optimizers(_: argparse.Namespace) -> Outcome:
-    """Every optimizer, without loading any."""
+    """List all optimizers without loading them."""
     rows = [{"name": name, "description": describe_optimizer(name)} for name in optimizer_names()]
     rows.append(
         {
             "name": f"{NEVERGRAD}<Name>",
-            "description": "Any of nevergrad's own.",
+            "description": "Any optimizer of nevergrad.",
         }
     )
     return Outcome({"optimizers": rows}, _table(rows))
 
 
 def list_backends(_: argparse.Namespace) -> Outcome:
-    """Every backend; one that cannot be used says why."""
+    """List all backends, with the reason for those that cannot be used."""
     rows = [_backend(name) for name in backend_names()]
     return Outcome({"backends": rows}, _table(rows))
 

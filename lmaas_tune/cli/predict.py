@@ -1,4 +1,4 @@
-"""``lmaas-tune predict``: use a saved prompt."""
+"""``lmaas-tune predict``: labels texts with a saved prompt."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from lmaas_tune.task import Example, Template
 def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(commands, "predict", "Label texts with a saved prompt")
-    command.add_argument("--prompt", metavar="DIR", required=True, help="where tune saved it")
+    command.add_argument(
+        "--prompt", metavar="DIR", required=True, help="folder of the saved prompt"
+    )
     rows = command.add_mutually_exclusive_group(required=True)
-    rows.add_argument("--text", action="append", help="a text; may be given again and again")
+    rows.add_argument("--text", action="append", help="a text; may be repeated")
     rows.add_argument("--input", metavar="FILE", help=".jsonl, .json, .csv or .tsv rows")
     add_backend(command)
     command.set_defaults(run=run)
@@ -30,7 +32,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         rows = read_examples(arguments.input, labelled=False, what="input")
     else:
         rows = _examples(arguments.text, prompt.task.template)
-    prompt.task.template.batch(rows)  # a missing field shows before a model is loaded
+    prompt.task.template.batch(rows)  # checks the fields before a model is loaded
     client = open_client(arguments)
     probabilities = prompt.predict_proba(client, rows)
     labels = prompt.task.verbalizer.labels
@@ -54,10 +56,10 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _examples(texts: Sequence[str], template: Template) -> list[Example]:
-    """Texts stand for the template's only field, whatever its name."""
+    """Examples with each text as the template's only field."""
     if len(template.fields) != 1:
         raise InputError(
-            f"--text serves templates of one field, and this prompt's has "
+            f"--text needs a template with one field, and this prompt's has "
             f"{', '.join(template.fields[:50]) or 'none'}: give rows with --input"
         )
     return [Example({template.fields[0]: text}) for text in texts]

@@ -1,4 +1,4 @@
-"""``lmaas-tune pretrain``: tune a prompt by gradient on one task, to start from on others."""
+"""``lmaas-tune pretrain``: tunes a prompt by gradient descent, as a start for other tasks."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from lmaas_tune.lab.paper.tasks import PAPER_TASKS, paper_task
 def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(
-        commands, "pretrain", "Make a prompt by gradient, for others to start from"
+        commands, "pretrain", "Tune a prompt by gradient descent, as a start for other tasks"
     )
     add_model(command)
     group = command.add_argument_group("the prompt")
     group.add_argument(
-        "--task", default="snli", help=f"whose rows it learns: {', '.join(PAPER_TASKS)} (snli)"
+        "--task", default="snli", help=f"task whose rows it learns: {', '.join(PAPER_TASKS)} (snli)"
     )
     group.add_argument("--seed", type=int, default=0, help="(0)")
-    group.add_argument("--out", required=True, metavar="DIR", help="where the prompt is saved")
+    group.add_argument("--out", required=True, metavar="DIR", help="folder for the prompt")
     add_setup(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Make the prompt and save it."""
+    """Tune the prompt and save it."""
     task, source = paper_task(arguments.task), DataSource(data=data_of(arguments))
     client = open_model(arguments)
     tuned = pretrain(client, task, source, read_setup(arguments, client), seed=arguments.seed)

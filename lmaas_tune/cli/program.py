@@ -1,7 +1,7 @@
-"""The command line: reads what was typed, runs one command, prints what it came to.
+"""The main program: parses the arguments, runs one command, prints its outcome.
 
-Every command gives an `Outcome`. With ``--json`` standard output holds that outcome as one JSON
-object and nothing else; progress, notes and errors are on standard error.
+Every command returns an `Outcome`. With ``--json``, standard output holds it as one JSON object
+and nothing else; progress, notes and errors go to standard error.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from lmaas_tune.versions import versions
 
 def run(argv: list[str]) -> int:
     """Run one command, see `lmaas_tune.cli.main`."""
-    # looked up by hand, since they hold for errors of the parser too
+    # not by the parser, because it also applies to errors of the parser
     as_json = "--json" in argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # no character for it is no failure
+            stream.reconfigure(errors="backslashreplace")  # unencodable characters are escaped
     try:
         outcome = _outcome(argv, sys.stderr if as_json else sys.stdout)
         _print(outcome, as_json)
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     if interrupts.abandoned():
@@ -99,7 +99,7 @@ def _outcome(argv: list[str], out: TextIO) -> Outcome:
 
 
 def _redact(outcome: Outcome, redact: Callable[[str], str]) -> Outcome:
-    """The outcome of what failed, without the secrets that were typed."""
+    """The outcome of a failed command, without secrets of the command line."""
     content = outcome.content
     if content is not None:
         content = json.loads(redact(json.dumps(content)))
@@ -149,7 +149,7 @@ def _print(outcome: Outcome, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _notes(redact: Callable[[str], str]) -> Iterator[None]:
-    """Show the warnings meant for users as notes, each once; keep quiet about others."""
+    """Show each `UserWarning` once as a note; suppress other warnings."""
     seen: set[str] = set()
 
     def show(
@@ -177,7 +177,7 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
 
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield  # signals are the main thread's affair, and may be watched already
+        yield  # only the main thread handles signals; they may have a handler already
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

@@ -1,4 +1,4 @@
-"""``lmaas-tune report``: the results of comparisons as one HTML file."""
+"""``lmaas-tune report``: writes the results of comparisons as one HTML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lmaas-tune reproduce``: the paper's table on any local model."""
+"""``lmaas-tune reproduce``: computes the paper's table on any local model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _ROWS = tuple(name for name in METHODS if not METHODS[name].pretrained)
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    command = add_command(commands, "reproduce", "Make the paper's table of results on a model")
+    command = add_command(commands, "reproduce", "Compute the paper's table of results on a model")
     add_model(command)
     _add_table(command)
     group = add_setup(command)
@@ -96,7 +96,7 @@ def _add_table(command: Parser) -> None:
 
 def add_setup(command: Parser) -> argparse._ArgumentGroup:
     """The flags for the labelled rows and the setup."""
-    group = command.add_argument_group("the rows and how they are put")
+    group = command.add_argument_group("the rows and their layout")
     group.add_argument(
         "--data",
         metavar="DIR",
@@ -151,7 +151,7 @@ def _read_source(arguments: argparse.Namespace) -> DataSource:
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Make the table, or resume it."""
+    """Compute or resume the table."""
     if arguments.table:
         return _outcome(read_table(arguments.out), arguments.out)
     source = _read_source(arguments)

@@ -1,4 +1,4 @@
-"""The flags of ``tune`` that say how to search, and the settings they come to."""
+"""Flags for the settings of a search, and their conversion to `Settings`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lmaas_tune.settings import PRESETS, Settings, preset, with_fields
 
 def _layers(text: str) -> str | tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
-    return tuple(map(int, parts)) if all(map(str.isdigit, parts)) else text  # `Settings` says no
+    return tuple(map(int, parts)) if all(map(str.isdigit, parts)) else text  # `Settings` rejects it
 
 
-# Each flag stands for the field of `Settings` of the same name; one that is not given leaves
-# the preset's value.
+# Each flag sets the field of `Settings` of the same name; without it, the value of the preset
+# stays.
 _FIELDS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
-    ("prompt", str, "what is tuned: soft (vectors), text (words), or auto: what the model takes"),
-    ("start", str, "where the search starts: words, vocabulary or zero"),
+    ("prompt", str, "kind of prompt: soft (vectors), text (words), or auto: by the model"),
+    ("start", str, "start of the search: words, vocabulary or zero"),
     ("prompt_length", int, "tokens of the prompt; if not given, as many as the starting words"),
     ("insertion", str, "how the prompt enters: concat, add or prepend"),
     ("deep", _layers, "layers with a prompt of their own: all, or numbers from 0 as 0,10,20"),
@@ -34,15 +34,15 @@ _FIELDS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("projection", str, f"kind of the random matrix: {', '.join(PROJECTIONS)}"),
     ("alpha", float, "scale of the random matrix"),
     ("objective", str, "cross_entropy, hinge, error_rate or negative_f1"),
-    ("calibration", str, "how the model's bias for label words is taken out: none, mean, fitted"),
-    ("selection", str, "which prompt is kept: lowest-loss, or candidate@N (the paper's)"),
+    ("calibration", str, "how the model's bias for label words is removed: none, mean, fitted"),
+    ("selection", str, "selection of the result: lowest-loss, or candidate@N (the paper's)"),
 )
 _PLAIN = ("prompt_init", "score_start", "allow_bounds", "optimizer")
 _METAVARS = {int: "N", float: "X", str: "NAME", _layers: "LAYERS"}
 
 
 def add_search_flags(command: Parser) -> None:
-    """The flags that `read_settings` reads."""
+    """Add the flags that `read_settings` reads."""
     group = add_settings(command)
     group.add_argument(
         "--optimizer",
@@ -53,18 +53,20 @@ def add_search_flags(command: Parser) -> None:
         "--optimizer-options", metavar="NAME=VALUE,...", help="as population=20,step_rule=csa"
     )
     group.add_argument(
-        "--start-from", metavar="DIR", help="start from the prompt that an earlier run saved"
+        "--start-from", metavar="DIR", help="start from the saved prompt of another run"
     )
-    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same run (0)")
+    group.add_argument("--seed", type=int, default=0, help="random seed (0)")
 
 
 def add_settings(command: Parser) -> argparse._ArgumentGroup:
-    """Those of them that hold for several optimizers and seeds alike.
+    """Add the flags that apply to several optimizers and seeds.
 
-    The others are as if they had not been given.
+    The other flags have no value.
     """
     command.set_defaults(optimizer=None, optimizer_options=None, start_from=None)
-    group = command.add_argument_group("the search", "What is not given is the preset's.")
+    group = command.add_argument_group(
+        "the search", "Without a flag, the value of the preset applies."
+    )
     group.add_argument("--preset", default="default", help=f"{', '.join(PRESETS)} (default)")
     default = PRESETS["default"]
     content = default.to_json()
@@ -72,7 +74,7 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
         "--prompt-init",
         action="append",
         metavar="WORDS",
-        help="the starting words; given again and again, the best of them starts "
+        help="the starting words; if repeated, the search starts from the best "
         f"({' / '.join(default.prompt.starting_words)})",
     )
     group.add_argument(
@@ -85,18 +87,18 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--score-start",
         action=argparse.BooleanOptionalAction,
-        help="pay one call for the start itself, and never keep anything worse",
+        help="score the start first, for one call, so that the result is never worse",
     )
     group.add_argument(
         "--allow-bounds",
         action="store_true",
         default=None,
-        help="go on where more than half of the scores are only bounds",
+        help="continue if more than half of the scores are only bounds",
     )
     group.add_argument(
         "--budget",
         metavar="NAME=N,...",
-        help="what ends the run, one or more of calls, sequences, tokens, seconds, money, "
+        help="limits that end the run, one or more of calls, sequences, tokens, seconds, money, "
         f"patience, target; or none ({default.budget})",
     )
     _add_text(command)
@@ -104,16 +106,19 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
 
 
 def _add_text(command: Parser) -> None:
-    group = command.add_argument_group("text prompts", "What one has beside its starting words.")
+    group = command.add_argument_group("text prompts", "The parts beside the starting words.")
     default = Text()
     group.add_argument(
         "--prompt-words",
-        metavar="WHENCE",
-        help=f"words behind the starting words: built-in, train (the telling words of the "
+        metavar="SOURCE",
+        help=f"words after the starting words: built-in, train (distinctive words of the "
         f"training rows), or a file with one a line ({default.words})",
     )
     group.add_argument(
-        "--word-slots", type=int, metavar="N", help=f"at most so many of them ({default.slots})"
+        "--word-slots",
+        type=int,
+        metavar="N",
+        help=f"largest number of these words ({default.slots})",
     )
     group.add_argument(
         "--demonstrations",
@@ -124,10 +129,10 @@ def _add_text(command: Parser) -> None:
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
-    """The preset with what was given in its place.
+    """The settings of the preset, changed by the given flags.
 
     Raises:
-        InputError: A value that cannot be, or two flags that exclude each other.
+        InputError: A value is invalid, or two flags exclude each other.
     """
     base = preset(arguments.preset)
     given = {
@@ -144,14 +149,14 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     if text := _text(arguments):
         given = {"prompt": "text", **given, **text}
     _check_start(arguments, given)
-    if "prompt_init" in given:  # words say where to start, and how long the prompt is
+    if "prompt_init" in given:  # words determine start and length
         given = {"start": "words", "prompt_length": None, **given}
         given["prompt_init"] = tuple(given["prompt_init"])
     if arguments.budget is not None:
         given["budget"] = Budget.parse(arguments.budget)
     optimizer = given.get("optimizer", base.optimizer)
     if not optimizer.startswith(NEVERGRAD):
-        OPTIMIZERS.entry(optimizer)  # a wrong name shows before a model is loaded
+        OPTIMIZERS.entry(optimizer)  # checks the name before a model is loaded
     options = dict(base.optimizer_options) if optimizer == base.optimizer else {}
     options |= parse_options(arguments.optimizer_options or "")
     return with_fields(base, {**given, "optimizer_options": options})
@@ -168,10 +173,10 @@ def _text(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lines(path: str) -> tuple[str, ...]:
-    """The lines of a text file that are not empty.
+    """The non-empty lines of a text file.
 
     Raises:
-        InputError: It cannot be read, or has none.
+        InputError: The file cannot be read, or has no such line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -179,7 +184,7 @@ def _lines(path: str) -> tuple[str, ...]:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not lines:
-        raise InputError(f"{path}: not one line has words")
+        raise InputError(f"{path}: it has no words")
     return lines
 
 

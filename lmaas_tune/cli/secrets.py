@@ -1,4 +1,4 @@
-"""Secrets that were typed: they are not printed back, wherever they were typed by mistake."""
+"""Removes secrets of the command line from messages, also those typed in a wrong place."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _NAMED = re.compile(
     re.I,
 )
 _IN_URL = re.compile(r"://([^/@\s]+)@")
-_HEAD = 8  # characters by which a secret is known
-_SHORTEST = 4  # what is shorter hides nothing, and its letters stand everywhere
+_HEAD = 8  # characters that identify a secret
+_SHORTEST = 4  # shorter texts occur in many messages
 
 
 def redactor(argv: Sequence[str]) -> Callable[[str], str]:
-    """Hides in a text what of the typed words is secret."""
+    """A function that hides the secrets of these arguments in a text."""
     secrets = sorted(set(_secrets(argv)), key=len, reverse=True)
     found = re.compile("|".join(map(_pattern, secrets)) or r"(?!)")
     return lambda text: found.sub("***", text)
 
 
 def _pattern(secret: str) -> str:
-    """Finds a secret, and what is left of it where a message cut it."""
+    """A pattern for a secret, also if a message truncates it."""
     head = re.escape(secret[:_HEAD])
     return f"{re.escape(secret)}|{head}[^\\s\"',]*" if len(secret) > _HEAD else head
 

@@ -1,4 +1,4 @@
-"""The command ``lmaas-tune serve``: a model as an HTTP service."""
+"""``lmaas-tune serve``: provides a model as an HTTP service."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    command = add_command(commands, "serve", "Let others ask a model, over HTTP")
+    command = add_command(commands, "serve", "Provide a model as an HTTP service")
     add_model(command)
     service = command.add_argument_group("the service")
     service.add_argument(
         "--host", default="127.0.0.1", help="the interface to listen on (127.0.0.1)"
     )
     service.add_argument(
-        "--port", type=int, default=8000, help="0 takes a free one, and says which (8000)"
+        "--port", type=int, default=8000, help="0 takes a free port and prints it (8000)"
     )
     service.add_argument(
         "--api-key-file",
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         ) from error
     limits = ServerLimits.of(parse_options(arguments.bounds))
     keyring = _keyring(arguments)
-    with bind(arguments.host, arguments.port) as socket:  # a port that is taken shows at once
+    with bind(arguments.host, arguments.port) as socket:  # fails at once if the port is taken
         options = parse_options(arguments.backend_options)
         backend = open_backend(arguments.backend, arguments.model, options)
         with (

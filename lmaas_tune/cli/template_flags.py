@@ -1,4 +1,4 @@
-"""The flags that say how rows are laid out: the label's field and words, the template."""
+"""Flags for template, label words and label field."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lmaas_tune.typed_json import checked, parse_json
 
 
 def add_template_flags(group: argparse._ArgumentGroup) -> None:
-    """The flags themselves; `label_words` reads the last."""
+    """Add the flags; `label_words` parses ``--labels``."""
     group.add_argument(
         "--label-field", default="label", metavar="NAME", help="the field with the label (label)"
     )
     group.add_argument(
-        "--template", help='where things stand, as "{sentence} {prompt} It was {label}"'
+        "--template", help='text with fields and slots, as "{sentence} {prompt} It was {label}"'
     )
     group.add_argument(
         "--labels", metavar="JSON", help='a word for each label, as {"0": "terrible", "1": "great"}'
@@ -23,7 +23,7 @@ def add_template_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def label_words(text: str) -> dict[str, str]:
-    """Read what ``--labels`` was given.
+    """Parse the value of ``--labels``.
 
     Raises:
         InputError: It is no JSON object of words.

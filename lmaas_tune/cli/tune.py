@@ -1,4 +1,4 @@
-"""``lmaas-tune tune``: search for a better prompt."""
+"""``lmaas-tune tune``: searches for a better prompt."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ def _add_task(command: Parser) -> None:
         "the task", "Labelled rows come in .jsonl, .json, .csv or .tsv files."
     )
     group.add_argument("--train", metavar="FILE", required=True, help="rows that every call scores")
-    group.add_argument("--validation", metavar="FILE", help="rows that choose among the prompts")
-    group.add_argument("--test", metavar="FILE", help="rows that show before and after")
+    group.add_argument("--validation", metavar="FILE", help="rows for the selection of prompts")
+    group.add_argument("--test", metavar="FILE", help="rows for scores before and after")
     add_template_flags(group)
 
 
 def _add_run(command: Parser) -> None:
     group = command.add_argument_group("the run")
-    group.add_argument("--out", metavar="DIR", help="keep the run and its prompt there")
+    group.add_argument("--out", metavar="DIR", help="folder for the run and its prompt")
     group.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out, paying nothing twice"
+        "--resume", action="store_true", help="resume the run in --out; no answer is paid twice"
     )
     group.add_argument("--csv", metavar="FILE", help="write one line a generation")
     group.add_argument("--tensorboard", metavar="DIR", help="write curves for TensorBoard")
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Search, and test what was found."""
+    """Search for a prompt, and score it on test rows."""
     if arguments.resume and arguments.out is None:
-        raise InputError("--resume goes on with the run in a folder: give its --out")
+        raise InputError("--resume needs the folder of the run: give --out")
     settings = read_settings(arguments)
     start = None if arguments.start_from is None else TunedPrompt.load(arguments.start_from)
     train = _rows(arguments, "train")
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         result = tuner.fit(train, validation, resume=arguments.resume)
     except BackendError:
         if arguments.out is not None:
-            note(f"what was paid is kept; to go on: {resume}")
+            note(f"all paid answers are saved; to resume: {resume}")
         raise
     if not result.finished:
         return interrupted(result, resume)
@@ -102,7 +102,7 @@ def _note_known(test: Sequence[Example], known: Sequence[Example]) -> None:
     if again := sum(tuple(row.fields.values()) in texts for row in test):
         note(
             f"test: {again} of {len(test)} rows are training or validation rows too, so the test "
-            "speaks too well of the prompt"
+            "scores are too optimistic"
         )
 
 

@@ -61,9 +61,9 @@ def interrupted(result: TuneResult, resume: str) -> Outcome:
     content = {**_without_test(result), "resume": None if result.out is None else resume}
     lines = [f"Interrupted after {format_spent(result.spent)}."]
     if result.out is None:
-        lines.append("Nothing is kept, as no --out was given.")
+        lines.append("Nothing is saved, because no --out was given.")
     else:
-        lines.append(f"The run so far and its best prompt are kept in {result.out}. Go on with:")
+        lines.append(f"The run so far and its best prompt are saved in {result.out}. To resume:")
         lines.append(f"  {resume}")
     return Outcome(content, "\n".join(lines), code=INTERRUPTED)
 
@@ -114,7 +114,7 @@ def _load_report(out: Path | None) -> dict[str, Any] | None:
     try:
         content = read_object(out / FILE_NAME)
         return content if isinstance(content.get("spent"), dict) else None
-    except (OSError, ValueError):  # none yet, or damaged: it is only a copy
+    except (OSError, ValueError):  # none yet, or damaged; it can be computed again
         return None
 
 
@@ -124,5 +124,5 @@ def _save_report(out: Path | None, content: Mapping[str, Any]) -> None:
     path = out / FILE_NAME
     try:
         write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
-    except OSError as error:  # it was paid for, and is about to be printed
-        note(f"{path}: the report cannot be kept ({error})")
+    except OSError as error:  # the content is printed anyway
+        note(f"{path}: the report cannot be saved ({error})")

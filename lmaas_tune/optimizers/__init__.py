@@ -1,4 +1,4 @@
-"""The optimizers by name: one table of ours, entry points for everybody else's."""
+"""Optimizers by name: built-in ones, nevergrad's, and those of other distributions."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ OPTIMIZERS = Registry(
         "random": "lmaas_tune.optimizers.random:RandomSearch",
     },
 )
-"""Optimizers; beside these names, ``nevergrad:<Name>`` is any of nevergrad's own."""
+"""Registry of optimizers; ``nevergrad:<Name>`` also names any optimizer of nevergrad."""
 
 NEVERGRAD = "nevergrad:"
-"""What the name of any of nevergrad's optimizers begins with."""
+"""Prefix of the names of nevergrad's optimizers."""
 
 
 def optimizer_names() -> tuple[str, ...]:
-    """Names that `make_optimizer` takes, without nevergrad's own 500."""
+    """Names that `make_optimizer` takes, without the 500 of nevergrad."""
     return OPTIMIZERS.names()
 
 
 def describe_optimizer(name: str) -> str:
-    """One line about the optimizer `name`; nothing heavy is imported for it."""
+    """One line about the optimizer `name`, without a slow import."""
     return OPTIMIZERS.describe(name)
 
 
@@ -54,11 +54,11 @@ def make_optimizer(
     """Build an optimizer.
 
     Args:
-        optimizer: A name of `optimizer_names`, ``nevergrad:<Name>``, or a factory of your own.
-        dim: Dimensions of the search space.
-        seed: Decides every point.
-        calls: About how many points will be asked; None if unknown.
-        options: The optimizer's own options by name.
+        optimizer: A name of `optimizer_names`, ``nevergrad:<Name>``, or a factory.
+        dim: Dimension of the search space.
+        seed: Seed of all points.
+        calls: Estimated number of points; None if unknown.
+        options: Options of the optimizer by name.
 
     Raises:
         InputError: An unknown name or option, or a value out of its range.
@@ -83,18 +83,18 @@ def make_blockwise(
     calls: int | None = None,
     options: Mapping[str, object] | None = None,
 ) -> Blockwise:
-    """Build one optimizer a block, and what gives them their turns.
+    """Build an optimizer for each block, and a `Blockwise` that alternates between them.
 
     Args:
         optimizer: As for `make_optimizer`.
-        dim: Dimensions of each block.
-        blocks: How many.
-        seed: Decides every point; each block draws from a stream of its own.
-        calls: About how many points will be asked of all blocks; None if unknown.
-        options: The optimizer's own options by name.
+        dim: Dimension of each block.
+        blocks: Number of blocks.
+        seed: Seed of all points; each block has its own random stream.
+        calls: Estimated number of points of all blocks; None if unknown.
+        options: Options of the optimizer by name.
 
     Raises:
-        InputError: As of `make_optimizer`, or `calls` pays no round.
+        InputError: See `make_optimizer`, or `calls` pays no round.
     """
     streams = np.random.SeedSequence(seed).generate_state(blocks)
     return Blockwise(

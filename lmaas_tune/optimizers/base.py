@@ -1,4 +1,4 @@
-"""What an optimizer must do: a minimiser that asks for points and is told their losses."""
+"""`Optimizer`: the ask-and-tell interface of a minimiser, with its optional extensions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lmaas_tune.prompts import FloatArray
 
 
 class Optimizer(Protocol):
-    """A minimiser over R^dim. The same seed and the same tells give the same asks.
+    """A minimiser over R^dim, deterministic given its seed and the losses.
 
-    It never touches a global random generator, and never changes an array it is given.
+    It never uses a global random generator, and never changes an array passed to it.
 
     Attributes:
-        population: Number of points that the next `ask` gives: one generation, which is told
-            as a whole before the next `ask`.
+        population: Number of points that the next `ask` returns: one generation, whose losses
+            are all told before the next `ask`.
     """
 
     @property
@@ -27,26 +27,27 @@ class Optimizer(Protocol):
     def tell(self, points: FloatArray, losses: FloatArray, /) -> None:
         """Take the (population, dim) points of the last `ask` and their (population,) losses.
 
-        Losses are finite: what failed was given a penalty before it came here.
+        Losses are finite: failed points have a penalty.
         """
         ...
 
 
 @runtime_checkable
 class Recommends(Protocol):
-    """An optimizer that has a view of where the optimum lies beyond the points it asked."""
+    """An optimizer that estimates the optimum beyond the points it asked."""
 
     def recommend(self) -> FloatArray:
-        """(dim,) the point it would bet on, for example the mean of CMA-ES."""
+        """(dim,) the estimated optimum, for example the mean of CMA-ES."""
         ...
 
 
 @runtime_checkable
 class Ends(Protocol):
-    """An optimizer that comes to an end of its own, before the budget may.
+    """An optimizer that can end a run before the budget does.
 
     Attributes:
-        ended: Why, in a sentence that begins with its cause ("rounds: ..."); None before the end.
+        ended: The reason, as a sentence that begins with its cause ("rounds: ..."); None while
+            it has not ended.
     """
 
     @property
@@ -54,11 +55,11 @@ class Ends(Protocol):
 
 
 class OptimizerFactory(Protocol):
-    """How an optimizer is built: a class with this constructor, or a function.
+    """A class or function that builds an optimizer.
 
-    Further keyword arguments are its options; they have defaults.
+    Further keyword arguments are options with defaults.
     """
 
     def __call__(self, dim: int, *, seed: int, calls: int | None) -> Optimizer:
-        """Build one for R^dim that will be asked for about `calls` points (None: unknown)."""
+        """Build an optimizer for R^dim and about `calls` points (None: unknown)."""
         ...

@@ -1,4 +1,4 @@
-"""Divide and conquer: blocks of a large space, each with an optimizer of its own, in turn."""
+"""`Blockwise`: divide and conquer, with one optimizer for each block of a large space."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lmaas_tune.prompts import FloatArray
 
 
 class Blockwise:
-    """One generation of each block in turn, from the first to the last, the others at their best.
+    """Alternates between blocks: one generation of each, with the other blocks at their best.
 
-    The divide and conquer of BBTv2 (Sun et al., EMNLP 2022), where blocks are layers. A block's
-    best is the best point that its optimizer ever asked, by the loss it had then: the other
-    blocks may have moved since. Blocks that had no turn yet stay at zero.
+    The divide and conquer of BBTv2 (Sun et al., EMNLP 2022), where blocks are layers. The best
+    point of a block is the one with the lowest loss when it was scored; the other blocks may have
+    changed since. Blocks without a generation so far are at zero.
 
     Args:
-        blocks: The optimizers, one a block.
-        dim: Dimensions of each block.
-        calls: The run's length, of which whole rounds are used; None if unknown.
+        blocks: The optimizers of the blocks.
+        dim: Dimension of each block.
+        calls: Number of calls of the run; only whole rounds are made. None if unknown.
 
     Raises:
         InputError: There is no block, or `calls` pays no round.
@@ -34,19 +34,19 @@ class Blockwise:
             raise InputError("blocks is empty: a search has one block or more")
         self._blocks, self._dim = tuple(blocks), check_dim(dim)
         self._rounds = self._planned(check_calls(calls))
-        self._done = 0  # turns
+        self._done = 0  # generations
         self._best = np.zeros((len(self._blocks), self._dim))
         self._lowest = np.full(len(self._blocks), np.inf)
         self._asked: FloatArray | None = None
 
     @property
     def population(self) -> int:
-        """Points of the next generation: its block's."""
+        """Population of the next block."""
         return self._blocks[self._turn].population
 
     @property
     def ended(self) -> str | None:
-        """See `lmaas_tune.optimizers.base.Ends`; whole rounds only."""
+        """See `lmaas_tune.optimizers.base.Ends`; it ends after whole rounds only."""
         rounds, turns = self._rounds, len(self._blocks)
         if rounds is None or self._done < rounds * turns:
             return None
@@ -80,7 +80,7 @@ class Blockwise:
         return self._done % len(self._blocks)
 
     def _planned(self, calls: int | None) -> int | None:
-        """Whole rounds that so many calls pay."""
+        """Number of whole rounds that `calls` calls pay."""
         if calls is None:
             return None
         points = sum(block.population for block in self._blocks)

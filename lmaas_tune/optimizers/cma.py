@@ -1,8 +1,8 @@
-"""CMA-ES by pycma: generation-exact, silent, on a random stream of its own.
+"""`CMA`: CMA-ES by pycma, generation by generation, silent, with its own random stream.
 
-pycma's defaults serve an interactive run that ends when it has converged. A run here has paid
-for a budget, so nothing ends it early: pycma's stopping rules are never asked (its rule for flat
-losses alone would end an accuracy-like objective at generation 6 of 400).
+pycma's defaults are for interactive runs that end on convergence. Here the budget ends a run, so
+pycma's stopping rules are not used. Its rule for flat losses alone would end a run with an
+accuracy-like objective at generation 6 of 400.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from lmaas_tune.optimizers.settings import (
 from lmaas_tune.prompts import FloatArray
 
 StepRule: TypeAlias = Literal["csa", "tpa"]
-"""How the step size adapts, see `CMA`."""
+"""Rule of step-size adaptation, see `CMA`."""
 
 STEP_RULES: tuple[StepRule, ...] = get_args(StepRule)
 
 _NUMERICAL = (ArithmeticError, AssertionError, RuntimeError, ValueError)
-"""What pycma raises when its distribution has run out of float64: a told generation is checked
-before it gets there, so that nothing else is left to raise."""
+"""Exceptions of pycma when its distribution leaves the range of float64. Generations are checked
+before, so that there is no other cause."""
 
 
 class CMA:
-    """CMA-ES (pycma): learns where to look, how far, and along which directions.
+    """CMA-ES (pycma): adapts mean, step size and covariance of its search distribution.
 
-    The points equal those of a bare ``cma.CMAEvolutionStrategy(dim * [0], sigma0, {"seed": seed,
-    ...})`` loop bit for bit; only seed 0, which is the clock to pycma, is a seed here. Starts at
-    zero. Where the distribution has run out of float64 (it shrank to a point, or grew past all
-    numbers), the search starts again around its last mean and `restarts` counts it.
+    The points equal those of a plain ``cma.CMAEvolutionStrategy(dim * [0], sigma0, {"seed": seed,
+    ...})`` loop bit for bit, except that seed 0 is a seed here and the clock in pycma. It starts
+    at zero. If the distribution leaves the range of float64 (it collapsed or diverged), the search
+    restarts at its last mean.
 
     Args:
-        dim: Dimensions of the search space.
-        seed: Decides every point.
+        dim: Dimension of the search space.
+        seed: Seed of all points.
         calls: Not used.
-        population: Points a generation; pycma's 4 + 3 ln(dim) where None.
-        sigma0: Standard deviation of each coordinate at the start.
-        step_rule: How the step size adapts. ``csa`` (cumulative path length): pycma's only
-            default until 4.4. ``tpa`` (two points along the last step): pycma's default from
-            4.5 on for 300 dimensions or more; there it goes much faster. The results of 2022
-            were most likely CSA's.
-        bounds: b: every coordinate stays in [-b, b], by pycma's own transformation.
-        diagonal: Learn one scale a coordinate and no correlation: linear in `dim`.
+        population: Points a generation; None for pycma's 4 + 3 ln(dim).
+        sigma0: Initial standard deviation of each coordinate.
+        step_rule: Rule of step-size adaptation. ``csa`` (cumulative step-size adaptation):
+            pycma's default until 4.4. ``tpa`` (two-point adaptation): pycma's default from 4.5
+            for 300 dimensions or more, where it adapts much faster. The results of 2022 most
+            likely used CSA.
+        bounds: b: every coordinate stays in [-b, b], by pycma's transformation.
+        diagonal: Learn a diagonal covariance, with cost linear in `dim`.
 
     Attributes:
         population: Points a generation.
-        restarts: How often the search had to start again.
+        restarts: Number of restarts.
 
     Raises:
         InputError: A setting is out of its range.
@@ -83,7 +83,7 @@ class CMA:
         self._sigma0 = check_positive("sigma0", sigma0)
         stream = np.random.RandomState(check_seed(seed))
         self._options: dict[str, object] = {
-            "seed": np.nan,  # pycma then leaves numpy's global generator alone
+            "seed": np.nan,  # pycma then does not seed numpy's global generator
             "randn": stream.randn,
             "AdaptSigma": _step_rule(step_rule, stream),
             "CMA_diagonal": diagonal,
@@ -98,7 +98,7 @@ class CMA:
         self._es = self._start()
         self.population = int(self._es.popsize)
         self.restarts = 0
-        self._points: list[FloatArray] = []  # pycma's own arrays, which it wants back
+        self._points: list[FloatArray] = []  # pycma's own array objects, which its tell needs
         self._asked: FloatArray | None = None
 
     def ask(self) -> FloatArray:
@@ -150,17 +150,17 @@ class CMA:
 
 
 def _step_rule(name: StepRule, stream: np.random.RandomState) -> type:
-    """pycma's class for the rule, which draws from `stream` and nowhere else."""
+    """pycma's class for the rule; it draws from `stream` only."""
     rules = _library().sigma_adaptation
     if name == "csa":
         rule: type = rules.CMAAdaptSigmaCSA
         return rule
 
     class TwoPoint(rules.CMAAdaptSigmaTPA):  # type: ignore[misc, name-defined]
-        """pycma's, which draws two coordinates from the global generator to check them."""
+        """pycma's TPA, without its draws from the global generator."""
 
         def check_consistency(self, es: Any) -> None:
-            """Draws as pycma does, so that the points stay its own; the check only warns."""
+            """Make the same draws as pycma, so that the points are equal; the check only warns."""
             if es.countiter > 3:
                 stream.randint(0, es.N)
                 stream.randint(0, es.N, 1)

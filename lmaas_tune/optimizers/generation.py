@@ -1,4 +1,4 @@
-"""What our optimizers share: a generation is asked once, told once, and told as a whole."""
+"""Checks shared by optimizers: each generation is asked once, and told once as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmaas_tune.prompts import FloatArray
 
 
 def check_no_pending_ask(asked: object) -> None:
-    """Refuse a second `ask`: an algorithm that misses a generation changes without a word.
+    """Check that the last generation was told; a missed one would change the algorithm silently.
 
     Args:
         asked: Points of the last `ask`; None if they were told, or if there was none.
@@ -26,9 +26,9 @@ def check_no_pending_ask(asked: object) -> None:
 def losses_in_ask_order(
     asked: FloatArray | None, points: FloatArray, losses: FloatArray
 ) -> FloatArray:
-    """Losses of a generation in the order in which its points were asked.
+    """Losses of a generation in the order of its asked points.
 
-    A generation may be told in any order: what the optimizer does next does not depend on it.
+    The points may be told in any order, without effect on the optimizer.
 
     Args:
         asked: (population, dim) points of the last `ask`, or None if there was none since the
@@ -40,8 +40,7 @@ def losses_in_ask_order(
         (population,) float64, a new array.
 
     Raises:
-        InputError: These are not the points that were asked, all of them and once each, or a
-            loss is not finite.
+        InputError: The points are not exactly those that were asked, or a loss is not finite.
     """
     if asked is None:
         raise InputError("tell without an ask: each generation is asked once and told once")

@@ -1,7 +1,6 @@
-"""Run a library so that the rest of the process sees nothing of it.
+"""Isolates libraries that change global state: warning filters and random generators.
 
-Warning filters and the global random generators belong to the whole process. A library that
-reaches for them does so here, one thread at a time, and everything is put back afterwards.
+Such a library runs within these contexts, one thread at a time; the state is restored afterwards.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ from contextlib import contextmanager
 
 import numpy as np
 
-_turn = threading.RLock()
+_lock = threading.RLock()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Warnings raised inside are dropped, numpy's floating-point ones too."""
-    with _turn, warnings.catch_warnings(), np.errstate(all="ignore"):
+    """Suppress warnings within the context, including numpy's floating-point warnings."""
+    with _lock, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
 
 
 class BorrowedRandomness:
-    """The global random generators of numpy and Python, seen inside as one run's own.
+    """Replaces the state of the global random generators of numpy and Python within a context.
 
     Args:
-        seed: What they are seeded with before the first use; later uses go on from there.
+        seed: Seed for the first use; later uses continue the stream.
     """
 
     def __init__(self, seed: int) -> None:
@@ -38,8 +37,8 @@ class BorrowedRandomness:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Inside, the global generators are this run's; outside, nobody sees a draw."""
-        with _turn:
+        """Within the context, the global generators have the state of this run."""
+        with _lock:
             self._swap()
             try:
                 yield

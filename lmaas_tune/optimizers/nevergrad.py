@@ -1,10 +1,9 @@
-"""Nevergrad's optimizers: a handful that suits 100 to 500 dimensions, and any other by name.
+"""Nevergrad's optimizers: a few for 100 to 500 dimensions, and any other by name.
 
-Two facts decide the shape of this module. Nevergrad drops generations without a word when the
-points of one are told after the next has begun, so a generation here is always the algorithm's
-own population, asked and told as a whole. And its ``num_workers`` is a parameter of the
-algorithm (the (1+1)-ES with 20 workers is another, far worse one), so it never follows how many
-requests a backend takes at once.
+Nevergrad silently drops generations if their points are told after the next ask. A generation here
+is therefore the algorithm's own population, asked and told as a whole. Nevergrad's
+``num_workers`` is a parameter of the algorithm (the (1+1)-ES with 20 workers is far worse), so it
+does not depend on the concurrency of a backend.
 """
 
 from __future__ import annotations
@@ -31,22 +30,22 @@ from lmaas_tune.optimizers.settings import (
 from lmaas_tune.prompts import FloatArray
 
 Algorithm: TypeAlias = Callable[..., Any]
-"""Nevergrad's side: takes (parametrization, budget=, num_workers=), gives its optimizer."""
+"""A factory of nevergrad: takes (parametrization, budget=, num_workers=)."""
 
 
 class Nevergrad:
-    """One of nevergrad's algorithms, generation-exact and on a random stream of its own.
+    """An algorithm of nevergrad, generation by generation, with its own random stream.
 
     Args:
         algorithm: Nevergrad's class or configured family.
-        name: Nevergrad's name of it, for messages.
-        dim: Dimensions of the search space.
-        seed: Decides every point.
-        calls: The run's length; some algorithms choose by it.
+        name: Nevergrad's name of the algorithm, for messages.
+        dim: Dimension of the search space.
+        seed: Seed of all points.
+        calls: Number of calls of the run, which some algorithms use.
         workers: Nevergrad's ``num_workers``.
-        scale: Standard deviation of each coordinate at the start.
-        borrow_randomness: Whether the algorithm may draw from the global generators, which are
-            then lent to it and put back.
+        scale: Initial standard deviation of each coordinate.
+        borrow_randomness: Whether the algorithm may draw from the global generators, whose state
+            is restored afterwards.
 
     Raises:
         InputError: A setting is out of its range, or nevergrad cannot run this algorithm here.
@@ -73,7 +72,7 @@ class Nevergrad:
 
         def build() -> Any:
             inner = algorithm(space, budget=budget, num_workers=self._workers)
-            _own_population(inner)  # makes a choice among algorithms, here and not after paying
+            _own_population(inner)  # resolves a choice among algorithms before the first paid call
             return inner
 
         self._inner = self._call(build)
@@ -87,7 +86,7 @@ class Nevergrad:
 
     @property
     def population(self) -> int:
-        """The algorithm's own; some change it while they run."""
+        """Population of the algorithm, which may change during a run."""
         return _own_population(self._inner) or self._workers
 
     def ask(self) -> FloatArray:
@@ -116,7 +115,7 @@ class Nevergrad:
                 stack.enter_context(self._globals())
             try:
                 return action()
-            except Exception as error:  # any of 500 algorithms, each with its own way to fail
+            except Exception as error:  # 500 algorithms may raise anything
                 raise InputError(_sentence(self._name, error)) from error
 
 
@@ -129,7 +128,7 @@ def one_plus_one(dim: int, *, seed: int, calls: int | None = None, scale: float 
 def cauchy_one_plus_one(
     dim: int, *, seed: int, calls: int | None = None, scale: float = 1.0
 ) -> Nevergrad:
-    """(1+1)-ES with Cauchy steps (nevergrad): one point at a time, now and then a far one."""
+    """(1+1)-ES with Cauchy steps (nevergrad): one point at a time, some far away."""
     algorithm = _library().optimizers.registry["CauchyOnePlusOne"]
     return Nevergrad(algorithm, dim, name="CauchyOnePlusOne", seed=seed, calls=calls, scale=scale)
 
@@ -180,13 +179,13 @@ def tbpsa(
 
 
 def by_name(name: str) -> OptimizerFactory:
-    """What builds the algorithm that nevergrad's registry calls `name`.
+    """A factory for the algorithm `name` of nevergrad's registry.
 
     Its options: ``workers`` (nevergrad's ``num_workers``: points asked before one is told, for
     algorithms without a population of their own) and ``scale``.
 
     Raises:
-        InputError: Nevergrad knows no such name.
+        InputError: Nevergrad has no algorithm of this name.
     """
     registry = _library().optimizers.registry
     if name not in registry:
@@ -212,7 +211,7 @@ def by_name(name: str) -> OptimizerFactory:
 
 
 def _library() -> Any:
-    """Nevergrad, imported on first use: it takes seconds, warns, and draws random numbers."""
+    """Nevergrad, imported on first use: its import takes seconds and draws random numbers."""
     try:
         with quiet(), BorrowedRandomness(0)():
             import nevergrad
@@ -224,7 +223,7 @@ def _library() -> Any:
 
 
 def _own_population(inner: Any) -> int | None:
-    """Points that the algorithm wants told before it is asked again; None if it does not say."""
+    """Population size of the algorithm; None if it has none."""
     while hasattr(inner, "optim"):  # a choice among algorithms: the chosen one decides
         inner = inner.optim
     for attribute in ("_popsize", "llambda"):  # CMA; differential evolution, swarms
@@ -243,7 +242,7 @@ def _runs_a_thread(inner: Any) -> bool:
 
 
 def _sentence(name: str, error: Exception) -> str:
-    """What the user reads when nevergrad fails."""
+    """The error message for a failure of nevergrad."""
     cause = f"{type(error).__name__}: {error}".split("\n")[0]
     if isinstance(error, ImportError):
         return (

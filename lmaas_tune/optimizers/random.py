@@ -1,4 +1,4 @@
-"""Random search: the yardstick that every other optimizer has to beat."""
+"""Random search, the baseline for all optimizers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lmaas_tune.prompts import FloatArray
 
 
 class RandomSearch:
-    """Independent normal points around zero: learns nothing, the yardstick.
+    """Independent normal points around zero: the baseline, which does not learn.
 
     Args:
-        dim: Dimensions of the search space.
-        seed: Decides every point.
+        dim: Dimension of the search space.
+        seed: Seed of all points.
         calls: Not used.
         population: Points a generation.
         scale: Standard deviation of each coordinate.
@@ -45,6 +45,6 @@ class RandomSearch:
         return self._asked.copy()
 
     def tell(self, points: FloatArray, losses: FloatArray, /) -> None:
-        """Check the generation, and forget it."""
+        """Check the generation; the losses are not used."""
         losses_in_ask_order(self._asked, points, losses)
         self._asked = None

@@ -1,4 +1,4 @@
-"""Checks that the optimizers' settings share; each gives the value back, or one sentence."""
+"""Checks of the settings that optimizers share; each returns the value or raises."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from numbers import Real
 from lmaas_tune.errors import InputError, did_you_mean
 
 MAX_SEED = 2**32 - 1
-"""The largest seed that every random generator in use takes."""
+"""The largest seed that all used random generators take."""
 
 
 def check_dim(dim: int) -> int:
-    """A number of dimensions."""
+    """Check a dimension."""
     return _integer("dim", dim, at_least=1)
 
 
 def check_seed(seed: int) -> int:
-    """A seed; 0 is one like all others."""
+    """Check a seed."""
     return _integer("seed", seed, at_least=0, at_most=MAX_SEED)
 
 
 def check_calls(calls: int | None) -> int | None:
-    """The expected number of calls, or None if unknown."""
+    """Check an expected number of calls; None if unknown."""
     return None if calls is None else _integer("calls", calls, at_least=1)
 
 
 def check_population(population: int, *, at_least: int) -> int:
-    """Points a generation."""
+    """Check a population size."""
     return _integer("population", population, at_least=at_least)
 
 
 def check_workers(workers: int) -> int:
-    """Points asked before the first of them is told."""
+    """Check a number of points that are asked before the first is told."""
     return _integer("workers", workers, at_least=1)
 
 
 def check_positive(name: str, value: float) -> float:
-    """A finite number above zero."""
+    """Check a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name}={value!r} is not a number")
     if not (math.isfinite(value) and value > 0):
@@ -49,7 +49,7 @@ def check_positive(name: str, value: float) -> float:
 
 
 def check_options(name: str, factory: Callable[..., object], options: Mapping[str, object]) -> None:
-    """Check the names of an optimizer's options against what its factory takes.
+    """Check the names of an optimizer's options against the parameters of its factory.
 
     Raises:
         InputError: An option that the factory does not take.

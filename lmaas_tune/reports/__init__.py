@@ -1,1 +1,1 @@
-"""Reports as HTML files: the page, and the report of a run; that of a comparison is in `lab`."""
+"""HTML reports: the page, and the report of a run; `lab` has that of a comparison."""

@@ -1,4 +1,4 @@
-"""Reports as one HTML file that needs no network: tables, curves, and plotly to draw them."""
+"""HTML pages of tables and plotly figures, in one file that needs no network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NONE = "-"
-"""Stands for a number that does not exist."""
+"""Placeholder for a missing number."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Column:
     Attributes:
         head: Its head.
         value: Attribute of a line, or several separated by spaces, or a function of a line.
-        show: From the value (a tuple of several) to the cell; columns with text as it is have
-            none, and all others are aligned as numbers.
+        show: Formats the value (a tuple for several attributes); columns without it hold text,
+            all others are aligned as numbers.
     """
 
     head: str
@@ -57,7 +57,7 @@ class Table:
         lines: The values that its rows show.
         columns: The first one names its row.
         note: A sentence below it.
-        folded: Whether it is closed until the reader opens it.
+        folded: Whether it is collapsed at first.
     """
 
     caption: str
@@ -131,7 +131,7 @@ class Section:
 
 
 def write_page(title: str, summary: Sequence[str], sections: Sequence[Section], path: Path) -> Path:
-    """Write a report; it replaces an existing file whole or not at all.
+    """Write a report; an existing file is replaced atomically.
 
     Raises:
         MissingExtraError: jinja2 or plotly is not installed.

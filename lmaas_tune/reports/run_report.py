@@ -1,4 +1,4 @@
-"""The report of a single run."""
+"""`RunReport`: the HTML report of a single run."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ _PROMPTS = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunReport:
-    """A finished run, as far as its report shows it.
+    """The content of a run's report.
 
     Attributes:
         identity: Identity of the backend.
-        seed: Of the run.
+        seed: Seed of the run.
         stop_reason: Why the run ended.
-        spent: By the run.
+        spent: Total spending.
         prompt: The best prompt.
         generation: In which it was found; 0 for the start.
         history: See `lmaas_tune.TuneResult.history`.
-        scores: On rows that played no part in the search, by the keys of `_PROMPTS`; or empty.
+        scores: Scores on rows that the search did not use, by the keys of `_PROMPTS`; or empty.
     """
 
     identity: str

@@ -1,6 +1,6 @@
-"""For those who write a backend or an optimizer: a toy backend, and suites to inherit.
+"""Test tools for authors of backends and optimizers: a toy backend and conformance suites.
 
-The suites need pytest; it is imported when one of them is.
+The suites need pytest, which is imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`BackendConformance`: what every backend has to do, as tests to inherit."""
+"""`BackendConformance`: requirements on every backend, as tests to inherit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SHORT = (
 
 
 class BackendConformance(Conformance):
-    """Inherit, and say how to build your backend; its `Capabilities` switch the checks.
+    """Inherit, and define how to build your backend; its `Capabilities` select the checks.
 
     ::
 
@@ -57,12 +57,12 @@ class BackendConformance(Conformance):
                 return MyBackend("small-model")
 
             @pytest.fixture
-            def differing(self):  # each may answer otherwise than `backend`
+            def differing(self):  # each may answer differently from `backend`
                 return [MyBackend("other-model"), MyBackend("small-model", revision="2")]
 
     A check that cannot pass is declared: ``deviations = {"test_...": "the reason"}``.
 
-    Rows have up to 70 words, fewer where `Capabilities.max_tokens` is small; 128 is the least.
+    Rows have up to 70 words, fewer if `Capabilities.max_tokens` is small; it must be 128 or more.
 
     Attributes:
         candidates: Three label words; take others if the model cannot tell these apart.
@@ -83,7 +83,7 @@ class BackendConformance(Conformance):
         return ()
 
     def switches(self, subject: Backend) -> dict[str, str | None]:
-        """What the capabilities and the optional protocols claim."""
+        """Switches by the capabilities and the optional protocols."""
         can = subject.capabilities
         claims = {
             "soft prompts": (can.soft_prompt_width is not None, "it takes no soft prompts"),

@@ -1,4 +1,4 @@
-"""`OptimizerConformance`: what every optimizer has to do, as tests to inherit."""
+"""`OptimizerConformance`: requirements on every optimizer, as tests to inherit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SURVIVED_CALLS = 400
 
 
 class OptimizerConformance(Conformance):
-    """Inherit, and say how to build your optimizer; any dimension from 2 to 50 will do.
+    """Inherit, and define how to build your optimizer, with any dimension from 2 to 50.
 
     ::
 
@@ -103,7 +103,7 @@ class OptimizerConformance(Conformance):
 
     @check()
     def test_replay_equals_run(self, make: Make) -> None:
-        """A run that is told its recorded losses again asks the same points, and goes on alike."""
+        """A replay with recorded losses asks the same points, and continues the same way."""
         optimizer = make(4)
         points, losses = [], []
         for _ in _generations(optimizer):

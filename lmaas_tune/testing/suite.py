@@ -1,4 +1,4 @@
-"""How the conformance suites count: checks, the capabilities that switch them, deviations."""
+"""Base of the conformance suites: checks, conditions that skip them, and known deviations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Check = Callable[..., None]
 
 
 def check(*, needs: str | None = None) -> Callable[[Check], Check]:
-    """Make a method a check of its suite.
+    """Mark a method as a check of its suite.
 
-    A check is skipped where what it `needs` is off, and expected to fail where the suite declares
-    a deviation; a declared deviation that passes fails, so that none outlives its reason.
+    A check is skipped if its switch `needs` is off, and expected to fail if the suite declares a
+    deviation. A declared deviation that passes is a failure.
 
     Args:
         needs: Key of the suite's `switches`; None for a check that always runs.
@@ -38,7 +38,7 @@ def check(*, needs: str | None = None) -> Callable[[Check], Check]:
                 function(self, *args, **fixtures)
             except Exception:
                 pytest.xfail(reason)
-            pytest.fail(f"declared as a deviation ({reason}), but it passes: take it out")
+            pytest.fail(f"declared as a deviation ({reason}), but it passes: remove it")
 
         run.needs = needs  # type: ignore[attr-defined]
         return run
@@ -47,36 +47,36 @@ def check(*, needs: str | None = None) -> Callable[[Check], Check]:
 
 
 def require(condition: object, sentence: str) -> None:
-    """Fail the check with `sentence` unless `condition` holds (``-O`` takes no check away)."""
+    """Fail the check with `sentence` unless `condition` holds, also under ``python -O``."""
     if not condition:
         raise AssertionError(sentence)
 
 
 class Conformance:
-    """What both suites share.
+    """Base class of the suites.
 
     Attributes:
-        deviations: Names of checks that are known to fail, each with the reason.
+        deviations: Names of checks that are known to fail, each with its reason.
     """
 
     deviations: ClassVar[Mapping[str, str]] = {}
 
     def switches(self, subject: Any) -> dict[str, str | None]:
-        """What `subject` claims: None where it is on, else why its checks are skipped."""
+        """Switches of the checks: None if `subject` has the capability, else the reason to skip."""
         return {}
 
     @classmethod
     def checks(cls) -> dict[str, str | None]:
-        """Names of all checks, each with what it needs."""
+        """Names of all checks, each with its switch."""
         found = {name: getattr(cls, name) for name in dir(cls)}
         return {name: value.needs for name, value in found.items() if hasattr(value, "needs")}
 
     def tally(self, subject: Any) -> str:
-        """How many checks run on `subject`, and which are skipped and why.
+        """Summary of the checks for `subject`: how many run, which are skipped, and why.
 
         Raises:
-            AssertionError: A deviation names no check, or something that is claimed has no check
-                left that runs.
+            AssertionError: A deviation names no check, or all checks of a claimed capability are
+                skipped or deviate.
         """
         checks, switches = self.checks(), self.switches(subject)
         for name in self.deviations:
@@ -99,7 +99,7 @@ class Conformance:
         return "\n".join(lines)
 
     def report(self, subject: Any, capsys: pytest.CaptureFixture[str]) -> None:
-        """Print the tally past pytest's capturing: a green run must not hide what it skipped."""
+        """Print the tally despite pytest's capturing, so that skipped checks are visible."""
         text = self.tally(subject)
         with capsys.disabled():
             print(f"\n{text}")

@@ -1,4 +1,4 @@
-"""A small made-up language model for examples and tests: instant and exact."""
+"""`ToyBackend`: a small synthetic language model for examples and tests, fast and exact."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ def _word_vector(word: str, width: int) -> FloatArray:
 
 
 class ToyBackend:
-    """Scores a word by how well it fits the row's words, seen through the prompt.
+    """Scores a word by its similarity to the words of the row, weighted by the prompt.
 
-    A row is the direction x of the sum of its words' fixed random vectors, a prompt the mean m
-    of its vectors (for a deep prompt, the sum of its layers' means). The prompt works like an
-    attention gain: far from a planted m* the model hardly looks at the row and follows a bias for
-    the first words of the alphabet; at m* it looks in full. So there is something to find,
-    smoothly, in as many dimensions as `rank`: the lowest loss lies near m*, where just how near
-    depends on the rows. A word is scored against all others of the vocabulary, whose logits sum
-    to 0.
+    A row is the direction x of the sum of its words' fixed random vectors; a prompt is the mean m
+    of its vectors (for a deep prompt, the sum of its layers' means). The prompt acts as an
+    attention gain: far from an optimum m* the model ignores the row and prefers words by a bias;
+    at m* it uses the row in full. The loss is thus smooth in `rank` dimensions, with its minimum
+    near m*; the exact place depends on the rows. A word is scored against the rest of the
+    vocabulary, whose logits sum to 0.
 
     Args:
-        width: H, of word embeddings and soft prompts.
-        rank: Dimensions of m that matter.
-        seed: Plants m*; part of the identity.
-        max_tokens: The longest row it reads.
-        layers: How many layers a deep prompt goes through; None takes no deep prompts.
+        width: Width H of word embeddings and soft prompts.
+        rank: Number of dimensions of m that affect the loss.
+        seed: Seed of m*; part of the identity.
+        max_tokens: The longest row in tokens.
+        layers: Number of layers of deep prompts; None takes no deep prompts.
     """
 
     def __init__(

@@ -209,7 +209,7 @@ def test_flags_of_a_backend_ask_doctor_for_the_backend(run: Run) -> None:
         printed = run("doctor", flag, "x")
         assert printed.code == 2
         assert f"{flag}" in sentence(printed)
-        assert "go with --backend" in sentence(printed)
+        assert "need --backend" in sentence(printed)
 
 
 def test_a_dead_service_is_told_in_a_sentence(folder: Path, run: Run) -> None:
