@@ -267,7 +267,7 @@ def test_a_text_prompt_takes_its_words_from_where_it_is_told(folder: Path, run: 
 def test_training_rows_can_stand_in_a_text_prompt(folder: Path, run: Run) -> None:
     printed = run(*tune("--demonstrations", "4", "--budget", "calls=60", "--json"))
     assert printed.content["prompt_text"].count("\nAnswer: ") == 4
-    assert "note: 4 of the training rows stand in the prompt" in printed.err
+    assert "note: 4 of the training rows are demonstrations" in printed.err
 
 
 def test_limits_in_money_end_a_run(folder: Path, run: Run) -> None:
@@ -472,7 +472,7 @@ def test_rows_that_cannot_be_used_are_named(
         (["--backend-options", '{"width": 3, "wdth": 3}'], "did you mean 'width'?"),
         (["--backend-options", '{"width": 3'], "not JSON"),
         (["--price-in", "-1"], "price input=-1.0"),
-        (["--resume"], "give its --out"),
+        (["--resume"], "give --out"),
         (["--start-from", "nowhere"], "no saved prompt there"),
         (["--start", "zero", "--prompt-init", "so"], "exclude each other"),
         (["--start-from", ".", "--start", "zero"], "exclude each other"),
@@ -486,7 +486,7 @@ def test_rows_that_cannot_be_used_are_named(
         (["--test", "odd.jsonl"], "test: row 1 has the label 'odd', which has no label word"),
         (["--bugdet=calls=3"], "unrecognized arguments: --bugdet=calls=3; for --bugdet, did you"),
         (["--bugdet", "calls=3"], "did you mean '--budget'"),
-        (["stray"], "unrecognized arguments: stray (lmaas-tune tune --help shows"),
+        (["stray"], "unrecognized arguments: stray (lmaas-tune tune --help lists"),
         (["--workers", "many"], "workers='many': it takes a whole number from 1, or 'adaptive'"),
         (["--requests-per-minute", "0"], "requests_per_minute=0"),
     ],
@@ -615,7 +615,7 @@ def test_a_backend_that_fails_in_mid_run_loses_nothing(
     assert printed.code == 1
     assert printed.content["error"] == "the provider is down"
     (hint,) = [line for line in printed.err.splitlines() if line.startswith("note: ")]
-    resumed = run(*shlex.split(hint.partition("go on: ")[2])[1:]).content
+    resumed = run(*shlex.split(hint.partition("to resume: ")[2])[1:]).content
     whole = run(*tune(*SMALL, "--json")).content
     failed = {"requests": counted(whole)["requests"] + 1}
     assert counted(resumed) == counted(whole) | failed

@@ -95,7 +95,7 @@ def test_a_file_of_tasks_is_taken(folder: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("argv", "what"),
     [
-        (["--optimizers", "random"], "there is no task: give --train, or --tasks"),
+        (["--optimizers", "random"], "there is no task: give --train, or a file of tasks"),
         (
             ["--optimizers", "random", "--tasks", "t.toml", "--train", "x"],
             "--tasks and --train exclude each other",
