@@ -215,7 +215,7 @@ def test_a_model_of_another_width_is_told_with_both(
 def test_another_model_of_the_same_width_is_found_out(
     vllm_server: VLLMServer, tmp_path: Path
 ) -> None:
-    with pytest.raises(PermanentError, match="the model 'tiny' there has others"):
+    with pytest.raises(PermanentError, match="the model 'tiny' there has other embeddings"):
         opened(vllm_server, model=tiny_llama(tmp_path / "other", seed=1))
 
 
