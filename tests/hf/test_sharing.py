@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lmaas_tune_adapters.hf import HFBackend
 
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import TextPrompt
 
-from .test_exact import CANDIDATES, batch_of, soft
+from .test_exact import CANDIDATES, LABEL_LAST, batch_of, soft
 
 TEXTS = ("a gripping film", "two hours that i will not get back", "fine", "so it was bad")
 
@@ -186,3 +187,29 @@ def test_rows_within_the_window_of_a_model_share_their_beginning(
     with tokens_read(model) as passes:
         (reply,) = model.score([ScoreRequest(soft(model, 1, length=5)[0], batch, ("g", "b"))])
     assert sum(passes) == reply.usage.tokens - 5
+
+
+@pytest.mark.parametrize("template", LABEL_LAST)
+@pytest.mark.parametrize("words", [("great", "bad"), CANDIDATES])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gpt-neo"])
+def test_small_passes_are_padded_together_with_the_same_scores(
+    name: str,
+    words: tuple[str, ...],
+    template: str,
+    load: Callable[[str], HFBackend],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on an accelerator, where a small pass costs as much as a large one."""
+    model = load(name)
+    batch = batch_of(template, TEXTS)
+    requests = [ScoreRequest(p, batch, words) for p in [*soft(model, 3), TextPrompt("overall")]]
+    with tokens_read(model) as apart:
+        expected = model.score(requests)
+    monkeypatch.setattr(model._scorer, "_least_tokens", 10_000)
+    with tokens_read(model) as together:
+        replies = model.score(requests)
+    for reply, other in zip(replies, expected, strict=True):
+        np.testing.assert_allclose(reply.logprobs, other.logprobs, atol=1e-4)
+    assert len(together) <= len(apart)
+    if len(words) == 2 and template.startswith("{prompt}"):  # suffixes of several lengths
+        assert len(together) < len(apart)

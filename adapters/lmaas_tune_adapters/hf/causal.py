@@ -77,6 +77,22 @@ def _common_prefix(rows: Sequence[EncodedRow], *, soft: bool) -> int:
     return min(length, min(len(row.ids) for row in rows) - 1)
 
 
+def by_suffix(items: Sequence[Item], least: int) -> list[list[Item]]:
+    """Group items by the length of their suffixes; small groups join those of the next length.
+
+    Args:
+        items: In any order.
+        least: A group of fewer tokens is small.
+    """
+    groups: list[list[Item]] = []
+    for group in sorted(group_by(items, key=lambda item: item.suffix), key=lambda g: g[0].suffix):
+        if groups and sum(item.suffix for item in groups[-1]) < least:
+            groups[-1] += group
+        else:
+            groups.append(list(group))
+    return groups
+
+
 class CausalScorer:
     """Scores label words with a causal model.
 
@@ -90,6 +106,9 @@ class CausalScorer:
         workers: Call `forward_pass` or copies of it.
         max_tokens_per_pass: Most tokens in one pass, shared ones included.
         max_kept_bytes: Most memory for what is kept between calls.
+        least_tokens: A pass takes suffixes of one length, unless these are fewer tokens: then it
+            takes longer ones too, and pads. 0 never pads, as on a processor, where small passes
+            cost no more than their tokens.
     """
 
     label_last = True
@@ -104,8 +123,9 @@ class CausalScorer:
         *,
         max_tokens_per_pass: int,
         max_kept_bytes: int,
+        least_tokens: int = 0,
     ) -> None:
-        self._max_tokens = max_tokens_per_pass
+        self._max_tokens, self._least_tokens = max_tokens_per_pass, least_tokens
         self._store = PrefixStore(max_kept_bytes)
         self._forward_pass, self._workers = forward_pass, workers
         self.layers = forward_pass.layers
@@ -148,13 +168,20 @@ class CausalScorer:
         states = self._states(prefixes, batch)
         work = partial(_sum_logprobs, readings, prefixes, states, batch)
         behind = max(len(reading.fill) for reading in readings)
-        most, chunks = self._chunks([item for group in prefixes for item in group], behind)
+        # a tree of label words is read at the end of a pass, so its rows must end together
+        least = self._least_tokens if all(reading.is_chain for reading in readings) else 0
+        items = [item for group in prefixes for item in group]
+        most, chunks = self._chunks(items, behind, least)
         results = self._workers.map(work, chunks, most=most)
         for chunk, values in zip(chunks, results, strict=True):
             out[[item.request for item in chunk], [item.number for item in chunk]] = values
 
-    def _chunks(self, items: Sequence[Item], behind: int) -> tuple[int, list[list[Item]]]:
+    def _chunks(
+        self, items: Sequence[Item], behind: int, least: int
+    ) -> tuple[int, list[list[Item]]]:
         """Cut items into passes, the largest first, with `behind` label tokens each.
+
+        A pass of less than `least` tokens takes suffixes of the next length too.
 
         Returns:
             How many workers to use, and the items of each pass.
@@ -166,9 +193,12 @@ class CausalScorer:
             most = min(most, sum(sizes) // (workers * rounds) + max(sizes))
         chunks = [
             chunk
-            for group in group_by(items, key=lambda item: item.suffix)
+            for group in by_suffix(items, least)
             for chunk in padded_runs(group, lambda item: len(item.row.ids) + behind, most)
         ]
+        if least:  # states come in the order of their prefixes
+            place = {id(item): number for number, item in enumerate(items)}
+            chunks = [sorted(chunk, key=lambda item: place[id(item)]) for chunk in chunks]
         return workers, sorted(chunks, key=lambda chunk: -len(chunk) * chunk[0].suffix)
 
     def _items(self, batch: RequestBatch, longest: int | None) -> tuple[list[Item], list[Item]]:

@@ -108,7 +108,7 @@ class CausalForwardPass:
         """Compute logits from the last token before the label on.
 
         Args:
-            items: Rows with suffixes of one length.
+            items: Rows; if their suffixes differ in length, the reading is a chain.
             prefixes: For each prefix in `states`, the items that continue it.
             states: Keys and values of the prefixes, shorter ones padded at the end; None where
                 the rows are read whole.
@@ -118,18 +118,22 @@ class CausalForwardPass:
         Returns:
             (n, nodes, vocabulary)
         """
-        lengths, width = [item.prefix for item in items], items[0].suffix + len(reading.fill)
+        suffixes = [item.suffix for item in items]
+        lengths, width = [item.prefix for item in items], max(suffixes) + len(reading.fill)
         embeddings = take_from(self._embed(items, batch, reading.fill), lengths, width)
-        last = items[0].suffix - 1
-        positions = torch.arange(last, last + reading.nodes, device=embeddings.device)
+        firsts = torch.tensor(suffixes, device=embeddings.device) - 1
+        positions = firsts[:, None] + torch.arange(reading.nodes, device=embeddings.device)
         masked = states is not None or not reading.is_chain
         deep_vectors = self._deep_vectors(items, batch, embeddings, starts=lengths)
         # the last layer is cut after the vectors were added to its input
-        with deep_vectors, self._last_layer(reading.nodes, masked=masked):
+        last_layer: AbstractContextManager[None] = nullcontext()
+        if len(set(suffixes)) == 1:
+            last_layer = self._last_layer(reading.nodes, masked=masked)
+        with deep_vectors, last_layer:
             return logits_at(
                 self._network,
                 self._body,
-                positions.expand(len(items), -1),
+                positions,
                 inputs_embeds=embeddings,
                 **self._cache(items, prefixes, states, reading, embeddings),
             )

@@ -36,6 +36,9 @@ from lmaas_tune_adapters.hf.speedups import Speedups, find_speedups
 
 _ROW_TOKENS, _PROMPT_TOKENS, _REQUESTS = 6, 2, 2
 
+LEAST_TOKENS = 4096
+"""Tokens of a pass below which an accelerator waits for its next command more than it computes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerOptions:
@@ -139,6 +142,7 @@ def make_scorer(loaded: LoadedModel, options: ScorerOptions, speedups: Speedups)
         speedups.workers(forward_pass, network, forward_pass.on_copy),
         max_tokens_per_pass=most,
         max_kept_bytes=options.max_kept_bytes,
+        least_tokens=0 if network.device.type == "cpu" else LEAST_TOKENS,
     )
 
 
