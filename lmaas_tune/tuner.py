@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 
+from lmaas_tune.arguments import check_types, checked_seed, initial_prompt
 from lmaas_tune.artifact import TunedPrompt, saved_prompt
 from lmaas_tune.backend import Backend
 from lmaas_tune.callbacks import Callback, ProgressBar
@@ -83,7 +83,7 @@ class Tuner:
             settings = preset(settings)
         if isinstance(budget, str):
             budget = Budget.parse(budget)
-        _check_kinds(backend, settings, template, labels, objective, callbacks)
+        check_types(backend, settings, template, labels, objective, callbacks)
         client = backend if isinstance(backend, Client) else Client(backend, on_note=on_note)
         # the options of the settings belong to the optimizer of the settings
         uses_settings = optimizer is None or optimizer == settings.optimizer
@@ -94,9 +94,9 @@ class Tuner:
             optimizer_options=dict(settings.optimizer_options) if uses_settings else {},
             template=Template(template) if isinstance(template, str) else template,
             verbalizer=None if labels is None else Verbalizer(labels),
-            start=_start_for(client, start),
+            start=initial_prompt(client, start),
             objective=objective,
-            seed=_seed(seed),
+            seed=checked_seed(seed),
             callbacks=(ProgressBar(),) if callbacks is None else tuple(callbacks),
         )
         self._out = None if out is None else Path(out)
@@ -170,71 +170,3 @@ class Tuner:
             for callback in self._job.callbacks:
                 callback.on_end(result)
         return result
-
-
-def _check_kinds(
-    backend: object,
-    settings: object,
-    template: object,
-    labels: object,
-    objective: object,
-    callbacks: object,
-) -> None:
-    """Check the types of the arguments.
-
-    Raises:
-        InputError: One has a wrong type.
-    """
-    if not hasattr(backend, "score"):
-        raise InputError(
-            f"backend={backend!r:.60} is no backend: give load_backend('hf')('MODEL') or another "
-            "object with the methods of lmaas_tune.Backend"
-        )
-    if not isinstance(settings, Settings):
-        raise InputError(f"settings={settings!r:.60}: give Settings(...) or the name of a preset")
-    if not isinstance(template, str | Template | None):
-        raise InputError(f"template={template!r:.60}: give a text with {{prompt}} and {{label}}")
-    if not isinstance(labels, Mapping | None):
-        raise InputError(
-            f"labels={labels!r:.60}: give the word for each label, as {{'0': 'bad', '1': 'good'}}"
-        )
-    if objective is not None and not callable(objective):
-        raise InputError(
-            f"objective={objective!r:.60} is no function: a name goes into Settings(objective=...)"
-        )
-    if not isinstance(callbacks, Iterable | None):
-        raise InputError(f"callbacks={callbacks!r:.60}: give a list of them")
-
-
-def _seed(seed: object) -> int:
-    """The seed as a Python int, which JSON can hold.
-
-    Raises:
-        InputError: It is no whole number, or is below 0.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise InputError(f"seed={seed!r}: it must be a whole number from 0 on")
-    return int(seed)
-
-
-def _start_for(client: Client, start: Prompt | TunedPrompt | None) -> Prompt | None:
-    """The initial prompt in the form that the model takes; None if none is given.
-
-    Raises:
-        InputError: It is no prompt, or its vectors need word embeddings that are not available.
-    """
-    prompt = start.prompt.for_model(client.backend) if isinstance(start, TunedPrompt) else start
-    if prompt is None:
-        return None
-    if not hasattr(prompt, "kind"):
-        raise InputError(
-            f"start={prompt!r:.60} is no prompt: give a SoftPrompt, a TextPrompt or a saved one; "
-            "words to start from go into the settings, as Soft(prompt_init=...)"
-        )
-    if prompt.kind == "point":
-        raise InputError(
-            f"the prompt to start from is {prompt}, whose vectors are computed from the model's "
-            f"word embeddings, and {client.identity} does not give them: start from words, or use "
-            "the model itself"
-        )
-    return prompt
