@@ -266,11 +266,11 @@ def test_a_run_ends_by_its_seconds_though_answers_begin_to_trickle(turncoat: Fau
 def test_ctrl_c_ends_a_run_whose_answers_trickle(
     turncoat: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_GRACE", 0.2)
+    monkeypatch.setattr(client, "_GRACE_PERIOD", 0.2)
     spoil_after(turncoat, 100, then=lambda: os.kill(os.getpid(), signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with within(SOON), pytest.warns(UserWarning, match="are waited for"):
+        with within(SOON), pytest.warns(UserWarning, match="interrupt again to drop them"):
             result = fit(turncoat, Budget(calls=10_000))
     finally:
         signal.signal(signal.SIGINT, before)
