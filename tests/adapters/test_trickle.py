@@ -254,11 +254,12 @@ def spoil_after(proxy: FaultyProxy, count: int, then: Callable[[], None] = lambd
 
 
 def test_a_run_ends_by_its_seconds_though_answers_begin_to_trickle(turncoat: FaultyProxy) -> None:
-    spoil_after(turncoat, 50)
-    with within(TIMEOUT + SOON):
-        result = fit(turncoat, Budget(seconds=TIMEOUT))
-    assert result.stop_reason.startswith(f"budget seconds={TIMEOUT:g}: ")
-    assert result.spent.seconds < TIMEOUT + SOON / 3
+    seconds = 2 * TIMEOUT  # a loaded machine still answers twenty questions within
+    spoil_after(turncoat, 20)
+    with within(seconds + SOON):
+        result = fit(turncoat, Budget(seconds=seconds))
+    assert result.stop_reason.startswith(f"budget seconds={seconds:g}: ")
+    assert result.spent.seconds < seconds + SOON / 3
     until(lambda: sum(turncoat.met.values()) >= 4, "the end of the trickling answers")
 
 
