@@ -8,6 +8,7 @@ difference is printed.
 
     python benchmarks/backend_speed.py                       # random weights, shapes as measured
     python benchmarks/backend_speed.py --causal FOLDER       # a causal model of your own
+    python benchmarks/backend_speed.py --device cuda         # on an accelerator
     python benchmarks/backend_speed.py --dtype bfloat16      # against the plain loop in float32
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import platform
 import random
 import tempfile
@@ -127,20 +129,23 @@ def plain_loop(backend: HFBackend, model: Any, tok: Any, batch: Batch) -> Callab
     """A function from a soft prompt to (rows, words) log-probabilities, the plain way."""
     causal = not hasattr(model.config, "type_vocab_size")
     table = model.get_input_embeddings()
+    device = table.weight.device
     words = [tok(f" {word}", add_special_tokens=False)["input_ids"][0] for word in CANDIDATES]
     rows = [_pieces(tok, row, causal=causal) for row in batch.rows]
     masks = torch.tensor([[tok.mask_token_id]]) if not causal else None
 
     def score(prompt: SoftPrompt) -> FloatArray:
-        vectors = torch.tensor(prompt.vectors).to(table.weight.dtype)
+        vectors = torch.tensor(prompt.vectors).to(device, table.weight.dtype)
         length = max(sum(len(part) for part in row if part is not Slot.PROMPT) for row in rows)
         length += prompt.length
         embeddings = vectors.new_zeros(len(rows), length, table.weight.shape[1])
-        attention = torch.zeros(len(rows), length, dtype=torch.long)
+        attention = torch.zeros(len(rows), length, dtype=torch.long, device=device)
         reads = []
         for index, row in enumerate(rows):
             parts = [
-                vectors if p is Slot.PROMPT else table(torch.tensor(p, dtype=torch.long))
+                vectors
+                if p is Slot.PROMPT
+                else table(torch.tensor(p, dtype=torch.long, device=device))
                 for p in row
             ]
             joint = torch.cat(parts)
@@ -152,7 +157,7 @@ def plain_loop(backend: HFBackend, model: Any, tok: Any, batch: Batch) -> Callab
             )
         logits = model(inputs_embeds=embeddings, attention_mask=attention).logits
         table_of_all = logits.log_softmax(-1)
-        return table_of_all[torch.arange(len(rows)), reads][:, words].double().numpy()
+        return table_of_all[torch.arange(len(rows)), reads][:, words].double().cpu().numpy()
 
     return score
 
@@ -249,20 +254,24 @@ def compare(
     plain = plain_loop(backend, *loop, batch)
     backend.score(requests[:1])  # what a run keeps is there from its second call on
     ours, theirs, difference = Times(), Times(), 0.0
-    rate = MatrixRate(loop[0], backend._model.dtype)
+    rate = MatrixRate(loop[0], backend._model.dtype) if args.device == "cpu" else None
     asked: list[tuple[SoftPrompt, FloatArray]] = []
     with torch.inference_mode():
         for turn in range(args.turns):
             prompt = prompts[turn]
             expected = theirs.measure(1, lambda prompt=prompt: plain(prompt))
             replies = ours.measure(len(requests), lambda: backend.score(requests))
-            for _ in range(5):
+            for _ in range(5 if rate else 0):
                 rate.measure()
             difference = max(difference, float(np.abs(replies[turn].logprobs - expected).max()))
             asked.append((prompt, expected))
         exact = plain_loop(backend, copy.deepcopy(loop[0]).double(), loop[1], batch)
         rounding = max(float(np.abs(exact(prompt) - scores).max()) for prompt, scores in asked)
-    needed = rate.a_token * needed_tokens(*loop, batch, length)
+    possible = kernels = math.nan
+    if rate is not None:
+        needed = rate.a_token * needed_tokens(*loop, batch, length)
+        possible = min(theirs.wall) / (needed / rate.square)
+        kernels = min(theirs.wall) / (needed / rate.layers)
     if args.dtype == "float32" and difference > max(1e-4, 3 * rounding):
         raise SystemExit(f"{template!r}: the scores differ by {difference:.1e}")
     return {
@@ -271,8 +280,8 @@ def compare(
         "plain_s": min(theirs.wall),
         "ours_s": min(ours.wall),
         "ratio": min(theirs.wall) / min(ours.wall),
-        "possible": min(theirs.wall) / (needed / rate.square),
-        "kernels": min(theirs.wall) / (needed / rate.layers),
+        "possible": possible,
+        "kernels": kernels,
         "cpu_ratio": min(theirs.cpu) / min(ours.cpu),
         "difference": difference,
         "rounding": rounding,
@@ -289,6 +298,13 @@ def processor() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
+def _share(row: dict[str, Any], bound: str) -> str:
+    """A bound of the ratio and the share of it that was reached, as two cells."""
+    if math.isnan(row[bound]):
+        return " | "
+    return f"{row[bound]:.1f} | {row['ratio'] / row[bound]:.0%}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -296,6 +312,7 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=20, help="candidates of a generation")
     parser.add_argument("--turns", type=int, default=2, help="turns a side; the best one counts")
     parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--device", default="cpu", help="of both sides, as cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
@@ -319,14 +336,14 @@ def main() -> None:
                 (("{prompt} {text} It was {label} .", 50),),
             ),
         ):
-            backend = HFBackend(folder, device="cpu", dtype=args.dtype)
+            backend = HFBackend(folder, device=args.device, dtype=args.dtype)
             loop = (
-                kind.from_pretrained(folder, dtype=torch.float32).eval(),
+                kind.from_pretrained(folder, dtype=torch.float32).eval().to(args.device),
                 transformers.AutoTokenizer.from_pretrained(folder),
             )
             rows += [{"model": folder.name} | compare(backend, loop, *case, args) for case in cases]
     machine = {
-        "processor": processor(),
+        "processor": processor() if args.device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{m.__name__: m.__version__ for m in (torch, transformers, tokenizers, np)},
@@ -341,7 +358,7 @@ def main() -> None:
     print(
         f"the rate of a {SQUARE} x {SQUARE} product by torch. Kernels: at the rate of these layers"
     )
-    print("alone, multiplied with the backend's kernels.")
+    print("alone, multiplied with the backend's kernels. Both for a processor only.")
     print("Difference: of the two; rounding: of the plain loop from itself in float64.\n")
     print(
         "| model | template | L | plain loop | hf backend | ratio | by cpu time | possible | of it "
@@ -351,10 +368,9 @@ def main() -> None:
     for row in rows:
         print(
             f"| {row['model']} | `{row['template']}` | {row['prompt_tokens']} | "
-            f"{row['plain_s']:.2f} | {row['ours_s']:.2f} | {row['ratio']:.1f} | "
+            f"{row['plain_s']:.3f} | {row['ours_s']:.3f} | {row['ratio']:.1f} | "
             f"{row['cpu_ratio']:.1f} | "
-            f"{row['possible']:.1f} | {row['ratio'] / row['possible']:.0%} | "
-            f"{row['kernels']:.1f} | {row['ratio'] / row['kernels']:.0%} | "
+            f"{_share(row, 'possible')} | {_share(row, 'kernels')} | "
             f"{row['difference']:.0e} | {row['rounding']:.0e} |"
         )
 
