@@ -47,6 +47,26 @@ def positive(*, default: float) -> Any:
     return field(default=default, metadata={_CHECK: check})
 
 
+def nonnegative(*, default: float, below: float = math.inf) -> Any:
+    """A dataclass field that takes a finite number from 0 on.
+
+    Args:
+        default: Its default.
+        below: It must be less than this.
+    """
+
+    def check(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise InputError(f"{name}={value!r}: it takes a finite number")
+        if float(value) < 0:
+            raise InputError(f"{name}={value}: it must be 0 or more")
+        if float(value) >= below:
+            raise InputError(f"{name}={value}: it must be below {below:g}")
+        return float(value)
+
+    return field(default=default, metadata={_CHECK: check})
+
+
 def one_of(choices: Iterable[str], *, default: str) -> Any:
     """A dataclass field that takes one of several names."""
     known = tuple(choices)

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from lmaas_tune.errors import InputError
-
-
-def _whole(default: Any, low: int = 1) -> Any:
-    """A field with a whole number of at least `low`, or None if that is its default."""
-    return field(default=default, metadata={"kind": int, "low": low})
-
-
-def _number(default: Any, below: float = math.inf) -> Any:
-    """A field with a finite number from 0 on."""
-    return field(default=default, metadata={"kind": float, "low": 0.0, "below": below})
+from lmaas_tune.validate import nonnegative, validate, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +17,7 @@ class BaselineSettings:
     """
 
     def __post_init__(self) -> None:
-        for own in fields(self):
-            value = getattr(self, own.name)
-            if not (value is None and own.default is None):
-                _check(own.name, value, **own.metadata)
+        validate(self)
 
 
 class ManualSettings(BaselineSettings):
@@ -48,8 +34,8 @@ class InContextSettings(BaselineSettings):
             Each row pays for all of them in memory and time.
     """
 
-    demonstrations: int = _whole(32, low=0)
-    max_tokens: int | None = _whole(None)
+    demonstrations: int = whole(least=0, default=32)
+    max_tokens: int | None = whole(least=1, optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +49,10 @@ class GradientSettings(BaselineSettings):
         patience: Number of epochs without a lower validation loss after which training ends.
     """
 
-    learning_rate: float = _number(1e-2)
-    epochs: int = _whole(60)
-    batch_size: int = _whole(8)
-    patience: int = _whole(20)
+    learning_rate: float = nonnegative(default=1e-2)
+    epochs: int = whole(least=1, default=60)
+    batch_size: int = whole(least=1, default=8)
+    patience: int = whole(least=1, default=20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +64,7 @@ class PromptTuningSettings(GradientSettings):
             vocabulary are drawn. None takes the number of tokens of the words.
     """
 
-    length: int | None = _whole(None)
+    length: int | None = whole(least=1, optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +75,20 @@ class PrefixTuningSettings(GradientSettings):
         length: L, the number of keys and values before the row in every layer.
     """
 
-    epochs: int = _whole(15)
-    patience: int = _whole(6)
-    length: int = _whole(8)
+    epochs: int = whole(least=1, default=15)
+    patience: int = whole(least=1, default=6)
+    length: int = whole(least=1, default=8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTuningSettings(GradientSettings):
     """Model Tuning: all weights and a classification head."""
 
-    learning_rate: float = _number(5e-5)  # the highest of the three of Devlin et al. (2019)
-    epochs: int = _whole(10)
-    patience: int = _whole(6)
+    learning_rate: float = nonnegative(
+        default=5e-5
+    )  # the highest of the three of Devlin et al. (2019)
+    epochs: int = whole(least=1, default=10)
+    patience: int = whole(least=1, default=6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +100,11 @@ class FeatureSettings(GradientSettings):
         dropout: Between its layers, in training.
     """
 
-    learning_rate: float = _number(1e-3)
-    epochs: int = _whole(100)
-    batch_size: int = _whole(16)
-    width: int = _whole(128)
-    dropout: float = _number(0.1, below=1.0)
+    learning_rate: float = nonnegative(default=1e-3)
+    epochs: int = whole(least=1, default=100)
+    batch_size: int = whole(least=1, default=16)
+    width: int = whole(least=1, default=128)
+    dropout: float = nonnegative(default=0.1, below=1.0)
 
 
 def check_kind(name: str, given: object, expected: type) -> None:
@@ -130,15 +118,3 @@ def check_kind(name: str, given: object, expected: type) -> None:
         raise InputError(
             f"{name} takes {expected.__name__} ({known}), and not {type(given).__name__}"
         )
-
-
-def _check(name: str, value: Any, *, kind: type, low: float, below: float = math.inf) -> None:
-    number = isinstance(value, int if kind is int else (int, float))
-    if isinstance(value, bool) or not number or not math.isfinite(value):
-        raise InputError(
-            f"{name}={value!r}: it takes a {'whole' if kind is int else 'finite'} number"
-        )
-    if value < low:
-        raise InputError(f"{name}={value}: it must be {low} or more")
-    if value >= below:
-        raise InputError(f"{name}={value}: it must be below {below:g}")
