@@ -93,7 +93,8 @@ _MANY, _NAME = 50, 100  # the most names, and characters of a name, in a message
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the close matches of `name`, else the known names."""
-    names = sorted(map(str, known))
+    if not (names := sorted(map(str, known))):
+        return "none is known"
     close = difflib.get_close_matches(str(name)[:_NAME], names[: 20 * _MANY], n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"

@@ -175,3 +175,8 @@ def test_sound_text_passes_as_it_is() -> None:
     assert check_text("naïve 🎬", "x") == "naïve 🎬"
     with pytest.raises(InputError, match=r"row 3: '\\udce9' at 2 is half a character"):
         check_text("caf\udce9"[1:], "row 3")
+
+
+def test_a_row_without_any_field_is_refused_in_a_whole_sentence() -> None:
+    with pytest.raises(InputError, match=r"or no text in it; none is known$"):
+        Template("{text} {prompt} {label}").batch([Example({})])
