@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.calls.client import Client
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.errors import InputError, PermanentError, StorageError, named
-from lmaas_tune.exactness import warn_about_bounds
+from lmaas_tune.exactness import NOTED, explain_bounds
 from lmaas_tune.files import read_limited, read_object, reading, write_atomically
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
 from lmaas_tune.prompts import PROMPTS, FloatArray, Prompt
@@ -82,10 +81,11 @@ class TunedPrompt:
             InputError: The rows do not fit the template, or the backend does not take the prompt.
             PermanentError: The backend failed for good, or a score is not finite.
         """
-        client = backend if isinstance(backend, Client) else Client(backend)
+        client = Client.of(backend)
         converted = replace(self, prompt=self.prompt.for_model(client.backend))
         converted.check_fits(client)
-        (scores,) = score_prompts([converted], client, read_examples(rows, labelled=False))
+        examples = read_examples(rows, labelled=False, on_note=client.on_note)
+        (scores,) = score_prompts([converted], client, examples)
         return scores
 
     def predict_proba(self, backend: Backend | Client, rows: Rows) -> FloatArray:
@@ -100,9 +100,10 @@ class TunedPrompt:
 
     def score(self, backend: Backend | Client, rows: Rows) -> Score:
         """Accuracy and loss on labelled rows."""
-        examples = read_examples(rows)
+        client = Client.of(backend)
+        examples = read_examples(rows, on_note=client.on_note)
         targets = self.task.verbalizer.targets(examples)
-        return Score.of(self.scores(backend, examples), targets)
+        return Score.of(self.scores(client, examples), targets)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the two files; each is replaced atomically.
@@ -157,7 +158,7 @@ class TunedPrompt:
             ) from None
 
     def check_fits(self, client: Client) -> None:
-        """Check that a model takes this prompt; warn if it was tuned for another model.
+        """Check that a model takes this prompt; note if it was tuned for another model.
 
         Raises:
             InputError: The model does not take it.
@@ -167,10 +168,9 @@ class TunedPrompt:
             raise InputError(f"{reason}: it was tuned for {origin}")
         made_for = self.provenance.get("backend", client.identity)
         if made_for != client.identity:
-            warnings.warn(
+            client.on_note(
                 f"the prompt was tuned for {made_for} and is used with {client.identity}, "
-                "which may answer differently",
-                stacklevel=4,
+                "which may answer differently"
             )
 
 
@@ -202,7 +202,8 @@ def score_prompts(
         parts.append([reply.logprobs for reply in replies])
         bounds += sum(reply.bounds for reply in replies)
     all_scores = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    warn_about_bounds(bounds / max(1, sum(scores.size for scores in all_scores)))
+    if (share := bounds / max(1, sum(scores.size for scores in all_scores))) > NOTED:
+        client.on_note(explain_bounds(share))
     for scores in all_scores:
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
         if len(bad):  # argmax of NaN would look like an answer

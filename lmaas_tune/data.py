@@ -9,7 +9,6 @@ import json
 import numbers
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from lmaas_tune.errors import InputError
+from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.task import Example, check_text, label_name
 
 Rows: TypeAlias = (
@@ -36,7 +36,12 @@ _SCALARS = (str, numbers.Real, np.generic)
 
 
 def read_examples(
-    rows: Rows, *, label_field: str = "label", labelled: bool = True, what: str = "rows"
+    rows: Rows,
+    *,
+    label_field: str = "label",
+    labelled: bool = True,
+    what: str = "rows",
+    on_note: OnNote = warn,
 ) -> list[Example]:
     """Read examples from one of many forms.
 
@@ -55,6 +60,7 @@ def read_examples(
         label_field: Name of the label column.
         labelled: Whether each row must have a label; if not, an invalid label counts as none.
         what: Name of the rows in error messages ("train", "validation").
+        on_note: Called with a note on a .csv file whose quotation marks may have joined rows.
 
     Raises:
         InputError: No rows, an unreadable file, a row of another shape, or a missing label.
@@ -62,7 +68,7 @@ def read_examples(
     if isinstance(rows, (str, os.PathLike)):
         path = Path(rows)
         what = f"{what} ({path})"
-        raw: Iterable[Any] = _read_file(path)
+        raw: Iterable[Any] = _read_file(path, on_note)
     elif (records := _records(rows)) is not None:
         raw = records
     elif hasattr(rows, "features") and hasattr(rows, "column_names"):  # a datasets.Dataset
@@ -175,7 +181,7 @@ def _named_labels(dataset: Any, label_field: str) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _read_file(path: Path) -> list[Any]:
+def _read_file(path: Path, on_note: OnNote) -> list[Any]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # keep line breaks inside cells
             text = file.read()
@@ -200,13 +206,15 @@ def _read_file(path: Path) -> list[Any]:
             )
         return rows
     if kind in (".csv", ".tsv"):
-        return _read_table(text, path, "," if kind == ".csv" else "\t")
+        lines = (
+            _comma_separated(text, path, on_note) if kind == ".csv" else _tab_separated(text, path)
+        )
+        return _table_rows(lines, path)
     raise InputError(f"{path}: a file of rows ends in .jsonl, .json, .csv or .tsv, not in {kind!r}")
 
 
-def _read_table(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
+def _table_rows(lines: _Lines, path: Path) -> list[dict[str, str]]:
     """Rows of a table, by the names in the header."""
-    lines = _comma_separated(text, path) if delimiter == "," else _tab_separated(text, path)
     if not lines:
         return []
     (_, names), *rows = lines
@@ -225,14 +233,13 @@ _Lines: TypeAlias = list[tuple[int, list[str]]]
 """For each row, the number of its first line, and its cells."""
 
 
-def _comma_separated(text: str, path: Path) -> _Lines:
-    """Read a .csv file; warn if a missing quotation mark may have joined rows."""
+def _comma_separated(text: str, path: Path, on_note: OnNote) -> _Lines:
+    """Read a .csv file; a note says if a missing quotation mark may have joined rows."""
     lines, plain = _quoted_lines(text, path, ","), _plain_lines(text, ",")
     if len(plain) > len(lines) and _is_even(plain):
-        warnings.warn(
+        on_note(
             f"{path}, line {_first_long(lines)}: a quoted cell spans lines that look like rows, so "
-            f"that {len(plain) - 1} lines are {len(lines) - 1} rows: check its quotation marks",
-            stacklevel=2,
+            f"that {len(plain) - 1} lines are {len(lines) - 1} rows: check its quotation marks"
         )
     return lines
 

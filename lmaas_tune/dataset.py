@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from lmaas_tune.data import Rows, labels_of, read_examples
 from lmaas_tune.errors import InputError
+from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.task import Example, Template, Verbalizer
 
 
@@ -25,13 +25,13 @@ class Dataset:
     examples: Sequence[Example] = field(repr=False)
 
     @classmethod
-    def read(cls, rows: Rows, name: str) -> Dataset:
+    def read(cls, rows: Rows, name: str, *, on_note: OnNote = warn) -> Dataset:
         """Read rows in any form that `lmaas_tune.read_examples` takes.
 
         Raises:
             InputError: The rows cannot be read.
         """
-        return cls(name, read_examples(rows, what=name))
+        return cls(name, read_examples(rows, what=name, on_note=on_note))
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -106,23 +106,26 @@ def default_template(example: Example, *, prompt_first: bool = False) -> Templat
     return Template("".join(lines) + " {prompt} {label}")
 
 
-def default_verbalizer(examples: Sequence[Example]) -> Verbalizer:
-    """Use each label as its label word."""
+def default_verbalizer(examples: Sequence[Example], *, on_note: OnNote = warn) -> Verbalizer:
+    """Use each label as its label word.
+
+    Args:
+        examples: Labelled rows.
+        on_note: Called with a note on labels that are numbers, or that differ in case only.
+    """
     words = {label: label for label in labels_of(examples)}
     if all(_is_number(word) for word in words):
-        warnings.warn(
+        on_note(
             f"the labels {', '.join(words)} are numbers, which mean little to a language model: "
-            'give it words, as in labels={"0": "terrible", "1": "great"}',
-            stacklevel=4,
+            'give it words, as in labels={"0": "terrible", "1": "great"}'
         )
     cased: dict[str, str] = {}
     for word in words:
         other = cased.setdefault(word.casefold(), word)
         if other != word:
-            warnings.warn(
+            on_note(
                 f"the labels {other!r} and {word!r} differ in case only and are two classes: write "
-                "them alike if they are one",
-                stacklevel=4,
+                "them alike if they are one"
             )
     return Verbalizer(words)
 

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.calls.client import Client
+from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.prompts import Prompt, SoftPrompt, TextPrompt
 from lmaas_tune.registry import OURS
 from lmaas_tune.task import Batch, Slot
@@ -77,8 +78,8 @@ def packages() -> list[Package]:
     return [Package(name=name, extra=extra, version=_version(name)) for name, extra in found]
 
 
-def probe(backend: Backend) -> Probe:
-    """Send one small request to a backend.
+def probe(backend: Backend, *, on_note: OnNote = warn) -> Probe:
+    """Send one small request to a backend; a failed attempt gives a note.
 
     Raises:
         LMaaSError: The backend failed.
@@ -88,7 +89,7 @@ def probe(backend: Backend) -> Probe:
         _prompt(backend), Batch((("The weather is ", Slot.PROMPT, Slot.LABEL),)), words
     )
     began = time.perf_counter()
-    (reply,) = Client(backend).score([request])
+    (reply,) = Client(backend, on_note=on_note).score([request])
     seconds = time.perf_counter() - began
     capabilities = asdict(backend.capabilities)
     capabilities["insertions"] = sorted(capabilities["insertions"])

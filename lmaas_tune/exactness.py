@@ -1,13 +1,11 @@
-"""Warnings and errors if too many scores are only upper bounds."""
+"""Notes and errors if too many scores are only upper bounds."""
 
 from __future__ import annotations
 
-import warnings
-
 from lmaas_tune.errors import PermanentError
 
-WARNED = 0.05
-"""Share of bounds among the scores above which the user is warned."""
+NOTED = 0.05
+"""Share of bounds among the scores above which the user gets a note."""
 
 REFUSED = 0.5
 """Share above which a run ends, unless `allow_bounds` is set."""
@@ -18,10 +16,12 @@ def describe_bounds(share: float) -> str:
     return f"{max(share, 0.01):.0%} of the scores are bounds"
 
 
-def warn_about_bounds(share: float) -> None:
-    """Warn of a share above `WARNED`."""
-    if share > WARNED:
-        warnings.warn(_sentence(share), stacklevel=3)
+def explain_bounds(share: float) -> str:
+    """The share with its cause and remedies."""
+    return (
+        f"{describe_bounds(share)}, because the provider's answers do not name the label words "
+        "there: choose label words that the model generates by itself, or an exact way of scoring"
+    )
 
 
 def refuse_bounds(share: float) -> None:
@@ -32,12 +32,5 @@ def refuse_bounds(share: float) -> None:
     """
     if share > REFUSED:
         raise PermanentError(
-            f"{_sentence(share)}; to continue anyway, set allow_bounds=True (--allow-bounds)"
+            f"{explain_bounds(share)}; to continue anyway, set allow_bounds=True (--allow-bounds)"
         )
-
-
-def _sentence(share: float) -> str:
-    return (
-        f"{describe_bounds(share)}, because the provider's answers do not name the label words "
-        "there: choose label words that the model generates by itself, or an exact way of scoring"
-    )

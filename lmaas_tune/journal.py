@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -29,6 +28,7 @@ from lmaas_tune.backend import ScoreReply
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.files import reading
+from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.typed_json import checked, parse_object
 
 FORMAT = 2
@@ -48,6 +48,7 @@ class Journal:
         path: The file; None keeps the journal in memory.
         header: Settings and data of the run. A run with another header is not resumed.
         resume: Resume the run in the file; without it, a file with answers is an error.
+        on_note: Called with a note if there is no run to resume.
 
     Attributes:
         spent: Total spending by the last recorded answer, plus failed attempts since.
@@ -58,9 +59,14 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path | None, header: Mapping[str, Any], *, resume: bool = False
+        self,
+        path: Path | None,
+        header: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        on_note: OnNote = warn,
     ) -> None:
-        self._path = path
+        self._path, self._on_note = path, on_note
         self._answers: dict[str, Record] = {}
         self._unasked: set[str] = set()
         self._parts: dict[str, Record] = {}  # not yet superseded by an answer
@@ -209,10 +215,7 @@ class Journal:
             self._check_format(whole[: whole.find(b"\n")])
         lines = [self._parse(line, n) for n, line in enumerate(whole.splitlines(), start=1)]
         if resume and not data:
-            warnings.warn(
-                f"{self._path}: there is no run to resume, so a new one starts",
-                stacklevel=2,
-            )
+            self._on_note(f"{self._path}: there is no run to resume, so a new one starts")
         if len(lines) < 2:  # nothing was paid, so any run may start here
             file.truncate(0)
             self._last_checksum = ""

@@ -40,7 +40,7 @@ class Job:
     """The checked arguments of a `Tuner`.
 
     Attributes:
-        client: The client for all calls.
+        client: The client for all calls; notes for the user go to its `on_note`.
         settings: Settings of the search.
         optimizer: A name, or a function that builds one.
         optimizer_options: Options of the optimizer by name.
@@ -88,12 +88,13 @@ class Job:
             *self._notes_on_template(task),
             *search.check(),
         ]
+        for note in notes:
+            self.client.on_note(note)
         return PreparedRun(
             task=task,
             search=search,
             provenance=self._provenance(replace(self.settings, prompt=kind), space),
             digests=[evaluator.digest for evaluator in evaluators],
-            notes=notes,
         )
 
     @cached_property
@@ -104,7 +105,7 @@ class Job:
 
     def _task(self, rows: Sequence[Example], *, prompt_first: bool) -> Task:
         template = self.template or default_template(rows[0], prompt_first=prompt_first)
-        verbalizer = self.verbalizer or default_verbalizer(rows)
+        verbalizer = self.verbalizer or default_verbalizer(rows, on_note=self.client.on_note)
         if template.parts[-1] is not Slot.LABEL and not self.client.capabilities.label_anywhere:
             raise InputError(
                 f"{self.client.identity} reads left to right, so {{label}} must come last: "
@@ -154,6 +155,7 @@ class Job:
             budget=settings.budget,
             allow_bounds=settings.allow_bounds,
             callbacks=self.callbacks,
+            on_note=self.client.on_note,
         )
 
     def _optimizer_for(self, space: PromptSpace) -> Optimizer:
@@ -199,14 +201,12 @@ class PreparedRun:
         search: The search.
         provenance: Origin of its prompts, see `TunedPrompt.provenance`.
         digests: Digests of the scored rows with their targets.
-        notes: Notes for the user.
     """
 
     task: Task
     search: Search
     provenance: Mapping[str, Any]
     digests: Sequence[str]
-    notes: Sequence[str]
 
     def result(
         self, stop_reason: str, *, finished: bool, client: Client, out: Path | None

@@ -79,7 +79,7 @@ class TuneResult:
 
     def compare(self, rows: Rows) -> Comparison:
         """Scores before and after tuning, on labelled rows that the search did not use."""
-        examples = read_examples(rows)
+        examples = read_examples(rows, on_note=self.client.on_note)
         targets = self.prompt.task.verbalizer.targets(examples)
         start, tuned = score_prompts([self.start, self.prompt], self.client, examples)
         return Comparison(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +18,9 @@ from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.meter import Budget, Meter, Spent
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
 from lmaas_tune.evaluator import Evaluation, Evaluator
-from lmaas_tune.exactness import WARNED, refuse_bounds, warn_about_bounds
+from lmaas_tune.exactness import NOTED, explain_bounds, refuse_bounds
 from lmaas_tune.journal import Journal, Record
+from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
 from lmaas_tune.selection import Selection
@@ -43,6 +43,7 @@ class Search:
         budget: Limits that end the run.
         allow_bounds: Whether the run continues if most scores are bounds.
         callbacks: Called after every step.
+        on_note: Called with each note for the user.
         clock: Monotonic clock in seconds.
 
     Attributes:
@@ -66,14 +67,15 @@ class Search:
         budget: Budget,
         allow_bounds: bool = False,
         callbacks: Sequence[Callback] = (),
+        on_note: OnNote = warn,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._train, self._validation = train, validation
         self._space, self._optimizer = space, optimizer
         self._calibration, self._selection = calibration, selection
         self._score_start, self._budget = score_start, budget
-        self._allow_bounds, self._warned = allow_bounds, False
-        self._callbacks, self._clock = callbacks, clock
+        self._allow_bounds, self._noted = allow_bounds, False
+        self._callbacks, self._on_note, self._clock = callbacks, on_note, clock
         self._journal = Journal(None, {})
         self.meter = Meter(budget, clock=clock)
         self.start = self.best = Candidate(0, space.starts[0], None)
@@ -155,7 +157,7 @@ class Search:
         origin = np.zeros((len(starts), self._space.dim))
         evaluations, spent = self._score_on_train(0, origin, starts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
-        first = int(penalised(losses, 0).argmin())
+        first = int(self._penalised(losses, 0).argmin())
         self._space = self._space.begin_at(first)
         start = Candidate(0, starts[first], evaluations[first])
         validated, spent = self._score_on_validation(0, [start], spent)
@@ -195,16 +197,27 @@ class Search:
         prompts = self._space.prompts(points)
         evaluations, spent = self._score_on_train(number, points, prompts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
-        finite = losses
-        if not np.isfinite(losses).all():
-            before = [e.loss for step in self.steps for e in step.evaluations]
-            finite = penalised(losses, number, np.array(before))
+        finite = self._penalised(losses, number)
         with self._timed():
             self._optimizer.tell(points, finite)
         chosen = self._selection.nominate(list(losses), self._calls_before(number), self._lowest)
         nominated = [Candidate(number, prompts[i], evaluations[i]) for i in chosen or ()]
         validated, spent = self._score_on_validation(number, nominated, spent)
         self._step(number, points, evaluations, validated, spent, considered=chosen is not None)
+
+    def _penalised(self, losses: FloatArray, number: int) -> FloatArray:
+        """See `penalised`; a note names the prompts without a finite loss."""
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if not len(bad):
+            return losses
+        before = [e.loss for step in self.steps for e in step.evaluations]
+        finite = penalised(losses, number, np.array(before))
+        prompts = ", ".join(str(i + 1) for i in bad)
+        self._on_note(
+            f"generation {number}: no finite loss for prompt {prompts} of {len(losses)}, which "
+            "counts as worse than all others"
+        )
+        return finite
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -244,16 +257,16 @@ class Search:
         self._check_bounds(step)
 
     def _check_bounds(self, step: Step) -> None:
-        """Warn once of scores that are bounds, and end a run that starts with too many.
+        """Give one note on scores that are bounds, and end a run that starts with too many.
 
         Raises:
             PermanentError: Too many scores are bounds, and `allow_bounds` is not set.
         """
         if len(self.steps) == 1 and not self._allow_bounds:
             refuse_bounds(step.bounds)
-        if step.bounds > WARNED and not self._warned:
-            self._warned = True
-            warn_about_bounds(step.bounds)
+        if step.bounds > NOTED and not self._noted:
+            self._noted = True
+            self._on_note(explain_bounds(step.bounds))
 
     def _score_on_train(
         self, number: int, points: FloatArray, prompts: Sequence[Prompt]
@@ -423,13 +436,6 @@ def penalised(losses: FloatArray, number: int, before: FloatArray | None = None)
             "overflows on them (try dtype float32, or a smaller alpha) or the objective is at fault"
         )
     finite = run[np.isfinite(run)]
-    if not np.isfinite(losses).all():
-        bad = ", ".join(str(i + 1) for i in np.flatnonzero(~np.isfinite(losses)))
-        warnings.warn(
-            f"generation {number}: no finite loss for prompt {bad} of {len(losses)}, which counts "
-            "as worse than all others",
-            stacklevel=2,
-        )
     worst = float(finite.max())
     return np.where(np.isfinite(losses), losses, worst + max(1.0, worst - float(finite.min())))
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lmaas_tune.arguments import check_types, checked_seed, initial_prompt
 from lmaas_tune.artifact import TunedPrompt, saved_prompt
 from lmaas_tune.backend import Backend
 from lmaas_tune.callbacks import Callback, ProgressBar
-from lmaas_tune.calls.client import Client, warn
+from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.data import Rows
 from lmaas_tune.dataset import Dataset
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.journal import FILE_NAME, Journal
+from lmaas_tune.notes import OnNote
 from lmaas_tune.objectives import Objective
 from lmaas_tune.optimizers.base import OptimizerFactory
 from lmaas_tune.preparation import Job, PreparedRun
@@ -25,8 +27,6 @@ from lmaas_tune.prompts import Prompt
 from lmaas_tune.result import TuneResult
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.task import Template, Verbalizer
-
-_WHEN_IT_ENDS = ("budget", "allow_bounds")
 
 
 class Tuner:
@@ -57,7 +57,8 @@ class Tuner:
         out: Folder for the journal, from which a run is resumed, and for the tuned prompt.
         callbacks: Observers of the run; by default a progress bar, or a line every half minute
             where the output is no terminal.
-        on_note: Called with each note for the user; by default it issues a `UserWarning`.
+        on_note: Called with each note for the user; by default the client's, which issues a
+            `UserWarning`.
 
     Raises:
         InputError: An argument cannot work; the message names it and a remedy.
@@ -77,14 +78,16 @@ class Tuner:
         seed: int = 0,
         out: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callback] | None = None,
-        on_note: Callable[[str], None] = warn,
+        on_note: OnNote | None = None,
     ) -> None:
         if isinstance(settings, str):
             settings = preset(settings)
         if isinstance(budget, str):
             budget = Budget.parse(budget)
         check_types(backend, settings, template, labels, objective, callbacks)
-        client = backend if isinstance(backend, Client) else Client(backend, on_note=on_note)
+        client = Client.of(backend)
+        if on_note is not None:
+            client = client.with_notes(on_note)
         # the options of the settings belong to the optimizer of the settings
         uses_settings = optimizer is None or optimizer == settings.optimizer
         self._job = Job(
@@ -100,7 +103,6 @@ class Tuner:
             callbacks=(ProgressBar(),) if callbacks is None else tuple(callbacks),
         )
         self._out = None if out is None else Path(out)
-        self._on_note = on_note
 
     @property
     def settings(self) -> Settings:
@@ -130,10 +132,9 @@ class Tuner:
         """
         if resume and self._out is None:
             raise InputError("resume needs the folder of the run: give Tuner(..., out=...)")
-        other = None if validation is None else Dataset.read(validation, "validation")
-        run = self._job.prepared(Dataset.read(train, "train"), other)
-        for note in run.notes:
-            self._on_note(note)
+        read = partial(Dataset.read, on_note=self._job.client.on_note)
+        other = None if validation is None else read(validation, "validation")
+        run = self._job.prepared(read(train, "train"), other)
         with self._journal(run, resume) as journal:
             try:
                 stop_reason, finished = run.search.run(journal), True
@@ -157,7 +158,7 @@ class Tuner:
                 f"{self._out} holds a saved prompt and no run, and a run would write over it: "
                 "choose another folder"
             )
-        return Journal(path, run.header, resume=resume)
+        return Journal(path, run.header, resume=resume, on_note=self._job.client.on_note)
 
     def _result(self, run: PreparedRun, stop_reason: str, finished: bool) -> TuneResult:
         return run.result(stop_reason, finished=finished, client=self._job.client, out=self._out)

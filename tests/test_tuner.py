@@ -13,7 +13,9 @@ import pytest
 
 from lmaas_tune import (
     Budget,
+    Client,
     Example,
+    Retry,
     ScoreRequest,
     Settings,
     Soft,
@@ -26,7 +28,7 @@ from lmaas_tune import (
 )
 from lmaas_tune.callbacks import ProgressBar
 from lmaas_tune.dataset import default_template, default_verbalizer
-from lmaas_tune.errors import InputError, PermanentError, StorageError
+from lmaas_tune.errors import InputError, PermanentError, StorageError, TransientError
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.step import step_row
@@ -246,6 +248,33 @@ def test_notes_of_the_backend_are_warnings_before_anything_is_paid() -> None:
     with pytest.warns(UserWarning, match="'good' is two tokens") as caught:
         small_tuner(Noting()).fit(TRAIN, VALIDATION)
     assert len(caught) == 1  # told once, though both sets of rows have it
+
+
+def test_every_note_of_a_run_goes_to_the_tuners_on_note(tmp_path: Path) -> None:
+    class Busy(Bowl):
+        failed = False
+
+        def score(self, requests: Any, /) -> Any:
+            if not self.failed:
+                self.failed = True
+                raise TransientError("busy")
+            replies = super().score(requests)
+            return [replace(reply, bounds=2) for reply in replies]
+
+    said, elsewhere = list[str](), list[str]()
+    rows = [(text, int(label == "good")) for text, label in TRAIN]
+    client = Client(Busy(), retry=Retry(first_wait=0.0), on_note=elsewhere.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tuner = small_tuner(client, on_note=said.append, out=tmp_path, budget="calls=11")
+        result = tuner.fit(rows, resume=True)
+        result.score(rows)
+    phrases = ["are numbers", "no run to resume", "trying again", "are bounds", "are bounds"]
+    assert len(said) == len(phrases)
+    assert all(phrase in note for phrase, note in zip(phrases, said, strict=True))
+    assert result.client.meter is client.meter
+    client.on_note("its own")
+    assert elsewhere == ["its own"]
 
 
 # What cannot work is told before anything is paid

@@ -11,6 +11,7 @@ from lmaas_tune.backend import Backend, ScoreReply, ScoreRequest, Spread, Usage
 from lmaas_tune.calls.cost import CostModel
 from lmaas_tune.calls.deadline import Deadline
 from lmaas_tune.calls.meter import Meter, Spent
+from lmaas_tune.notes import OnNote
 
 Reply: TypeAlias = ScoreReply | Spread
 """The answer to one request."""
@@ -42,6 +43,7 @@ class RunContext:
         recorder: Records the answers, if there is one.
         cost: Estimates what calls cost.
         deadline: When every call must end.
+        on_note: Called with each note for the user.
         stopped: Set when no further call may start.
         active: Keys of the calls in progress.
     """
@@ -51,6 +53,7 @@ class RunContext:
     recorder: Recorder | None
     cost: CostModel
     deadline: Deadline
+    on_note: OnNote
     stopped: threading.Event = field(default_factory=threading.Event)
     active: set[bytes] = field(default_factory=set)
 

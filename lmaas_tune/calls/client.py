@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
 import random
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -37,6 +37,7 @@ from lmaas_tune.calls.pace import DEFAULT_PACE, Pace, Paced, Throttle
 from lmaas_tune.calls.recorded import Recorded
 from lmaas_tune.calls.retry import DEFAULT_RETRY, Retry, Retrying
 from lmaas_tune.errors import InputError, PermanentError
+from lmaas_tune.notes import OnNote, warn
 
 T = TypeVar("T")
 
@@ -44,11 +45,6 @@ _JITTER = random.Random()
 _SIGNAL_INTERVAL = 0.5  # seconds between two checks for a signal
 _POLL_INTERVAL = 0.02  # seconds between two checks for the end of the active calls
 _GRACE_PERIOD = 10.0  # seconds that active calls may take after an interrupt
-
-
-def warn(note: str) -> None:
-    """Issue a note to the user as a `UserWarning`."""
-    warnings.warn(note, stacklevel=3)
 
 
 class Client:
@@ -72,6 +68,7 @@ class Client:
     Attributes:
         backend: The backend.
         meter: Books all spending of this client, in addition to the meter of a run.
+        on_note: Called with each note for the user.
 
     Raises:
         InputError: The price gives no finite number from 0 up.
@@ -86,24 +83,35 @@ class Client:
         retry: Retry = DEFAULT_RETRY,
         pace: Pace = DEFAULT_PACE,
         price: Callable[[Usage], float] | None = None,
-        on_note: Callable[[str], None] = warn,
+        on_note: OnNote = warn,
         sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _JITTER.random,
     ) -> None:
-        self.backend = backend
+        self.backend, self.on_note = backend, on_note
         self.meter = Meter(clock=clock)
-        self._price, self._on_note = price, on_note
+        self._price = price
         self._cost = self.new_cost_model()
         self._cost.priced(Usage(requests=1, sequences=1, tokens=1))  # a bad price fails here
         self._threads, self._throttle = pace.threads, Throttle(pace, clock=clock)
         if isinstance(cache, str | os.PathLike):
             cache = ScoreCache(cache)
-        retrying = partial(Retrying, on_note=on_note, sleep=sleep, clock=clock, chance=chance)
+        retrying = partial(Retrying, sleep=sleep, clock=clock, chance=chance)
         paced = partial(Paced, clock=clock)
         self._call = Recorded(
             Cached(retrying(paced(Metered(backend), self._throttle), retry), cache)
         )
+
+    @classmethod
+    def of(cls, backend: Backend | Client) -> Client:
+        """A client around a backend; a client is returned as it is."""
+        return backend if isinstance(backend, Client) else cls(backend)
+
+    def with_notes(self, on_note: OnNote) -> Client:
+        """The same client, with the same meter, cache and pace; its notes go to `on_note`."""
+        other = copy.copy(self)
+        other.on_note = on_note
+        return other
 
     @property
     def identity(self) -> str:
@@ -196,6 +204,7 @@ class Client:
             recorder=recorder,
             cost=cost or self._cost,
             deadline=Deadline(min(meter.seconds_left for meter in meters)),
+            on_note=self.on_note,
         )
 
     def _answer(self, requests: Sequence[ScoreRequest], run: RunContext) -> list[ScoreReply]:
@@ -252,7 +261,7 @@ class Client:
             self._throttle.wake()
             if isinstance(error, KeyboardInterrupt) and (active := len(run.active)):
                 run.deadline.shorten(_GRACE_PERIOD)
-                self._on_note(
+                run.on_note(
                     f"waiting at most {_GRACE_PERIOD:g} s to keep the answers of active calls: "
                     f"{active}; interrupt again to drop them"
                 )

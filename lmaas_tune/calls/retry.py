@@ -6,10 +6,10 @@ import math
 import random
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import tenacity
@@ -17,6 +17,7 @@ from tenacity import RetryCallState
 
 from lmaas_tune.calls.call import Call, Caller, Reply
 from lmaas_tune.errors import InputError, PermanentError, TransientError
+from lmaas_tune.notes import OnNote, warn
 
 T = TypeVar("T")
 _JITTER = random.Random()
@@ -63,7 +64,7 @@ class Retry:
         attempt: Callable[[], T],
         *,
         admit: Callable[[float], None] = lambda _: None,
-        on_note: Callable[[str], None] = lambda sentence: warnings.warn(sentence, stacklevel=2),
+        on_note: OnNote = warn,
         sleep: Callable[[float], Any] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = _JITTER.random,
@@ -92,7 +93,7 @@ class Retry:
         self,
         *,
         admit: Callable[[float], None],
-        on_note: Callable[[str], None],
+        on_note: OnNote,
         sleep: Callable[[float], Any],
         clock: Callable[[], float],
         chance: Callable[[], float],
@@ -161,13 +162,13 @@ DEFAULT_RETRY = Retry()
 
 
 class Retrying:
-    """Retries a call after a temporary failure.
+    """Retries a call after a temporary failure, of which the run gets a note.
+
+    One note comes in ten seconds at most, because many calls fail together.
 
     Args:
         next_caller: Makes one attempt.
         retry: The policy.
-        on_note: Called with a note for the user when the first attempt of a call failed, at most
-            once in ten seconds, because many calls fail together.
         sleep: Waits the given seconds; by default it also returns when the run is stopped.
         clock: Monotonic clock in seconds.
         chance: Random numbers from 0 to 1, for the jitter.
@@ -178,14 +179,12 @@ class Retrying:
         next_caller: Caller,
         retry: Retry,
         *,
-        on_note: Callable[[str], None],
         sleep: Callable[[float], None] | None,
         clock: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
         self._next, self._retry = next_caller, retry
-        self._on_note, self._sleep = on_note, sleep
-        self._clock, self._chance = clock, chance
+        self._sleep, self._clock, self._chance = sleep, clock, chance
         self._silent_until, self._lock = -math.inf, threading.Lock()
 
     def __call__(self, call: Call, /) -> list[Reply]:
@@ -197,7 +196,7 @@ class Retrying:
         """
         for attempt in self._retry.attempts_of(
             admit=call.run.admit,
-            on_note=self._note,
+            on_note=partial(self._note, call.run.on_note),
             sleep=self._sleep or call.run.stopped.wait,
             clock=lambda: (
                 self._clock() - call.waited
@@ -208,9 +207,9 @@ class Retrying:
                 return self._next(call)
         raise AssertionError("the last attempt ends with a result or an error")
 
-    def _note(self, sentence: str) -> None:
+    def _note(self, on_note: OnNote, sentence: str) -> None:
         with self._lock:
             if (now := self._clock()) < self._silent_until:
                 return
             self._silent_until = now + _SILENCE
-        self._on_note(sentence)
+        on_note(sentence)

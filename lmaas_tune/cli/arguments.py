@@ -14,8 +14,11 @@ from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Price
 from lmaas_tune.calls.pace import Pace
 from lmaas_tune.cli.interrupts import INTERRUPTED as INTERRUPTED
+from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError, LMaaSError, did_you_mean
+from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.registry import load_backend
+from lmaas_tune.task import Example
 from lmaas_tune.typed_json import parse_object
 
 FAILED, BAD_INPUT = 1, 2
@@ -160,7 +163,7 @@ def client_flags(arguments: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**{name: getattr(arguments, name) for name in _CLIENT})
 
 
-def open_client(arguments: argparse.Namespace) -> Client:
+def open_client(arguments: argparse.Namespace, on_note: OnNote = warn) -> Client:
     """Build the client that the flags describe.
 
     Raises:
@@ -181,7 +184,17 @@ def open_client(arguments: argparse.Namespace) -> Client:
     price_in, price_out = arguments.price_in, arguments.price_out
     free = price_in is None and price_out is None
     price = None if free else Price(input=price_in or 0.0, output=price_out or 0.0)
-    return Client(backend, cache=arguments.cache, pace=pace, price=price)
+    return Client(backend, cache=arguments.cache, pace=pace, price=price, on_note=on_note)
+
+
+def read_rows(arguments: argparse.Namespace, name: str) -> list[Example]:
+    """The labelled rows of the file that the flag `name` gives."""
+    return read_examples(
+        getattr(arguments, name),
+        label_field=arguments.label_field,
+        what=name,
+        on_note=arguments.on_note,
+    )
 
 
 def open_backend(

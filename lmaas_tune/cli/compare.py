@@ -25,7 +25,6 @@ from lmaas_tune.cli.arguments import (
 from lmaas_tune.cli.formatting import count, number
 from lmaas_tune.cli.search_flags import add_settings, read_settings
 from lmaas_tune.cli.template_flags import add_template_flags, label_words
-from lmaas_tune.cli.tune_report import note
 from lmaas_tune.errors import InputError, MissingExtraError
 from lmaas_tune.lab.early_stopping import EarlyStop
 from lmaas_tune.lab.optimizer_spec import OptimizerSpec
@@ -121,9 +120,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
                 jobs=arguments.jobs,
                 early_stop=rule,
                 target=arguments.target,
+                on_note=arguments.on_note,
             )
     except KeyboardInterrupt:
-        note(f"finished runs are kept in {arguments.out}: the same command resumes the others")
+        arguments.on_note(
+            f"finished runs are kept in {arguments.out}: the same command resumes the others"
+        )
         raise
     content = {**result.to_json(), "out": arguments.out}
     code = FAILED if result.failed else 0

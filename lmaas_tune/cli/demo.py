@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         )
     print(INTRO + "\n", flush=True)
     model = arguments.model or str(_own_model())
-    demo = Demo(Client(open_backend(BACKEND, model, {})))
+    demo = Demo(Client(open_backend(BACKEND, model, {}), on_note=arguments.on_note))
     name = SMOLLM2.name if arguments.model is None else Path(model).name
     print(f"{name} classifies the test messages without tuning ...", flush=True)
     before = demo.before()

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
             url=arguments.url,
             api_key_file=arguments.api_key_file,
         )
-        answer = probe(backend)
+        answer = probe(backend, on_note=arguments.on_note)
     except LMaaSError as error:
         lines.append(f"{arguments.backend} does not work: {error}")
         code = BAD_INPUT if isinstance(error, InputError) else FAILED

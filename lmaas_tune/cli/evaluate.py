@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.cli.arguments import Commands, Outcome, add_backend, add_command, open_client
+from lmaas_tune.cli.arguments import (
+    Commands,
+    Outcome,
+    add_backend,
+    add_command,
+    open_client,
+    read_rows,
+)
 from lmaas_tune.cli.formatting import count, format_spent, number, score_json
 from lmaas_tune.cli.tune_report import check_test_rows
-from lmaas_tune.data import read_examples
 
 
 def add_to(commands: Commands) -> None:
@@ -28,9 +34,9 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> Outcome:
     """Score every row."""
     prompt = TunedPrompt.load(arguments.prompt)
-    test = read_examples(arguments.test, label_field=arguments.label_field, what="test")
+    test = read_rows(arguments, "test")
     check_test_rows(prompt.task, test)
-    client = open_client(arguments)
+    client = open_client(arguments, arguments.on_note)
     score = score_json(prompt.score(client, test))
     content = {**score, "identity": client.identity, "spent": client.spent.to_json()}
     text = (

@@ -29,11 +29,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Label every text."""
     prompt = TunedPrompt.load(arguments.prompt)
     if arguments.text is None:
-        rows = read_examples(arguments.input, labelled=False, what="input")
+        rows = read_examples(
+            arguments.input, labelled=False, what="input", on_note=arguments.on_note
+        )
     else:
         rows = _examples(arguments.text, prompt.task.template)
     prompt.task.template.batch(rows)  # checks the fields before a model is loaded
-    client = open_client(arguments)
+    client = open_client(arguments, arguments.on_note)
     probabilities = prompt.predict_proba(client, rows)
     labels = prompt.task.verbalizer.labels
     predictions = [

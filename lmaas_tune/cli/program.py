@@ -37,6 +37,7 @@ from lmaas_tune.cli import (
 from lmaas_tune.cli.arguments import BAD_INPUT, FAILED, INTERRUPTED, Outcome, Parser
 from lmaas_tune.cli.secrets import redactor
 from lmaas_tune.errors import InputError, LMaaSError
+from lmaas_tune.notes import OnNote
 from lmaas_tune.task import check_text
 from lmaas_tune.versions import versions
 
@@ -87,10 +88,11 @@ def parser() -> Parser:
 
 def _outcome(argv: list[str], out: TextIO) -> Outcome:
     redact = redactor(argv)
-    with _notes(redact), _sigterm_like_ctrl_c():
+    on_note = _Notes(redact)
+    with _shown_warnings(on_note), _sigterm_like_ctrl_c():
         try:
             with interrupts.enabled():
-                outcome = _run(argv, out)
+                outcome = _run(argv, out, on_note)
         except (Exception, KeyboardInterrupt) as error:
             if "--traceback" in argv:
                 print(redact(traceback.format_exc()), file=sys.stderr)
@@ -106,13 +108,13 @@ def _redact(outcome: Outcome, redact: Callable[[str], str]) -> Outcome:
     return replace(outcome, content=content, text=redact(outcome.text), error=redact(outcome.error))
 
 
-def _run(argv: list[str], out: TextIO) -> Outcome:
+def _run(argv: list[str], out: TextIO, on_note: OnNote) -> Outcome:
     for argument in argv:
         check_text(argument, f"the argument {argument!r}")
     arguments, unknown = parser().parse_known_args(argv)
     if unknown:
         arguments.command.refuse(unknown)
-    arguments.argv, arguments.stdout = argv, sys.stdout
+    arguments.argv, arguments.stdout, arguments.on_note = argv, sys.stdout, on_note
     with contextlib.redirect_stdout(out):
         outcome: Outcome = arguments.run(arguments)
     return outcome
@@ -147,10 +149,22 @@ def _print(outcome: Outcome, as_json: bool) -> None:
     sys.stdout.flush()
 
 
+class _Notes:
+    """Prints each note once on standard error, without secrets of the command line."""
+
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        self._redact = redact
+        self._seen: set[str] = set()
+
+    def __call__(self, note: str) -> None:
+        if note not in self._seen:
+            self._seen.add(note)
+            print(f"note: {self._redact(note)}", file=sys.stderr)
+
+
 @contextlib.contextmanager
-def _notes(redact: Callable[[str], str]) -> Iterator[None]:
-    """Show each `UserWarning` once as a note; suppress other warnings."""
-    seen: set[str] = set()
+def _shown_warnings(on_note: OnNote) -> Iterator[None]:
+    """Make notes of the `UserWarning`s of backends and libraries; suppress other warnings."""
 
     def show(
         message: Warning | str,
@@ -160,9 +174,8 @@ def _notes(redact: Callable[[str], str]) -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if category is UserWarning and str(message) not in seen:
-            seen.add(str(message))
-            print(f"note: {redact(str(message))}", file=sys.stderr)
+        if category is UserWarning:
+            on_note(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
@@ -20,7 +21,6 @@ from lmaas_tune.cli.arguments import (
     parse_seeds,
 )
 from lmaas_tune.cli.formatting import count
-from lmaas_tune.cli.tune_report import note
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.paper import (
     METHODS,
@@ -35,6 +35,7 @@ from lmaas_tune.lab.paper import (
 )
 from lmaas_tune.lab.paper.methods import family_of, method
 from lmaas_tune.lab.paper.tasks import LAYOUTS, paper_task
+from lmaas_tune.notes import OnNote
 
 _ROWS = tuple(name for name in METHODS if not METHODS[name].pretrained)
 
@@ -124,7 +125,8 @@ def read_setup(arguments: argparse.Namespace, client: Client) -> Setup:
 def open_model(arguments: argparse.Namespace) -> Client:
     """The model of the flags of `add_model`."""
     options = parse_options(arguments.backend_options)
-    return Client(open_backend(arguments.backend, arguments.model, options))
+    backend = open_backend(arguments.backend, arguments.model, options)
+    return Client(backend, on_note=arguments.on_note)
 
 
 def data_of(arguments: argparse.Namespace) -> str:
@@ -173,10 +175,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
             out=arguments.out,
             setup=replace(read_setup(arguments, client), budget=budget),
             pretrained=_pretrained(arguments.pretrained),
-            say=_say,
+            say=partial(_say, arguments.on_note),
         )
     except KeyboardInterrupt:
-        note(f"finished runs are kept in {arguments.out}: the same command resumes the others")
+        arguments.on_note(
+            f"finished runs are kept in {arguments.out}: the same command resumes the others"
+        )
         raise
     return _outcome(table, arguments.out)
 
@@ -197,10 +201,10 @@ def _outcome(table: Table, out: str) -> Outcome:
     return Outcome(content, "\n".join(lines), errors, FAILED if table.failed else 0)
 
 
-def _say(record: Record) -> None:
+def _say(on_note: OnNote, record: Record) -> None:
     if record.value is not None:
         took = count("second", round(record.wall_seconds))
-        note(f"{record.name}: {100 * record.value:.1f} in {took}")
+        on_note(f"{record.name}: {100 * record.value:.1f} in {took}")
 
 
 def _names(text: str) -> list[str]:

@@ -91,17 +91,13 @@ def _keyring(arguments: argparse.Namespace) -> Keyring:
 
     quota = KeyQuota.of(parse_options(arguments.limits))
     if arguments.api_key_file is not None:
-        return read_keys(arguments.api_key_file, quota=quota)
+        return read_keys(arguments.api_key_file, quota=quota, on_note=arguments.on_note)
     if not is_loopback(arguments.host):
         raise InputError(
             f"--host {arguments.host} is reached from other machines: give the keys of those who "
             "may use the service with --api-key-file"
         )
-    warnings.warn(
-        "no keys are given: everybody on this machine may use the service",
-        UserWarning,
-        stacklevel=2,
-    )
+    arguments.on_note("no keys are given: everybody on this machine may use the service")
     return Keyring(None, quota=quota)
 
 

@@ -18,13 +18,13 @@ from lmaas_tune.cli.arguments import (
     backend_flags,
     command_line,
     open_client,
+    read_rows,
 )
 from lmaas_tune.cli.formatting import comparison_table, format_best, format_spent, sentence
 from lmaas_tune.cli.search_flags import add_search_flags, read_settings
 from lmaas_tune.cli.template_flags import add_template_flags, label_words
-from lmaas_tune.cli.tune_report import check_test_rows, interrupted, note, report
-from lmaas_tune.data import read_examples
-from lmaas_tune.dataset import default_template, default_verbalizer
+from lmaas_tune.cli.tune_report import check_test_rows, interrupted, report
+from lmaas_tune.dataset import Dataset, default_template, default_verbalizer
 from lmaas_tune.errors import BackendError, InputError
 from lmaas_tune.exactness import describe_bounds
 from lmaas_tune.task import Example, Task, Template, Verbalizer
@@ -67,15 +67,20 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise InputError("--resume needs the folder of the run: give --out")
     settings = read_settings(arguments)
     start = None if arguments.start_from is None else TunedPrompt.load(arguments.start_from)
-    train = _rows(arguments, "train")
-    validation = None if arguments.validation is None else _rows(arguments, "validation")
-    test = None if arguments.test is None else _rows(arguments, "test")
+    train = read_rows(arguments, "train")
+    validation = None if arguments.validation is None else read_rows(arguments, "validation")
+    test = None if arguments.test is None else read_rows(arguments, "test")
     task = _task(arguments, train, prompt_first=settings.prompt.demonstrations > 0)
     if test is not None:
         check_test_rows(task, test)
-        _note_known(test, [*train, *(validation or ())])
+        seen = Dataset("train", [*train, *(validation or ())])
+        if again := Dataset("test", test).overlap(seen):
+            arguments.on_note(
+                f"test: {again} of {len(test)} rows are training or validation rows too, so the "
+                "test scores are too optimistic"
+            )
     tuner = Tuner(
-        open_client(arguments),
+        open_client(arguments, arguments.on_note),
         settings=settings,
         template=task.template,
         labels=task.verbalizer.words,
@@ -89,26 +94,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
         result = tuner.fit(train, validation, resume=arguments.resume)
     except BackendError:
         if arguments.out is not None:
-            note(f"all paid answers are saved; to resume: {resume}")
+            arguments.on_note(f"all paid answers are saved; to resume: {resume}")
         raise
     if not result.finished:
         return interrupted(result, resume)
     content = report(result, test)
     return Outcome(content, _text(content, arguments))
-
-
-def _note_known(test: Sequence[Example], known: Sequence[Example]) -> None:
-    texts = {tuple(row.fields.values()) for row in known}
-    if again := sum(tuple(row.fields.values()) in texts for row in test):
-        note(
-            f"test: {again} of {len(test)} rows are training or validation rows too, so the test "
-            "scores are too optimistic"
-        )
-
-
-def _rows(arguments: argparse.Namespace, name: str) -> list[Example]:
-    path = getattr(arguments, name)
-    return read_examples(path, label_field=arguments.label_field, what=name)
 
 
 def _task(arguments: argparse.Namespace, train: Sequence[Example], *, prompt_first: bool) -> Task:
@@ -117,7 +108,7 @@ def _task(arguments: argparse.Namespace, train: Sequence[Example], *, prompt_fir
         default_template(train[0], prompt_first=prompt_first)
         if template is None
         else Template(template),
-        default_verbalizer(train)
+        default_verbalizer(train, on_note=arguments.on_note)
         if arguments.labels is None
         else Verbalizer(label_words(arguments.labels)),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def report(result: TuneResult, test: Sequence[Example] | None) -> dict[str, Any]
         return stored
     if test is not None:
         content |= _tested(result, test)
-    _save_report(result.out, content)
+    _save_report(result, content)
     return content
 
 
@@ -66,11 +65,6 @@ def interrupted(result: TuneResult, resume: str) -> Outcome:
         lines.append(f"The run so far and its best prompt are saved in {result.out}. To resume:")
         lines.append(f"  {resume}")
     return Outcome(content, "\n".join(lines), code=INTERRUPTED)
-
-
-def note(text: str) -> None:
-    """Print a note on standard error."""
-    print(f"note: {text}", file=sys.stderr)
 
 
 def _without_test(result: TuneResult) -> dict[str, Any]:
@@ -88,7 +82,9 @@ def _tested(result: TuneResult, test: Sequence[Example]) -> dict[str, Any]:
         comparison = result.compare(test)
     except (LMaaSError, KeyboardInterrupt):
         if result.out is not None:
-            note(f"the search is done and its prompt saved in {result.out}: --resume only tests it")
+            result.client.on_note(
+                f"the search is done and its prompt saved in {result.out}: --resume only tests it"
+            )
         raise
     after = result.client.spent.to_json()
     return {
@@ -118,11 +114,11 @@ def _load_report(out: Path | None) -> dict[str, Any] | None:
         return None
 
 
-def _save_report(out: Path | None, content: Mapping[str, Any]) -> None:
-    if out is None:
+def _save_report(result: TuneResult, content: Mapping[str, Any]) -> None:
+    if result.out is None:
         return
-    path = out / FILE_NAME
+    path = result.out / FILE_NAME
     try:
         write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
     except OSError as error:  # the content is printed anyway
-        note(f"{path}: the report cannot be saved ({error})")
+        result.client.on_note(f"{path}: the report cannot be saved ({error})")

@@ -22,7 +22,6 @@ Needs the extra ``compare``.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from lmaas_tune.lab.record import Curve, Record
 from lmaas_tune.lab.search_run import SearchRun, close_backend
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import NamedTask, Split, named_tasks, read_tasks
+from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.prompts import Soft
 from lmaas_tune.settings import Settings, preset
@@ -66,6 +66,7 @@ def compare(
     jobs: int | None = None,
     early_stop: EarlyStop | None = None,
     target: float | None = None,
+    on_note: OnNote = warn,
 ) -> ComparisonResult:
     """Run every optimizer on every task with every seed, at equal budgets.
 
@@ -90,6 +91,7 @@ def compare(
         early_stop: The rule that ends runs early; None for no rule.
         target: Training loss for the table of calls to a target; None takes, for each task, the
             loss that half of its runs reached.
+        on_note: Called with each note for the user, those of the runs when all have ended.
 
     Raises:
         InputError: An argument is wrong, the folder holds another comparison, or no run succeeded.
@@ -114,16 +116,17 @@ def compare(
         seeds=tuple(seeds),
         settings=settings,
         early_stop=early_stop,
+        on_note=on_note,
     )
     runs, store = list(plan.runs()), Store(Path(out).absolute(), COMPARISON)
     runs = _with_identity(runs, store)
     try:
-        run_in_workers(runs, store, jobs)
+        run_in_workers(runs, store, jobs, on_note)
     finally:
         close_backend()
     records = [record for run in runs if (record := store.get(run.key)) is not None]
     for note in dict.fromkeys(note for record in records for note in record.notes):
-        warnings.warn(note, stacklevel=2)
+        on_note(note)
     return ComparisonResult(records, target)
 
 
@@ -153,6 +156,7 @@ class _Plan:
     seeds: Sequence[int]
     settings: Settings
     early_stop: EarlyStop | None
+    on_note: OnNote
 
     def __post_init__(self) -> None:
         check_listed("seeds", self.seeds)
@@ -180,10 +184,9 @@ class _Plan:
                 f"budget={budget}: runs are ended early by their calls, so limit these: calls=200"
             )
         if rule is not None and len(self.specs) <= rule.rivals:
-            warnings.warn(
+            self.on_note(
                 f"a run is ended early by {rule.rivals} finished runs of other optimizers, and "
-                f"{len(self.specs)} take part here: none is ended, unless the folder has more",
-                stacklevel=2,
+                f"{len(self.specs)} take part here: none is ended, unless the folder has more"
             )
 
     def runs(self) -> Iterator[SearchRun]:
@@ -194,7 +197,7 @@ class _Plan:
         """
         for seed in self.seeds:
             for named in self.tasks:
-                split = named.split(seed)
+                split = named.split(seed, on_note=self.on_note)
                 task = self._task(named, split)
                 for spec in self.specs:
                     yield SearchRun(
@@ -223,7 +226,9 @@ class _Plan:
             default_template(split.train[0], prompt_first=first)
             if named.template is None
             else Template(named.template),
-            default_verbalizer(split.train) if named.labels is None else Verbalizer(named.labels),
+            default_verbalizer(split.train, on_note=self.on_note)
+            if named.labels is None
+            else Verbalizer(named.labels),
         )
         for part, rows in vars(split).items():
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
@@ -16,6 +15,7 @@ from lmaas_tune.journal import FILE_NAME as JOURNAL
 from lmaas_tune.lab.plan import Run
 from lmaas_tune.lab.record import Record
 from lmaas_tune.lab.store import Store
+from lmaas_tune.notes import OnNote
 from lmaas_tune.typed_json import parse_object
 
 Bar: TypeAlias = "tqdm[Any]"
@@ -42,7 +42,7 @@ def run_serially(runs: Sequence[Run], store: Store, say: Callable[[Record], None
         say(execute(run, store))
 
 
-def run_in_workers(runs: Sequence[Run], store: Store, jobs: int | None) -> None:
+def run_in_workers(runs: Sequence[Run], store: Store, jobs: int | None, on_note: OnNote) -> None:
     """Make the runs that are not done through joblib, and store each when it ends.
 
     If a worker dies (killed, out of memory), only the runs that were under way are affected: each
@@ -52,6 +52,7 @@ def run_in_workers(runs: Sequence[Run], store: Store, jobs: int | None) -> None:
         runs: The runs.
         store: Where their records go.
         jobs: Number of processes; None takes that of `joblib.parallel_config`, else 1.
+        on_note: Called with a note on each death of a worker.
 
     Raises:
         InputError: The backend cannot be built, or is not that of the store's runs.
@@ -75,7 +76,7 @@ def run_in_workers(runs: Sequence[Run], store: Store, jobs: int | None) -> None:
                         f"({_first_sentence(error)}): perhaps the memory does not hold the model; "
                         "take fewer jobs"
                     ) from error
-                _warn_of_death(error, suspects)
+                on_note(_death_note(error, suspects))
             for suspect in suspects:
                 _run_alone(suspect, store, bar)
             left = [run for run in undone if run not in suspects]
@@ -130,10 +131,10 @@ def _run_alone(run: Run, store: Store, bar: Bar) -> None:
         store.put(replace(run.record(_backend_of_journal(run, store) or ""), reason=reason))
 
 
-def _warn_of_death(error: BaseException, suspects: Sequence[Run]) -> None:
+def _death_note(error: BaseException, suspects: Sequence[Run]) -> str:
     runs = ", ".join("/".join(map(str, run.key)) for run in suspects)
     again = f"resumed one by one: {runs}" if runs else "no run was under way"
-    warnings.warn(f"a worker died ({_first_sentence(error)}); {again}", stacklevel=4)
+    return f"a worker died ({_first_sentence(error)}); {again}"
 
 
 def _backend_of_journal(run: Run, store: Store) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -90,17 +89,14 @@ class SearchRun:
 
     def make(self, store: Store) -> Record:
         """See `lmaas_tune.lab.plan.Run`."""
-        with _TURN, warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _TURN:
             client = _client(self.backend)
             if self.identity is not None and client.identity != self.identity:
                 raise InputError(
                     f"{store.place} holds runs with the backend {self.identity!r}, and this one is "
                     f"{client.identity!r}: write to another folder"
                 )
-            record = _Attempt(self, client, store).record()
-        notes = [str(note.message) for note in caught if note.category is UserWarning]
-        return replace(record, notes=list(dict.fromkeys(notes)))
+            return _Attempt(self, client, store).record()
 
 
 def _client(choice: BackendChoice) -> Client:
@@ -117,11 +113,12 @@ def close_backend() -> None:
 
 
 class _Attempt(Callback):
-    """One attempt at a run; it keeps the result of its search, of a failed one too."""
+    """One attempt at a run; it keeps its notes, and its result, of a failed search too."""
 
     def __init__(self, run: SearchRun, client: Client, store: Store) -> None:
         self._run, self._client, self._store = run, client, store
         self._folder = store.folder(run.key)
+        self._notes: list[str] = []
         self._tuner = self._make_tuner()
         self._result: TuneResult | None = None
         self._began = time.perf_counter()
@@ -147,6 +144,7 @@ class _Attempt(Callback):
             reason=" ".join(reason.split()),
             final=final,
             wall_seconds=time.perf_counter() - self._began,
+            notes=list(dict.fromkeys(self._notes)),
         )
         if self._result is None:
             return record
@@ -176,6 +174,7 @@ class _Attempt(Callback):
             seed=run.seed,
             out=self._folder,
             callbacks=callbacks,
+            on_note=self._notes.append,
         )
 
     def _search(self) -> tuple[Status, str]:

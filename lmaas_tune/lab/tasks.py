@@ -15,6 +15,7 @@ from lmaas_tune.data import Rows, few_shot_split, read_examples
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.extras import need
 from lmaas_tune.lab.record import RowSet
+from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.task import Example
 from lmaas_tune.typed_json import parse_json
 
@@ -83,27 +84,29 @@ class NamedTask:
                 "validation out"
             )
 
-    def split(self, seed: int) -> Split:
-        """The rows for a seed.
+    def split(self, seed: int, *, on_note: OnNote = warn) -> Split:
+        """The rows for a seed; `on_note` is that of `lmaas_tune.read_examples`.
 
         Raises:
             InputError: They cannot be read, or do not suffice for the shots.
         """
-        train, validation = self._read("train", seed), self._read("validation", seed)
+        train, validation, test = (
+            self._read(part, seed, on_note) for part in ("train", "validation", "test")
+        )
         if train is None:
             raise InputError(f"task {self.name!r} has no training rows: give train")
         if self.shots is not None:
             train, validation = few_shot_split(train, shots=self.shots, seed=seed)
-        return Split(train, validation, self._read("test", seed))
+        return Split(train, validation, test)
 
-    def _read(self, part: str, seed: int) -> list[Example] | None:
+    def _read(self, part: str, seed: int, on_note: OnNote) -> list[Example] | None:
         rows = getattr(self, part)
         if rows is None:
             return None
         if isinstance(rows, str | os.PathLike):
             rows = os.fspath(rows).replace(SEED, str(seed))
         what = f"task {self.name!r}, {part}"
-        return read_examples(rows, label_field=self.label_field, what=what)
+        return read_examples(rows, label_field=self.label_field, what=what, on_note=on_note)
 
 
 def named_tasks(given: NamedTask | Sequence[NamedTask]) -> tuple[NamedTask, ...]:

@@ -21,13 +21,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.key_hiding import shown
+from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.service.key_quota import DEFAULT_QUOTA, KeyQuota
 
 if TYPE_CHECKING:
@@ -94,12 +94,13 @@ def _check_distinct(keys: Sequence[Key], values: Sequence[object], field_name: s
         raise InputError(f"{same[0]!r} and {same[1]!r} have the same {field_name}: change one")
 
 
-def read_keys(path: str | Path, *, quota: KeyQuota) -> Keyring:
+def read_keys(path: str | Path, *, quota: KeyQuota, on_note: OnNote = warn) -> Keyring:
     """The keys of a file.
 
     Args:
         path: A file as this module describes.
         quota: The default for what a line does not set.
+        on_note: Called with a note on each key that may be guessed.
 
     Raises:
         InputError: The file cannot be read, or a line of it; keys are never quoted.
@@ -114,7 +115,7 @@ def read_keys(path: str | Path, *, quota: KeyQuota) -> Keyring:
         words = line.split()
         if words and not words[0].startswith("#"):
             try:
-                keys.append(_key(words, number, quota))
+                keys.append(_key(words, number, quota, on_note))
             except InputError as error:
                 raise InputError(f"{path}, line {number}: {error}") from None
     try:
@@ -123,7 +124,7 @@ def read_keys(path: str | Path, *, quota: KeyQuota) -> Keyring:
         raise InputError(f"{path}: {error}") from None
 
 
-def _key(words: list[str], number: int, quota: KeyQuota) -> Key:
+def _key(words: list[str], number: int, quota: KeyQuota, on_note: OnNote) -> Key:
     name, secret = (f"line-{number}", words[0]) if len(words) == 1 else (words[0], words[1])
     if not _NAME.fullmatch(name):
         raise InputError(
@@ -140,7 +141,7 @@ def _key(words: list[str], number: int, quota: KeyQuota) -> Key:
     own = {option: _whole(text) for option, text in options.items()}
     return Key(
         name=name,
-        digest=_digest(secret, name),
+        digest=_digest(secret, name, on_note),
         quota=KeyQuota.of(quota.model_dump() | own),
         metrics=metrics == "yes",
     )
@@ -165,16 +166,14 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _digest(secret: str, name: str) -> bytes:
+def _digest(secret: str, name: str, on_note: OnNote) -> bytes:
     if hashed := _HASHED.fullmatch(secret):
         return bytes.fromhex(hashed[1])
     if secret.startswith("sha256:") or not secret.isascii() or not secret.isprintable():
         raise InputError("the key is no printable ASCII, or no SHA-256 of 64 hexadecimal digits")
     if len(secret) < _SHORT:
-        warnings.warn(
+        on_note(
             f"the key {name!r} has {len(secret)} characters and may be guessed: make one by "
-            "python -c 'import secrets; print(secrets.token_urlsafe(32))'",
-            UserWarning,
-            stacklevel=2,
+            "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
     return hashlib.sha256(secret.encode()).digest()

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,18 @@ def test_a_seed_in_a_path_chooses_the_rows(tmp_path: Path) -> None:
     task = NamedTask(name="films", train=tmp_path / "train-{seed}.jsonl")
     records = compare_films(tmp_path / "out", "random", tasks=task).records
     assert [record.rows["train"].rows for record in records] == [8, 10]
+
+
+@pytest.mark.parametrize("jobs", [None, 2])
+def test_notes_of_runs_are_recorded_and_given_once(tmp_path: Path, jobs: int | None) -> None:
+    said: list[str] = []
+    task = NamedTask(name="films", train=rows(8), validation=rows(8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = compare_films(tmp_path, "random", tasks=task, jobs=jobs, on_note=said.append)
+    assert [list(record.notes) for record in result.records] == [said, said]
+    (note,) = said
+    assert note.startswith("validation: 8 of 8 rows are training rows too")
 
 
 # -- time ---------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def reproduce(
         InputError: An argument is wrong, or the folder holds runs of another table.
         StorageError: The folder cannot be read or written.
     """
-    client = backend if isinstance(backend, Client) else Client(backend)
+    client = Client.of(backend)
     reproduction = Reproduction(
         client=client,
         tasks=tasks,
