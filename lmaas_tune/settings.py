@@ -11,9 +11,10 @@ import numpy as np
 
 from lmaas_tune.calibration import calibration_named
 from lmaas_tune.calls.meter import Budget
-from lmaas_tune.errors import InputError, did_you_mean, named
+from lmaas_tune.errors import InputError, named
 from lmaas_tune.objectives import objective_named
-from lmaas_tune.prompts import Auto, Deep, PromptKind, Soft, Text
+from lmaas_tune.prompts import Auto, PromptKind, Soft
+from lmaas_tune.prompts.auto import changed_kind, kind_named, soft_of
 from lmaas_tune.selection import selection_named
 
 DEFAULT_BUDGET = Budget(calls=300)
@@ -103,8 +104,7 @@ class Settings:
     @property
     def soft(self) -> Soft | None:
         """The settings of soft prompts; None if only text prompts are searched."""
-        prompt = self.prompt.soft if isinstance(self.prompt, Auto) else self.prompt
-        return prompt if isinstance(prompt, Soft) else None
+        return soft_of(self.prompt)
 
 
 def with_fields(settings: Settings, given: Mapping[str, Any]) -> Settings:
@@ -124,76 +124,8 @@ def with_fields(settings: Settings, given: Mapping[str, Any]) -> Settings:
     rest = {name: value for name, value in given.items() if name not in own}
     prompt = given.get("prompt", settings.prompt)
     if isinstance(prompt, str):
-        prompt = _kind_named(prompt, settings.prompt)
-    return replace(settings, **mine, prompt=_changed(prompt, rest))
-
-
-def _kind_named(name: str, prompt: PromptKind | Auto) -> PromptKind | Auto:
-    """The kind of prompt of this name, with the present settings for it.
-
-    Raises:
-        InputError: The name is unknown.
-    """
-    if isinstance(prompt, Soft):
-        auto = Auto(soft=prompt)
-    elif isinstance(prompt, Text):
-        auto = Auto(text=prompt)
-    else:
-        auto = prompt if isinstance(prompt, Auto) else Auto()
-    kinds: dict[str, PromptKind | Auto] = {"auto": auto, "soft": auto.soft, "text": auto.text}
-    return named("prompt", name, kinds)
-
-
-def _changed(prompt: PromptKind | Auto, given: Mapping[str, Any]) -> PromptKind | Auto:
-    """The kind of prompt with some fields changed; `Auto` changes both of its kinds.
-
-    Raises:
-        InputError: A value is out of range, or a field is unknown.
-    """
-    if isinstance(prompt, Auto):
-        of_soft = {name: value for name, value in given.items() if name not in _TEXT - _SOFT}
-        of_text = {name: value for name, value in given.items() if name in _TEXT}
-        soft = _changed_soft(prompt.soft, of_soft)
-        return Auto(soft=soft, text=_changed_text(prompt.text, of_text))
-    if isinstance(prompt, Soft):
-        return _changed_soft(prompt, given)
-    if isinstance(prompt, Text):
-        return _changed_text(prompt, given)
-    kind: Any = prompt  # a user's kind; `Settings` rejects anything else
-    return replace(kind, **given) if given else kind  # type: ignore[no-any-return]
-
-
-def _changed_soft(soft: Soft, given: Mapping[str, Any]) -> Soft:
-    fields_given = dict(given)
-    if "deep" in fields_given:
-        plain = {name: getattr(soft, name) for name in _SOFT}
-        layers = fields_given.pop("deep")
-        soft = Soft(**plain) if layers is None else Deep(**plain, layers=layers)
-    for name in fields_given:
-        if name in _TEXT - _SOFT:
-            raise InputError(f"prompt='soft' does not use {name}: set prompt='text'")
-        if name not in _SOFT:
-            raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _SOFT)}")
-    return replace(soft, **fields_given)
-
-
-def _changed_text(text: Text, given: Mapping[str, Any]) -> Text:
-    """Fields of soft prompts alone are ignored, unless their value requires soft prompts."""
-    if given.get("start", "words") != "words":
-        raise InputError(
-            f"start={given['start']!r} is for soft prompts, and a text starts from words: leave "
-            "it out, or set prompt='soft'"
-        )
-    if given.get("deep") is not None:
-        raise InputError(f"deep={given['deep']!r} is for soft prompts: set prompt='soft'")
-    for name in given:
-        if name not in _TEXT | _SOFT | {"deep"}:
-            raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _TEXT)}")
-    return replace(text, **{name: value for name, value in given.items() if name in _TEXT})
-
-
-_SOFT = {each.name for each in fields(Soft)}
-_TEXT = {each.name for each in fields(Text)}
+        prompt = kind_named(prompt, settings.prompt)
+    return replace(settings, **mine, prompt=changed_kind(prompt, rest))
 
 
 _REFERENCE = Settings(  # all fields, so that it does not depend on our defaults

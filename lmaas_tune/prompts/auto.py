@@ -1,12 +1,13 @@
-"""`Auto`: chooses the kind of prompt by the capabilities of the model."""
+"""`Auto`: chooses the kind of prompt by the capabilities of the model; changes of settings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lmaas_tune.capabilities import Embeds, Model
-from lmaas_tune.errors import InputError
+from lmaas_tune.errors import InputError, did_you_mean, named
 from lmaas_tune.prompts.base import Prompt, PromptKind
 from lmaas_tune.prompts.deep import Deep
 from lmaas_tune.prompts.soft import Soft
@@ -58,6 +59,80 @@ class Auto:
             f"{model.identity} takes no soft prompts, so the search is over words (prompt='text')"
         )
         return self.text, note if start is None else ""
+
+
+def soft_of(kind: PromptKind | Auto) -> Soft | None:
+    """The settings of soft prompts; None if only text prompts are searched."""
+    kind = kind.soft if isinstance(kind, Auto) else kind
+    return kind if isinstance(kind, Soft) else None
+
+
+def kind_named(name: str, present: PromptKind | Auto) -> PromptKind | Auto:
+    """The kind of prompt of this name, with the present settings for it.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    if not isinstance(present, Auto):
+        text = present if isinstance(present, Text) else Text()
+        present = Auto(soft=soft_of(present) or Soft(), text=text)
+    kinds: dict[str, PromptKind | Auto] = {
+        "auto": present,
+        "soft": present.soft,
+        "text": present.text,
+    }
+    return named("prompt", name, kinds)
+
+
+def changed_kind(kind: PromptKind | Auto, given: Mapping[str, Any]) -> PromptKind | Auto:
+    """The kind of prompt with some fields changed; `Auto` changes both of its kinds.
+
+    Raises:
+        InputError: A value is out of range, or a field is unknown.
+    """
+    if isinstance(kind, Auto):
+        of_soft = {name: value for name, value in given.items() if name not in _TEXT - _SOFT}
+        of_text = {name: value for name, value in given.items() if name in _TEXT}
+        return Auto(soft=_changed_soft(kind.soft, of_soft), text=_changed_text(kind.text, of_text))
+    if isinstance(kind, Soft):
+        return _changed_soft(kind, given)
+    if isinstance(kind, Text):
+        return _changed_text(kind, given)
+    own: Any = kind  # a user's kind; `Settings` rejects anything else
+    return replace(own, **given) if given else own  # type: ignore[no-any-return]
+
+
+def _changed_soft(soft: Soft, given: Mapping[str, Any]) -> Soft:
+    fields_given = dict(given)
+    if "deep" in fields_given:
+        plain = {name: getattr(soft, name) for name in _SOFT}
+        layers = fields_given.pop("deep")
+        soft = Soft(**plain) if layers is None else Deep(**plain, layers=layers)
+    for name in fields_given:
+        if name in _TEXT - _SOFT:
+            raise InputError(f"prompt='soft' does not use {name}: set prompt='text'")
+        if name not in _SOFT:
+            raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _SOFT)}")
+    return replace(soft, **fields_given)
+
+
+def _changed_text(text: Text, given: Mapping[str, Any]) -> Text:
+    """Fields of soft prompts alone are ignored, unless their value requires soft prompts."""
+    if given.get("start", "words") != "words":
+        raise InputError(
+            f"start={given['start']!r} is for soft prompts, and a text starts from words: leave "
+            "it out, or set prompt='soft'"
+        )
+    if given.get("deep") is not None:
+        raise InputError(f"deep={given['deep']!r} is for soft prompts: set prompt='soft'")
+    for name in given:
+        if name not in _TEXT | _SOFT | {"deep"}:
+            raise InputError(f"settings have no field {name!r}; {did_you_mean(name, _TEXT)}")
+    return replace(text, **{name: value for name, value in given.items() if name in _TEXT})
+
+
+_SOFT = {each.name for each in fields(Soft)}
+_TEXT = {each.name for each in fields(Text)}
 
 
 def resolve(

@@ -47,6 +47,16 @@ class Prompt(ABC):
         """Length in characters; a vector counts as a token of four characters."""
 
     @property
+    def most_tokens(self) -> int:
+        """Upper limit of its length in tokens."""
+        return self.characters
+
+    @property
+    def prepended(self) -> bool:
+        """Whether it enters before the whole input, instead of in the slot of the template."""
+        return False
+
+    @property
     def words(self) -> str | None:
         """The words of a text prompt; None for vectors."""
         return None

@@ -75,6 +75,16 @@ class DeepPrompt(Prompt):
         """Length of the first layer's prompt; the other layers add no positions."""
         return self.first.characters
 
+    @property
+    def most_tokens(self) -> int:
+        """Its length."""
+        return self.first.length
+
+    @property
+    def prepended(self) -> bool:
+        """See `Prompt.prepended`."""
+        return self.first.prepended
+
     def incompatibility(self, model: Model) -> str | None:
         """The reason why the model cannot take this prompt; None if it can."""
         if self.layers != (layers := model.capabilities.deep_layers):

@@ -93,6 +93,16 @@ class SoftPrompt(Prompt):
         """Estimated length of L tokens in characters."""
         return TOKEN * self.length
 
+    @property
+    def most_tokens(self) -> int:
+        """Its length."""
+        return self.length
+
+    @property
+    def prepended(self) -> bool:
+        """See `Prompt.prepended`."""
+        return self.insertion == "prepend"
+
     def incompatibility(self, model: Model) -> str | None:
         """The reason why the model cannot take this prompt; None if it can."""
         can = model.capabilities
@@ -199,6 +209,11 @@ class Subspace:
             raise InputError(f"seed={self.seed!r} of a subspace: it must be 0 or more")
         if not 0 < self.alpha < math.inf:
             raise InputError(f"alpha={self.alpha!r} of a subspace: it must be positive and finite")
+
+    @property
+    def start_bytes(self) -> int:
+        """Memory of a given p0."""
+        return self.start.vectors.nbytes if isinstance(self.start, SoftPrompt) else 0
 
     @cached_property
     def digest(self) -> str:

@@ -59,6 +59,11 @@ class TextPrompt(Prompt):
         """Length in characters."""
         return len(self.text)
 
+    @property
+    def most_tokens(self) -> int:
+        """Its bytes: no tokenizer makes more tokens of a text."""
+        return len(self.text.encode())
+
     def incompatibility(self, model: Model) -> str | None:
         """The reason why the model cannot take this prompt; None if it can."""
         if model.capabilities.text_prompts:

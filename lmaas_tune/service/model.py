@@ -126,8 +126,7 @@ class ServedModel:
 
     def add_subspace(self, key: Key, subspace: Subspace, start: SoftPrompt) -> wire.SubspaceAnswer:
         """Register the description of a subspace with this p0 for a key."""
-        own = subspace.start.vectors.nbytes if isinstance(subspace.start, SoftPrompt) else 0
-        size = OBJECT_BYTES + own + sys.getsizeof(subspace.words)
+        size = OBJECT_BYTES + subspace.start_bytes + sys.getsizeof(subspace.words)
         name = short_id(subspace.digest)
         self._subspaces[key.name].put(name, subspace, size)
         return wire.SubspaceAnswer(id=name, length=start.length, width=start.width)
@@ -191,8 +190,9 @@ class ServedModel:
             ApiError: The batch is not registered, or the prompt is too long.
         """
         registered, checked = self._registered(key, batch), self._checked(prompt)
-        length = len(checked.text.encode()) if isinstance(checked, TextPrompt) else checked.length
-        return _job(key, registered, length, lambda: self._request(key, batch, checked))
+        return _job(
+            key, registered, checked.most_tokens, lambda: self._request(key, batch, checked)
+        )
 
     def _request(self, key: Key, batch: str, prompt: Prompt) -> ScoreRequest:
         registered = self._registered(key, batch)
@@ -227,11 +227,11 @@ class ServedModel:
             raise _unknown_subspace()
         return prompt
 
-    def _checked(self, prompt: SoftPrompt | TextPrompt) -> SoftPrompt | TextPrompt:
-        if isinstance(prompt, SoftPrompt):
-            _check(prompt.length, self.limits.prompt_length, "prompt_length")
+    def _checked(self, prompt: Prompt) -> Prompt:
+        if prompt.words is None:
+            _check(prompt.most_tokens, self.limits.prompt_length, "prompt_length")
         else:
-            _check(len(prompt.text), self.limits.prompt_characters, "prompt_characters")
+            _check(len(prompt.words), self.limits.prompt_characters, "prompt_characters")
         return prompt
 
     def _shortest_prompt(self) -> Prompt:

@@ -511,8 +511,7 @@ def _row(text: str, prompt: Prompt) -> tuple[Part, ...]:
     """The text, the prompt, the label; the prompt first where it enters before everything."""
     if not text:
         return (Slot.PROMPT, " It was ", Slot.LABEL)
-    soft = prompt.first if isinstance(prompt, DeepPrompt) else prompt
-    if isinstance(soft, SoftPrompt) and soft.insertion == "prepend":
+    if prompt.prepended:
         return (Slot.PROMPT, f" {text} It was ", Slot.LABEL)
     return (f"{text} ", Slot.PROMPT, " It was ", Slot.LABEL)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -163,7 +163,7 @@ class Reproduction:
     ) -> TableRun:
         saved = TunedPrompt.load(self.pretrained[task.name]) if method(name).pretrained else None
         start = None if saved is None else saved.prompt
-        if start is not None and not isinstance(start, SoftPrompt):
+        if start is not None and start.kind != "soft":
             where = self.pretrained[task.name]
             raise InputError(f"{where}: {start}, and a row starts from a soft one")
         record = Record(
@@ -188,7 +188,7 @@ class Reproduction:
             rows=rows,
             seed=seed,
             setup=self.setup,
-            pretrained=start,
+            pretrained=cast("SoftPrompt | None", start),
             folder=self.store.place,
         )
         return TableRun(record, trial)
