@@ -47,12 +47,13 @@ def positive(*, default: float) -> Any:
     return field(default=default, metadata={_CHECK: check})
 
 
-def nonnegative(*, default: float, below: float = math.inf) -> Any:
+def nonnegative(*, default: float, below: float = math.inf, most: float = math.inf) -> Any:
     """A dataclass field that takes a finite number from 0 on.
 
     Args:
-        default: Its default.
+        default: Default of the field.
         below: It must be less than this.
+        most: Largest value.
     """
 
     def check(name: str, value: Any) -> float:
@@ -60,6 +61,8 @@ def nonnegative(*, default: float, below: float = math.inf) -> Any:
             raise InputError(f"{name}={value!r}: it takes a finite number")
         if float(value) < 0:
             raise InputError(f"{name}={value}: it must be 0 or more")
+        if float(value) > most:
+            raise InputError(f"{name}={value}: it must be {most:g} at most")
         if float(value) >= below:
             raise InputError(f"{name}={value}: it must be below {below:g}")
         return float(value)
@@ -90,13 +93,17 @@ def checked_by(check: Callable[[str, Any], Any], *, default: Any) -> Any:
     return field(default=default, metadata={_CHECK: check})
 
 
-def validate(settings: Any) -> None:
+def validate(settings: Any, *, of: str = "") -> None:
     """Check every field of a frozen dataclass that has a constraint.
+
+    Args:
+        settings: The dataclass.
+        of: Word that messages have before the name of a field.
 
     Raises:
         InputError: A value is out of range; the message names the field, the value and the remedy.
     """
     for each in fields(settings):
         if (check := each.metadata.get(_CHECK)) is not None:
-            value = check(each.name, getattr(settings, each.name))
+            value = check(f"{of} {each.name}".strip(), getattr(settings, each.name))
             object.__setattr__(settings, each.name, value)

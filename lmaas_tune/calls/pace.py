@@ -9,13 +9,23 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 from lmaas_tune.calls.call import Call, Caller, Reply, Stopped
 from lmaas_tune.errors import InputError, TransientError
+from lmaas_tune.validate import checked_by, validate, whole
 
 _MINUTE = 60.0  # seconds
 _LONGEST = 300.0  # seconds; a longer Retry-After delays its own call only
+
+
+def _workers(name: str, value: Any) -> int | str:
+    if value == "adaptive":
+        return "adaptive"
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise InputError(f"{name}={value!r}: it takes a whole number from 1, or 'adaptive'")
+    return int(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +45,13 @@ class Pace:
         InputError: A value is out of range.
     """
 
-    workers: int | Literal["adaptive"] = "adaptive"
-    most_workers: int = 32
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
+    workers: int | Literal["adaptive"] = checked_by(_workers, default="adaptive")
+    most_workers: int = whole(least=1, default=32)
+    requests_per_minute: int | None = whole(least=1, optional=True)
+    tokens_per_minute: int | None = whole(least=1, optional=True)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if (name, value) == ("workers", "adaptive") or (value is None and "minute" in name):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                words = ", or 'adaptive'" if name == "workers" else ""
-                raise InputError(f"{name}={value!r}: it takes a whole number from 1{words}")
+        validate(self)
 
     @property
     def threads(self) -> int:

@@ -16,8 +16,9 @@ import tenacity
 from tenacity import RetryCallState
 
 from lmaas_tune.calls.call import Call, Caller, Reply
-from lmaas_tune.errors import InputError, PermanentError, TransientError
+from lmaas_tune.errors import PermanentError, TransientError
 from lmaas_tune.notes import OnNote, warn
+from lmaas_tune.validate import nonnegative, validate, whole
 
 T = TypeVar("T")
 _JITTER = random.Random()
@@ -43,21 +44,14 @@ class Retry:
         InputError: A value is out of range.
     """
 
-    attempts: int = 10
-    first_wait: float = 0.5
-    longest_wait: float = 30.0
-    total: float = 300.0
-    jitter: float = 0.25
+    attempts: int = whole(least=1, default=10)
+    first_wait: float = nonnegative(default=0.5)
+    longest_wait: float = nonnegative(default=30.0)
+    total: float = nonnegative(default=300.0)
+    jitter: float = nonnegative(default=0.25, most=1)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attempts, int) or self.attempts < 1:
-            raise InputError(f"retry attempts={self.attempts!r}: it takes a whole number from 1")
-        for name in ("first_wait", "longest_wait", "total"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise InputError(f"retry {name}={value!r}: it takes seconds, 0 or more")
-        if not 0 <= self.jitter <= 1:
-            raise InputError(f"retry jitter={self.jitter!r}: it takes a fraction, from 0 to 1")
+        validate(self, of="retry")
 
     def run(
         self,

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from statistics import median
+from typing import Any
 
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.record import Record
 from lmaas_tune.step import Step
+from lmaas_tune.validate import checked_by, validate, whole
+
+
+def _share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < 1:
+        raise InputError(f"{name}={value!r}: a share of the calls, above 0 and below 1")
+    return float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +38,11 @@ class EarlyStop:
         InputError: A value is out of its range.
     """
 
-    after: float = 0.5
-    rivals: int = 3
+    after: float = checked_by(_share, default=0.5)
+    rivals: int = whole(least=1, default=3)
 
     def __post_init__(self) -> None:
-        if isinstance(self.after, bool) or not isinstance(self.after, int | float):
-            raise InputError(f"after={self.after!r}: it takes a number")
-        if not 0 < self.after < 1:
-            raise InputError(f"after={self.after}: a share of the calls, above 0 and below 1")
-        if isinstance(self.rivals, bool) or not isinstance(self.rivals, int) or self.rivals < 1:
-            raise InputError(f"rivals={self.rivals!r}: a whole number from 1 on")
+        validate(self)
 
 
 class FallenBehindError(Exception):
