@@ -1,7 +1,7 @@
-"""Another optimizer by name, and one of your own: three searches, one budget.
+"""Three optimizers at one budget: two by name, and one that this file defines.
 
-Runs in a second on the toy model that the package brings; with `load_backend("hf")` in its
-place the rest stays as it is.
+It runs in a second on the toy model of the package. Replace `ToyBackend()` by another backend, and
+the rest of the program stays the same.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ TRAIN = [
 
 
 class HillClimber:
-    """Asks around the best point so far; the step grows on success and shrinks on failure."""
+    """Samples around the best point so far; the step grows on success and shrinks on failure."""
 
     def __init__(self, dim: int, *, seed: int, calls: int | None) -> None:
         self.population = 10
@@ -39,7 +39,7 @@ class HillClimber:
 
 
 def build(dim: int, *, seed: int, calls: int | None) -> Optimizer:
-    """What the tuner calls; a class with this constructor serves as well."""
+    """The tuner calls this function; a class with this constructor works too."""
     return HillClimber(dim, seed=seed, calls=calls)
 
 

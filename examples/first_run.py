@@ -1,8 +1,8 @@
-"""A first run on a real model: 16 messages of each kind, a small budget, before and after.
+"""A first run on a real model: 16 rows a class, a small budget, accuracy before and after.
 
     python examples/first_run.py [HUB_NAME_OR_FOLDER]
 
-Without a model it takes the demo's, which `lmaas-tune demo` fetches once.
+The default is the model of `lmaas-tune demo`, which is downloaded once.
 """
 
 import sys
@@ -24,8 +24,8 @@ train, test = demo_rows("train"), demo_rows("test")[:40]
 result = Tuner(backend, optimizer="cma", budget="calls=40", seed=1).fit(train)
 
 comparison = result.compare(test)
-print(f"the words alone:        {comparison.baseline.accuracy:.0%} of {len(test)} test messages")
-print(f"with their calibration: {comparison.start.accuracy:.0%}")
-print(f"the tuned prompt:       {comparison.tuned.accuracy:.0%}")
+print(f"starting words:         {comparison.baseline.accuracy:.0%} of {len(test)} test messages")
+print(f"with calibration:       {comparison.start.accuracy:.0%}")
+print(f"tuned prompt:           {comparison.tuned.accuracy:.0%}")
 print(f"stopped by: {result.stop_reason}")
 print(result.predict(["The app crashes when I open my orders."]))

@@ -1,4 +1,4 @@
-"""A new backend in under 40 lines, and the suite that says when it is right.
+"""A new backend in under 40 lines, and the conformance suite that checks it.
 
 pytest examples/new_backend.py      runs the suite on it
 python examples/new_backend.py      tunes a prompt for it
@@ -16,7 +16,7 @@ from lmaas_tune.testing import BackendConformance
 
 
 class EchoBackend:
-    """Says again what it read: a word is likely if its vector is near the mean of the row's."""
+    """Repeats words of the row: a word is likely if its vector is near the mean of the row."""
 
     identity = "echo v1"
     capabilities = Capabilities(soft_prompt_width=8, label_anywhere=True)
@@ -52,7 +52,7 @@ class EchoBackend:
 
 
 class TestEcho(BackendConformance):
-    """All that an outsider writes to have the whole suite."""
+    """Runs the whole suite on the backend above."""
 
     deviations = {"test_other_settings_have_another_identity": "it has no settings"}  # noqa: RUF012
 

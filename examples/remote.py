@@ -1,10 +1,10 @@
-"""One task, tuned three ways: a model in this process, the same behind our service, and on vLLM.
+"""One task on three backends: a model in this process, behind our service, and on vLLM.
 
     python examples/remote.py [--model HUB_NAME_OR_FOLDER] [--vllm URL --vllm-key-file FILE]
 
-The service is started here, on loopback, and asked as a stranger would ask it: it draws the
-prompts from its own embeddings, and only z crosses the wire. A vLLM server is taken where its URL
-is given (`docs/providers/vllm.md` says how to start one). All three end with the same losses.
+The program starts the service on loopback. The service draws the prompts from its embeddings, and
+the client sends only z. A vLLM server is used if its URL is given (`docs/providers/vllm.md` shows
+how to start one). All three end with the same losses.
 """
 
 import argparse

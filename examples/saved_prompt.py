@@ -1,4 +1,4 @@
-"""Tune, save, and use the saved prompt later: all it needs is the folder and a fitting backend."""
+"""Tune and save a prompt; load it later from its folder, and predict with a cache."""
 
 import tempfile
 
@@ -20,7 +20,7 @@ with tempfile.TemporaryDirectory() as folder:
     )
     tuner.fit(TRAIN)
 
-    # another day, another process
+    # later, in another process
     prompt = TunedPrompt.load(folder)
     client = Client(ToyBackend(), cache=f"{folder}/scores.sqlite")
     texts = ["a good start", "such a bad end"]

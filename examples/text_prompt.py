@@ -1,9 +1,9 @@
-"""Tune a text prompt: a string to paste anywhere, for models that take nothing but text.
+"""Tune a text prompt, for models that take only text.
 
     python examples/text_prompt.py [HUB_NAME_OR_FOLDER]
 
-Without a model it takes the demo's, which `lmaas-tune demo` fetches once. Any backend serves: what
-is used of this one is what a provider of text alone offers too.
+The default is the model of `lmaas-tune demo`, which is downloaded once. Any other backend works
+too, because the search uses only scores of texts.
 """
 
 import sys
@@ -20,7 +20,7 @@ else:
     model = str(ready_model(SMOLLM2, HFBackend.convert_gguf, say=print))
 backend = HFBackend(model)
 
-# the search chooses an instruction of its own lists, and up to two telling words of the rows
+# the search chooses a built-in instruction, and up to two distinctive words of the rows
 settings = Settings(prompt=Text(words="train", slots=2))
 train, test = demo_rows("train"), demo_rows("test")[:40]
 result = Tuner(backend, settings=settings, budget="calls=45", seed=1).fit(train)

@@ -484,7 +484,7 @@ class InspectsWhatItRefuses(Inspecting):
 
 
 def test_the_backend_suite_fails_on_a_wrong_inspection() -> None:
-    bill, long = "test_inspecting_tells_the_bill", "test_a_row_that_is_too_long_is_refused"
+    bill, long = "test_inspecting_states_the_usage", "test_a_row_that_is_too_long_is_refused"
     assert passes(BackendConformance, bill, Inspecting())
     assert not passes(BackendConformance, bill, TellsAnotherBill())
     assert not passes(BackendConformance, bill, TellsInOneString())
@@ -492,7 +492,7 @@ def test_the_backend_suite_fails_on_a_wrong_inspection() -> None:
     assert not passes(BackendConformance, long, InspectsWhatItRefuses())
 
 
-_MEASURING = "test_measuring_tells_a_std_for_each_layer_above_the_first"
+_MEASURING = "test_measuring_gives_a_std_for_each_layer_above_the_first"
 
 
 class Deep(ToyBackend):
@@ -707,7 +707,9 @@ def test_a_claim_without_a_check_that_has_to_pass_fails(how: str) -> None:
     name = "test_words_have_embeddings"
     body = {"deviations": {name: "no words"}} if how == "declared" else {name: None}
     suite = type("Emptied", (BackendConformance,), body)
-    with pytest.raises(AssertionError, match="Embeds is claimed, and no check of it has to pass"):
+    with pytest.raises(
+        AssertionError, match="Embeds is claimed, but each of its checks is declared"
+    ):
         suite().tally(ToyBackend())
 
 
@@ -731,7 +733,7 @@ def test_an_outsiders_run_prints_its_tally(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         [
             f"TestMine: {checks - 6} checks, 6 skipped",
-            "  skipped test_inspecting_tells_the_bill: it has no `inspect`",
+            "  skipped test_inspecting_states_the_usage: it has no `inspect`",
             "  deviates test_other_settings_have_another_identity: it has no settings",
         ]
     )

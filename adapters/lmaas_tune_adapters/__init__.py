@@ -1,1 +1,1 @@
-"""Backends for the SDK: local models, our own service, vLLM, and OpenAI-compatible servers."""
+"""The backends of lmaas_tune: local models, our service, vLLM, OpenAI-compatible servers."""

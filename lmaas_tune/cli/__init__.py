@@ -1,4 +1,4 @@
-"""The command line. Slow imports are in `program`, after interrupts are handled."""
+"""The command line. Handles interrupts before `program`, whose imports are slow."""
 
 from __future__ import annotations
 

@@ -77,9 +77,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001  # a 
 def add_command(commands: Commands, name: str, summary: str) -> Parser:
     """Add a command, with the flags that all commands have."""
     command = commands.add_parser(name, help=summary, description=f"{summary}.")
-    command.add_argument("--json", action="store_true", help="print one JSON object instead")
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object")
     command.add_argument(
-        "--traceback", action="store_true", help="show where in the program an error arose"
+        "--traceback", action="store_true", help="show the Python traceback of an error"
     )
     command.set_defaults(command=command)
     return command
@@ -92,7 +92,8 @@ def add_model(command: Parser) -> argparse._ArgumentGroup:
         "--backend", default="hf", help="name of the backend; `lmaas-tune backends` lists them (hf)"
     )
     group.add_argument(
-        "--model", help="name of the model; for hf a hub name, a folder or a .gguf file"
+        "--model",
+        help="name of the model; for hf a name on the Hugging Face hub, a folder or a .gguf file",
     )
     group.add_argument(
         "--backend-options",
@@ -108,11 +109,16 @@ def add_backend(command: Parser) -> None:
     group = add_model(command)
     add_connection(group)
     group.add_argument(
-        "--cache", metavar="FILE", help="cache file for answers, so that none is paid twice"
+        "--cache", metavar="FILE", help="file that caches answers, so that no request is paid twice"
     )
-    group.add_argument("--price-in", type=float, metavar="P", help="money per million tokens read")
     group.add_argument(
-        "--price-out", type=float, metavar="P", help="money per million tokens written (one a row)"
+        "--price-in", type=float, metavar="P", help="price of a million input tokens"
+    )
+    group.add_argument(
+        "--price-out",
+        type=float,
+        metavar="P",
+        help="price of a million output tokens (one token a row)",
     )
     _add_pace(command)
 
@@ -124,12 +130,12 @@ def _add_pace(command: Parser) -> None:
         type=_workers,
         default="adaptive",
         metavar="N",
-        help="concurrent calls; or adaptive: more while calls succeed, fewer when the "
+        help="most concurrent calls; or adaptive: more while calls succeed, fewer while the "
         "provider is overloaded (adaptive)",
     )
-    for name, what in (("requests", "requests"), ("tokens", "estimated tokens")):
+    for name, unit in (("requests", "requests"), ("tokens", "estimated tokens")):
         group.add_argument(
-            f"--{name}-per-minute", type=int, metavar="N", help=f"the most {what} in any minute"
+            f"--{name}-per-minute", type=int, metavar="N", help=f"most {unit} in any minute"
         )
 
 
@@ -139,8 +145,10 @@ def _workers(text: str) -> int | str:
 
 def add_connection(group: argparse._ArgumentGroup | Parser) -> None:
     """Add the flags of backends behind HTTP."""
-    group.add_argument("--url", help="address of its server, as http://127.0.0.1:8000")
-    group.add_argument("--api-key-file", metavar="FILE", help="a file with the key for that server")
+    group.add_argument("--url", help="address of the server of the model, as http://127.0.0.1:8000")
+    group.add_argument(
+        "--api-key-file", metavar="FILE", help="file with the API key of that server"
+    )
 
 
 _CLIENT = (

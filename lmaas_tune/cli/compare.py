@@ -56,9 +56,13 @@ def _add_tasks(command: Parser) -> None:
     group.add_argument(
         "--tasks", metavar="FILE", help="a .toml or .json file with a table for each task"
     )
-    group.add_argument("--train", metavar="FILE", help="rows that every call scores")
-    group.add_argument("--validation", metavar="FILE", help="rows for the selection of prompts")
-    group.add_argument("--test", metavar="FILE", help="rows for the comparison of final prompts")
+    group.add_argument("--train", metavar="FILE", help="labelled rows that each call scores")
+    group.add_argument(
+        "--validation", metavar="FILE", help="labelled rows that select the best prompt"
+    )
+    group.add_argument(
+        "--test", metavar="FILE", help="labelled rows that compare the final prompts"
+    )
     group.add_argument(
         "--shots",
         type=int,
@@ -74,15 +78,20 @@ def _add_comparison(command: Parser) -> None:
         "--optimizers",
         required=True,
         metavar="NAME,...",
-        help="`lmaas-tune optimizers` lists them; options go in brackets, as "
+        help="optimizers; `lmaas-tune optimizers` lists them; options go in brackets, as "
         '"cma(population=20),random"',
     )
-    group.add_argument("--seeds", required=True, metavar="N,...", help="as 13,21,42")
+    group.add_argument(
+        "--seeds",
+        required=True,
+        metavar="N,...",
+        help="random seeds, as 13,21,42; one run for each",
+    )
     group.add_argument(
         "--out",
         required=True,
         metavar="DIR",
-        help="the results; the same command resumes unfinished runs",
+        help="folder for the results; the same command resumes unfinished runs",
     )
     group.add_argument(
         "--jobs", type=int, metavar="N", help="number of processes, each with its own model (1)"
@@ -95,10 +104,13 @@ def _add_comparison(command: Parser) -> None:
         type=float,
         metavar="SHARE",
         help="after this share of the calls, end runs whose loss is above the median of the "
-        "finished runs; by default none is ended",
+        "finished runs; by default no run is ended early",
     )
     group.add_argument(
-        "--target", type=float, metavar="LOSS", help="training loss for the calls to a target"
+        "--target",
+        type=float,
+        metavar="LOSS",
+        help="count the calls until the training loss is at most LOSS",
     )
 
 

@@ -36,8 +36,8 @@ OUT = "lmaas-tune-demo"
 SHOWN = 3
 MESSAGE = "The courier left my parcel in the rain and the box is soaked."
 INTRO = """\
-A language model is asked which department a customer's message belongs to. Its weights stay as
-they are: a few vectors in front of the answer are tuned, seeing nothing but the model's answers."""
+A language model sorts customers' messages by department. Its weights are not changed. The search
+tunes a few vectors in front of the answer, and sees only the model's scores."""
 
 
 class _ConvertsGGUF(Protocol):
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         *_changed_lines(after.changed),
         "",
         f"Spent: {format_spent(result.spent)}.",
-        f"The prompt is saved in {out}. Try it on a message of your own:",
+        f"The prompt is saved in {out}. Try it on another message:",
         f"  {next_command}",
     ]
     return Outcome(content, "\n".join(lines))
@@ -143,8 +143,8 @@ def _free_folder() -> Path:
 
 def _resume_command(arguments: argparse.Namespace, out: Path) -> str:
     words = [word for word in arguments.argv if word != "--resume"]
-    kept = [] if arguments.out is not None else ["--out", str(out)]
-    return command_line(*words, *kept, "--resume")
+    out_flags = [] if arguments.out is not None else ["--out", str(out)]
+    return command_line(*words, *out_flags, "--resume")
 
 
 def _shares(comparison: Comparison) -> str:

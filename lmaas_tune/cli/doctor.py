@@ -32,10 +32,10 @@ def add_to(commands: Commands) -> None:
     command.add_argument(
         "--backend", help="send a request to this backend, and show its capabilities"
     )
-    command.add_argument("--model", help="its model")
+    command.add_argument("--model", help="name of the model")
     add_connection(command)
     command.add_argument(
-        "--backend-options", default="", metavar="NAME=VALUE,...", help="its settings"
+        "--backend-options", default="", metavar="NAME=VALUE,...", help="settings of the backend"
     )
     command.set_defaults(run=run)
 
@@ -135,5 +135,5 @@ def _speedup(*, name: str, reason: str, cost: str) -> str:
 
 
 def _bounds(answer: Probe) -> str:
-    asked = len(answer.probabilities)
-    return describe_bounds(answer.bounds / asked) if answer.bounds else f"none of {asked} scores"
+    total = len(answer.probabilities)
+    return describe_bounds(answer.bounds / total) if answer.bounds else f"none of {total} scores"

@@ -25,9 +25,11 @@ def add_to(commands: Commands) -> None:
     add_model(command)
     group = command.add_argument_group("the prompt")
     group.add_argument(
-        "--task", default="snli", help=f"task whose rows it learns: {', '.join(PAPER_TASKS)} (snli)"
+        "--task",
+        default="snli",
+        help=f"task on whose rows the prompt is trained: {', '.join(PAPER_TASKS)} (snli)",
     )
-    group.add_argument("--seed", type=int, default=0, help="(0)")
+    group.add_argument("--seed", type=int, default=0, help="random seed (0)")
     group.add_argument("--out", required=True, metavar="DIR", help="folder for the prompt")
     add_setup(command)
     command.set_defaults(run=run)
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     content = {**provenance, "out": arguments.out}
     rows, steps = count("row", provenance["source_rows"]), count("step", provenance["steps"])
     text = (
-        f"Learned from {rows} of {task.name} in {steps}; loss on rows held out: "
+        f"Trained on {rows} of {task.name} in {steps}; loss on rows held out: "
         f"{provenance['validation_loss']:.3f}.\n"
         f"Saved in {arguments.out}: give it to `lmaas-tune reproduce --pretrained TASK="
         f"{arguments.out}`, or to `lmaas-tune tune --start-from {arguments.out}`."

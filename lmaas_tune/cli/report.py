@@ -19,10 +19,13 @@ def add_to(commands: Commands) -> None:
         help="folders of `lmaas-tune compare`, or files of JSON lines; several are merged",
     )
     command.add_argument(
-        "-o", "--output", default="report.html", metavar="FILE", help="(report.html)"
+        "-o", "--output", default="report.html", metavar="FILE", help="file to write (report.html)"
     )
     command.add_argument(
-        "--target", type=float, metavar="LOSS", help="training loss for the calls to a target"
+        "--target",
+        type=float,
+        metavar="LOSS",
+        help="count the calls until the training loss is at most LOSS",
     )
     command.set_defaults(run=run)
 

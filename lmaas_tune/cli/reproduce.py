@@ -88,7 +88,7 @@ def _add_table(command: Parser) -> None:
         "--out",
         required=True,
         metavar="DIR",
-        help="the runs; the same command resumes unfinished ones",
+        help="folder for the runs; the same command resumes unfinished ones",
     )
     group.add_argument(
         "--table", action="store_true", help="print the table of all runs in --out, and stop"
@@ -106,13 +106,13 @@ def add_setup(command: Parser) -> argparse._ArgumentGroup:
     )
     group.add_argument(
         "--preset",
-        help="settings of the black-box rows: paper-icml22, repo-head, or default, this library's "
-        "own (default for causal models, paper-icml22 for others)",
+        help="settings of the black-box rows: paper-icml22, repo-head, or default, those of "
+        "lmaas-tune (default for causal models, paper-icml22 for others)",
     )
     group.add_argument(
         "--layout",
-        help=f"{' or '.join(LAYOUTS)}: the paper's templates with the prompt first, or ours with "
-        "the text first (text-first for causal models by default, paper for others)",
+        help=f"{' or '.join(LAYOUTS)}: the paper's templates with the prompt first, or templates "
+        "with the text first (text-first for causal models by default, paper for others)",
     )
     return group
 

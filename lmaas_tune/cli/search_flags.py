@@ -27,15 +27,19 @@ def _layers(text: str) -> str | tuple[int, ...]:
 _FIELDS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("prompt", str, "kind of prompt: soft (vectors), text (words), or auto: by the model"),
     ("start", str, "start of the search: words, vocabulary or zero"),
-    ("prompt_length", int, "tokens of the prompt; if not given, as many as the starting words"),
-    ("insertion", str, "how the prompt enters: concat, add or prepend"),
-    ("deep", _layers, "layers with a prompt of their own: all, or numbers from 0 as 0,10,20"),
-    ("intrinsic_dim", int, "dimensions that are searched, in each layer"),
-    ("projection", str, f"kind of the random matrix: {', '.join(PROJECTIONS)}"),
-    ("alpha", float, "scale of the random matrix"),
-    ("objective", str, "cross_entropy, hinge, error_rate or negative_f1"),
-    ("calibration", str, "how the model's bias for label words is removed: none, mean, fitted"),
-    ("selection", str, "selection of the result: lowest-loss, or candidate@N (the paper's)"),
+    ("prompt_length", int, "length of the prompt in tokens; by default that of the starting words"),
+    ("insertion", str, "how a soft prompt is inserted: concat, add or prepend"),
+    ("deep", _layers, "layers that get a prompt each: all, or numbers from 0 as 0,10,20"),
+    ("intrinsic_dim", int, "number of dimensions of the search, in each layer"),
+    ("projection", str, f"kind of the random projection: {', '.join(PROJECTIONS)}"),
+    ("alpha", float, "scale of the random projection"),
+    ("objective", str, "loss of the search: cross_entropy, hinge, error_rate or negative_f1"),
+    ("calibration", str, "how the model's bias for label words is corrected: none, mean, fitted"),
+    (
+        "selection",
+        str,
+        "which candidate is the result: lowest-loss, or candidate@N (the paper's rule)",
+    ),
 )
 _PLAIN = ("prompt_init", "score_start", "allow_bounds", "optimizer")
 _METAVARS = {int: "N", float: "X", str: "NAME", _layers: "LAYERS"}
@@ -47,10 +51,13 @@ def add_search_flags(command: Parser) -> None:
     group.add_argument(
         "--optimizer",
         metavar="NAME",
-        help=f"`lmaas-tune optimizers` lists them ({PRESETS['default'].optimizer})",
+        help="name of the optimizer; `lmaas-tune optimizers` lists them "
+        f"({PRESETS['default'].optimizer})",
     )
     group.add_argument(
-        "--optimizer-options", metavar="NAME=VALUE,...", help="as population=20,step_rule=csa"
+        "--optimizer-options",
+        metavar="NAME=VALUE,...",
+        help="settings of it, as population=20,step_rule=csa",
     )
     group.add_argument(
         "--start-from", metavar="DIR", help="start from the saved prompt of another run"
@@ -65,9 +72,11 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
     """
     command.set_defaults(optimizer=None, optimizer_options=None, start_from=None)
     group = command.add_argument_group(
-        "the search", "Without a flag, the value of the preset applies."
+        "the search", "Defaults come from --preset; those of the preset default are in brackets."
     )
-    group.add_argument("--preset", default="default", help=f"{', '.join(PRESETS)} (default)")
+    group.add_argument(
+        "--preset", default="default", help=f"a set of settings: {', '.join(PRESETS)} (default)"
+    )
     default = PRESETS["default"]
     content = default.to_json()
     group.add_argument(
@@ -87,13 +96,13 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--score-start",
         action=argparse.BooleanOptionalAction,
-        help="score the start first, for one call, so that the result is never worse",
+        help="score the start first, for one call, so that the result is never worse than it",
     )
     group.add_argument(
         "--allow-bounds",
         action="store_true",
         default=None,
-        help="continue if more than half of the scores are only bounds",
+        help="continue if more than half of the scores are only upper bounds",
     )
     group.add_argument(
         "--budget",

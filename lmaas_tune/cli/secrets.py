@@ -1,4 +1,4 @@
-"""Removes secrets of the command line from messages, also those typed in a wrong place."""
+"""Removes secrets of the command line from messages, also those given to a wrong flag."""
 
 from __future__ import annotations
 

@@ -30,15 +30,15 @@ def add_to(commands: Commands) -> None:
     add_model(command)
     service = command.add_argument_group("the service")
     service.add_argument(
-        "--host", default="127.0.0.1", help="the interface to listen on (127.0.0.1)"
+        "--host", default="127.0.0.1", help="name or address of the network interface (127.0.0.1)"
     )
     service.add_argument(
-        "--port", type=int, default=8000, help="0 takes a free port and prints it (8000)"
+        "--port", type=int, default=8000, help="port; 0 takes a free one and prints it (8000)"
     )
     service.add_argument(
         "--api-key-file",
         metavar="FILE",
-        help="the keys that may use it: lines of a key, or of a name, a key and its limits",
+        help="file of the API keys that may use it: a key a line, or a name, a key and its limits",
     )
     service.add_argument(
         "--limits",
@@ -94,8 +94,8 @@ def _keyring(arguments: argparse.Namespace) -> Keyring:
         return read_keys(arguments.api_key_file, quota=quota, on_note=arguments.on_note)
     if not is_loopback(arguments.host):
         raise InputError(
-            f"--host {arguments.host} is reached from other machines: give the keys of those who "
-            "may use the service with --api-key-file"
+            f"--host {arguments.host} can be reached from other machines: give the keys of the "
+            "service with --api-key-file"
         )
     arguments.on_note("no keys are given: everybody on this machine may use the service")
     return Keyring(None, quota=quota)

@@ -45,20 +45,28 @@ def _add_task(command: Parser) -> None:
     group = command.add_argument_group(
         "the task", "Labelled rows come in .jsonl, .json, .csv or .tsv files."
     )
-    group.add_argument("--train", metavar="FILE", required=True, help="rows that every call scores")
-    group.add_argument("--validation", metavar="FILE", help="rows for the selection of prompts")
-    group.add_argument("--test", metavar="FILE", help="rows for scores before and after")
+    group.add_argument(
+        "--train", metavar="FILE", required=True, help="labelled rows that each call scores"
+    )
+    group.add_argument(
+        "--validation", metavar="FILE", help="labelled rows that select the best prompt"
+    )
+    group.add_argument(
+        "--test", metavar="FILE", help="labelled rows that are scored before and after the search"
+    )
     add_template_flags(group)
 
 
 def _add_run(command: Parser) -> None:
     group = command.add_argument_group("the run")
-    group.add_argument("--out", metavar="DIR", help="folder for the run and its prompt")
+    group.add_argument("--out", metavar="DIR", help="folder for the run and its best prompt")
     group.add_argument(
         "--resume", action="store_true", help="resume the run in --out; no answer is paid twice"
     )
-    group.add_argument("--csv", metavar="FILE", help="write one line a generation")
-    group.add_argument("--tensorboard", metavar="DIR", help="write curves for TensorBoard")
+    group.add_argument("--csv", metavar="FILE", help="file for one line of CSV a generation")
+    group.add_argument(
+        "--tensorboard", metavar="DIR", help="folder for the curves, in the format of TensorBoard"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Outcome:

@@ -84,7 +84,7 @@ def build_app(model: ServedModel, scheduler: Scheduler, metrics: Metrics) -> Fas
     )
     add_error_handlers(app, _note)
 
-    @app.get("/health", summary="Whether it answers")
+    @app.get("/health", summary="Whether the service answers")
     async def health() -> wire.HealthAnswer:
         return wire.HealthAnswer(status="ok")
 
@@ -117,7 +117,7 @@ def _add_metrics(router: APIRouter, metrics: Metrics) -> None:
 
 
 def _add_registration(router: APIRouter, model: ServedModel) -> None:
-    """The endpoints that cost nothing."""
+    """The endpoints that do not call the model for scores."""
 
     async def read_json(request: Request, read: Callable[[Key, bytes], T]) -> T:
         """Read a body of JSON in a thread, in the turn of its key."""
@@ -126,7 +126,7 @@ def _add_registration(router: APIRouter, model: ServedModel) -> None:
         work = model.reading.run(key.name, lambda _: read(key, content))
         return await run_within(model.limits.wait_seconds, work, request)
 
-    @router.get("/v1/model", summary="What is served, and within which limits")
+    @router.get("/v1/model", summary="The model, and the limits of the service")
     async def describe(key: Caller) -> wire.ModelAnswer:
         return model.describe(key)
 
@@ -154,7 +154,7 @@ def _add_registration(router: APIRouter, model: ServedModel) -> None:
 
     @router.post(
         "/v1/inspect/{batch}",
-        summary="What scoring would take; costs nothing",
+        summary="The cost of scoring; the request is free",
         openapi_extra=_body(
             {_JSON: bodies.INSPECT},
             "A prompt, or any point of a registered subspace: they all cost the same",
@@ -165,7 +165,7 @@ def _add_registration(router: APIRouter, model: ServedModel) -> None:
 
 
 def _add_scoring(router: APIRouter, model: ServedModel, scheduler: Scheduler) -> None:
-    """The endpoints that the model is called for."""
+    """The endpoints that call the model for scores."""
 
     async def score(request: Request, job: Job) -> Response:
         context = _context(request)

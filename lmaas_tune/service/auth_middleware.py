@@ -225,7 +225,7 @@ class AuthMiddleware:
 
 
 def _echo(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The id of the request, which tells its answer from all others."""
+    """The header with the id of the request, by which a client matches answer and request."""
     request_id = dict(scope["headers"]).get(b"request-id", b"")
     return [(b"request-id", request_id)] if _REQUEST_ID.fullmatch(request_id) else []
 
@@ -240,14 +240,14 @@ async def _parts(receive: Receive) -> AsyncIterator[bytes]:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ApiError("client_gone", "the client went away")
+            raise ApiError("client_gone", "the client disconnected")
         yield message.get("body", b"")
         more = message.get("more_body", False)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
     """Gives the received body, then further messages: that the client disconnected."""
-    unread = [body]  # passed on, not kept: the application has its own copy
+    unread = [body]  # dropped when it is passed on, because the application has its own copy
 
     async def replay() -> Message:
         if not unread:

@@ -36,7 +36,7 @@ def read(kind: TypeAdapter[T], content: bytes, *, values: int) -> T:
         values: Most values that it may hold; one takes up to forty times its bytes in memory.
 
     Raises:
-        ApiError: It holds no such message.
+        ApiError: It holds another message.
     """
     _check_values(content, values)
     try:

@@ -37,7 +37,7 @@ async def run_within(seconds: float, work: Coroutine[Any, Any, T], request: Requ
         with contextlib.suppress(asyncio.CancelledError, AbandonedError):
             return await result
         if disconnect.done():
-            raise ApiError("client_gone", "the client went away")
+            raise ApiError("client_gone", "the client disconnected")
         raise ApiError(
             "overloaded",
             f"this waited {seconds} s for its turn: send it again later, or fewer at once",

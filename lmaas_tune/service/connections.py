@@ -2,7 +2,8 @@
 
 uvicorn's own `limit_concurrency` counts idle connections and refuses ``/health`` with all others,
 and uvicorn waits for the head of a request without limit. Here a new connection replaces the one
-that has been idle longest: a client that opens many, or sends little on each, excludes nobody.
+that has been idle longest: a client that opens many, or sends little on each, does not
+exclude others.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Connections:
     def busy(self, scope: Scope) -> Iterator[None]:
         """Within ``with``, the connection of a request is not closed."""
         connection = self._open.get(scope["client"])
-        if connection is None:  # the client has gone already
+        if connection is None:  # the client has disconnected already
             yield
             return
         connection.begin()

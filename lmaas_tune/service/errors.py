@@ -62,18 +62,18 @@ def too_large(subject: str, value: int, limit: int, name: str) -> ApiError:
 
 def stopping() -> ApiError:
     """The error of every request while the service stops."""
-    return ApiError("overloaded", "the service stops: ask again when it is back", retry_after=5.0)
+    return ApiError("overloaded", "the service stops: send it again when it runs", retry_after=5.0)
 
 
 def internal() -> ApiError:
     """The error of a request on which the service itself failed."""
-    return ApiError("internal", "the service failed on this request; its log says where")
+    return ApiError("internal", "the service failed on this request; its log shows where")
 
 
 def bad_json(faults: list[tuple[tuple[int | str, ...], str]]) -> ApiError:
-    """The error of a body or a query that is malformed: its first faults and their places."""
-    said = "; ".join(f"{'.'.join(map(str, place))}: {fault}" for place, fault in faults[:3])
-    return ApiError("bad_request", f"this is not what /openapi.json describes: {said}")
+    """The error of a malformed body or query: its first faults and their places."""
+    listed = "; ".join(f"{'.'.join(map(str, place))}: {fault}" for place, fault in faults[:3])
+    return ApiError("bad_request", f"this does not match /openapi.json: {listed}")
 
 
 def add_error_handlers(app: FastAPI, note: Callable[[Request, ApiError], None]) -> None:
@@ -106,7 +106,7 @@ def _faults(error: RequestValidationError) -> list[tuple[tuple[int | str, ...], 
 
 
 def _model_is_busy(error: TransientError) -> ApiError:
-    """The model may be a remote service itself, which asks to wait."""
+    """The model may be a remote service itself, with its own waiting time."""
     return ApiError(
         "overloaded", "the model is busy: send it again later", retry_after=error.retry_after or 1.0
     )

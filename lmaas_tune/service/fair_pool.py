@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 class AbandonedError(Exception):
-    """Nobody waits for this task any more."""
+    """The client of this task no longer waits."""
 
 
 class FairPool:
-    """Threads for work other than scoring, so that no key delays another, nor the event loop.
+    """Threads for work other than scoring, so that no key delays another key or the event loop.
 
     For the event loop, except `close`.
 

@@ -142,6 +142,6 @@ class _TokenBucket:
 def _exceeded(unit: str, limit: int | None, wait: float) -> ApiError:
     return ApiError(
         "rate_limited",
-        f"this key may use {limit} {unit}: wait as long as Retry-After says, or ask for more",
+        f"this key may use {limit} {unit}: wait for the seconds of Retry-After, or ask for more",
         retry_after=wait,
     )

@@ -13,7 +13,7 @@ Logs and metrics show the name of a key; without one, the number of its line.
 
 This is a plain SHA-256, and no slow hash with salt as for passwords: those protect secrets that
 can be guessed. A key of 128 random bits or more cannot be guessed at any speed, and with a slow
-hash anybody could keep the service busy by sending wrong keys. Therefore a key must be random.
+hash any client could keep the service busy by sending wrong keys. Therefore a key must be random.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class Keyring:
 
     def __init__(self, keys: Iterable[Key] | None, *, quota: KeyQuota = DEFAULT_QUOTA) -> None:
         self.open = keys is None
-        anybody = Key(name="anybody", digest=b"", quota=quota, metrics=True)
-        self.keys = (anybody,) if keys is None else tuple(keys)
+        everybody = Key(name="anybody", digest=b"", quota=quota, metrics=True)
+        self.keys = (everybody,) if keys is None else tuple(keys)
         if not self.keys:
-            raise InputError("there is no key, so that nobody could use the service: add one")
+            raise InputError("there is no key, so that no client could use the service: add one")
         _check_distinct(self.keys, [key.name for key in self.keys], "name")
         _check_distinct(self.keys, [key.digest for key in self.keys], "key")
 
@@ -99,7 +99,7 @@ def read_keys(path: str | Path, *, quota: KeyQuota, on_note: OnNote = warn) -> K
 
     Args:
         path: A file as this module describes.
-        quota: The default for what a line does not set.
+        quota: The defaults of a line.
         on_note: Called with a note on each key that may be guessed.
 
     Raises:
@@ -138,11 +138,11 @@ def _key(words: list[str], number: int, quota: KeyQuota, on_note: OnNote) -> Key
     metrics = options.pop("metrics", "no")
     if metrics not in ("yes", "no"):
         raise InputError("metrics is yes or no")
-    own = {option: _whole(text) for option, text in options.items()}
+    limits = {option: _whole(text) for option, text in options.items()}
     return Key(
         name=name,
         digest=_digest(secret, name, on_note),
-        quota=KeyQuota.of(quota.model_dump() | own),
+        quota=KeyQuota.of(quota.model_dump() | limits),
         metrics=metrics == "yes",
     )
 
@@ -153,7 +153,7 @@ def _options(words: list[str]) -> dict[str, str]:
         option, equals, value = word.partition("=")
         if not equals or option not in _OPTIONS:
             raise InputError(
-                "after the name and the key come limits as requests=600, and one of these is none; "
+                "after the name and the key come limits as requests=600, and this is none; "
                 f"{did_you_mean(option, _OPTIONS)}"
             )
         options[option] = value

@@ -17,7 +17,7 @@ _LINES = 10_000  # lines that wait for a slow reader; further ones are dropped
 
 
 class Log:
-    """Logs events through a queue, so that a reader of the log that stalls stalls nothing else.
+    """Logs events through a queue, so that a slow reader of the log delays nothing else.
 
     Lines that do not fit the queue are dropped, and counted in the next line that does.
 
@@ -130,4 +130,4 @@ class _JsonFormatter(logging.Formatter):
 
 class _Writer(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # its name is fixed
-        """Ignore a stream that nobody reads any more."""
+        """Ignore a closed stream."""

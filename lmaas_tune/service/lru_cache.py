@@ -18,7 +18,7 @@ class LRUStore(Generic[T]):
 
     Args:
         count: Most entries.
-        size: Most bytes of all entries; one larger entry is counted as this size and kept alone.
+        size: Most bytes of all entries; a larger entry is counted as this size and stored alone.
     """
 
     def __init__(self, *, count: int, size: int) -> None:

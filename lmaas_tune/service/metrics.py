@@ -77,7 +77,7 @@ class Metrics:
             ("lmaas_inside", "Requests not answered yet", inside),
             ("lmaas_queue", "Requests that wait for the model", waiting),
             ("lmaas_draws", "Subspaces that wait to be drawn", drawing),
-            ("lmaas_drawn_subspace_bytes", "p0 and A of the subspaces kept", drawn_bytes),
+            ("lmaas_drawn_subspace_bytes", "p0 and A of the drawn subspaces", drawn_bytes),
             ("lmaas_registered_bytes", "Batches and descriptions of subspaces", registered_bytes),
         ):
             Gauge(name, meaning, registry=registry).set_function(value)

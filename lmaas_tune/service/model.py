@@ -115,14 +115,14 @@ class ServedModel:
         Raises:
             ApiError: The content is no subspace, or too large.
             MalformedError: The vectors of its p0 are no numbers.
-            InputError: No model has such a subspace.
+            InputError: No model has this subspace.
         """
         body = self._read(bodies.SUBSPACE, content)
         _check(body.dim, self.limits.dimensions, "dimensions")
         _check(body.length or 1, self.limits.prompt_length, "prompt_length")
         _check(len(body.words), self.limits.prompt_characters, "prompt_characters")
         subspace = body.subspace()
-        return subspace, self.drawn.kept(subspace)
+        return subspace, self.drawn.start(subspace)
 
     def add_subspace(self, key: Key, subspace: Subspace, start: SoftPrompt) -> wire.SubspaceAnswer:
         """Register the description of a subspace with this p0 for a key."""
@@ -163,7 +163,7 @@ class ServedModel:
         registered = self._registered(key, batch)
         described = self._subspace(key, subspace)
         point = wire.point(content, described.dim)
-        start = self.drawn.kept(described)
+        start = self.drawn.start(described)
         if start is None:
             raise _unknown_subspace()
 
@@ -211,7 +211,7 @@ class ServedModel:
         found = self._batches[key.name].get(name)
         if found is None:
             raise ApiError(
-                "unknown_batch", "this batch is not registered, or no longer: do it again"
+                "unknown_batch", "this batch is not registered, or was dropped: register it again"
             )
         return found
 
@@ -264,5 +264,5 @@ def _check(value: int, limit: int, name: str) -> None:
 
 def _unknown_subspace() -> ApiError:
     return ApiError(
-        "unknown_subspace", "this subspace is not registered, or no longer: do it again"
+        "unknown_subspace", "this subspace is not registered, or was dropped: register it again"
     )

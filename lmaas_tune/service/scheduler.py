@@ -181,7 +181,7 @@ class Scheduler:
                     job.reply.set_result(outcome)
 
     def _scores(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply | Exception]:
-        """A reply or an error for each request: if one fails, the others are asked without it."""
+        """A reply or an error for each request: if one fails, the others are scored without it."""
         try:
             return _checked(list(self._backend.score(requests)), requests)
         except BaseException as error:  # a panic in a tokenizer is no Exception

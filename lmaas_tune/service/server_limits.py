@@ -31,16 +31,15 @@ class ServerLimits(WholeNumbers):
         body_seconds: Longest time for a body to arrive, and for a slow reader to resume.
         round_rows: Rows taken from the queue at once, to share forward passes (one request may
             have more). Later requests wait for the whole round.
-        batches: Batches kept for one key; the least recently used one is dropped first.
+        batches: Stored batches of one key; the least recently used one is dropped first.
         batch_bytes: Memory of one key's batches; the descriptions of its subspaces may take as
             much again.
-        subspaces: Subspaces kept for one key.
+        subspaces: Stored subspaces of one key.
         draws: Subspaces of one key that wait to be drawn.
         subspace_bytes: Memory of p0 and A of one subspace. Subspaces are drawn one at a time, and
             drawing takes up to half as much again.
         drawn_bytes: Memory of p0 and A of all subspaces of all keys.
-        grace_seconds: Longest time that accepted requests may take after the service was asked to
-            stop.
+        grace_seconds: Longest time that accepted requests may take after a signal to stop.
     """
 
     kind: ClassVar[str] = "bound"

@@ -23,8 +23,8 @@ _FLOAT32 = 4  # bytes
 class DrawnSubspaces:
     """p0 and A of the subspaces used last, of all keys.
 
-    Keys that register the same description share one drawing. One key learns no more of another
-    by that than how long its registration took.
+    Keys that register the same description share one drawing. The time of a registration shows a
+    key whether another key has the same description, and nothing else.
 
     Args:
         backend: The model from which they are drawn.
@@ -40,20 +40,20 @@ class DrawnSubspaces:
         """Bytes of all p0 and A."""
         return self._drawn.taken
 
-    def kept(self, subspace: Subspace) -> SoftPrompt | None:
+    def start(self, subspace: Subspace) -> SoftPrompt | None:
         """p0 of a subspace; None if it is not drawn."""
         space = self._drawn.get(subspace.digest)
         return None if space is None else space.starts[0]
 
     def draw(self, subspace: Subspace, checkpoint: Checkpoint) -> SoftPrompt:
-        """p0 of a subspace, which is drawn now unless it is kept already.
+        """p0 of a subspace, which is drawn now if it is not stored.
 
         Args:
             subspace: Its description.
-            checkpoint: Called between the parts of a long drawing; what it raises ends it.
+            checkpoint: Called between the parts of a long drawing; an exception ends it.
 
         Raises:
-            InputError: The model has no such subspace.
+            InputError: The model has no subspaces of this kind.
             ApiError: It is too large.
         """
         space = self._drawn.get(subspace.digest) or self._draw(subspace, checkpoint)
@@ -63,7 +63,7 @@ class DrawnSubspaces:
         """p0 + A z for z as (d,) float32; None if the subspace has to be registered again.
 
         Raises:
-            InputError: The point lies so far out that the prompt is not finite.
+            InputError: The point is so large that the prompt is not finite.
         """
         space = self._drawn.get(subspace.digest)
         # one at a time, so that no bit of an answer depends on concurrent requests

@@ -131,7 +131,7 @@ def _joined(row: Row) -> Iterator[Part]:
 
 @dataclass(frozen=True, kw_only=True)
 class StartBody(Message):
-    """L vectors as base64, one after the other: a p0 of the client's own, in float32."""
+    """L vectors as base64, one after the other: a p0 that the client chose, in float32."""
 
     vectors: str = field(metadata=_BASE64)
     length: int = field(metadata={"ge": 1})
@@ -318,7 +318,7 @@ class SubspaceAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectAnswer:
-    """The cost of scoring, where the model can tell it."""
+    """The cost of scoring, or as much of it as the model knows."""
 
     notes: Sequence[str]
     tokens: int

@@ -43,11 +43,11 @@ SHORT = (
     "   spaces   and\na line break\t",
     "naïve café — 電影很好看 🎬 مرحبا",
 )
-"""Plain, empty, blank and non-ASCII texts."""
+"""Texts: plain, empty, with runs of spaces, non-ASCII."""
 
 
 class BackendConformance(Conformance):
-    """Inherit, and define how to build your backend; its `Capabilities` select the checks.
+    """Subclass it, and give a fixture that builds your backend; `Capabilities` select the checks.
 
     ::
 
@@ -90,25 +90,25 @@ class BackendConformance(Conformance):
             "deep prompts": (can.deep_layers is not None, "it takes no deep prompts"),
             "text prompts": (can.text_prompts, "it takes no text prompts"),
             "prompts left out": (_leaves_out(can), "it takes every kind of prompt"),
-            "label anywhere": (can.label_anywhere, "its label has to stand last"),
-            "label last": (not can.label_anywhere, "its label may stand anywhere"),
+            "label anywhere": (can.label_anywhere, "its label must be last"),
+            "label last": (not can.label_anywhere, "its label may be anywhere"),
             "deterministic": (can.deterministic, "it does not claim to be deterministic"),
-            "max_tokens": (can.max_tokens is not None, "it does not say its longest row"),
-            "Embeds": (isinstance(subject, Embeds), "it shows no word embeddings"),
+            "max_tokens": (can.max_tokens is not None, "it does not state its longest row"),
+            "Embeds": (isinstance(subject, Embeds), "it gives no word embeddings"),
             "Inspects": (isinstance(subject, Inspects), "it has no `inspect`"),
             "Measures": (_measures(subject), "it measures no layers"),
         }
         return {claim: None if on else off for claim, (on, off) in claims.items()}
 
     def test_tally(self, backend: Backend, capsys: pytest.CaptureFixture[str]) -> None:
-        """Prints what runs here."""
+        """Print which checks run."""
         self.report(backend, capsys)
 
     # --- the shape of an answer
 
     @check()
     def test_it_takes_some_prompt(self, backend: Backend) -> None:
-        """Capabilities that leave no prompt to tune are a mistake."""
+        """The capabilities name at least one kind of prompt."""
         can = backend.capabilities
         require(isinstance(can, Capabilities), f"capabilities are a {type(can).__name__}")
         require(
@@ -153,7 +153,7 @@ class BackendConformance(Conformance):
             f"a long text counts {long.tokens} tokens, a short one {short.tokens}",
         )
 
-    # --- what an answer depends on
+    # --- inputs that an answer depends on
 
     @check()
     def test_a_row_does_not_depend_on_its_neighbours(self, backend: Backend) -> None:
@@ -167,7 +167,7 @@ class BackendConformance(Conformance):
 
     @check()
     def test_a_request_does_not_depend_on_its_neighbours(self, backend: Backend) -> None:
-        """A generation of prompts gives what each of them gives alone, in its order."""
+        """A generation of prompts gives the scores that each prompt gives alone, in order."""
         requests = [self._request(backend, prompt=p) for p in self._prompts(backend, 3)]
         requests.append(self._request(backend, texts=SHORT[:1]))
         replies = backend.score(requests)
@@ -175,7 +175,9 @@ class BackendConformance(Conformance):
             len(replies) == len(requests), f"{len(requests)} requests give {len(replies)} replies"
         )
         for request, reply in zip(requests, replies, strict=True):
-            self._same(self._score(backend, request), reply.logprobs, "a request alone and among")
+            self._same(
+                self._score(backend, request), reply.logprobs, "a request alone and with others"
+            )
 
     @check()
     def test_columns_follow_the_candidates(self, backend: Backend) -> None:
@@ -191,7 +193,7 @@ class BackendConformance(Conformance):
         """Scores are normalised over the model's vocabulary, not over the candidates."""
         logprobs = self._score(backend, self._request(backend))
         fewer = self._score(backend, self._request(backend, candidates=self.candidates[:2]))
-        self._same(logprobs[:, :2], fewer, "a candidate with one more beside it and without")
+        self._same(logprobs[:, :2], fewer, "a candidate with and without a further one")
 
     @check()
     def test_the_text_matters(self, backend: Backend) -> None:
@@ -210,29 +212,29 @@ class BackendConformance(Conformance):
         """Writing into a reply does not change the next one."""
         request = self._request(backend)
         (reply,) = backend.score([request])
-        kept = reply.logprobs.copy()
+        before = reply.logprobs.copy()
         if reply.logprobs.flags.writeable:
             reply.logprobs.fill(0.0)
-        self._same(kept, self._score(backend, request), "before and after a reply was written into")
+        self._same(before, self._score(backend, request), "before and after writing into a reply")
 
     @check(needs="deterministic")
     def test_threads_do_not_disturb_each_other(self, backend: Backend) -> None:
-        """Four threads at once, each with all requests in another order, get what one gets."""
+        """Four threads with different orders of requests get the scores of one thread."""
         requests = [
             self._request(backend, prompt=prompt, texts=SHORT[: 1 + i % len(SHORT)])
             for i, prompt in enumerate(self._prompts(backend, 8))
         ]
         alone = [self._score(backend, request) for request in requests]
-        together_now = Barrier(4)
+        barrier = Barrier(4)
 
         def rotated(thread: int) -> list[FloatArray]:
-            together_now.wait()
+            barrier.wait()
             turn = 2 * thread
             replies = [self._score(backend, r) for r in requests[turn:] + requests[:turn]]
             return replies[len(requests) - turn :] + replies[: len(requests) - turn]
 
         interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)  # threads take turns often, so that a race is met
+        sys.setswitchinterval(1e-6)  # threads switch often, so that a race condition shows
         try:
             with ThreadPoolExecutor(4) as threads:
                 together = list(threads.map(rotated, range(4)))
@@ -240,7 +242,7 @@ class BackendConformance(Conformance):
             sys.setswitchinterval(interval)
         for replies in together:
             for one, other in zip(alone, replies, strict=True):
-                self._same(one, other, "a request alone and among other threads")
+                self._same(one, other, "a request in one thread and beside other threads")
 
     # --- identity
 
@@ -249,7 +251,7 @@ class BackendConformance(Conformance):
         """A non-empty string that scoring does not change."""
         identity = backend.identity
         require(isinstance(identity, str) and identity, f"identity is {identity!r}")
-        require(backend.identity == identity, "identity changes from one look to the next")
+        require(backend.identity == identity, "identity differs between two reads")
         self._score(backend, self._request(backend))
         require(backend.identity == identity, "identity changes when something is scored")
 
@@ -257,11 +259,11 @@ class BackendConformance(Conformance):
     def test_other_settings_have_another_identity(
         self, backend: Backend, differing: Sequence[Backend]
     ) -> None:
-        """Two backends that may answer differently never share a cache key."""
+        """Backends that may answer differently have different identities and cache keys."""
         require(
             differing,
-            "nothing to compare with: give the fixture `differing`, or declare a deviation that "
-            "says why this backend has no settings",
+            "there is no backend to compare with: give the fixture `differing`, or declare a "
+            "deviation with the reason why this backend has no settings",
         )
         identities = [backend.identity, *(other.identity for other in differing)]
         require(len(set(identities)) == len(identities), f"identities repeat: {identities}")
@@ -270,7 +272,7 @@ class BackendConformance(Conformance):
 
     @check(needs="soft prompts")
     def test_every_insertion_is_scored(self, backend: Backend) -> None:
-        """Each way to enter that the capabilities name, and the vectors matter."""
+        """Each insertion of the capabilities works, and the vectors change the scores."""
         can = backend.capabilities
         require(can.insertions <= set(INSERTIONS), f"unknown insertions in {can.insertions}")
         for insertion in sorted(can.insertions):
@@ -278,18 +280,21 @@ class BackendConformance(Conformance):
                 self._score(backend, self._request(backend, prompt=prompt))
                 for prompt in self._soft(backend, 2, insertion=insertion)
             )
-            require(not np.array_equal(one, other), f"soft prompts by {insertion!r} do nothing")
+            require(
+                not np.array_equal(one, other),
+                f"soft prompts by {insertion!r} do not change the scores",
+            )
 
     @check(needs="soft prompts")
     def test_a_soft_prompt_of_another_width_is_refused(self, backend: Backend) -> None:
-        """With one sentence, before anything is paid."""
+        """With one sentence, before the first paid call."""
         width = backend.capabilities.soft_prompt_width or 0
         for wrong in {1, width - 1, width + 1} - {0, width}:
             self._refused(backend, SoftPrompt(np.zeros((2, wrong))), f"width {wrong}")
 
     @check(needs="deep prompts")
     def test_every_layer_of_a_deep_prompt_matters(self, backend: Backend) -> None:
-        """Vectors in any one layer change the scores, and none at all leave the soft prompt's."""
+        """Vectors in any layer change the scores; zeros above the first layer change nothing."""
         for insertion in sorted(backend.capabilities.insertions):
             (first,) = self._soft(backend, 1, insertion=insertion)
             above = [np.zeros_like(first.vectors)] * ((backend.capabilities.deep_layers or 0) - 1)
@@ -301,18 +306,21 @@ class BackendConformance(Conformance):
             for i in range(len(above)):
                 moved = DeepPrompt(first, [*above[:i], first.vectors + 1, *above[i + 1 :]])
                 other = self._score(backend, self._request(backend, prompt=moved))
-                require(not np.array_equal(zero, other), f"vectors in layer {i + 1} do nothing")
+                require(
+                    not np.array_equal(zero, other),
+                    f"vectors in layer {i + 1} do not change the scores",
+                )
 
     @check(needs="deep prompts")
     def test_a_deep_prompt_of_another_depth_is_refused(self, backend: Backend) -> None:
-        """With one sentence, before anything is paid."""
+        """With one sentence, before the first paid call."""
         layers = backend.capabilities.deep_layers or 0
         for wrong in (layers - 1, layers + 1):
             self._refused(backend, self._deep(backend, max(1, wrong)), f"{wrong} layers")
 
     @check(needs="deep prompts")
     def test_a_deep_prompt_does_not_depend_on_its_neighbours(self, backend: Backend) -> None:
-        """Among soft prompts and other deep ones each gets what it gets alone, and its own bill."""
+        """Among other prompts, soft and deep, it has the same scores and token counts as alone."""
         layers = backend.capabilities.deep_layers or 0
         prompts = [self._deep(backend, layers, seed=seed) for seed in range(3)]
         requests = [
@@ -321,22 +329,24 @@ class BackendConformance(Conformance):
         ]
         replies = backend.score(requests)
         for request, reply in zip(requests, replies, strict=True):
-            self._same(self._score(backend, request), reply.logprobs, "a deep one alone and among")
+            self._same(
+                self._score(backend, request), reply.logprobs, "a deep prompt alone and with others"
+            )
         soft, deep = replies[1].usage, replies[2].usage
         require(soft.tokens == deep.tokens, f"a soft prompt takes {soft}, and the deep one {deep}")
 
     @check(needs="text prompts")
     def test_text_prompts_are_scored(self, backend: Backend) -> None:
-        """An empty one too, and the words matter."""
+        """An empty one too; other words give other scores."""
         one, other, _ = (
             self._score(backend, self._request(backend, prompt=TextPrompt(text)))
             for text in ("Overall, the movie is", "Frankly, nobody would say that it was", "")
         )
-        require(not np.array_equal(one, other), "text prompts do nothing")
+        require(not np.array_equal(one, other), "text prompts do not change the scores")
 
     @check(needs="prompts left out")
     def test_a_prompt_outside_the_capabilities_is_refused(self, backend: Backend) -> None:
-        """The kinds of prompt that are not claimed."""
+        """The kinds of prompt that the capabilities leave out."""
         can = backend.capabilities
         if not can.text_prompts:
             self._refused(backend, TextPrompt("Overall"), "a text prompt")
@@ -351,7 +361,7 @@ class BackendConformance(Conformance):
 
     @check(needs="label anywhere")
     def test_the_label_may_stand_before_the_end(self, backend: Backend) -> None:
-        """And what follows it is read."""
+        """The text after it is read too."""
         one, other = (
             self._score(
                 backend,
@@ -366,27 +376,27 @@ class BackendConformance(Conformance):
     def test_a_label_before_the_end_is_refused_where_it_has_to_stand_last(
         self, backend: Backend
     ) -> None:
-        """Rather than scored as if the rest were not there."""
+        """Never scored without the text after it."""
         rows: list[tuple[Part, ...]] = [(Slot.PROMPT, "It was ", Slot.LABEL, " in the end.")]
         self._refuses(backend, self._request(backend, rows=rows), "text after the label")
 
     @check(needs="max_tokens")
     def test_a_row_that_is_too_long_is_refused(self, backend: Backend) -> None:
-        """Never cut without a word; by `inspect` too, before anything is paid."""
+        """Never truncated silently; `inspect` refuses it too, before the first paid call."""
         longest = backend.capabilities.max_tokens or 0
         request = self._request(backend, texts=("word " * (longest + 1),))
-        what = f"a row of more than {longest} tokens"
-        self._refuses(backend, request, what)
+        subject = f"a row of more than {longest} tokens"
+        self._refuses(backend, request, subject)
         if isinstance(backend, Inspects):
-            _refuses(lambda: backend.inspect(request), f"inspecting {what}")
+            _refuses(lambda: backend.inspect(request), f"inspecting {subject}")
 
     # --- optional protocols
 
     @check(needs="Embeds")
     def test_words_have_embeddings(self, backend: Backend) -> None:
-        """(tokens, H) float32, the same each time; a prompt that starts from them is scored."""
+        """(tokens, H) float32, the same each time."""
         if not isinstance(backend, Embeds):
-            raise AssertionError("it shows no word embeddings")
+            raise AssertionError("it gives no word embeddings")
         ids = backend.tokenize("Overall, the movie is")
         require(
             len(ids) > 0 and all(0 <= i < backend.vocabulary_size for i in ids),
@@ -403,8 +413,8 @@ class BackendConformance(Conformance):
         )
 
     @check(needs="Inspects")
-    def test_inspecting_tells_the_bill(self, backend: Backend) -> None:
-        """Notes in sentences; rows and tokens as answering counts them, or 0 where unknown."""
+    def test_inspecting_states_the_usage(self, backend: Backend) -> None:
+        """Notes in sentences; rows and tokens as `score` counts them, or 0 if unknown."""
         if not isinstance(backend, Inspects):
             raise AssertionError("it has no `inspect`")
         request = self._request(backend)
@@ -420,12 +430,12 @@ class BackendConformance(Conformance):
             (found.usage.tokens, taken.tokens),
         ):
             require(
-                expected in (0, actual), f"inspect tells {found.usage}, and scoring takes {taken}"
+                expected in (0, actual), f"inspect gives {found.usage}, and scoring takes {taken}"
             )
 
     @check(needs="Measures")
-    def test_measuring_tells_a_std_for_each_layer_above_the_first(self, backend: Backend) -> None:
-        """Positive, finite, the same each time; and what it took."""
+    def test_measuring_gives_a_std_for_each_layer_above_the_first(self, backend: Backend) -> None:
+        """Positive, finite, the same each time; with the usage."""
         if not isinstance(backend, Measures):
             raise AssertionError("it measures no layers")
         request = self._request(backend, texts=SHORT)
@@ -433,7 +443,7 @@ class BackendConformance(Conformance):
         layers = backend.capabilities.deep_layers or 0
         require(
             np.shape(spread.stds) == (layers - 1,) and all(0 < std < np.inf for std in spread.stds),
-            f"the stds are {spread.stds!r}: {layers - 1} positive and finite numbers are due",
+            f"the stds are {spread.stds!r}: {layers - 1} positive and finite numbers are expected",
         )
         require(np.array_equal(spread.stds, backend.measure(request).stds), "the stds change")
         require(
@@ -486,29 +496,29 @@ class BackendConformance(Conformance):
         above = rng.standard_normal((layers - 1, *first.vectors.shape))
         return DeepPrompt(first, list(above))
 
-    # --- judging answers
+    # --- checking answers
 
     def _score(self, backend: Backend, request: ScoreRequest) -> FloatArray:
         (reply,) = backend.score([request])
         return reply.logprobs
 
-    def _same(self, one: FloatArray, other: FloatArray, what: str) -> None:
-        require(one.shape == other.shape, f"{what}: shapes {one.shape} and {other.shape}")
+    def _same(self, one: FloatArray, other: FloatArray, pair: str) -> None:
+        require(one.shape == other.shape, f"{pair}: shapes {one.shape} and {other.shape}")
         largest = float(np.abs(one - other).max(initial=0.0))
         require(
             largest <= self.tolerance,  # false for NaN
-            f"{what}: scores differ by {largest:.2g}, more than {self.tolerance:.2g}",
+            f"{pair}: scores differ by {largest:.2g}, more than {self.tolerance:.2g}",
         )
 
-    def _refused(self, backend: Backend, prompt: Prompt, what: str) -> None:
-        self._refuses(backend, self._request(backend, prompt=prompt), what)
+    def _refused(self, backend: Backend, prompt: Prompt, subject: str) -> None:
+        self._refuses(backend, self._request(backend, prompt=prompt), subject)
 
-    def _refuses(self, backend: Backend, request: ScoreRequest, what: str) -> None:
-        _refuses(lambda: backend.score([request]), what)
+    def _refuses(self, backend: Backend, request: ScoreRequest, subject: str) -> None:
+        _refuses(lambda: backend.score([request]), subject)
 
 
 def _row(text: str, prompt: Prompt) -> tuple[Part, ...]:
-    """The text, the prompt, the label; the prompt first where it enters before everything."""
+    """The text, the prompt, the label; the prompt first if its insertion is "prepend"."""
     if not text:
         return (Slot.PROMPT, " It was ", Slot.LABEL)
     if prompt.prepended:
@@ -516,17 +526,17 @@ def _row(text: str, prompt: Prompt) -> tuple[Part, ...]:
     return (f"{text} ", Slot.PROMPT, " It was ", Slot.LABEL)
 
 
-def _refuses(action: Callable[[], object], what: str) -> None:
+def _refuses(action: Callable[[], object], subject: str) -> None:
     try:
         action()
     except InputError as error:
-        require(str(error).strip(), f"{what} is refused without a sentence")
+        require(str(error).strip(), f"{subject} is refused without a sentence")
     except Exception as error:
         raise AssertionError(
-            f"{what} raises {type(error).__name__} ({error}) and not an InputError"
+            f"{subject} raises {type(error).__name__} ({error}) and not an InputError"
         ) from error
     else:
-        raise AssertionError(f"{what} passes, though the capabilities leave it out")
+        raise AssertionError(f"{subject} is accepted, though the capabilities leave it out")
 
 
 def _measures(subject: Backend) -> bool:

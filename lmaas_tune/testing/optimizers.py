@@ -21,7 +21,7 @@ _SURVIVED_CALLS = 400
 
 
 class OptimizerConformance(Conformance):
-    """Inherit, and define how to build your optimizer, with any dimension from 2 to 50.
+    """Subclass it, and give a fixture that builds your optimizer, with 2 to 50 dimensions.
 
     ::
 
@@ -44,7 +44,7 @@ class OptimizerConformance(Conformance):
         return {"Recommends": None if recommends else "it has no `recommend`"}
 
     def test_tally(self, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-        """Prints what runs here."""
+        """Print which checks run."""
         self.report(make, capsys)
 
     @check()
@@ -75,7 +75,7 @@ class OptimizerConformance(Conformance):
 
     @check()
     def test_same_seed_same_run(self, make: Make) -> None:
-        """Seed 0 too, and whatever others draw from the global generators meanwhile."""
+        """Seed 0 too, also if other code draws from the global generators meanwhile."""
         for seed in (0, 3):
             first = _run(make(seed), _sphere)
             random.random()
@@ -84,7 +84,7 @@ class OptimizerConformance(Conformance):
 
     @check()
     def test_another_seed_another_run(self, make: Make) -> None:
-        """A seed that changes nothing is no seed."""
+        """Seeds 1 and 2 give different points."""
         require(
             not _equal(_run(make(1), _sphere), _run(make(2), _sphere)),
             "seeds 1 and 2 give the same points",
@@ -99,11 +99,11 @@ class OptimizerConformance(Conformance):
             for optimizer, run in zip(pair, together, strict=True):
                 run += _run(optimizer, _sphere, generations=1)
         for seed, run in zip((1, 2), together, strict=True):
-            require(_equal(run, _run(make(seed), _sphere)), "another run changes what is asked")
+            require(_equal(run, _run(make(seed), _sphere)), "another run changes the points of ask")
 
     @check()
     def test_replay_equals_run(self, make: Make) -> None:
-        """A replay with recorded losses asks the same points, and continues the same way."""
+        """A replay with recorded losses gives the same points, and continues the same way."""
         optimizer = make(4)
         points, losses = [], []
         for _ in _generations(optimizer):
@@ -112,13 +112,16 @@ class OptimizerConformance(Conformance):
             optimizer.tell(points[-1], losses[-1])
         replayed = make(4)
         for recorded, loss in zip(points, losses, strict=True):
-            require(np.array_equal(replayed.ask(), recorded), "a replay asks other points")
+            require(np.array_equal(replayed.ask(), recorded), "a replay gives other points")
             replayed.tell(recorded, loss)
-        require(np.array_equal(replayed.ask(), optimizer.ask()), "a replayed run goes on otherwise")
+        require(
+            np.array_equal(replayed.ask(), optimizer.ask()),
+            "a replayed run continues with other points",
+        )
 
     @check()
     def test_global_random_state_is_untouched(self, make: Make) -> None:
-        """numpy's global generator and Python's, from construction to the last tell."""
+        """Neither numpy's nor Python's global generator is used, from construction to the end."""
         before = _global_random_state()
         _run(make(0), _sphere)
         require(_global_random_state() == before, "a global random generator was seeded or drawn")
@@ -130,14 +133,14 @@ class OptimizerConformance(Conformance):
         for _ in _generations(optimizer):
             points = optimizer.ask()
             losses = _sphere(points)
-            kept = points.copy(), losses.copy()
+            before = points.copy(), losses.copy()
             optimizer.tell(points, losses)
-            require(np.array_equal(points, kept[0]), "tell changes the array of points")
-            require(np.array_equal(losses, kept[1]), "tell changes the array of losses")
+            require(np.array_equal(points, before[0]), "tell changes the array of points")
+            require(np.array_equal(losses, before[1]), "tell changes the array of losses")
 
     @check()
     def test_arrays_belong_to_the_caller(self, make: Make) -> None:
-        """What the caller does to the arrays once they are told has no effect on the run."""
+        """Writing into the arrays after `tell` has no effect on the run."""
         optimizer, run = make(0), []
         for _ in _generations(optimizer):
             points = optimizer.ask()
@@ -150,12 +153,12 @@ class OptimizerConformance(Conformance):
 
     @check()
     def test_flat_losses_are_survived(self, make: Make) -> None:
-        """The same loss for ever, as an accuracy gives: the budget can still be spent."""
+        """The same loss in every call, as an accuracy may give: the budget can still be spent."""
         self._survives(make, lambda points: np.zeros(len(points)), "equal losses")
 
     @check()
     def test_losses_with_ties_are_survived(self, make: Make) -> None:
-        """Few distinct values: steps, as an accuracy's."""
+        """Few distinct values, as an accuracy has."""
         self._survives(make, lambda points: np.round(_sphere(points) / 20), "losses in steps")
 
     @check()
@@ -208,21 +211,23 @@ class OptimizerConformance(Conformance):
 
     @check(needs="Recommends")
     def test_recommending_does_not_change_the_run(self, make: Make) -> None:
-        """It can be called at any time, or never."""
+        """A run with calls of `recommend` equals one without."""
         optimizer, run = make(0), []
         for _ in _generations(optimizer):
             points = optimizer.ask()
             run.append(points.copy())
             optimizer.tell(points, _sphere(points))
             optimizer.recommend().fill(1e3)  # type: ignore[attr-defined]
-        require(_equal(run, _run(make(0), _sphere)), "recommend changes what is asked")
+        require(_equal(run, _run(make(0), _sphere)), "recommend changes the points of ask")
 
-    def _survives(self, make: Make, loss: Loss, what: str) -> None:
+    def _survives(self, make: Make, loss: Loss, losses: str) -> None:
         optimizer = make(0)
         calls = 0
         while calls < _SURVIVED_CALLS:
             points = optimizer.ask()
-            require(np.isfinite(points).all(), f"{what}: after {calls} calls points are not finite")
+            require(
+                np.isfinite(points).all(), f"{losses}: after {calls} calls points are not finite"
+            )
             optimizer.tell(points, loss(points))
             calls += len(points)
 

@@ -89,7 +89,7 @@ class ToyBackend:
         return [self._score(request) for request in requests]
 
     def measure(self, request: ScoreRequest, /) -> Spread:
-        """See `lmaas_tune.backend.Measures.measure`: what enters layer i has a std of i."""
+        """See `lmaas_tune.backend.Measures.measure`: the input of layer i has a std of i."""
         (reply,) = self.score([request])
         return Spread(np.arange(1.0, self.capabilities.deep_layers or 1), reply.usage)
 

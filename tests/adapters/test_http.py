@@ -151,7 +151,7 @@ def test_a_large_body_may_take_longer_than_a_connection(monkeypatch: pytest.Monk
 def test_what_is_not_json_may_pass(body: bytes) -> None:
     with RawServer(reply(body)) as server, pytest.raises(TransientError) as caught:
         Endpoint(server.url).get("/v1/model").json()
-    assert "/v1/model answered what is not JSON" in str(caught.value)
+    assert "/v1/model sent an answer that is not JSON" in str(caught.value)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"

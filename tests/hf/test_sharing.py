@@ -121,7 +121,7 @@ def test_what_is_kept_stays_within_its_bound(folder: Callable[[str], Path]) -> N
     for number in range(12):
         batch = batch_of("{text} {prompt} It was {label}", (f"text {number} so it is", "fine"))
         model.score([ScoreRequest(p, batch, ("great", "bad")) for p in soft(model, 2)])
-        kept = model._scorer._store._kept.values()
+        kept = model._scorer._store._states.values()
         assert sum(size for size, _ in kept) <= bound
     assert kept
 

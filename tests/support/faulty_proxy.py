@@ -1,4 +1,4 @@
-"""A proxy on loopback that spoils a share of what passes between a client and a service."""
+"""A proxy on loopback that damages a share of the requests between a client and a service."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TRICKLES = {
         b"A: b\r\n",
     ),
 }
-"""Answers that are never whole: how they begin, and what comes again and again."""
+"""Answers that are never whole: their first bytes, and the bytes that repeat."""
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 _LONGEST_STALL = 60.0  # seconds; a client gives up long before
@@ -44,7 +44,7 @@ _LONGEST_STALL = 60.0  # seconds; a client gives up long before
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks."""
+    """A request of a client."""
 
     method: str
     path: str
@@ -53,18 +53,18 @@ class Request:
 
     @property
     def route(self) -> str:
-        """The kind of question, as ``POST /v1/score``."""
+        """Method and path, as ``POST /v1/score``."""
         return f"{self.method} {'/'.join(self.path.split('?')[0].split('/')[:3])}"
 
     @property
     def name(self) -> str:
-        """The question, however often it is asked; begins with its route."""
+        """The route and content of a request, equal for repeated ones."""
         return f"{self.route} {hashlib.sha256(self.path.encode() + self.body).hexdigest()}"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the service answers. Names of headers are in lower case."""
+    """A reply of the service. Names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -75,7 +75,7 @@ class Reply:
         return self.headers.get("content-type", "").startswith("application/json")
 
     def encoded(self, *, length: int | None = None) -> bytes:
-        """As it goes over the wire; `length` is the one it promises."""
+        """The bytes of the reply; `length` is the stated one."""
         promised = len(self.body) if length is None else length
         lines = [f"HTTP/1.1 {self.status} {http.client.responses.get(self.status, 'Unknown')}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
@@ -92,14 +92,13 @@ class FaultyProxy(Server):
         kinds: Faults to choose from, see `KINDS`.
         seed: Of the choice.
         labels: Columns of the service's scores.
-        lets_in: Asked of each request before anything is done with it, and may take its time;
-            where it says no, the proxy hangs up.
+        lets_in: Called with each request first, and may wait; if false, the proxy hangs up.
         answers: Gives an answer instead of the service's, to some requests.
 
     Attributes:
-        met: How often each fault was met.
-        routes: How often the service was asked each kind of question.
-        answered: By its name, how often a request got the service's own whole answer.
+        met: Number of requests with each fault.
+        routes: Number of requests to each route.
+        answered: By its name, how often a request got the undamaged answer.
     """
 
     def __init__(
@@ -126,13 +125,13 @@ class FaultyProxy(Server):
         self._last: dict[str, tuple[str, Reply]] = {}
 
     def table(self) -> str:
-        """How many requests there were, and what became of them."""
+        """The numbers of requests and of faults, as text."""
         asked, spoilt = sum(self._asked.values()), sum(self.met.values())
         lines = [f"{asked} requests, {spoilt} of them spoilt"]
         return "\n".join([*lines, *(f"{self.met[kind]:6}  {kind}" for kind in self.kinds)])
 
     def draw(self, request: Request) -> str | None:
-        """The fault that is due, if one is."""
+        """The fault of this request, or None."""
         with self._lock:
             before = self._asked[request.name]
             self._asked[request.name] += 1
@@ -140,19 +139,19 @@ class FaultyProxy(Server):
         return chance.choice(self.kinds) if chance.random() < self.share else None
 
     def count(self, counter: Counter[str], name: str) -> None:
-        """One more; counters are no safe place for threads to meet."""
+        """Add 1 to a counter, under a lock."""
         with self._lock:
             counter[name] += 1
 
     def remember(self, request: Request, reply: Reply) -> tuple[str, Reply] | None:
-        """Keep an answer; gives the one kept before of this kind, with its request's name."""
+        """Store an answer; returns the last one of this kind, with the name of its request."""
         with self._lock:
             before = self._last.get(request.route)
             self._last[request.route] = (request.name, reply)
         return before
 
     def without_a_label(self, reply: Reply) -> Reply:
-        """One column of the scores is gone, or one value of an object; all else is in order."""
+        """One column of the scores is gone, or one value of an object; the rest is whole."""
         if reply.is_json:
             content = json.loads(reply.body)
             content.popitem()
@@ -220,13 +219,13 @@ class _Handler(QuietHandler):
         self.wfile.write(reply.encoded(length=length))
 
     def reset(self) -> None:
-        """End the connection as a machine does that lost it."""
+        """Reset the connection."""
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
 
     def wait_for_its_end(self) -> None:
-        """Say nothing until the client hangs up."""
+        """Send nothing until the client hangs up."""
         with suppress(OSError):
             select.select([self.connection], [], [], _LONGEST_STALL)
         self.close_connection = True

@@ -80,7 +80,7 @@ def word_piece() -> Any:
 
 
 def old_sentence_piece() -> Any:
-    """Llama 2's and Phi-3's: the normalizer begins each stretch between added tokens anew."""
+    """Llama 2's and Phi-3's: the normalizer restarts after each added token."""
     tokenizer = sentence_piece()
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
@@ -91,7 +91,7 @@ def old_sentence_piece() -> Any:
 
 
 def sentence_piece() -> Any:
-    """T5's: words begin with a visible space, sentinels stand for holes."""
+    """T5's: words begin with a visible space, sentinels are the masks."""
     specials = ["<pad>", "</s>", "<unk>", "<extra_id_0>", "<extra_id_1>"]
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -135,7 +135,7 @@ def build(name: str, folder: Path, *, seed: int = 0) -> Path:
 
 
 def _spread(network: Any) -> Any:
-    """Weights large enough that answers differ: fresh models say nearly the same everywhere."""
+    """Weights large enough that answers differ: default weights give nearly equal ones."""
     with torch.no_grad():
         for weight in network.parameters():
             if weight.dim() > 1:
@@ -186,7 +186,7 @@ def _qwen3() -> tuple[Any, Any]:
 
 
 def _mistral() -> tuple[Any, Any]:
-    """Slides a window of 8 tokens, so its memory cannot be shared."""
+    """Attends to a sliding window of 8 tokens, so its cache cannot be shared."""
     tokenizer = byte_level(start=None, end=None, mask=None)
     config = transformers.MistralConfig(
         vocab_size=len(tokenizer),
@@ -201,7 +201,7 @@ def _mistral() -> tuple[Any, Any]:
 
 
 def _gpt_neo() -> tuple[Any, Any]:
-    """Every second layer sees a window of 8 tokens, counted in a memory like any other's."""
+    """Every second layer attends to the last 8 tokens, with a plain cache."""
     tokenizer = byte_level(start=None, end=None, mask=None)
     config = transformers.GPTNeoConfig(
         vocab_size=len(tokenizer),

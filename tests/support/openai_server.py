@@ -1,6 +1,6 @@
 """An OpenAI-compatible server on loopback, with a tiny real model or a script behind it.
 
-It can be as poor as real servers are: each thing that some of them lack is switched by a setting.
+Each feature that some real servers lack can be switched off by a setting.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tests.support.server import Server, json_handler
 
 @dataclass(frozen=True)
 class Written:
-    """What a model makes of one text: all tokens, those read first.
+    """The tokens of one text and its continuation, with their probabilities.
 
     Attributes:
-        text: What it wrote.
+        text: The continuation.
         tokens: Text of each token.
         logprobs: (tokens, vocabulary); of the first one None.
         own: Index in the vocabulary of each token.
-        vocabulary: Text of each token that there is.
-        read: How many were read.
+        vocabulary: Text of each token of the model.
+        read: Number of tokens of the text.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Written:
     read: int
 
     def entry(self, place: int, top: int) -> dict[str, Any]:
-        """One token as the chat endpoint tells it."""
+        """One token in the format of the chat endpoint."""
         row = self.logprobs[place]
         best = torch.topk(row, min(int(top), len(row)))
         likeliest = [
@@ -51,7 +51,7 @@ class Written:
 
 
 class TinyModel:
-    """A model of `support.models` that reads text and writes greedily."""
+    """A model of `support.models` that decodes greedily."""
 
     def __init__(self, folder: Path) -> None:
         self._network = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -63,7 +63,7 @@ class TinyModel:
     def __call__(
         self, text: str, write: int, bias: Mapping[str, float] | None = None, told: bool = False
     ) -> Written:
-        """Write after a text, with a bias on tokens, by id or text, that is told or not."""
+        """Continue a text, with a bias on tokens by id or text, in its log-probabilities or not."""
         key = text, write, tuple((bias or {}).items()), told
         with self._lock:
             if key not in self._known:
@@ -105,7 +105,7 @@ class TinyModel:
 
 
 def speaker(say: Callable[[str], str]) -> Callable[[str, int], Written]:
-    """A model that says what a function says, and knows no probabilities."""
+    """A model that answers by a function, without probabilities."""
 
     def speak(text: str, write: int) -> Written:
         words = text.split()
@@ -116,20 +116,20 @@ def speaker(say: Callable[[str], str]) -> Callable[[str, int], Written]:
 
 @dataclass(frozen=True, kw_only=True)
 class Poor:
-    """What a server lacks.
+    """The features of a server.
 
     Attributes:
         paths: Endpoints that it has.
-        ignores: Fields that it passes over in silence.
-        refuses: Fields that it refuses with 400, each with its words.
-        most: Most likeliest tokens; more are refused.
-        arrays: Whether it takes several prompts in one request.
-        key: The key it wants, if any.
-        models: Names that it has.
-        entries: Whether completions tell log-probabilities as chats do.
-        longest: Most tokens that it reads.
-        bias: What it does with `logit_bias`: nothing; chooses by it; or counts it in too.
-        keys: Whether it takes texts as keys of a bias, as llama.cpp does.
+        ignores: Fields that it ignores.
+        refuses: Fields that it refuses with 400, each with its message.
+        most: Largest number of likeliest tokens; it refuses a larger one.
+        arrays: Whether it accepts several prompts in one request.
+        key: The required API key, if any.
+        models: Names of its models.
+        entries: Whether completions return log-probabilities in the format of chats.
+        longest: Most tokens of a text.
+        bias: Use of `logit_bias`: none; for the choice of tokens; or in log-probabilities too.
+        keys: Whether the keys of a bias may be texts, as with llama.cpp.
         tokenizer: Whether it has ``/tokenize``.
     """
 
@@ -148,7 +148,7 @@ class Poor:
 
 
 class RefusalError(Exception):
-    """A status and the words of an error."""
+    """The status and the message of an error."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -163,9 +163,9 @@ class OpenAIServer(Server):
     """Answers `/v1/completions`, `/v1/chat/completions` and `/v1/models`.
 
     Args:
-        model: Reads a text and writes so many tokens.
-        poor: What it lacks.
-        change: Has the last word on every answer.
+        model: Continues a text by a number of tokens.
+        poor: Its features.
+        change: Changes every answer before it is sent.
 
     Attributes:
         url: Ends in ``/v1``.
@@ -198,8 +198,12 @@ class OpenAIServer(Server):
             self.heard.append((path, body))
             reply: Any = self._reply(path, self._taken(path, body))
         except RefusalError as error:
-            said = {"message": error.message, "type": "invalid_request_error", "code": error.code}
-            return error.status, {"error": said}
+            content = {
+                "message": error.message,
+                "type": "invalid_request_error",
+                "code": error.code,
+            }
+            return error.status, {"error": content}
         if self.changed is not None:
             reply = self.changed(path, body, reply)
         return reply if isinstance(reply, tuple) else (200, reply)

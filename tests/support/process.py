@@ -1,4 +1,4 @@
-"""A server in a process of its own: it starts, answers at a URL, and ends with the tests."""
+"""A server in a separate process, which ends with the tests."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from urllib.request import Request, urlopen
 def server_process(
     command: Sequence[str], log: Path, *, grace: float = 0.0, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a server in a process group of its own, and end the group.
+    """Start a server in a new process group, and end the group.
 
     Args:
         command: Starts it.
-        log: Gets what it prints, unless the options say otherwise.
+        log: Receives its output, unless the options redirect it.
         grace: Seconds from SIGTERM to SIGKILL.
         options: Of `subprocess.Popen`.
     """
@@ -71,7 +71,7 @@ def free_port() -> int:
 
 
 def _prepare() -> None:
-    """In the child: Ctrl-C works, even if it is ignored here, and Linux ends it with its parent."""
+    """In the child: Ctrl-C works even if ignored here; on Linux the child ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)

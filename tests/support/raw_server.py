@@ -1,4 +1,4 @@
-"""A server of raw bytes on loopback: says exactly what it is told, and keeps what it hears."""
+"""A server of raw bytes on loopback: sends given bytes, and records all requests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Say:
 
     Attributes:
         data: Sent as it is.
-        then: What follows: the next request; the end of the connection, in order or by a reset;
-            silence until the client hangs up; or `drop` every now and then until it does.
-        drop: Sent again and again where the reply trickles.
+        then: The next step: the next request; the end of the connection, in order or by a reset;
+            silence until the client hangs up; or `drop` at intervals until it does.
+        drop: Sent at intervals if the reply trickles.
     """
 
     data: bytes
@@ -45,9 +45,9 @@ class RawServer(Server):
     """Answers requests in the order they come, from any number of connections.
 
     Args:
-        answer: Given the bytes of a request; or one thing to say to all.
-        unhurried: Seconds from one piece of a body that is read to the next.
-        tls: Encrypts what passes; None does not.
+        answer: Takes the bytes of a request; or one reply for all.
+        unhurried: Seconds between reads of a body.
+        tls: Encrypts the connections; None does not.
 
     Attributes:
         heard: The bytes of every request, in order.

@@ -1,6 +1,6 @@
-"""Reference scores, computed plainly: one row, one word, no padding, no sharing.
+"""Reference scores by the simplest code: one row, one word, no padding, no sharing.
 
-Written against transformers alone, so that it shares no code with what it judges. It cuts a row
+It uses only transformers, so that it shares no code with the code under test. It cuts a row
 at its slots and tokenizes the pieces, which is right for the tokenizers of `models`.
 """
 
@@ -18,14 +18,14 @@ from lmaas_tune.task import Part, Slot
 
 
 def logprobs(backend: Any, request: ScoreRequest) -> FloatArray:
-    """(rows, candidates) by the plain way, with the backend's own weights."""
+    """(rows, candidates) reference scores, with the weights of the backend."""
     return plain(backend._model, backend._tokenizer, backend.family, request)
 
 
 def plain(
     network: Any, tokenizer: Any, family: str, request: ScoreRequest, *, direct: bool = False
 ) -> FloatArray:
-    """(rows, candidates) by the plain way.
+    """(rows, candidates) reference scores.
 
     Args:
         direct: Whether a sequence-to-sequence model answers from its decoder's start.
@@ -43,7 +43,7 @@ def plain(
 
 
 def pieces(tokenizer: Any, row: tuple[Part, ...], prompt: Any) -> list[Any]:
-    """Lists of ids and slots, the space before a slot taken off, start and end tokens not there."""
+    """Lists of ids and slots, without the space before a slot, without start and end tokens."""
     texts: list[Any] = []
     for part in row:
         if isinstance(part, str):
@@ -136,16 +136,16 @@ def _seq2seq(
     ids = word_ids(tokenizer, row, word)
     body = pieces(tokenizer, row, prompt)
     hole: list[int] = []
-    said: list[Any] = [[network.config.decoder_start_token_id]]
+    decoded: list[Any] = [[network.config.decoder_start_token_id]]
     if not direct and tokenizer.mask_token_id is None:
         hole = [tokenizer.convert_tokens_to_ids("<extra_id_0>")]
-        said.append(hole)
+        decoded.append(hole)
     elif not direct:
         hole = [tokenizer.mask_token_id]
-        said += [start, *body[: body.index(Slot.LABEL)]]
+        decoded += [start, *body[: body.index(Slot.LABEL)]]
     parts = [start, *(hole if part is Slot.LABEL else part for part in body), end]
     inputs = given(network, parts, prompt)
-    decoder = given(network, [*said, ids[:-1]], prompt, anchored_only=True)
+    decoder = given(network, [*decoded, ids[:-1]], prompt, anchored_only=True)
     length = next(iter(decoder.values())).shape[1]
     logits = network(**inputs, **{f"decoder_{k}": v for k, v in decoder.items()}).logits
     return _sum(logits, length - len(ids), ids)
@@ -154,7 +154,7 @@ def _seq2seq(
 def given(
     network: Any, parts: list[Any], prompt: Any, *, anchored_only: bool = False
 ) -> dict[str, Any]:
-    """What a model is given: ids where there is nothing but ids, else embeddings."""
+    """The inputs of a model: ids if there are only ids, else embeddings."""
     if isinstance(prompt, SoftPrompt):
         embedded = embed(network, parts, prompt, anchored_only=anchored_only)
         return {"inputs_embeds": embedded}

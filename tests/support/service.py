@@ -1,4 +1,4 @@
-"""A service that really runs, on a free port of this machine, and how tests speak to it."""
+"""A running service on a free port of this machine, and clients for tests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SUBSPACE = {
 
 @dataclass(eq=False)
 class Visitor:
-    """One who asks a service, with a key or none."""
+    """A client of a service, with a key or without."""
 
     url: str
     key: str | None = None
@@ -142,11 +142,11 @@ def running(
 
 
 class Held(ToyBackend):
-    """Answers nothing before it is let go.
+    """A backend that answers only after `go` is set.
 
     Attributes:
-        begun: Set while it is asked something.
-        go: To be set by the test.
+        begun: Set while a call waits.
+        go: The test sets it.
         asked: The requests of each call.
     """
 
@@ -163,7 +163,7 @@ class Held(ToyBackend):
 
 
 def expected(backend: Backend, prompt: Prompt, batch: Batch = BATCH) -> FloatArray:
-    """What the backend says itself, to float32."""
+    """The scores of the backend itself, as float32."""
     (reply,) = backend.score([ScoreRequest(prompt, batch, WORDS)])
     return reply.logprobs.astype(np.float32)
 
@@ -174,7 +174,7 @@ def scores(answer: requests.Response, columns: int = len(WORDS)) -> FloatArray:
 
 
 def post(path: str, content: Any, key: str = ALICE) -> bytes:
-    """A whole request by hand, of JSON."""
+    """The bytes of a whole POST request with JSON."""
     body = json.dumps(content).encode()
     lines = [
         f"POST {path} HTTP/1.1",
@@ -209,13 +209,13 @@ def text(words: str) -> dict[str, str]:
 def command(
     *flags: str, log: Path, **options: Any
 ) -> AbstractContextManager[subprocess.Popen[str]]:
-    """``lmaas-tune serve`` with these flags, as a process that does not outlive the test."""
+    """``lmaas-tune serve`` with these flags, as a process that ends with the test."""
     serve = [sys.executable, "-m", "lmaas_tune", "serve", *flags]
     return server_process(serve, log, stdout=subprocess.PIPE, **options)
 
 
 def listening(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a process says when it listens; it was started with ``--json``."""
+    """The first output of a process started with ``--json``: its address."""
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, "it ended before it listened"

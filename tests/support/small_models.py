@@ -60,7 +60,7 @@ def changed(base: Settings, **given: Any) -> Settings:
 
 
 class Bowl:
-    """Reads a row's words the better, the nearer the prompt's mean is to `OPTIMUM`.
+    """A model whose accuracy grows as the mean of the prompt comes nearer to `OPTIMUM`.
 
     Attributes:
         asked: (digest of the prompt, digest of the batch) of every request, in order.
@@ -85,7 +85,7 @@ class Bowl:
         return log_softmax(np.hstack([scores, np.zeros((len(scores), 1))]))[:, :-1]
 
     def gain(self, prompt: Prompt) -> float:
-        """How well it reads, 4 at best."""
+        """The factor of the logits, 4 at most."""
         return 4.0 / (1.0 + 4.0 * (mean_of(prompt) - self.OPTIMUM) ** 2)
 
     def _affinity(self, request: ScoreRequest) -> FloatArray:
@@ -98,14 +98,14 @@ class Bowl:
 
 
 class TellingBowl(Bowl):
-    """One that tells beforehand what a request takes."""
+    """A `Bowl` that states the cost of a request before the call."""
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         return Inspection(("a bowl says what it costs",), usage_of(request))
 
 
 class WordBowl(Bowl):
-    """One with word embeddings, so that a prompt can start from words."""
+    """A `Bowl` with word embeddings, so that a prompt can start from words."""
 
     embedding_std = 0.5
     vocabulary_size = 50
@@ -119,7 +119,7 @@ class WordBowl(Bowl):
 
 
 class Spoilt(Bowl):
-    """One whose scores `spoil` changes, given how many requests came before on this batch."""
+    """A `Bowl` whose scores `spoil` changes by the number of earlier requests on the batch."""
 
     def __init__(self, spoil: Callable[[FloatArray, int], FloatArray], **can: Any) -> None:
         super().__init__(**can)
@@ -133,7 +133,7 @@ class Spoilt(Bowl):
 
 
 def mean_of(prompt: Prompt) -> float:
-    """What a bowl sees of a prompt."""
+    """The mean vector of a prompt, on which a `Bowl` depends."""
     return float(prompt.vectors.mean()) if isinstance(prompt, SoftPrompt) else len(prompt.text) / 20
 
 
@@ -151,13 +151,13 @@ def usage_of(request: ScoreRequest) -> Usage:
 
 
 def small_tuner(backend: Any, *, settings: Settings = SMALL, **changes: Any) -> Tuner:
-    """A tuner of `SMALL` settings; `changes` are settings' or the tuner's own."""
-    own = {
+    """A tuner of `SMALL` settings; `changes` are for the settings or the tuner."""
+    arguments = {
         name: changes.pop(name)
         for name, value in list(changes.items())
         if name in FIELDS and not (callable(value) or isinstance(value, SoftPrompt | TunedPrompt))
     }
-    if "budget" in own and isinstance(own["budget"], str):
-        own["budget"] = Budget.parse(own["budget"])
-    own_words = {"template": "{text} {prompt} {label}", "callbacks": (), **changes}
-    return Tuner(backend, settings=with_fields(settings, own), **own_words)
+    if "budget" in arguments and isinstance(arguments["budget"], str):
+        arguments["budget"] = Budget.parse(arguments["budget"])
+    others = {"template": "{text} {prompt} {label}", "callbacks": (), **changes}
+    return Tuner(backend, settings=with_fields(settings, arguments), **others)

@@ -1,4 +1,4 @@
-"""A toy model that looks at requests before it answers them, as real ones do."""
+"""A toy model that inspects requests before it answers them, as real backends do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmaas_tune.testing.toy import ToyBackend
 
 
 class InspectingToy(ToyBackend):
-    """Names the row that it cannot read, and has a note on each request."""
+    """Names a row that is too long, and gives a note on each request."""
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         for number, row in enumerate(request.batch.rows, start=1):

@@ -1,4 +1,4 @@
-"""A stand-in that answers as vLLM 0.32.0 was recorded to, with a tiny model behind it."""
+"""A stand-in for vLLM: answers of the recorded form of version 0.32.0, from a tiny model."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Refusal(Exception):  # noqa: N818  # a reply, and no error of the tests
 
 @dataclass
 class StandIn:
-    """Serves a folder's model on loopback within ``with``; what it does can be changed at any time.
+    """Serves a folder's model on loopback within ``with``; a test may change its settings.
 
     Attributes:
         folder: Of the model that reads.
-        key: The key that it wants.
+        key: The required API key.
         models: Names and `max_model_len`.
         takes_embeds: Whether it was started with --enable-prompt-embeds.
         knows_ids: Whether it is new enough for `logprob_token_ids`.
         is_dynamo: Whether it is NVIDIA Dynamo.
         queue: Most prompts in one request.
         body: Most bytes in one request.
-        left_out: How many answers leave out a token from now on.
-        wrong: What the next answer gives for a log-probability.
+        left_out: Number of next answers without one of the tokens.
+        wrong: Value of a log-probability in the next answer.
         logits: Whether it was started with --logprobs-mode raw_logits.
         asked: The requests that were read: their fields, each prompt as a tensor.
     """

@@ -51,7 +51,7 @@ class Abilities:
 
 
 def find_abilities(network: Any, body: Any, speedups: Speedups) -> Abilities:
-    """Find out what a model supports, and report it to `speedups`."""
+    """Try the abilities of a model, and report them to `speedups`."""
     trial = CausalTrial(network)
     not_shared = failure_reason(trial.check_prefixes)
     not_joint = not_shared or failure_reason(trial.check_masks)

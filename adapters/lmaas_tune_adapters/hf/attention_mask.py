@@ -10,10 +10,10 @@ import torch
 def positions_and_mask(
     prefixes: Sequence[int], longest: int, parents: Sequence[int], embeddings: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Say for suffixes behind prefixes of several lengths where they stand and what they see.
+    """Positions and masks for suffixes that follow cached prefixes of several lengths.
 
     Args:
-        prefixes: For each sequence, the length of its prefix, which all its tokens see.
+        prefixes: For each sequence, the length of its prefix, which all its tokens attend to.
         longest: Length of the longest; a shorter one leaves its last positions empty.
         parents: For each token of the tree, the index in the tree of the token that it follows;
             -1 for the last token before the tree.

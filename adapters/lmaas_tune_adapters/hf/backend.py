@@ -48,7 +48,8 @@ class HFBackend:
         max_tokens_per_pass: Most tokens in one forward pass, which bounds memory; by default 2048
             on a processor, where more is slower, and 16384 elsewhere. On a processor, a causal or
             masked model runs as many passes side by side as torch has threads.
-        max_kept_bytes: Most memory for what a causal model keeps of texts between calls.
+        max_kept_bytes: Most memory for keys and values of texts that a causal model caches between
+            calls.
         speedups: Whether faster code with the same scores may replace parts of the model (see
             `lmaas_tune_adapters.hf.cpu`). Each speedup is tried when the model is loaded; a
             warning names those that are off, with the reason.
@@ -232,13 +233,13 @@ class HFBackend:
             above={
                 layer: self._tensor(vectors)
                 for layer, vectors in enumerate(zip(*above, strict=True), start=1)
-                if any(own.any() for own in vectors)
+                if any(array.any() for array in vectors)
             },
         )
 
     def _tensor(self, vectors: Sequence[FloatArray]) -> torch.Tensor:
         """Stack arrays to (requests, L, H), without copies where all requests share one."""
-        shared = all(own is vectors[0] for own in vectors)
+        shared = all(array is vectors[0] for array in vectors)
         arrays = torch.from_numpy(np.stack(vectors[:1] if shared else vectors))
         tensor = arrays.to(self._model.device, self._model.dtype)
         return tensor.expand(len(vectors), -1, -1)

@@ -23,26 +23,26 @@ class PrefixStore:
     """Keeps keys and values of prefixes between calls; drops the least recently used ones.
 
     Args:
-        max_bytes: Most memory for what is kept.
+        max_bytes: Most memory for the stored states.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._kept: OrderedDict[tuple[Word, ...], tuple[int, States]] = OrderedDict()
+        self._states: OrderedDict[tuple[Word, ...], tuple[int, States]] = OrderedDict()
 
     def get(self, prefixes: tuple[Word, ...], compute: Callable[[], States]) -> States:
-        """Return the states of these prefixes, computed unless they are kept."""
-        if prefixes in self._kept:
-            self._kept.move_to_end(prefixes)
-            return self._kept[prefixes][1]
+        """Return the states of these prefixes, computed unless they are stored."""
+        if prefixes in self._states:
+            self._states.move_to_end(prefixes)
+            return self._states[prefixes][1]
         states = compute()
         size = sum(k.nbytes + v.nbytes for k, v in states)
         if size <= self._max_bytes:
-            self._kept[prefixes] = (size, states)
+            self._states[prefixes] = (size, states)
             self._bytes += size
         while self._bytes > self._max_bytes:
-            self._bytes -= self._kept.popitem(last=False)[1][0]
+            self._bytes -= self._states.popitem(last=False)[1][0]
         return states
 
 
@@ -96,16 +96,16 @@ def by_suffix(items: Sequence[Item], least: int) -> list[list[Item]]:
 class CausalScorer:
     """Scores label words with a causal model.
 
-    Of each generation it shares what saves more: the prompt among the rows (where the prompt
-    comes first), or the rows' texts among the prompts (where the text comes first; kept between
-    calls). A model that caches more than plain keys and values (sliding windows, recurrent
-    states) reads every row whole.
+    In each generation it shares the part that saves more tokens: the prompt among the rows (where
+    the prompt comes first), or the rows' texts among the prompts (where the text comes first; its
+    keys and values are cached between calls). A model that caches more than plain keys and values
+    (sliding windows, recurrent states) reads every row whole.
 
     Args:
         forward_pass: Runs the model.
         workers: Call `forward_pass` or copies of it.
         max_tokens_per_pass: Most tokens in one pass, shared ones included.
-        max_kept_bytes: Most memory for what is kept between calls.
+        max_kept_bytes: Most memory for keys and values that are cached between calls.
         least_tokens: A pass takes suffixes of one length, unless these are fewer tokens: then it
             takes longer ones too, and pads. 0 never pads, as on a processor, where small passes
             cost no more than their tokens.

@@ -160,7 +160,7 @@ class CausalGradientScorer:
         return out[None]
 
     def _prefix(self, row: EncodedRow) -> int:
-        """How many tokens of a row have kept states; one start token is not worth it."""
+        """The number of tokens of a row whose states are stored; not for a start token alone."""
         prefix = row.ids[: row.prompt]
         if prefix not in self._chosen:
             size = len(prefix) * self._bytes_a_token

@@ -99,11 +99,11 @@ def _add_hook(
     inside = (columns >= 0) & (columns < length)
     rows, tokens = (index.to(vectors.device) for index in torch.nonzero(inside, as_tuple=True))
     positions = columns[inside].to(vectors.device)
-    own = vectors[torch.tensor(requests, device=vectors.device)[rows], tokens]
+    added_vectors = vectors[torch.tensor(requests, device=vectors.device)[rows], tokens]
 
     def added(state: torch.Tensor) -> torch.Tensor:
         result = state.clone()
-        result[rows, positions] += own
+        result[rows, positions] += added_vectors
         return result
 
     def hook(_layer: Any, args: Any, options: Any) -> Any:

@@ -46,7 +46,7 @@ class ScorerOptions:
 
     Attributes:
         max_tokens_per_pass: Most tokens in one pass; None for the default of the device.
-        max_kept_bytes: Most memory for what a causal model keeps between calls.
+        max_kept_bytes: Most memory for keys and values that a causal model caches between calls.
         answer: See `Seq2SeqScorer`.
         speedups: Whether faster code with the same scores may replace parts of the model.
     """
@@ -124,7 +124,7 @@ def check_embeddings(loaded: LoadedModel) -> torch.Tensor | None:
 
 
 def make_scorer(loaded: LoadedModel, options: ScorerOptions, speedups: Speedups) -> Scorer:
-    """Make the scorer of a model's family, with what the model supports."""
+    """Make the scorer of a model's family, with the abilities of the model."""
     on_cpu = loaded.model.device.type == "cpu"
     most = options.max_tokens_per_pass or (2048 if on_cpu else 16384)
     if loaded.family == "masked":

@@ -70,7 +70,7 @@ class Answer:
             start = quoted(self.content.decode("utf-8", "replace"), self.key, most=60)
             with paid(self.usage):
                 raise TransientError(
-                    f"{self.url} answered what is not JSON ({error}): {start!r}"
+                    f"{self.url} sent an answer that is not JSON ({error}): {start!r}"
                 ) from error
 
 
@@ -199,7 +199,7 @@ class Endpoint:
             return _perhaps_paid(TransientError(f"{url} broke off its answer: {reason}"))
         if isinstance(error, requests.RequestException):
             return TransientError(f"{url} cannot be reached: {reason}")
-        return PermanentError(f"{url} cannot be asked: {reason}")  # no file of certificates
+        return PermanentError(f"{url} cannot be called: {reason}")  # no file of certificates
 
     def _without_key(self, error: Exception) -> Exception | None:
         """Take the signed request off an error; None if it still contains the key."""

@@ -1,4 +1,4 @@
-"""API keys, which are sent and never shown."""
+"""API keys, which are sent to a server and never printed."""
 
 from __future__ import annotations
 

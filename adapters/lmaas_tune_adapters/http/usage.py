@@ -61,9 +61,9 @@ def joined(
     found: list[Part] = []
     usage = before
     try:
-        for part, own in parts:
+        for part, part_usage in parts:
             found.append(part)
-            usage += own
+            usage += part_usage
     except LMaaSError as error:
         failed = Usage(requests=0 if isinstance(error, InputError) else 1)
         error.usage = usage + (failed if error.usage is None else error.usage)

@@ -1,4 +1,4 @@
-"""The backend: registers batches and subspaces with the service, and asks it for scores."""
+"""The backend `lmaas`: registers batches and subspaces with our service, and requests scores."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class LMaaSBackend:
         )
 
     def _registered_again(self, ask: Callable[[ScoreRequest], T], request: ScoreRequest) -> T:
-        """Ask, and ask once more if the service has lost the registrations."""
+        """Send a request, and repeat it once if the service has dropped the registrations."""
         generation = self._registry.generation
         try:
             return ask(request)
@@ -130,7 +130,7 @@ class LMaaSBackend:
             if not _is_unregistered(error):
                 raise
             raise TransientError(
-                f"{self._service.url} forgets at once what is registered with it: {error.reason}"
+                f"{self._service.url} drops registrations at once: {error.reason}"
             ) from error
 
     def _check_model(self) -> None:
@@ -147,7 +147,7 @@ class _Registry:
     """Ids of registered batches and subspaces. May be used from several threads.
 
     Attributes:
-        generation: Increases whenever the service has lost all of them.
+        generation: Increases whenever the service has dropped all of them.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class _Registry:
         self._lock = threading.Lock()
 
     def registered(self, name: Hashable, register: Callable[[], Registered]) -> Registered:
-        """The registration of this name; the first thread that asks makes it."""
+        """The registration of this name; the first thread that needs it makes it."""
         with self._lock:
             if name in self._ids:
                 return Registered(self._ids[name], Usage())

@@ -1,4 +1,4 @@
-"""The requests of the client and their answers; an answer that is damaged is not accepted."""
+"""The requests to our service, and checks of its answers: a damaged one is an error."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class Registered:
 class Service:
     """The paths of the service.
 
-    All methods raise `TransientError` if no whole answer came or it may come later,
-    `InputError` if the model cannot do what is asked, and `RefusedError`, whose `code` says
-    why, if the service refuses.
+    All methods raise `TransientError` if no whole answer came or a later one may,
+    `InputError` if the model does not support the request, and `RefusedError`, whose `code` is
+    the reason, if the service refuses.
 
     Args:
         endpoint: Its address.

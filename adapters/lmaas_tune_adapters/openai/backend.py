@@ -175,7 +175,7 @@ def _open_modes(endpoint: str, scores: str, system: str | None) -> list[tuple[st
         raise InputError(
             f"endpoint={endpoint!r} and scores={scores!r}"
             f"{' with a system message' if system is not None else ''} do not go together: "
-            "only completions echo what they read, and only a chat has a system message"
+            "only completions echo their text, and only a chat has a system message"
         )
     return pairs
 
@@ -203,7 +203,7 @@ def _mode(
 def _detect(
     modes: Sequence[ScoringMode], top_logprobs: int | None, server: Server, retry: Retry
 ) -> Scorer:
-    """Detect the mode; an error for lack of a key says where a key is looked for."""
+    """Detect the mode; an error for a missing key names the places where keys are read."""
     request_format = RequestFormat()
     if top_logprobs is not None:
         request_format = RequestFormat(top_counts=(top_logprobs,), larger_counts=())

@@ -128,7 +128,7 @@ def _check_key(server: Server, error: ServerError) -> None:
 
 
 def _remedy(server: Server, failures: Sequence[Exception]) -> str:
-    """Tell what to check, from the server's answers to all modes.
+    """The remedy for the user, from the server's answers to all modes.
 
     Raises:
         InputError: The server does not have the model.

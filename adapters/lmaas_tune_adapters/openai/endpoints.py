@@ -20,7 +20,7 @@ LARGER_COUNTS = (100, 1000, 5000)
 """Numbers to ask for where label words are missing from the first of `TOP_COUNTS`."""
 
 Bias: TypeAlias = Mapping[str, float]
-"""By token, what is added to its logit."""
+"""The number that is added to the logit of each token."""
 
 _TOO_LONG = re.compile(
     r"context.?(length|size|window)|too many tokens|prompt is too long|tokens? exceed"
@@ -248,8 +248,8 @@ class TrackedEndpoint:
     ) -> None:
         if isinstance(error, LMaaSError):
             sent = self._under_way and not isinstance(error, InputError)
-            own = Usage(requests=int(sent)) if error.usage is None else error.usage
-            error.usage = self.usage + own
+            failed = Usage(requests=int(sent)) if error.usage is None else error.usage
+            error.usage = self.usage + failed
 
     def ask(self, texts: Sequence[str], params: SamplingParams = ONE_TOKEN) -> list[Choice]:
         """See `GenerationEndpoint.ask`."""

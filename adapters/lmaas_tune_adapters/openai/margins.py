@@ -1,4 +1,4 @@
-"""Scoring label words by raising all of them, where log-probabilities include the bias."""
+"""Scoring label words by raising the logits of all, where answers include `logit_bias`."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class MarginScorer:
             before, count = self._read(contexts[0], words, plain[0])
             after, missing = self._read(contexts[0], words, raised)
             if missing or np.logaddexp.reduce(after) < _ALL:
-                raise IncompleteError("logit_bias does not raise what the likeliest tokens are")
+                raise IncompleteError("logit_bias does not change the likeliest tokens")
             if count == 0 and np.ptp(np.subtract(after, before)) > TOLERANCE:
-                raise IncompleteError("logit_bias does not raise all tokens alike")
+                raise IncompleteError("logit_bias does not raise all tokens by the same amount")
 
     def notes(self, words: Sequence[str]) -> list[str]:
         """See `Scorer.notes`."""
@@ -78,7 +78,7 @@ class MarginScorer:
     ) -> list[Choice]:
         in_chat = self.endpoint.name == "chat"
         tokens = [self._tokenizer.tokenize(contexts[0], word, in_chat=in_chat) for word in words]
-        bias = {own.keys[0]: RAISED for own in tokens}
+        bias = {label.keys[0]: RAISED for label in tokens}
         params = SamplingParams(top_logprobs=self._k, logit_bias=bias)
         return endpoint.ask([context.text for context in contexts], params)
 

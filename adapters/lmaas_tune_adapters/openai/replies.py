@@ -27,7 +27,7 @@ _FILLER = -9999.0  # means minus infinity, as null does
 
 
 class IncompleteError(TransientError):
-    """A reply lacks something that was asked for, this time or always."""
+    """A reply lacks a part that the request names, this time or always."""
 
 
 class CountError(IncompleteError):
@@ -70,7 +70,7 @@ class Choice:
 
     Attributes:
         text: The whole text.
-        tokens: Its tokens, where log-probabilities were asked for; empty where the model ended
+        tokens: Its tokens, where the request wants log-probabilities; empty where the model ended
             at once, or a filter removed the answer.
         thinks: Whether it begins with the model's thoughts instead of the answer.
     """
@@ -88,7 +88,7 @@ def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], i
     Args:
         answer: Of either endpoint.
         count: Prompts that were sent.
-        logprobs: Whether log-probabilities were asked for.
+        logprobs: Whether the request wants log-probabilities.
 
     Returns:
         The choices, and the number of tokens that the server read.
@@ -142,7 +142,7 @@ def _choices(reply: Any, answer: Answer, *, count: int, logprobs: bool) -> list[
         return [_choice(c, answer.url, logprobs=logprobs) for c in found]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise TransientError(
-            f"{answer.url} answered what is no reply of an OpenAI-compatible server "
+            f"{answer.url} did not answer as an OpenAI-compatible server does "
             f"({type(error).__name__}: {quoted(str(error), answer.key, most=200)}); check the URL "
             "if it stays so"
         ) from error
@@ -155,7 +155,7 @@ def _ordered(choices: list[Mapping[str, Any]], count: int, url: str) -> list[Map
         return choices
     by_index = {choice.get("index"): choice for choice in choices}
     if set(by_index) != set(range(count)):
-        raise CountError(f"{url} does not tell which of {count} prompts each choice answers")
+        raise CountError(f"{url} does not number its choices for the {count} prompts")
     return [by_index[index] for index in range(count)]
 
 
@@ -189,7 +189,7 @@ def _tokens(choice: Mapping[str, Any], url: str) -> tuple[Token, ...]:
             _token(text, None, logprob, (top or {}).items()) for text, logprob, top in entries
         ]
     else:
-        raise IncompleteError(f"{url} answered without the log-probabilities that were asked for")
+        raise IncompleteError(f"{url} answered without log-probabilities")
     return tuple(tokens)
 
 
@@ -206,11 +206,11 @@ def _token(text: str, content: Any, logprob: float | None, tops: Any) -> Token:
         return Token(text, encoded, None, (), has_filler=False)
     given = {str(piece): _FILLER if value is None else _checked(value) for piece, value in tops}
     top = {piece: value for piece, value in given.items() if value > _FILLER}
-    top.setdefault(text, own := _checked(logprob))
+    top.setdefault(text, checked := _checked(logprob))
     return Token(
         text,
         encoded,
-        max(FLOOR, own),
+        max(FLOOR, checked),
         tuple((piece, max(FLOOR, value)) for piece, value in top.items()),
         has_filler=min(given.values(), default=0.0) <= _FILLER and _left(top.values()) > _NOTHING,
     )

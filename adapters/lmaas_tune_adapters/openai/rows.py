@@ -79,7 +79,7 @@ def _context(row: tuple[Part, ...], prompt: str) -> Context:
     text = ""
     for part in row[:-1]:
         if isinstance(part, str):
-            text += check_text(part, "holds what is no text")
+            text += check_text(part, "holds a part that is no text")
         else:  # the space before the slot is the prompt's first character, unless it is empty
             text = text + prompt if prompt else text.removesuffix(" ")
     if not text.strip():

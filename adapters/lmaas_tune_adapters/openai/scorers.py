@@ -99,10 +99,10 @@ class EchoScorer:
             read = [_read(choice, text) for choice, text in zip(choices, texts, strict=True)]
             rows = [read[start : start + each] for start in range(0, len(read), each)]
             if learn:
-                for context, choice, own in zip(contexts, choices[::each], rows, strict=True):
+                for context, choice, row in zip(contexts, choices[::each], rows, strict=True):
                     if not choice.text.startswith(context.text):
-                        raise IncompleteError("the server does not echo what it read")
-                    self._learn(context, words, own[0], own[1:])
+                        raise IncompleteError("the server does not echo the text")
+                    self._learn(context, words, row[0], row[1:])
                 rows = [filled for _, *filled in rows]
             scores = [self._row(c, words, row) for c, row in zip(contexts, rows, strict=True)]
         return reply(scores, words, endpoint.usage)
@@ -129,7 +129,7 @@ class EchoScorer:
         for word, tokens in zip(words, filled, strict=True):
             after = _texts(tokens)
             if after == before:
-                raise IncompleteError("the server does not tell the tokens that it read")
+                raise IncompleteError("the server does not return the tokens that it read")
             if after[: len(before)] != before:
                 raise _runs_together(word)
             self._lengths[context.spaced, word] = len(after) - len(before)

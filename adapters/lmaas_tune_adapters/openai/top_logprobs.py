@@ -46,7 +46,7 @@ class _Row:
 
     @property
     def incomplete(self) -> bool:
-        """Whether more tokens would help."""
+        """Whether a request for more tokens may find the missing words."""
         return self.token is not None and None in self.scores
 
     @property
@@ -66,7 +66,7 @@ class _Row:
 class TopLogprobsScorer:
     """Scores a label word by its token among the likeliest ones.
 
-    Where a word is missing, more tokens are asked for until the server refuses. A word that is
+    Where a word is missing, more tokens are requested until the server refuses. A word that is
     still missing gets the upper bound of `words.upper_bound`, and is counted as a bound. A word of
     several tokens gets the likelihood of its first token.
     """
@@ -92,7 +92,7 @@ class TopLogprobsScorer:
                 self._replace_filler(endpoint, contexts, words, rows)
         scores = [row.bounded() for row in rows]
         bounds = sum(count for _, count in scores)
-        return reply([own for own, _ in scores], words, endpoint.usage, bounds=bounds)
+        return reply([row for row, _ in scores], words, endpoint.usage, bounds=bounds)
 
     def try_out(self, contexts: Sequence[Context], words: Sequence[str]) -> None:
         """See `Scorer.try_out`."""

@@ -52,21 +52,23 @@ class VLLMBackend:
         api_key_file: Holds the server's key; by default the environment's VLLM_API_KEY, if set.
         served_model: The model's name on the server; needed where it serves several.
         revision: Branch, tag or commit on the hub.
-        wire_dtype: ``float32``, ``bfloat16`` or ``float16``: what embeddings are rounded to and
-            sent as. Half precision halves the bytes; take it where the server computes in it.
+        wire_dtype: ``float32``, ``bfloat16`` or ``float16``: the type to which embeddings are
+            rounded and in which they are sent. Half precision halves the bytes; use it if the
+            server computes in it.
         server: ``vllm``, or ``dynamo`` for NVIDIA Dynamo in front of it.
         rows_per_call: Most rows in one request.
         max_body_bytes: Most bytes in one request; a single longer row goes alone.
         max_kept_bytes: Most memory for encoded rows, which are sent again under other soft
             prompts; a row takes about its size on the wire. 0 keeps nothing.
         timeout: Seconds that one request may take.
-        retry: How transient failures at the start are tried again; later the client does that.
+        retry: How requests at the start are repeated after transient failures; later the client
+            does that.
 
     Raises:
         InputError: The model cannot be loaded or is not causal, an option is out of range, or the
             server has other models.
         PermanentError: The server does not answer, or does not return these log-probabilities;
-            the message says what to change.
+            the message names the setting to change.
     """
 
     def __init__(

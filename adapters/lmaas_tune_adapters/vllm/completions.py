@@ -39,7 +39,7 @@ more tokens is answered."""
 
 
 class UnfitAnswerError(TransientError):
-    """An answer lacks the log-probability of a token that was asked for."""
+    """An answer lacks the log-probability of a requested token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class Completions:
             ).reshape(count, len(token_ids))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UnfitAnswerError(
-                f"{answer.url} left out a log-probability that was asked for "
+                f"{answer.url} left out a requested log-probability "
                 f"({type(error).__name__}: {quoted(str(error), answer.key, most=200)})"
             ) from error
         wrong = values[(values > _ROUNDING) | (values <= _NO_VALUE)]

@@ -31,7 +31,7 @@ class ServedModel:
 
     Attributes:
         name: Its name in requests.
-        max_tokens: The longest prompt with its answer; None where the server does not tell it.
+        max_tokens: The longest prompt with its answer; None where the server does not state it.
     """
 
     name: str
@@ -76,7 +76,7 @@ def check_server(completions: Completions, rows: RowWriter, token_ids: Word, mod
 
     Raises:
         PermanentError: The server does not return these log-probabilities, or has another model;
-            the message says what to change.
+            the message names the setting to change.
         TransientError: No answer.
     """
     url, name = completions.endpoint.url, completions.served_model
@@ -86,7 +86,7 @@ def check_server(completions: Completions, rows: RowWriter, token_ids: Word, mod
         values, _ = completions.ask([rows.words(token_ids)], wanted, beside=beside)
     except UnfitAnswerError as error:
         raise PermanentError(
-            f"{url} does not give the log-probabilities of the tokens it is asked for ({error}): "
+            f"{url} does not return the log-probabilities of the requested tokens ({error}): "
             "it needs a vLLM that knows logprob_token_ids (0.32 does), without --logprobs-mode"
         ) from error
     except RefusedError as error:

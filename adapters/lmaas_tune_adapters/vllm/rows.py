@@ -17,8 +17,8 @@ from lmaas_tune_adapters.vllm.table import EmbeddingTable
 class RowWriter:
     """Writes rows with a soft prompt; the part that the prompt does not change is written once.
 
-    A generation scores the same rows under every prompt, and writing them anew would take most of
-    the client's time. May be used from several threads.
+    A generation scores the same rows under every prompt, and writing them each time would take
+    most of the client's time. May be used from several threads.
 
     Args:
         table: Word embeddings.
@@ -33,7 +33,7 @@ class RowWriter:
         self._lock = threading.Lock()
 
     def words(self, ids: Word) -> bytes:
-        """Write a row without a soft prompt; it is not kept."""
+        """Write a row without a soft prompt; it is not cached."""
         return base64.b64encode(_saved(self.table.rows(ids).to(self.dtype)))
 
     def soft(self, ids: Word, start: int, vectors: torch.Tensor, *, adds: bool) -> bytes:
@@ -51,8 +51,8 @@ class RowWriter:
     def _frame(self, ids: Word, start: int, length: int) -> _Frame:
         key = ids, start, length
         with self._lock:
-            if (kept := self._frames.get(key)) is not None:
-                return kept
+            if (frame := self._frames.get(key)) is not None:
+                return frame
         frame = _framed(self.table.rows(ids), start, length, self.dtype)
         with self._lock:
             if self._bytes + frame.nbytes > self._max_bytes:

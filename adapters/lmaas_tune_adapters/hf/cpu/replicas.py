@@ -1,7 +1,7 @@
 """Forward passes side by side on the cores of a processor.
 
 Torch splits every operation of a pass among all cores. They wait for each other after each
-operation, and for the one core that runs what is too small to split. Passes side by side do not
+operation, and for the one core that runs operations too small to split. Passes side by side do not
 wait for each other.
 """
 
