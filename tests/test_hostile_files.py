@@ -32,7 +32,7 @@ from lmaas_tune import (
     read_examples,
 )
 from lmaas_tune.cli.arguments import parse_options
-from lmaas_tune.cli.template_flags import label_words
+from lmaas_tune.cli.search_flags import label_words
 from lmaas_tune.errors import InputError, LMaaSError, StorageError
 from lmaas_tune.journal import _CHECKSUM_FIELD, _checksum
 from lmaas_tune.testing.toy import ToyBackend

@@ -23,8 +23,7 @@ from lmaas_tune.cli.arguments import (
     parse_seeds,
 )
 from lmaas_tune.cli.formatting import count, number
-from lmaas_tune.cli.search_flags import add_settings, read_settings
-from lmaas_tune.cli.template_flags import add_template_flags, label_words
+from lmaas_tune.cli.search_flags import add_settings, add_template_flags, label_words, read_settings
 from lmaas_tune.errors import InputError, MissingExtraError
 from lmaas_tune.lab.early_stopping import EarlyStop
 from lmaas_tune.lab.optimizer_spec import OptimizerSpec

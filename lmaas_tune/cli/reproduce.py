@@ -1,4 +1,4 @@
-"""``lmaas-tune reproduce``: computes the paper's table on any local model."""
+"""``lmaas-tune reproduce`` and ``pretrain``: the paper's table, and a start for its prompts."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from lmaas_tune.lab.paper import (
     table_text,
 )
 from lmaas_tune.lab.paper.methods import family_of, method
+from lmaas_tune.lab.paper.pretrain import pretrain
 from lmaas_tune.lab.paper.tasks import LAYOUTS, paper_task
 from lmaas_tune.notes import OnNote
 
@@ -41,7 +42,12 @@ _ROWS = tuple(name for name in METHODS if not METHODS[name].pretrained)
 
 
 def add_to(commands: Commands) -> None:
-    """Add the command."""
+    """Add both commands."""
+    _add_reproduce(commands)
+    _add_pretrain(commands)
+
+
+def _add_reproduce(commands: Commands) -> None:
     command = add_command(commands, "reproduce", "Compute the paper's table of results on a model")
     add_model(command)
     _add_table(command)
@@ -58,7 +64,7 @@ def add_to(commands: Commands) -> None:
     group.add_argument(
         "--budget", metavar="NAME=N,...", help="of each search, as calls=500 (the preset's)"
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run_reproduce)
 
 
 def _add_table(command: Parser) -> None:
@@ -152,7 +158,7 @@ def _read_source(arguments: argparse.Namespace) -> DataSource:
     )
 
 
-def run(arguments: argparse.Namespace) -> Outcome:
+def run_reproduce(arguments: argparse.Namespace) -> Outcome:
     """Compute or resume the table."""
     if arguments.table:
         return _outcome(read_table(arguments.out), arguments.out)
@@ -219,3 +225,38 @@ def _pretrained(given: list[str]) -> Mapping[str, str]:
             raise InputError(f"--pretrained {text!r}: write TASK=DIR, as mrpc,rte=prompt")
         folders |= dict.fromkeys(_names(names), folder)
     return folders
+
+
+def _add_pretrain(commands: Commands) -> None:
+    command = add_command(
+        commands, "pretrain", "Tune a prompt by gradient descent, as a start for other tasks"
+    )
+    add_model(command)
+    group = command.add_argument_group("the prompt")
+    group.add_argument(
+        "--task",
+        default="snli",
+        help=f"task on whose rows the prompt is trained: {', '.join(PAPER_TASKS)} (snli)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="random seed (0)")
+    group.add_argument("--out", required=True, metavar="DIR", help="folder for the prompt")
+    add_setup(command)
+    command.set_defaults(run=run_pretrain)
+
+
+def run_pretrain(arguments: argparse.Namespace) -> Outcome:
+    """Tune a prompt by gradient descent and save it."""
+    task, source = paper_task(arguments.task), DataSource(data=data_of(arguments))
+    client = open_model(arguments)
+    tuned = pretrain(client, task, source, read_setup(arguments, client), seed=arguments.seed)
+    tuned.save(arguments.out)
+    provenance = tuned.provenance
+    content = {**provenance, "out": arguments.out}
+    rows, steps = count("row", provenance["source_rows"]), count("step", provenance["steps"])
+    text = (
+        f"Trained on {rows} of {task.name} in {steps}; loss on rows held out: "
+        f"{provenance['validation_loss']:.3f}.\n"
+        f"Saved in {arguments.out}: give it to `lmaas-tune reproduce --pretrained TASK="
+        f"{arguments.out}`, or to `lmaas-tune tune --start-from {arguments.out}`."
+    )
+    return Outcome(content, text)

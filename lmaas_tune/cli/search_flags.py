@@ -1,9 +1,9 @@
-"""Flags for the settings of a search, and their conversion to `Settings`."""
+"""Flags for the settings of a search and for the template, and their conversion."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lmaas_tune.prompts import Text
 from lmaas_tune.prompts.projections import PROJECTIONS
 from lmaas_tune.prompts.text import SOURCES
 from lmaas_tune.settings import PRESETS, Settings, preset, with_fields
+from lmaas_tune.typed_json import checked, parse_json
 
 
 def _layers(text: str) -> str | tuple[int, ...]:
@@ -215,3 +216,32 @@ def _check_start(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def add_template_flags(group: argparse._ArgumentGroup) -> None:
+    """Add the flags; `label_words` parses ``--labels``."""
+    group.add_argument(
+        "--label-field", default="label", metavar="NAME", help="the field with the label (label)"
+    )
+    group.add_argument(
+        "--template", help='text with fields and slots, as "{sentence} {prompt} It was {label}"'
+    )
+    group.add_argument(
+        "--labels", metavar="JSON", help='a word for each label, as {"0": "terrible", "1": "great"}'
+    )
+
+
+def label_words(text: str) -> dict[str, str]:
+    """Parse the value of ``--labels``.
+
+    Raises:
+        InputError: It is no JSON object of words.
+    """
+    try:
+        words: dict[str, str] = checked(Mapping[str, str], parse_json(text), "it")
+    except InputError as error:
+        raise InputError(
+            f"--labels {text!r:.80} is {error}; "
+            'give an object, as {"0": "terrible", "1": "great"}'
+        ) from error
+    return words

@@ -21,8 +21,12 @@ from lmaas_tune.cli.arguments import (
     read_rows,
 )
 from lmaas_tune.cli.formatting import comparison_table, format_best, format_spent, sentence
-from lmaas_tune.cli.search_flags import add_search_flags, read_settings
-from lmaas_tune.cli.template_flags import add_template_flags, label_words
+from lmaas_tune.cli.search_flags import (
+    add_search_flags,
+    add_template_flags,
+    label_words,
+    read_settings,
+)
 from lmaas_tune.cli.tune_report import check_test_rows, interrupted, report
 from lmaas_tune.dataset import Dataset, default_template, default_verbalizer
 from lmaas_tune.errors import BackendError, InputError

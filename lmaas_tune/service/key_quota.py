@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, ClassVar
 
 from lmaas_tune.service.errors import ApiError
-from lmaas_tune.service.settings import Count, WholeNumbers
+from lmaas_tune.service.server_limits import Count, WholeNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

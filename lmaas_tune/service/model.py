@@ -163,9 +163,7 @@ class ServedModel:
         registered = self._registered(key, batch)
         described = self._subspace(key, subspace)
         point = wire.point(content, described.dim)
-        start = self.drawn.start(described)
-        if start is None:
-            raise _unknown_subspace()
+        start = _known(self.drawn.start(described), "subspace")
 
         def prepare() -> ScoreRequest:
             prompt = self._point_prompt(self._subspace(key, subspace), point)
@@ -208,24 +206,13 @@ class ServedModel:
         return min(self.limits.rows, self._backend.capabilities.rows_per_call or self.limits.rows)
 
     def _registered(self, key: Key, name: str) -> RegisteredBatch:
-        found = self._batches[key.name].get(name)
-        if found is None:
-            raise ApiError(
-                "unknown_batch", "this batch is not registered, or was dropped: register it again"
-            )
-        return found
+        return _known(self._batches[key.name].get(name), "batch")
 
     def _subspace(self, key: Key, name: str) -> Subspace:
-        found = self._subspaces[key.name].get(name)
-        if found is None:
-            raise _unknown_subspace()
-        return found
+        return _known(self._subspaces[key.name].get(name), "subspace")
 
     def _point_prompt(self, subspace: Subspace, point: FloatArray) -> Prompt:
-        prompt = self.drawn.prompt(subspace, point)
-        if prompt is None:
-            raise _unknown_subspace()
-        return prompt
+        return _known(self.drawn.prompt(subspace, point), "subspace")
 
     def _checked(self, prompt: Prompt) -> Prompt:
         if prompt.words is None:
@@ -262,7 +249,10 @@ def _check(value: int, limit: int, name: str) -> None:
         raise too_large(name.replace("_", " "), value, limit, name)
 
 
-def _unknown_subspace() -> ApiError:
-    return ApiError(
-        "unknown_subspace", "this subspace is not registered, or was dropped: register it again"
-    )
+def _known(found: T | None, noun: str) -> T:
+    """The value, if it is stored."""
+    if found is None:
+        raise ApiError(
+            f"unknown_{noun}", f"this {noun} is not registered, or was dropped: register it again"
+        )
+    return found

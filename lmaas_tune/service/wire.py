@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -25,7 +25,6 @@ from lmaas_tune.task import Batch, Part, Slot
 from lmaas_tune.typed_json import checked
 
 T = TypeVar("T")
-S = TypeVar("S", bound="StartBody")
 
 PROTOCOL = 1
 """Version of the paths and messages; ``/v1/model`` states it."""
@@ -138,17 +137,6 @@ class StartBody(Message):
     insertion: Insertion
     anchor: Annotated[list[int], FIRST_FAULT] = field(default_factory=list)
 
-    @classmethod
-    def of(cls: type[S], prompt: SoftPrompt, **more: Any) -> S:
-        """The message for a soft prompt, with the `more` fields of a subclass."""
-        return cls(
-            vectors=base64.b64encode(float_bytes(prompt.vectors)).decode(),
-            length=prompt.length,
-            insertion=prompt.insertion,
-            anchor=list(prompt.anchor),
-            **more,
-        )
-
     def prompt(self) -> SoftPrompt:
         """The prompt.
 
@@ -175,6 +163,17 @@ class SoftBody(StartBody):
     kind: Literal["soft"]
     dtype: DType = "float32"
     insertion: Insertion = "concat"
+
+    @classmethod
+    def of(cls, prompt: SoftPrompt) -> SoftBody:
+        """The message for a soft prompt."""
+        return cls(
+            kind="soft",
+            vectors=base64.b64encode(float_bytes(prompt.vectors)).decode(),
+            length=prompt.length,
+            insertion=prompt.insertion,
+            anchor=list(prompt.anchor),
+        )
 
     def prompt(self) -> SoftPrompt:
         """See `StartBody.prompt`."""
@@ -203,7 +202,7 @@ class PointBody(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class SubspaceBody(Message):
-    """The description from which p0 and A are drawn: `lmaas_tune.prompts.Subspace`."""
+    """The description from which p0 and A are drawn, as `lmaas_tune.prompts.Subspace.to_json`."""
 
     start: Start | StartBody
     words: str = ""
@@ -216,14 +215,6 @@ class SubspaceBody(Message):
 
     def __post_init__(self) -> None:
         named("projection", self.projection, PROJECTIONS)
-
-    @classmethod
-    def of(cls, subspace: Subspace) -> SubspaceBody:
-        """The message for a subspace."""
-        start = subspace.start
-        content = subspace.to_json()
-        content["start"] = StartBody.of(start) if isinstance(start, SoftPrompt) else start
-        return cls(**content)
 
     def subspace(self) -> Subspace:
         """The subspace.
@@ -256,15 +247,10 @@ class CapabilitiesAnswer:
     @classmethod
     def of(cls, can: Capabilities) -> CapabilitiesAnswer:
         """The capabilities of a service, which draws subspaces if its model takes vectors."""
-        return cls(
-            soft_prompt_width=can.soft_prompt_width,
-            insertions=sorted(can.insertions),
-            text_prompts=can.text_prompts,
-            point_prompts=can.soft_prompt_width is not None,
-            label_anywhere=can.label_anywhere,
-            deterministic=can.deterministic,
-            max_tokens=can.max_tokens,
-        )
+        content = {each.name: getattr(can, each.name) for each in fields(cls)}
+        content["insertions"] = sorted(can.insertions)
+        content["point_prompts"] = can.soft_prompt_width is not None
+        return cls(**content)
 
     def capabilities(self, rows_per_call: int) -> Capabilities:
         """The capabilities of a client of that service."""

@@ -25,7 +25,7 @@ from tblib import pickling_support
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import InputError, LMaaSError, PermanentError, TransientError
-from tests.support.raw_server import RawServer, Say, reply
+from tests.support.server import RawServer, Say, reply
 from tests.support.waiting import until
 
 SECRET = "sk-0123456789-VERY/secret+key=="

@@ -32,9 +32,9 @@ from lmaas_tune.prompts import FloatArray, PointPrompt, Prompt, SoftPrompt, Subs
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing import BackendConformance
 from lmaas_tune.testing.toy import ToyBackend
-from tests.support.raw_server import RawServer, Say, reply
+from tests.support.server import RawServer, Say, reply
 from tests.support.service import ALICE, BOB, KEYS, Site, running
-from tests.support.toys import InspectingToy
+from tests.support.small_models import InspectingToy
 from tests.support.waiting import until
 
 WORDS = ("bad", "good")

@@ -19,9 +19,9 @@ from lmaas_tune.calls.retry import Retry
 from lmaas_tune.cli import main
 from lmaas_tune.registry import load_backend
 from tests.support.faulty_proxy import FaultyProxy, Reply, Request
-from tests.support.raw_server import RawServer, reply
+from tests.support.server import RawServer, reply
 from tests.support.service import ALICE, Site, running
-from tests.support.toys import InspectingToy
+from tests.support.small_models import InspectingToy
 
 ROWS = [(f"{word} film {n}", word) for word in ("great", "awful") for n in range(4)]
 

@@ -30,7 +30,7 @@ from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.task import Batch, Slot
 from tests.support.faulty_proxy import TRICKLES, FaultyProxy
 from tests.support.openai_server import OpenAIServer, speaker
-from tests.support.raw_server import RawServer, Say
+from tests.support.server import RawServer, Say
 from tests.support.waiting import until
 
 BATCH = Batch((("a good film", Slot.PROMPT, " ", Slot.LABEL),))

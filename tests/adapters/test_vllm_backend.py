@@ -469,7 +469,7 @@ def test_a_row_as_long_as_the_server_takes_is_scored_and_a_longer_one_is_not(
 
 def test_an_answer_that_leaves_out_a_label_may_pass(server: StandIn, remote: VLLMBackend) -> None:
     server.left_out = 1
-    with pytest.raises(TransientError, match="left out a log-probability"):
+    with pytest.raises(TransientError, match="left out a requested log-probability"):
         remote.score([request_of(TextPrompt("so"))])
     remote.score([request_of(TextPrompt("so"))])
 

@@ -1,14 +1,17 @@
-"""``lmaas-tune serve`` as a process: how it starts, what it refuses, how it ends."""
+"""``lmaas-tune serve`` as a process: its start, refusals, end, and log."""
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import re
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import requests
 
 from lmaas_tune.cli import main
 from lmaas_tune.prompts import TextPrompt
+from lmaas_tune.service import log as service_log
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.process import free_port
 from tests.support.service import (
@@ -232,3 +236,70 @@ def test_a_signal_does_not_make_it_forget_that_it_runs(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             site.service.wait()
     assert "http" not in {thread.name for thread in threading.enumerate()}
+
+
+class Stream(io.StringIO):
+    """Takes no line before it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.begun.set()
+        assert self.go.wait(DEADLINE)
+        return super().write(text)
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.getvalue().splitlines()]
+
+
+def test_lines_without_room_are_counted_in_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_log, "_LINES", 2)
+    stream = Stream()
+    written = service_log.Log(stream)
+    written.write("first")
+    assert stream.begun.wait(DEADLINE)  # it is out of the queue
+    for number in range(5):
+        written.write("event", number=number, nothing=None)
+    stream.go.set()
+    written.close(DEADLINE)
+    assert [line.get("number") for line in stream.lines()] == [None, 0, 1]
+
+    stream = Stream()
+    stream.go.set()
+    again = service_log.Log(stream)
+    monkeypatch.setattr(service_log, "_LINES", 0)
+    again.write("lost")
+    monkeypatch.setattr(service_log, "_LINES", 2)
+    again.write("next")
+    again.close(DEADLINE)
+    assert [(line["event"], line["dropped"]) for line in stream.lines()] == [("next", 1)]
+
+
+def test_a_flood_of_one_event_is_a_line_a_second_and_a_count() -> None:
+    stream = Stream()
+    stream.go.set()
+    written = service_log.Log(stream)
+    for _ in range(10):
+        written.rarely("flood")
+    written.rarely("other")
+    written.close(DEADLINE)
+    counted = [(line["event"], line.get("before")) for line in stream.lines()]
+    assert counted == [("flood", None), ("other", None), ("flood", 9)]
+
+
+def test_records_of_other_loggers_are_passed_on_without_their_arguments() -> None:
+    stream = Stream()
+    stream.go.set()
+    written = service_log.Log(stream)
+    logger = logging.Logger("foreign")
+    logger.addHandler(service_log.Relay(written))
+    try:
+        raise ValueError("a secret text")
+    except ValueError:
+        logger.exception("failed on %s", "a secret text")
+    written.close(DEADLINE)
+    assert "secret" not in stream.getvalue()
+    (line,) = stream.lines()
+    assert (line["event"], line["error"]) == ("failed on %s", "ValueError")

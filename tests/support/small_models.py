@@ -1,9 +1,9 @@
-"""Models that answer at once, and a search small enough for a test."""
+"""Models that answer at once, a toy that inspects requests, and a small search."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,12 @@ from lmaas_tune import (
     Usage,
 )
 from lmaas_tune.backend import Inspection
+from lmaas_tune.errors import InputError
 from lmaas_tune.objectives import log_softmax
 from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt
 from lmaas_tune.settings import with_fields
+from lmaas_tune.task import Batch
+from lmaas_tune.testing.toy import ToyBackend
 
 WIDTH = 3
 
@@ -161,3 +164,16 @@ def small_tuner(backend: Any, *, settings: Settings = SMALL, **changes: Any) -> 
         arguments["budget"] = Budget.parse(arguments["budget"])
     others = {"template": "{text} {prompt} {label}", "callbacks": (), **changes}
     return Tuner(backend, settings=with_fields(settings, arguments), **others)
+
+
+class InspectingToy(ToyBackend):
+    """Names a row that is too long, and gives a note on each request."""
+
+    def inspect(self, request: ScoreRequest, /) -> Inspection:
+        for number, row in enumerate(request.batch.rows, start=1):
+            try:
+                self.score([replace(request, batch=Batch((row,)))])
+            except InputError as error:
+                raise InputError(f"row {number}: {error}") from error
+        (answer,) = self.score([request])
+        return Inspection(("a word is odd",), answer.usage)

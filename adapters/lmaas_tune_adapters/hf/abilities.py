@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from lmaas_tune_adapters.hf.attention_mask import positions_and_mask
 from lmaas_tune_adapters.hf.kv_cache import (
     States,
     attention_window,
     cache_arguments,
     compute_states,
     empty_cache,
+    positions_and_mask,
     prefix_cache,
 )
 from lmaas_tune_adapters.hf.probe import (

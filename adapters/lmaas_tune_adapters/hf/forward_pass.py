@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from lmaas_tune_adapters.hf.abilities import Abilities
-from lmaas_tune_adapters.hf.attention_mask import positions_and_mask
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.kv_cache import (
     States,
     cache_arguments,
     compute_states,
     empty_cache,
+    positions_and_mask,
     prefix_cache,
 )
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -22,8 +23,8 @@ T = TypeVar("T")
 Shape: TypeAlias = tuple[int, int]
 """(rows, candidates) of an answer."""
 
-Body: TypeAlias = wire.Message | bytes | None
-"""A message, raw numbers, or nothing to send."""
+Body: TypeAlias = Mapping[str, Any] | bytes | None
+"""A JSON object, raw numbers, or nothing to send."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +95,12 @@ class Service:
 
     def add_batch(self, batch: Batch, candidates: tuple[str, ...]) -> Registered:
         """Register rows and label words."""
-        body = wire.BatchBody.of(batch, candidates)
+        body = asdict(wire.BatchBody.of(batch, candidates))
         return self._register("/v1/batches", body, wire.BatchAnswer)
 
     def add_subspace(self, subspace: Subspace) -> Registered:
         """Register the description of p0 and A."""
-        return self._register("/v1/subspaces", wire.SubspaceBody.of(subspace), wire.SubspaceAnswer)
+        return self._register("/v1/subspaces", subspace.to_json(), wire.SubspaceAnswer)
 
     def score_point(
         self, batch: str, subspace: str, point: FloatArray, *, shape: Shape
@@ -120,7 +121,7 @@ class Service:
         self, batch: str, prompt: SoftPrompt | TextPrompt | None, *, subspace: str = ""
     ) -> Inspection:
         """Inspect a registered batch under a prompt, or under any point of a subspace."""
-        point = wire.PointBody(kind="point", subspace=subspace)
+        point = {"kind": "point", "subspace": subspace}
         answer = self._ask(f"/v1/inspect/{batch}", point if prompt is None else _body(prompt))
         found = _decoded(answer, wire.InspectAnswer)
         usage = Usage(requests=1, sequences=found.sequences, tokens=found.tokens)
@@ -163,7 +164,7 @@ class Service:
         if isinstance(body, bytes):
             headers["Content-Type"] = wire.BINARY
             return self._endpoint.post(path, body=body, headers=headers)
-        return self._endpoint.post(path, content=asdict(body), headers=headers)
+        return self._endpoint.post(path, content=body, headers=headers)
 
     def _check_protocol(self, content: Any) -> None:
         protocol = content.get("protocol") if isinstance(content, dict) else None
@@ -176,8 +177,8 @@ class Service:
 
 def _body(prompt: SoftPrompt | TextPrompt) -> Body:
     if isinstance(prompt, TextPrompt):
-        return wire.TextBody(kind="text", text=prompt.text)
-    return wire.SoftBody.of(prompt, kind="soft")
+        return {"kind": "text", "text": prompt.text}
+    return asdict(wire.SoftBody.of(prompt))
 
 
 def _decoded(answer: Answer, kind: type[T]) -> T:

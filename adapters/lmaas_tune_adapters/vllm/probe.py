@@ -15,7 +15,7 @@ from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.http import Endpoint, RefusedError
 from lmaas_tune_adapters.vllm.completions import Completions, UnfitAnswerError
 from lmaas_tune_adapters.vllm.rows import RowWriter
-from lmaas_tune_adapters.vllm.table import EmbeddingTable
+from lmaas_tune_adapters.vllm.vocabulary import EmbeddingTable
 
 _APART = 0.5
 """Largest difference between log-probabilities of one text, sent as ids and as embeddings.

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from lmaas_tune_adapters.hf.label_tokens import Word
-from lmaas_tune_adapters.vllm.table import EmbeddingTable
+from lmaas_tune_adapters.vllm.vocabulary import EmbeddingTable
 
 
 class RowWriter:

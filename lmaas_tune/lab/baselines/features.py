@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
-from lmaas_tune_adapters.hf.hidden import HiddenRow, read_hidden
 from lmaas_tune_adapters.hf.request_batch import slices
+from lmaas_tune_adapters.hf.whitebox import HiddenRow, read_hidden
 from torch.nn.utils.rnn import pack_sequence
 
 from lmaas_tune.lab.baselines.fitted import FittedBaseline, Job

@@ -12,8 +12,8 @@ import pytest
 import torch
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.hf.gradient import CausalGradientScorer, LabelScorer
-from lmaas_tune_adapters.hf.hidden import read_hidden
 from lmaas_tune_adapters.hf.request_batch import RequestBatch
+from lmaas_tune_adapters.hf.whitebox import read_hidden
 
 from lmaas_tune import Example, InputError, SoftPrompt, Task, Template, TextPrompt, Verbalizer
 from lmaas_tune.backend import ScoreRequest
