@@ -15,9 +15,8 @@ from lmaas_tune_adapters.openai.endpoints import (
 from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer, LabelTokens
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.rows import Context, by_spacing
-from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
+from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, exact_scores, reply
 from lmaas_tune_adapters.openai.words import (
-    exact_logprobs,
     strip_space,
     upper_bound,
     with_plain_space,
@@ -71,7 +70,8 @@ class ForcedScorer:
             check_answers(plain)
             top = plain[0].tokens[0].top
             scores = []
-            for word, named in zip(words, self._named(context, plain[0], words), strict=True):
+            named_scores = exact_scores(self.endpoint, context, plain[0], words)
+            for word, named in zip(words, named_scores, strict=True):
                 ((score, exact),) = self._force(endpoint, [context], word)
                 if not exact:
                     raise IncompleteError("logit_bias does not make the model write a word")
@@ -90,11 +90,6 @@ class ForcedScorer:
             f"paid {len(words)} times, once for each word: scores=logprobs sends it once",
         ]
 
-    def _named(self, context: Context, choice: Choice, words: Sequence[str]) -> list[float | None]:
-        """Scores of the words that are one of the likeliest tokens; None for the others."""
-        behind_space = context.spaced and self.endpoint.name != "chat"
-        return exact_logprobs(choice.tokens[0].top, words, spaced=behind_space)
-
     def _look_up(
         self, endpoint: TrackedEndpoint, contexts: Sequence[Context], words: Sequence[str]
     ) -> list[list[float]]:
@@ -102,7 +97,7 @@ class ForcedScorer:
         choices = endpoint.ask([c.text for c in contexts], SamplingParams(top_logprobs=self._k))
         rows = []
         for context, choice in zip(contexts, choices, strict=True):
-            named = self._named(context, choice, words) if choice.tokens else [None] * len(words)
+            named = exact_scores(self.endpoint, context, choice, words)
             missed = [word for word, score in zip(words, named, strict=True) if score is None]
             self._missed |= {(context.spaced, word) for word in missed}
             rows.append([np.nan if score is None else score for score in named])

@@ -16,13 +16,8 @@ from lmaas_tune_adapters.openai.forced import RAISED, TOLERANCE
 from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError
 from lmaas_tune_adapters.openai.rows import Context, by_spacing
-from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
-from lmaas_tune_adapters.openai.words import (
-    exact_logprobs,
-    shared_beginnings,
-    stated_logprobs,
-    upper_bound,
-)
+from lmaas_tune_adapters.openai.scorers import PROMPTS, bounded, check_answers, exact_scores, reply
+from lmaas_tune_adapters.openai.words import shared_beginnings
 
 _ALL = -0.01  # log of the smallest share of raised words among all tokens
 
@@ -86,10 +81,5 @@ class MarginScorer:
         self, context: Context, words: Sequence[str], choice: Choice
     ) -> tuple[list[float], int]:
         """Scores of the words, and how many of them are bounds."""
-        if not choice.tokens:
-            return list(stated_logprobs(None, len(words))), len(words)
-        top = choice.tokens[0].top
-        spaced = context.spaced and self.endpoint.name != "chat"
-        scores = exact_logprobs(top, words, spaced=spaced)
-        most = upper_bound(top)
-        return [most if score is None else score for score in scores], scores.count(None)
+        token = choice.tokens[0] if choice.tokens else None
+        return bounded(token, exact_scores(self.endpoint, context, choice, words))

@@ -18,7 +18,13 @@ from lmaas_tune_adapters.openai.endpoints import (
 )
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.rows import Context
-from lmaas_tune_adapters.openai.words import find_word, stated_logprobs, without_thoughts
+from lmaas_tune_adapters.openai.words import (
+    exact_logprobs,
+    find_word,
+    stated_logprobs,
+    upper_bound,
+    without_thoughts,
+)
 
 Tokens: TypeAlias = tuple[Token, ...]
 
@@ -199,6 +205,29 @@ def reply(
     """Make a reply of one row of scores for each context."""
     rows: FloatArray = np.array(scores, dtype=np.float64).reshape(len(scores), len(words))
     return ScoreReply(rows, usage, bounds)
+
+
+def exact_scores(
+    endpoint: GenerationEndpoint, context: Context, choice: Choice, words: Sequence[str]
+) -> list[float | None]:
+    """Scores of the words that are one of the first likeliest tokens; None for the others."""
+    if not choice.tokens:
+        return [None] * len(words)
+    behind_space = context.spaced and endpoint.name != "chat"
+    return exact_logprobs(choice.tokens[0].top, words, spaced=behind_space)
+
+
+def bounded(token: Token | None, scores: Sequence[float | None]) -> tuple[list[float], int]:
+    """The scores, an upper bound for each missing one, and the number of bounds.
+
+    Args:
+        token: The first written token, with the likeliest ones; None if the model wrote nothing.
+        scores: Of the label words; None for a missing one.
+    """
+    if token is None:
+        return list(stated_logprobs(None, len(scores))), len(scores)
+    most = upper_bound(token.top)
+    return [most if score is None else score for score in scores], list(scores).count(None)
 
 
 def check_answers(choices: Sequence[Choice]) -> None:

@@ -15,13 +15,11 @@ from lmaas_tune_adapters.openai.endpoints import (
 )
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.rows import Context
-from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, reply
+from lmaas_tune_adapters.openai.scorers import PROMPTS, bounded, check_answers, reply
 from lmaas_tune_adapters.openai.words import (
     exact_logprobs,
     first_token_logprobs,
     shared_beginnings,
-    stated_logprobs,
-    upper_bound,
 )
 
 _RETRIES = 4  # vLLM returns filler while it answers other requests that ask for tokens by id
@@ -54,14 +52,6 @@ class _Row:
         """Whether filler stands in place of tokens that would help."""
         return self.incomplete and self.token is not None and self.token.has_filler
 
-    def bounded(self) -> tuple[list[float], int]:
-        """The scores, an upper bound for each missing word, and the number of bounds."""
-        if self.token is None:
-            return list(stated_logprobs(None, len(self.scores))), len(self.scores)
-        most = upper_bound(self.token.top)
-        scores = [most if score is None else score for score in self.scores]
-        return scores, self.scores.count(None)
-
 
 class TopLogprobsScorer:
     """Scores a label word by its token among the likeliest ones.
@@ -90,7 +80,7 @@ class TopLogprobsScorer:
                 pass
             for _ in range(_RETRIES):
                 self._replace_filler(endpoint, contexts, words, rows)
-        scores = [row.bounded() for row in rows]
+        scores = [bounded(row.token, row.scores) for row in rows]
         bounds = sum(count for _, count in scores)
         return reply([row for row, _ in scores], words, endpoint.usage, bounds=bounds)
 
