@@ -1,4 +1,4 @@
-"""How much faster the Hugging Face backend scores a generation than a plain loop does.
+"""Speed of the backend `hf` on a generation, as a ratio to a plain loop.
 
 The plain loop is what one writes first: one candidate at a time, 32 rows padded to the longest
 under an attention mask, logits of the whole vocabulary at every position, in float32. Both sides

@@ -1,4 +1,4 @@
-"""What a call costs as the search grows: dimension, prompt length, rows, population.
+"""Time of a call by the size of the search: dimension, prompt length, rows, population.
 
     python benchmarks/cost.py                                # random weights, SmolLM2-135M's shape
     python benchmarks/cost.py --model FOLDER --out cost.svg  # a model of your own, and the figure

@@ -1,4 +1,4 @@
-"""What the loop around a backend costs: a run against a backend that answers at once.
+"""Overhead of the loop around a backend, measured on a backend that answers at once.
 
     python benchmarks/loop_overhead.py
 

@@ -1,4 +1,4 @@
-"""What our optimizers add to the libraries they wrap, in one process and one run.
+"""Overhead of our optimizers over the libraries that they wrap, in one process and one run.
 
     python benchmarks/optimizers.py
 

@@ -1,4 +1,4 @@
-"""What a backend behind HTTP costs beside its server: against a client that only sends bytes.
+"""Overhead of a backend behind HTTP, compared with a client that only sends bytes.
 
     python benchmarks/remote_throughput.py                  # our own service, started for this
     python benchmarks/remote_throughput.py --backend vllm --url U --model M --api-key-file F

@@ -1,4 +1,4 @@
-"""What one key, or nobody's, can do to a service: three floods, and what is left for others.
+"""Three floods of a service, with and without a key, and the throughput left for other keys.
 
     python benchmarks/service_abuse.py
 

@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Settings of all tests, and a summary of skipped ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ settings.load_profile("any machine")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what was left out for want of a server."""
+    """Report the tests that were skipped because a server is missing."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in skipped]
     for reason in dict.fromkeys(reason for reason in reasons if "`make test-" in reason):

@@ -1,4 +1,4 @@
-"""Where the extra is missing there is nothing to test."""
+"""Skips these tests if a package of the extra `serve` is missing."""
 
 from __future__ import annotations
 
