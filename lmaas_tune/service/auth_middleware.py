@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.service.errors import ApiError, internal, stopping, too_large
@@ -17,7 +18,7 @@ from lmaas_tune.service.key_quota import BodyBuffer, QuotaMeter
 from lmaas_tune.service.log import Log, described
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -184,11 +185,13 @@ class AuthMiddleware:
         body = bytearray()
         try:
             with anyio.fail_after(self._limits.body_seconds):
-                async for part in _parts(receive):
+                async for part in Request(scope, receive).stream():
                     self._check_size(len(body) + len(part))
                     self._buffer.take(context.key.name, len(part))
                     context.bytes_up += len(part)
                     body += part
+        except ClientDisconnect:
+            raise ApiError("client_gone", "the client disconnected") from None
         except TimeoutError:
             raise ApiError(
                 "timeout",
@@ -228,21 +231,6 @@ def _echo(scope: Scope) -> list[tuple[bytes, bytes]]:
     """The header with the id of the request, by which a client matches answer and request."""
     request_id = dict(scope["headers"]).get(b"request-id", b"")
     return [(b"request-id", request_id)] if _REQUEST_ID.fullmatch(request_id) else []
-
-
-async def _parts(receive: Receive) -> AsyncIterator[bytes]:
-    """The body as it arrives.
-
-    Raises:
-        ApiError: The client disconnected before its end.
-    """
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ApiError("client_gone", "the client disconnected")
-        yield message.get("body", b"")
-        more = message.get("more_body", False)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
