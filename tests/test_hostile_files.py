@@ -322,7 +322,7 @@ def test_a_journal_line_nested_too_deeply_is_told(
 @given(data=st.data())
 @fuzzed
 def test_any_damage_to_a_run_of_a_comparison_is_told(tmp_path: Path, data: Any) -> None:
-    from lmaas_tune.lab.comparison_result import ComparisonResult
+    from lmaas_tune.lab.report import ComparisonResult
     from tests.lab import made
 
     content = [

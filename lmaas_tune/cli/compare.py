@@ -25,12 +25,12 @@ from lmaas_tune.cli.arguments import (
 from lmaas_tune.cli.formatting import count, number
 from lmaas_tune.cli.search_flags import add_settings, add_template_flags, label_words, read_settings
 from lmaas_tune.errors import InputError, MissingExtraError
+from lmaas_tune.lab.comparison import OptimizerSpec
 from lmaas_tune.lab.early_stopping import EarlyStop
-from lmaas_tune.lab.optimizer_spec import OptimizerSpec
 from lmaas_tune.lab.tasks import NamedTask, read_tasks
 
 if TYPE_CHECKING:
-    from lmaas_tune.lab.comparison_result import ComparisonResult
+    from lmaas_tune.lab.report import ComparisonResult
     from lmaas_tune.lab.significance import Significance
 
 _TASK = ("train", "validation", "test", "template", "labels", "shots")
@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def result_text(result: ComparisonResult) -> str:
     """The ranking and its significance test, as text."""
-    from lmaas_tune.lab.statistics import plain
+    from lmaas_tune.lab.analysis import plain
 
     ranking = plain(result.ranking)
     width = max(len(line["optimizer"]) for line in ranking)

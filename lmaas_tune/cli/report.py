@@ -33,7 +33,7 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read the results, and write the report."""
     need("a report", "jinja2", "plotly", "scipy", "statsmodels")
-    from lmaas_tune.lab.comparison_result import ComparisonResult
+    from lmaas_tune.lab.report import ComparisonResult
 
     result = ComparisonResult.of(*arguments.stores, target=arguments.target)
     path = result.report(arguments.output)

@@ -1,20 +1,40 @@
-"""The runs of a comparison with their statistics, each computed when it is first used."""
+"""The runs of a comparison and their statistics, as pandas frames that are computed when used.
+
+A *block* is one task with one seed. In it all optimizers had the same rows, the same subspace and
+the same budget, so losses are compared within a block only. A block without a loss of every
+optimizer is left out, and counted.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.lab import statistics
-from lmaas_tune.lab.record import Record
-from lmaas_tune.lab.significance import Significance, significance
+from lmaas_tune.lab.record import Curve, Record
+from lmaas_tune.lab.significance import Significance, blocks, significance
 
-if TYPE_CHECKING:
-    import pandas as pd
+GRID = 120
+"""Maximum number of points of a curve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Loss against calls of one optimizer on one task: median and quartiles over seeds."""
+
+    task: str
+    optimizer: str
+    runs: int
+    calls: Sequence[int]
+    low: Sequence[float]
+    median: Sequence[float]
+    high: Sequence[float]
 
 
 def check_target(target: float | None) -> None:
@@ -45,65 +65,15 @@ class Analysis:
 
     def __post_init__(self) -> None:
         check_target(self.target)
-        if not any(record.done for record in self.records):
+        if not self._done:
             raise InputError(
                 f"not one of {len(self.records)} runs succeeded, so there is nothing to compare; "
                 f"the first says: {self.records[0].reason}"
             )
 
     @cached_property
-    def judged_on(self) -> statistics.Part:
-        """Rows of the final losses: the first of test, validation and train that all tasks have."""
-        return statistics.judged_on(self.records)
-
-    @property
-    def loss_name(self) -> str:
-        """The loss on these rows: the cross-entropy on test rows, else the search's objective."""
-        if self.judged_on == "test":
-            return "cross-entropy"
-        return str(self.records[0].conditions.get("objective", "loss")).replace("_", " ")
-
-    @cached_property
-    def frame(self) -> pd.DataFrame:
-        """One line a run: task, optimizer, seed, status, loss, accuracy, calls and seconds."""
-        return statistics.frame(self.records, self.judged_on)
-
-    @cached_property
-    def ranking(self) -> pd.DataFrame:
-        """One line an optimizer, best first, see `lmaas_tune.lab.statistics.ranking`."""
-        return statistics.ranking(self.frame)
-
-    @cached_property
-    def by_task(self) -> pd.DataFrame:
-        """One line for each task and optimizer, see `lmaas_tune.lab.statistics.by_task`."""
-        return statistics.by_task(self.frame)
-
-    @cached_property
-    def tests(self) -> Significance:
-        """Friedman's and Wilcoxon's tests, or the reasons why they were not made."""
-        return significance(self.frame)
-
-    @cached_property
-    def calls_to_target(self) -> pd.DataFrame:
-        """One line for each task and optimizer, see `lmaas_tune.lab.statistics.calls_to_target`."""
-        targets = statistics.common_target(self.records)
-        if self.target is not None:
-            targets = dict.fromkeys(targets, self.target)
-        return statistics.calls_to_target(self.records, targets)
-
-    @cached_property
-    def times(self) -> pd.DataFrame:
-        """One line an optimizer, the fastest first, see `lmaas_tune.lab.statistics.times`."""
-        return statistics.times(self.frame)
-
-    def curves(self, what: str = "lowest_loss") -> Sequence[statistics.Band]:
-        """Loss against calls, with bands.
-
-        Args:
-            what: ``lowest_loss`` (of training) or ``kept_loss`` (of the prompt that is kept, on
-                the rows that choose).
-        """
-        return statistics.curves(self.records, what)
+    def _done(self) -> list[Record]:
+        return [record for record in self.records if record.done]
 
     @property
     def failed(self) -> list[Record]:
@@ -114,3 +84,223 @@ class Analysis:
     def stopped_early(self) -> list[Record]:
         """The runs that the rule for early stopping ended."""
         return [record for record in self.records if record.status == "stopped early"]
+
+    @cached_property
+    def judged_on(self) -> str:
+        """Rows of the final losses: the first of test, validation and train that all tasks have."""
+        for part in ("test", "validation"):
+            if all(record.rows.get(part) is not None for record in self.records):
+                return part
+        return "train"
+
+    @property
+    def loss_name(self) -> str:
+        """The loss on these rows: the cross-entropy on test rows, else the search's objective."""
+        if self.judged_on == "test":
+            return "cross-entropy"
+        return str(self.records[0].conditions.get("objective", "loss")).replace("_", " ")
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One line a run; `loss` and `accuracy` are those that count, NaN for a failed run."""
+        part = self.judged_on
+        lines = [
+            {
+                "task": record.task,
+                "optimizer": record.method,
+                "seed": record.seed,
+                "status": record.status,
+                "loss": record.loss(part) if record.done else math.nan,
+                "accuracy": record.accuracy(part) if record.done else math.nan,
+                "calls": record.spent.get("calls", 0),
+                "search_seconds": record.spent.get("seconds", 0.0),
+                "optimizer_seconds": record.optimizer_seconds,
+                "wall_seconds": record.wall_seconds,
+            }
+            for record in self.records
+        ]
+        runs: pd.DataFrame = pd.DataFrame(lines)
+        return runs
+
+    @cached_property
+    def ranking(self) -> pd.DataFrame:
+        """One line an optimizer, best first by mean rank, then by mean loss.
+
+        Ranks, losses and accuracies are those of the blocks that all optimizers have, so that none
+        gains by missing a hard task; an optimizer without such a block has losses and accuracies of
+        all its runs.
+
+        `mean_rank` is over blocks; `loss_mean` and `accuracy_mean` are means over tasks of the
+        means over seeds; `loss_std` and `accuracy_std` are pooled over tasks; `loss_median` is the
+        mean over tasks of the medians; `calls_mean` is that of the runs that succeeded.
+        """
+        runs = self.frame
+        table = blocks(runs)
+        in_whole = runs.set_index(["task", "seed"]).index.isin(table.index)
+        shared = runs[in_whole | ~runs["optimizer"].isin(runs["optimizer"][in_whole])]
+        by_task = shared.groupby(["optimizer", "task"])[["loss", "accuracy"]]
+        mean, median = (of.groupby("optimizer").mean() for of in (by_task.mean(), by_task.median()))
+        std = np.sqrt(by_task.var().groupby("optimizer").mean())
+        own, status = runs.groupby("optimizer"), runs.groupby("optimizer")["status"]
+        found = pd.DataFrame(
+            {
+                "mean_rank": table.rank(axis="columns").mean(),
+                "loss_mean": mean["loss"],
+                "loss_std": std["loss"],
+                "loss_median": median["loss"],
+                "accuracy_mean": mean["accuracy"],
+                "accuracy_std": std["accuracy"],
+                "calls_mean": runs[runs["status"] != "failed"].groupby("optimizer")["calls"].mean(),
+                "runs": own.size(),
+                "stopped_early": status.agg(lambda status: (status == "stopped early").sum()),
+                "failed": status.agg(lambda status: (status == "failed").sum()),
+            },
+            index=pd.Index(runs["optimizer"].unique(), name="optimizer"),
+        )
+        return _sorted(found, "mean_rank", "loss_mean")
+
+    @cached_property
+    def by_task(self) -> pd.DataFrame:
+        """One line for each task and optimizer, a task's lowest mean loss first.
+
+        It has the number of `runs` with a loss; mean, std and median over seeds of `loss` and
+        `accuracy`.
+        """
+        grouped = self.frame.groupby(["task", "optimizer"], sort=False)
+        found = grouped[["loss", "accuracy"]].agg(["mean", "std", "median"])
+        found.columns = ["_".join(names) for names in found.columns]
+        found.insert(0, "runs", grouped["loss"].count())
+        return _sorted(found, "task", "loss_mean")
+
+    @cached_property
+    def tests(self) -> Significance:
+        """Friedman's and Wilcoxon's tests, or the reasons why they were not made."""
+        return significance(self.frame)
+
+    @cached_property
+    def calls_to_target(self) -> pd.DataFrame:
+        """How soon the training loss reached the target of its task.
+
+        One line for each task and optimizer, a task's soonest first: `target`, `runs`, those that
+        `reached` it, `calls_median` over all runs, where one that never reached it counts as later
+        than all that did (NaN if these are half of them or more), and `calls_a_success`, all calls
+        until then divided by `reached` (the expected running time of COCO, Hansen et al., 2016).
+        """
+        lines = [
+            (run.task, run.method, _lowest(run), run.spent.get("calls", 0)) for run in self._done
+        ]
+        runs = pd.DataFrame(lines, columns=["task", "optimizer", "lowest", "spent"])
+        median = runs.groupby("task")["lowest"].transform("median")
+        runs["target"] = median if self.target is None else self.target
+        calls = [run.curve.calls_to(at) for run, at in zip(self._done, runs["target"], strict=True)]
+        runs["calls"] = [math.inf if own is None else own for own in calls]
+        runs["reached"] = np.isfinite(runs["calls"])
+        runs["until"] = runs["calls"].where(runs["reached"], runs["spent"])
+        found = runs.groupby(["task", "optimizer"], sort=False).agg(
+            target=("target", "first"),
+            runs=("calls", "size"),
+            reached=("reached", "sum"),
+            calls_median=("calls", "median"),
+            until=("until", "sum"),
+        )
+        found["calls_a_success"] = found.pop("until") / found["reached"]
+        found["missed"] = 1 - found["reached"] / found["runs"]
+        found = _sorted(found, "task", "calls_a_success", "missed").drop(columns="missed")
+        finite: pd.DataFrame = found.replace(math.inf, math.nan)
+        return finite
+
+    @cached_property
+    def times(self) -> pd.DataFrame:
+        """Seconds in ask and tell, and in whole runs; one line an optimizer, the fastest first."""
+        done = self.frame[self.frame["status"] != "failed"].groupby("optimizer", sort=False)
+        seconds = done["optimizer_seconds"].sum()
+        found = pd.DataFrame(
+            {
+                "seconds_per_100_calls": 100 * seconds / done["calls"].sum(),
+                "share_of_search": seconds / done["search_seconds"].sum(),
+                "seconds_a_run": done["optimizer_seconds"].mean(),
+                "wall_seconds_a_run": done["wall_seconds"].mean(),
+            }
+        )
+        return _sorted(found.replace(math.inf, math.nan), "seconds_per_100_calls")
+
+    def curves(self, what: str = "lowest_loss") -> list[Band]:
+        """Loss against calls, with bands; a run that has ended keeps its last loss.
+
+        Args:
+            what: ``lowest_loss`` (of training) or ``kept_loss`` (of the prompt that is kept, on
+                the rows that choose).
+        """
+        known = {run.key: _known(run.curve, what) for run in self._done}
+        known = {key: curve for key, curve in known.items() if len(curve)}
+        lines = []
+        for task in dict.fromkeys(task for task, _, _ in known):
+            own = {key[1:]: curve for key, curve in known.items() if key[0] == task}
+            # from where all have begun
+            table = pd.concat(own, axis="columns").sort_index().ffill().dropna()
+            chosen = np.linspace(0, len(table) - 1, min(GRID, len(table))).round().astype(int)
+            table = table.iloc[chosen]
+            for method in dict.fromkeys(method for method, _ in own):
+                losses = table[method].to_numpy()
+                low, median, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=1).tolist()
+                lines.append(
+                    Band(
+                        task=task,
+                        optimizer=method,
+                        runs=losses.shape[1],
+                        calls=table.index.tolist(),
+                        low=low,
+                        median=median,
+                        high=high,
+                    )
+                )
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the curves, as plain values."""
+        names = ("ranking", "by_task", "calls_to_target", "times")
+        return {
+            "judged_on": self.judged_on,
+            "tests": asdict(self.tests),
+            **{name: plain(getattr(self, name)) for name in names},
+            "runs": [_run_json(record) for record in self.records],
+        }
+
+
+_RUN = ("task", "optimizer", "seed", "status", "reason", "final", "spent", "notes")
+
+
+def _run_json(record: Record) -> dict[str, Any]:
+    content = {**asdict(record), "optimizer": record.method}
+    return {name: content[name] for name in (*_RUN, "optimizer_seconds", "wall_seconds")}
+
+
+def plain(lines: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame as plain values, with None for NaN."""
+    records = lines.astype(object).where(lines.notna(), None).to_dict(orient="records")
+    return [{str(name): value for name, value in record.items()} for record in records]
+
+
+def _sorted(lines: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """Lines by the names in their index and sorted by columns; tasks keep their order."""
+    lines = lines.reset_index()
+
+    def place(column: pd.Series[Any]) -> Any:
+        if column.name != "task":
+            return column
+        return column.map({task: place for place, task in enumerate(column.unique())})
+
+    found: pd.DataFrame = lines.sort_values(list(by), kind="stable", ignore_index=True, key=place)
+    return found
+
+
+def _known(curve: Curve, what: str) -> pd.Series[Any]:
+    """Losses by calls, where there was one."""
+    losses: Any = pd.Series(getattr(curve, what), list(curve.calls), dtype=float).dropna()
+    known: pd.Series[Any] = losses[~losses.index.duplicated(keep="last")]
+    return known
+
+
+def _lowest(record: Record) -> float:
+    known = [loss for loss in record.curve.lowest_loss if loss is not None]
+    return known[-1] if known else math.inf

@@ -31,12 +31,15 @@ from lmaas_tune.calls.meter import Budget
 from lmaas_tune.dataset import default_template, default_verbalizer
 from lmaas_tune.errors import InputError
 from lmaas_tune.extras import need
-from lmaas_tune.lab.backend_choice import BackendChoice, MakeBackend
-from lmaas_tune.lab.comparison import COMPARISON
+from lmaas_tune.lab.comparison import (
+    COMPARISON,
+    BackendChoice,
+    MakeBackend,
+    OptimizerSpec,
+    optimizer_specs,
+)
 from lmaas_tune.lab.early_stopping import EarlyStop
-from lmaas_tune.lab.optimizer_spec import OptimizerSpec, optimizer_specs
-from lmaas_tune.lab.plan import check_listed
-from lmaas_tune.lab.pool import run_in_workers
+from lmaas_tune.lab.pool import check_listed, run_in_workers
 from lmaas_tune.lab.record import Curve, Record
 from lmaas_tune.lab.search_run import SearchRun, close_backend
 from lmaas_tune.lab.store import Store
@@ -48,7 +51,7 @@ from lmaas_tune.settings import Settings, preset
 from lmaas_tune.task import Task, Template, Verbalizer
 
 if TYPE_CHECKING:
-    from lmaas_tune.lab.comparison_result import ComparisonResult
+    from lmaas_tune.lab.report import ComparisonResult
 
 _LIMITS = frozenset({"calls", "sequences", "tokens", "seconds", "money"})
 
@@ -100,7 +103,7 @@ def compare(
     """
     need("a comparison", "joblib", "scipy", "statsmodels")
     from lmaas_tune.lab.analysis import check_target
-    from lmaas_tune.lab.comparison_result import ComparisonResult
+    from lmaas_tune.lab.report import ComparisonResult
 
     check_target(target)
     if jobs is not None and jobs < 1:

@@ -1,4 +1,7 @@
-"""Execution of many runs: one after the other, or through joblib in processes or on a cluster."""
+"""The runs of an experiment, made one after the other, or through joblib in processes or a cluster.
+
+A run that was cut short is resumed, and counts only once it has ended.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,86 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 from tqdm import tqdm
 
-from lmaas_tune.errors import PermanentError
+from lmaas_tune.data import Rows
+from lmaas_tune.errors import InputError, PermanentError
 from lmaas_tune.journal import FILE_NAME as JOURNAL
-from lmaas_tune.lab.plan import Run
-from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.record import Key, Record
 from lmaas_tune.lab.store import Store
 from lmaas_tune.notes import OnNote
+from lmaas_tune.result import TuneResult
+from lmaas_tune.tuner import Tuner
 from lmaas_tune.typed_json import parse_object
+
+
+class Run(Protocol):
+    """A run that is to be made, in this process or in a worker."""
+
+    @property
+    def key(self) -> Key:
+        """Identifies the run within its experiment."""
+        ...
+
+    def record(self, identity: str) -> Record:
+        """The record of the run before it is made.
+
+        Args:
+            identity: The backend's, or "" if it is not known.
+        """
+        ...
+
+    def make(self, store: Store) -> Record:
+        """Make the run, or resume it from its journal.
+
+        An error of the model or the method is in the record, so that other runs go on.
+
+        Raises:
+            InputError: No run of the experiment can be made.
+            StorageError: The folder of the run cannot be written.
+        """
+        ...
+
+
+def check_listed(what: str, names: Sequence[object]) -> None:
+    """Check that names are given, each once.
+
+    Raises:
+        InputError: There is none, or one is repeated.
+    """
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{what}={list(names)}: give some, each once")
+
+
+def fit_whole(tuner: Tuner, train: Rows, validation: Rows | None, *, folder: Path) -> TuneResult:
+    """The result of a run, which goes on where it was cut short.
+
+    Args:
+        tuner: With its `out`.
+        train: See `Tuner.fit`.
+        validation: See `Tuner.fit`.
+        folder: That `out`.
+
+    Raises:
+        KeyboardInterrupt: The user ended the run; it can go on.
+        InputError: It was begun under a larger budget, and spent more than this one.
+    """
+    journal = folder / JOURNAL
+    resume = journal.exists() and journal.stat().st_size > 0
+    result = tuner.fit(train, validation, resume=resume)
+    if not result.finished:
+        raise KeyboardInterrupt
+    most = tuner.settings.budget.calls
+    if most is not None and result.spent.calls > most:
+        raise InputError(
+            f"its journal holds {result.spent.calls} calls, and the budget is {most}: delete "
+            f"{folder}, and the same command makes the run anew"
+        )
+    return result
+
 
 Bar: TypeAlias = "tqdm[Any]"
 

@@ -1,16 +1,18 @@
-"""The report of a comparison."""
+"""`ComparisonResult`: the result of a comparison, with its report as HTML."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmaas_tune.lab.analysis import Analysis
+from lmaas_tune.lab.analysis import Analysis, Band
+from lmaas_tune.lab.comparison import COMPARISON
 from lmaas_tune.lab.record import Record
 from lmaas_tune.lab.significance import Friedman, Significance
-from lmaas_tune.lab.statistics import Band
+from lmaas_tune.lab.store import Store, read_stores
 from lmaas_tune.reports.html import (
     NONE,
     Column,
@@ -37,19 +39,30 @@ _ROWS = {
 _TASK, _OPTIMIZER = Column("Task", "task"), Column("Optimizer", "optimizer")
 
 
-def write_comparison(result: Analysis, path: Path) -> Path:
-    """Write the report of a comparison, see `ComparisonResult.report`."""
-    sections = [
-        _ranking(result),
-        _curves(result),
-        _final(result),
-        _target(result),
-        _tests(result),
-        _times(result),
-        _runs(result),
-        _conditions(result.records),
-    ]
-    return write_page("Comparison of optimizers", _summary(result), sections, path)
+@dataclass(frozen=True, eq=False)
+class ComparisonResult(Analysis):
+    """The result of a comparison, see `Analysis`."""
+
+    @classmethod
+    def of(cls, *stores: str | os.PathLike[str], target: float | None = None) -> ComparisonResult:
+        """The result of all runs in some folders or files of records.
+
+        Raises:
+            InputError: There are none, they are of comparisons that differ, or all failed.
+            StorageError: A file is damaged.
+        """
+        return cls(read_stores([Store(Path(place), COMPARISON) for place in stores]), target)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write all this as one HTML file, which needs no network.
+
+        Raises:
+            MissingExtraError: jinja2 or plotly is not installed.
+            StorageError: The file cannot be written.
+        """
+        parts = (_ranking, _curves, _final, _target, _tests, _times, _runs, _conditions)
+        sections = [part(self) for part in parts]
+        return write_page("Comparison of optimizers", _summary(self), sections, Path(path))
 
 
 def _summary(result: Analysis) -> list[str]:
@@ -350,7 +363,8 @@ def _runs(result: Analysis) -> Section:
     return Section(title="Runs", text=text, tables=[table for table in tables if table.lines])
 
 
-def _conditions(records: Sequence[Record]) -> Section:
+def _conditions(result: Analysis) -> Section:
+    records = result.records
     tasks = Table(
         "The tasks",
         list({record.task: record for record in records}.values()),

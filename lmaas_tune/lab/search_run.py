@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, StorageError
-from lmaas_tune.lab.backend_choice import BackendChoice
+from lmaas_tune.lab.comparison import BackendChoice, OptimizerSpec
 from lmaas_tune.lab.early_stopping import EarlyStop, FallenBehindError, Judge
-from lmaas_tune.lab.optimizer_spec import OptimizerSpec
+from lmaas_tune.lab.pool import fit_whole
 from lmaas_tune.lab.record import Curve, FinalScore, Key, Record, Status, failure
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import Split
-from lmaas_tune.lab.whole_fit import fit_whole
 from lmaas_tune.registry import name_of
 from lmaas_tune.result import TuneResult
 from lmaas_tune.settings import Settings
@@ -66,7 +65,7 @@ class SearchRun:
         return self.task, self.spec.label, self.seed
 
     def record(self, identity: str) -> Record:
-        """See `lmaas_tune.lab.plan.Run`."""
+        """See `lmaas_tune.lab.pool.Run`."""
         settings = self.settings.to_json()
         settings["optimizer"] = name_of(self.spec.optimizer)
         rule = self.early_stop
@@ -88,7 +87,7 @@ class SearchRun:
         )
 
     def make(self, store: Store) -> Record:
-        """See `lmaas_tune.lab.plan.Run`."""
+        """See `lmaas_tune.lab.pool.Run`."""
         with _TURN:
             client = _client(self.backend)
             if self.identity is not None and client.identity != self.identity:

@@ -1,7 +1,7 @@
 """Tests of the differences between optimizers, by scipy and statsmodels.
 
-They compare losses within blocks, see `lmaas_tune.lab.statistics`. None stands for a number that
-does not exist.
+They compare losses within blocks, see `lmaas_tune.lab.analysis`. None stands for a number that does
+not exist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lmaas_tune.lab.record import Number
-from lmaas_tune.lab.statistics import DECIMALS, blocks
 from lmaas_tune.prompts import FloatArray
 
 if TYPE_CHECKING:
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 """Significance level."""
+
+DECIMALS = 6
+"""Losses that agree in this number of decimals are equal: the rest is rounding of the machine."""
 
 RESAMPLES = 9999
 """Number of random permutations if there are too many to try all: more than 13 differences."""
@@ -85,6 +87,16 @@ class Significance:
     tasks: int
     friedman_over_tasks: Friedman
     pairs: Pairs
+
+
+def blocks(runs: pd.DataFrame) -> pd.DataFrame:
+    """(blocks, optimizers) losses of the whole blocks, rounded to `DECIMALS`.
+
+    An optimizer without any loss is left out; else no block would be whole.
+    """
+    table = runs.pivot(index=["task", "seed"], columns="optimizer", values="loss").round(DECIMALS)
+    whole: pd.DataFrame = table.dropna(axis="columns", how="all").dropna(axis="index")
+    return whole
 
 
 def significance(runs: pd.DataFrame) -> Significance:

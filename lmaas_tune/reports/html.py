@@ -27,7 +27,7 @@ class Column:
     """A column of a table.
 
     Attributes:
-        head: Its head.
+        head: Its title.
         value: Attribute of a line, or several separated by spaces, or a function of a line.
         show: Formats the value (a tuple for several attributes); columns without it hold text,
             all others are aligned as numbers.
@@ -50,14 +50,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table of `lines`; the first column names a row, a note stands below.
 
-    Attributes:
-        caption: Its caption.
-        lines: The values that its rows show.
-        columns: The first one names its row.
-        note: A sentence below it.
-        folded: Whether it is collapsed at first.
+    A folded table is collapsed at first.
     """
 
     caption: str
@@ -75,8 +70,7 @@ class Series:
         name: In the legend.
         x: Positions.
         y: Heights; empty in a figure of dots, where the name is the height.
-        low: Lower edge of a band around y.
-        high: Its upper edge.
+        low: Lower edge of a band around y; `high` is the upper one.
         text: Label of each dot.
         dots: Whether the points are not joined by a line.
         stepped: Whether a value holds until the next one.
@@ -98,11 +92,8 @@ class Figure:
 
     Attributes:
         anchor: Its id in the page.
-        caption: Its caption.
-        kind: ``lines`` or ``dots``.
         x: Title of the axis.
         y: Title of the axis; a figure of dots has none.
-        series: Its content.
         target: A height to be marked.
     """
 
@@ -181,19 +172,12 @@ def whole(value: object) -> str:
     return str(value)
 
 
-def number(value: float | None) -> str:
-    """Four digits, or a dash for none."""
-    return NONE if value is None or not math.isfinite(value) else f"{value:.4g}"
+def _formatted(how: str) -> Callable[[float | None], str]:
+    return lambda value: NONE if value is None or not math.isfinite(value) else format(value, how)
 
 
-def loss(value: float | None) -> str:
-    """Four decimals, or a dash for none."""
-    return NONE if value is None or not math.isfinite(value) else f"{value:.4f}"
-
-
-def percent(value: float | None) -> str:
-    """A share, or a dash for none."""
-    return NONE if value is None or not math.isfinite(value) else f"{value:.1%}"
+number, loss, percent = _formatted(".4g"), _formatted(".4f"), _formatted(".1%")
+"""Four digits, four decimals, or a share; each gives a dash for none."""
 
 
 def spread(show: Callable[[float | None], str]) -> Callable[[tuple[Any, Any]], str]:

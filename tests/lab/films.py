@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lmaas_tune import ScoreReply, ScoreRequest, Soft, compare
-from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.optimizers import NamedTask
+from lmaas_tune.lab.report import ComparisonResult
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.settings import Settings

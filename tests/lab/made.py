@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.record import Curve, FinalScore, Record, RowSet
+from lmaas_tune.lab.report import ComparisonResult
 
 PLAIN = Record(
     task="films",

@@ -18,8 +18,8 @@ import pytest
 
 from lmaas_tune import InputError, StorageError, TunedPrompt, Tuner
 from lmaas_tune.errors import PermanentError
-from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.optimizers import EarlyStop, NamedTask, OptimizerSpec
+from lmaas_tune.lab.report import ComparisonResult
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.testing.toy import ToyBackend

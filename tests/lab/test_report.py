@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmaas_tune import MissingExtraError, StorageError, Tuner
-from lmaas_tune.lab.comparison_result import ComparisonResult
+from lmaas_tune.lab.report import ComparisonResult
 from lmaas_tune.testing.toy import ToyBackend
 from tests.lab.films import FILMS, SMALL
 from tests.lab.made import a_comparison, run, table

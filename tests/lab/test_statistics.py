@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lmaas_tune import InputError
-from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.record import Curve, Record
+from lmaas_tune.lab.report import ComparisonResult
 from lmaas_tune.lab.significance import friedman, pairs
-from lmaas_tune.lab.statistics import curves
 from tests.lab.made import run, table
 
 THREE = {"a": [0.1, 0.2, 0.3, 0.4], "b": [0.2, 0.3, 0.4, 0.6], "c": [0.3, 0.1, 0.5, 0.5]}
@@ -209,7 +208,7 @@ def test_a_test_that_is_made_could_have_told(optimizers: int, seeds: int) -> Non
 
 def test_a_curve_is_the_median_over_seeds_with_its_quartiles() -> None:
     records = [run("a", seed, losses=[seed, seed / 2], calls=[10, 30]) for seed in range(1, 6)]
-    (line,) = curves(records, "lowest_loss")
+    (line,) = ComparisonResult(records).curves()
     assert line.calls == [10, 30]
     assert (line.low[0], line.median[0], line.high[0]) == (2, 3, 4)
     assert line.median[1] == 1.5
@@ -218,7 +217,7 @@ def test_a_curve_is_the_median_over_seeds_with_its_quartiles() -> None:
 def test_a_loss_holds_until_the_next_and_after_the_end() -> None:
     short = run("a", 1, losses=[0.8, 0.2], calls=[5, 10])
     long = run("b", 1, losses=[0.9, 0.6, 0.5], calls=[7, 20, 40])
-    a, b = curves([short, long], "lowest_loss")
+    a, b = ComparisonResult([short, long]).curves()
     assert a.calls == b.calls == [7, 10, 20, 40]  # from where both have begun
     assert a.median == [0.8, 0.2, 0.2, 0.2]
     assert b.median == [0.9, 0.9, 0.6, 0.5]
@@ -226,7 +225,7 @@ def test_a_loss_holds_until_the_next_and_after_the_end() -> None:
 
 def test_a_run_that_failed_has_no_part_in_a_curve() -> None:
     failed = run("a", 2, losses=[9.0], calls=[1], status="failed")
-    (line,) = curves([run("a", 1), failed], "lowest_loss")
+    (line,) = ComparisonResult([run("a", 1), failed]).curves()
     assert line.runs == 1
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from lmaas_tune import InputError, StorageError
 from lmaas_tune.lab.comparison import COMPARISON
-from lmaas_tune.lab.comparison_result import ComparisonResult
 from lmaas_tune.lab.paper import TABLE, read_table
 from lmaas_tune.lab.paper.cell import conditions_of
 from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.report import ComparisonResult
 from lmaas_tune.lab.store import Store
 from tests.lab.films import compare_films
 from tests.lab.made import run

@@ -109,12 +109,7 @@ def _fit(
             parts = [network(scale(look(chunk))) for chunk in slices(examples, _ROWS)]
         return torch.cat(parts).double().numpy()
 
-    return FittedBaseline(
-        parameters=sum(weight.numel() for weight in parameters),
-        steps=trained.steps,
-        validation_loss=trained.validation_loss,
-        score=score,
-    )
+    return FittedBaseline(**vars(trained), score=score)
 
 
 class _Scale:

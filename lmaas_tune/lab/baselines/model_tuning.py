@@ -44,12 +44,7 @@ def fit(job: Job, settings: ModelTuningSettings) -> FittedBaseline:
             parts = [classifier(chunk) for chunk in slices(ids, _ROWS)]
         return torch.cat(parts).double().cpu().numpy()
 
-    return FittedBaseline(
-        parameters=sum(weight.numel() for weight in classifier.parameters),
-        steps=trained.steps,
-        validation_loss=trained.validation_loss,
-        score=score,
-    )
+    return FittedBaseline(**vars(trained), score=score)
 
 
 def _texts(job: Job, examples: Sequence[Example]) -> list[str]:

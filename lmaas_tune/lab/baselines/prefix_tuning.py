@@ -55,12 +55,7 @@ def fit(job: Job, settings: PrefixTuningSettings) -> FittedBaseline:
         with torch.no_grad():
             return read(examples)(range(len(examples))).numpy()
 
-    return FittedBaseline(
-        parameters=sum(weight.numel() for weight in parameters),
-        steps=trained.steps,
-        validation_loss=trained.validation_loss,
-        score=score,
-    )
+    return FittedBaseline(**vars(trained), score=score)
 
 
 def _starting_tokens(job: Job, length: int) -> list[int]:

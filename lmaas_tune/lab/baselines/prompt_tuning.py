@@ -20,10 +20,9 @@ from lmaas_tune.task import Example, Task
 
 if TYPE_CHECKING:
     from lmaas_tune_adapters.hf import HFBackend
-    from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 
-class PromptScorer:
+class PromptScorer(LabelScorer):
     """The scores of a soft prompt on fixed rows, as a differentiable function.
 
     It returns the same as `HFBackend.score`: (rows, labels) log-probabilities of the label words,
@@ -45,29 +44,9 @@ class PromptScorer:
     def __init__(
         self, backend: HFBackend, task: Task, examples: Sequence[Example], like: SoftPrompt
     ) -> None:
-        self._score = _scorer(backend.open_box(), task, examples, like)
-
-    def __len__(self) -> int:
-        return len(self._score)
-
-    def __call__(self, vectors: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
-        """Score.
-
-        Args:
-            vectors: (L, H), with or without a gradient.
-            rows: Indices of the rows, all by default.
-
-        Returns:
-            (rows, labels) float64, on the processor.
-        """
-        return self._score(vectors, rows)
-
-
-def _scorer(
-    box: WhiteBox, task: Task, examples: Sequence[Example], like: SoftPrompt
-) -> LabelScorer:
-    batch = task.template.batch(examples)
-    return LabelScorer(box, ScoreRequest(like, batch, task.verbalizer.candidates))
+        batch = task.template.batch(examples)
+        request = ScoreRequest(like, batch, task.verbalizer.candidates)
+        super().__init__(backend.open_box(), request)
 
 
 def fit(job: Job, settings: PromptTuningSettings) -> FittedBaseline:
@@ -82,18 +61,12 @@ def fit(job: Job, settings: PromptTuningSettings) -> FittedBaseline:
     vectors = torch.nn.Parameter(torch.tensor(start.vectors, device=box.loaded.model.device))
 
     def read(examples: Sequence[Example]) -> Logits:
-        return partial(_scorer(box, job.task, examples, start), vectors)
+        return partial(LabelScorer(box, job.request(start, examples)), vectors)
 
     with seeded(job.seed):
         trained = train_on(job, settings, [vectors], read)
     prompt = SoftPrompt(vectors.detach().cpu().numpy(), start.insertion, start.anchor)
-    return FittedBaseline(
-        parameters=vectors.numel(),
-        steps=trained.steps,
-        validation_loss=trained.validation_loss,
-        prompt=prompt,
-        score=partial(job.ask, prompt),
-    )
+    return FittedBaseline(**vars(trained), prompt=prompt, score=partial(job.ask, prompt))
 
 
 def starting_prompt(job: Job, length: int | None) -> SoftPrompt:

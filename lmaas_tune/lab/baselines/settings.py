@@ -84,9 +84,8 @@ class PrefixTuningSettings(GradientSettings):
 class ModelTuningSettings(GradientSettings):
     """Model Tuning: all weights and a classification head."""
 
-    learning_rate: float = nonnegative(
-        default=5e-5
-    )  # the highest of the three of Devlin et al. (2019)
+    # the highest of the three of Devlin et al. (2019)
+    learning_rate: float = nonnegative(default=5e-5)
     epochs: int = whole(least=1, default=10)
     patience: int = whole(least=1, default=6)
 

@@ -47,13 +47,15 @@ Read: TypeAlias = Callable[[Sequence[Example]], Logits]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """The result of training.
+    """The result of training, as the fields of a `FittedBaseline`.
 
     Attributes:
+        parameters: Number of parameters.
         steps: Steps of Adam.
         validation_loss: Of the epoch whose parameters were kept; None without validation rows.
     """
 
+    parameters: int
     steps: int
     validation_loss: float | None
 
@@ -129,7 +131,11 @@ def train(
     mode(False)
     if validation is not None:
         best.restore()
-    return Trained(steps=steps, validation_loss=best.loss if validation is not None else None)
+    return Trained(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        steps=steps,
+        validation_loss=None if validation is None else best.loss,
+    )
 
 
 class _Best:

@@ -30,11 +30,10 @@ from lmaas_tune.calls.client import Client
 from lmaas_tune.lab.paper.cell import TABLE
 from lmaas_tune.lab.paper.deviations import deviations
 from lmaas_tune.lab.paper.methods import METHODS, family_of
-from lmaas_tune.lab.paper.published import PUBLISHED
 from lmaas_tune.lab.paper.rows import DataSource
 from lmaas_tune.lab.paper.run import Reproduction
 from lmaas_tune.lab.paper.setup import Setup
-from lmaas_tune.lab.paper.table import Cells, table_cells, table_text
+from lmaas_tune.lab.paper.table import PUBLISHED, Cells, table_cells, table_text
 from lmaas_tune.lab.paper.tasks import LAYOUTS, PAPER_TASKS
 from lmaas_tune.lab.record import Record
 from lmaas_tune.lab.store import Store, read_stores

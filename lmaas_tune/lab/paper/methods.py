@@ -18,7 +18,7 @@ from lmaas_tune.lab.baselines import BASELINES, fit_baseline
 from lmaas_tune.lab.paper.rows import FewShot
 from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording
-from lmaas_tune.lab.whole_fit import fit_whole
+from lmaas_tune.lab.pool import fit_whole
 from lmaas_tune.prompts import FloatArray, Soft, SoftPrompt, TextPrompt
 from lmaas_tune.prompts.soft import start_from_vocabulary
 from lmaas_tune.settings import Settings
@@ -96,8 +96,12 @@ class Method:
     searches: bool = False
 
 
-def _baseline(name: str, title: str, *, tunes_prompt: bool = False, **more: bool) -> Method:
+def _baseline(
+    name: str, *, title: str | None = None, tunes_prompt: bool = False, **more: bool
+) -> Method:
     """A method of `lmaas_tune.lab.baselines`."""
+    baseline = BASELINES[name]
+    own = asdict(baseline.settings())
 
     def make(trial: Trial) -> Outcome:
         wording = trial.wording
@@ -118,8 +122,9 @@ def _baseline(name: str, title: str, *, tunes_prompt: bool = False, **more: bool
         scores = fitted.scores(trial.rows.test)
         return Outcome(scores, fitted.parameters, notes=fitted.notes, details=details)
 
-    own = asdict(BASELINES[name].settings())
-    return Method(title=title, make=make, settings=lambda setup, task, wording: own, **more)
+    return Method(
+        title=title or baseline.title, make=make, settings=lambda setup, task, wording: own, **more
+    )
 
 
 def _search(
@@ -212,17 +217,17 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
 
 
 METHODS: Mapping[str, Method] = {
-    "prompt-tuning": _baseline("prompt-tuning", "Prompt Tuning", tunes_prompt=True),
+    "prompt-tuning": _baseline("prompt-tuning", tunes_prompt=True),
     "prompt-tuning-pretrained": _baseline(
-        "prompt-tuning", "  + Pre-trained prompt", tunes_prompt=True, pretrained=True
+        "prompt-tuning", title="  + Pre-trained prompt", tunes_prompt=True, pretrained=True
     ),
-    "p-tuning-v2": _baseline("p-tuning-v2", "P-Tuning v2"),
-    "model-tuning": _baseline("model-tuning", "Model Tuning"),
-    "manual": _baseline("manual", "Manual Prompt", varies=False),
+    "p-tuning-v2": _baseline("p-tuning-v2"),
+    "model-tuning": _baseline("model-tuning"),
+    "manual": _baseline("manual", varies=False),
     "manual-calibrated": Method(title="  + Calibration (ours)", make=_calibrated),
-    "icl": _baseline("icl", "In-Context Learning"),
-    "feature-mlp": _baseline("feature-mlp", "Feature-MLP"),
-    "feature-bilstm": _baseline("feature-bilstm", "Feature-BiLSTM"),
+    "icl": _baseline("icl"),
+    "feature-mlp": _baseline("feature-mlp"),
+    "feature-bilstm": _baseline("feature-bilstm"),
     "bbt": _search("Black-Box Tuning", Setup.bbt),
     "bbt-pretrained": _search("  + Pre-trained prompt", Setup.bbt, pretrained=True),
     "bbtv2": _search("BBTv2", Setup.bbtv2),

@@ -20,8 +20,7 @@ from lmaas_tune.lab.paper.methods import Trial, family_of, gradient_start, metho
 from lmaas_tune.lab.paper.rows import DataSource, FewShot
 from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording, paper_task
-from lmaas_tune.lab.plan import check_listed
-from lmaas_tune.lab.pool import run_serially
+from lmaas_tune.lab.pool import check_listed, run_serially
 from lmaas_tune.lab.record import FinalScore, Key, Record, RowSet, failure
 from lmaas_tune.lab.store import Store
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, negative_f1
@@ -32,7 +31,7 @@ from lmaas_tune.versions import versions
 
 @dataclass(frozen=True, eq=False)
 class TableRun:
-    """A run that is to be made; see `lmaas_tune.lab.plan.Run`.
+    """A run that is to be made; see `lmaas_tune.lab.pool.Run`.
 
     Attributes:
         planned: Its record before it is made.
@@ -48,11 +47,11 @@ class TableRun:
         return self.planned.key
 
     def record(self, identity: str) -> Record:
-        """See `lmaas_tune.lab.plan.Run`."""
+        """See `lmaas_tune.lab.pool.Run`."""
         return replace(self.planned, identity=identity)
 
     def make(self, store: Store) -> Record:
-        """See `lmaas_tune.lab.plan.Run`."""
+        """See `lmaas_tune.lab.pool.Run`."""
         began = time.perf_counter()
         try:
             record = self._made(replace(self.trial, folder=store.folder(self.key)))
@@ -135,19 +134,20 @@ class Reproduction:
         run_serially(runs, self.store, self.say)
         return [record for run in runs if (record := self.store.get(run.key)) is not None]
 
-    def _cells(self) -> Iterator[tuple[PaperTask, str, Sequence[int]]]:
-        """Task, method and seeds of each cell; neighbours share a task, whose texts are cached."""
+    def _cells(self) -> Iterator[tuple[PaperTask, str]]:
+        """Task and method of each cell; neighbours share a task, whose texts are cached."""
         for task in map(paper_task, self.tasks):
             for name in self.methods:
                 if task.is_pair or not method(name).pretrained:
-                    yield task, name, self.seeds
+                    yield task, name
 
     def _runs(self) -> list[TableRun]:
         """All runs; errors in their rows and prompts are found before the first is made."""
         stored = [record for _, record in self.store.found()]
         rows: dict[tuple[str, int], FewShot] = {}
         runs = []
-        for task, name, seeds in self._cells():
+        for task, name in self._cells():
+            seeds = self.seeds
             wording = task.wording(self.setup.layout, family_of(self.client))
             if not method(name).varies:  # one run, of any seed, serves all
                 made = [r.seed for r in stored if (r.task, r.method) == (task.name, name)]
@@ -166,12 +166,23 @@ class Reproduction:
         if start is not None and start.kind != "soft":
             where = self.pretrained[task.name]
             raise InputError(f"{where}: {start}, and a row starts from a soft one")
+        budget = self.setup.budget if method(name).searches else None
+        conditions = Conditions(
+            layout=self.setup.layout,
+            preset=self.setup.preset,
+            budget=None if budget is None else str(budget),
+            words=wording.words,
+            shots=self.source.shots_of(task),
+            left_out=LeftOut(**rows.left_out),
+            pretrained=None if saved is None else saved.prompt.digest,
+            source_task=None if saved is None else saved.provenance.get("source_task"),
+        )
         record = Record(
             task=task.name,
             method=name,
             seed=seed,
             identity=self.client.identity,
-            conditions=_plain(asdict(self._conditions(task, name, wording, rows, saved))),
+            conditions=_plain(asdict(conditions)),
             template=wording.template,
             label_words=dict(wording.task.verbalizer.words),
             rows={
@@ -192,26 +203,6 @@ class Reproduction:
             folder=self.store.place,
         )
         return TableRun(record, trial)
-
-    def _conditions(
-        self,
-        task: PaperTask,
-        name: str,
-        wording: Wording,
-        rows: FewShot,
-        saved: TunedPrompt | None,
-    ) -> Conditions:
-        budget = self.setup.budget if method(name).searches else None
-        return Conditions(
-            layout=self.setup.layout,
-            preset=self.setup.preset,
-            budget=None if budget is None else str(budget),
-            words=wording.words,
-            shots=self.source.shots_of(task),
-            left_out=LeftOut(**rows.left_out),
-            pretrained=None if saved is None else saved.prompt.digest,
-            source_task=None if saved is None else saved.provenance.get("source_task"),
-        )
 
     def _rows(self, task: PaperTask, wording: Wording, seed: int) -> FewShot:
         """The rows that the model can read under the starting prompt of a search.

@@ -117,13 +117,6 @@ def _low(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(word.lower() for word in words)
 
 
-def _wordings(
-    *, masked: Wording, causal: Wording | None, seq2seq: Wording, first: Wording
-) -> dict[str, Wording]:
-    found = {"masked": masked, "causal": causal, "seq2seq": seq2seq, "text-first": first}
-    return {name: wording for name, wording in found.items() if wording is not None}
-
-
 def _paper(bare: str, label_words: tuple[str, ...], *, joint: str = " . ") -> Wording:
     """A template of the paper: the prompt, a separator, and the text."""
     return Wording("{prompt}" + joint + bare, label_words, manual="{prompt}" + bare)
@@ -132,12 +125,13 @@ def _paper(bare: str, label_words: tuple[str, ...], *, joint: str = " . ") -> Wo
 def _opinion(name: str, causal_end: str) -> dict[str, Wording]:
     """The wordings of a task about opinions."""
     text = f"{{{name}}}"
-    return _wordings(
-        masked=_paper(f"{text} . It was {{label}} .", ("bad", "great")),
-        causal=_paper(f"{text} . {causal_end} {{label}}", _SIGNS),
-        seq2seq=_paper(f"{text} . It was {{label}}", _SIGNS, joint=" "),
-        first=Wording(f"Review: {text}\n {{prompt}} {{label}}", _SIGNS, "The sentiment is"),
-    )
+    first = Wording(f"Review: {text}\n {{prompt}} {{label}}", _SIGNS, "The sentiment is")
+    return {
+        "masked": _paper(f"{text} . It was {{label}} .", ("bad", "great")),
+        "causal": _paper(f"{text} . {causal_end} {{label}}", _SIGNS),
+        "seq2seq": _paper(f"{text} . It was {{label}}", _SIGNS, joint=" "),
+        "text-first": first,
+    }
 
 
 def _topic(
@@ -148,7 +142,7 @@ def _topic(
     seq2seq = _paper((masked.manual or "").removeprefix("{prompt}"), masked.label_words, joint=" ")
     causal = _paper(f"{text} {causal_end} {{label}}", _low(masked.label_words), joint=joint)
     first = Wording(f"Text: {text}\n {{prompt}} {{label}}", first_words, words)
-    return _wordings(masked=masked, causal=causal, seq2seq=seq2seq, first=first)
+    return {"masked": masked, "causal": causal, "seq2seq": seq2seq, "text-first": first}
 
 
 def _pair(
@@ -159,7 +153,7 @@ def _pair(
     paper = _paper(f"{one} ? {{label}} , {two}", label_words)
     template = f"First: {one}\nSecond: {two}\n {{prompt}} {{label}}"
     first = Wording(template, label_words, f"{question} The answer is")
-    return _wordings(masked=paper, causal=None, seq2seq=paper, first=first)
+    return {"masked": paper, "seq2seq": paper, "text-first": first}
 
 
 _SIGNS = ("negative", "positive")
