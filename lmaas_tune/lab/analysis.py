@@ -240,20 +240,8 @@ class Analysis:
             table = pd.concat(own, axis="columns").sort_index().ffill().dropna()
             chosen = np.linspace(0, len(table) - 1, min(GRID, len(table))).round().astype(int)
             table = table.iloc[chosen]
-            for method in dict.fromkeys(method for method, _ in own):
-                losses = table[method].to_numpy()
-                low, median, high = np.quantile(losses, [0.25, 0.5, 0.75], axis=1).tolist()
-                lines.append(
-                    Band(
-                        task=task,
-                        optimizer=method,
-                        runs=losses.shape[1],
-                        calls=table.index.tolist(),
-                        low=low,
-                        median=median,
-                        high=high,
-                    )
-                )
+            methods = dict.fromkeys(method for method, _ in own)
+            lines += [_band(task, method, table[method]) for method in methods]
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -292,6 +280,15 @@ def _sorted(lines: pd.DataFrame, *by: str) -> pd.DataFrame:
 
     found: pd.DataFrame = lines.sort_values(list(by), kind="stable", ignore_index=True, key=place)
     return found
+
+
+def _band(task: str, optimizer: str, losses: pd.DataFrame) -> Band:
+    """Of (calls, runs) losses."""
+    low, median, high = np.quantile(losses.to_numpy(), [0.25, 0.5, 0.75], axis=1).tolist()
+    calls, runs = losses.index.tolist(), losses.shape[1]
+    return Band(
+        task=task, optimizer=optimizer, runs=runs, calls=calls, low=low, median=median, high=high
+    )
 
 
 def _known(curve: Curve, what: str) -> pd.Series[Any]:

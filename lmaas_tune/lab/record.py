@@ -52,15 +52,13 @@ class Curve:
     def of(cls, steps: Sequence[Step]) -> Curve:
         """Of a run's steps."""
         rows = [step_row(step) for step in steps]
-        losses = [_finite(row["train_loss"]) for row in rows]
-        lowest = itertools.accumulate(losses, _lower)
+        names = ("train_loss", "validation_loss", "best_loss", "best_accuracy")
+        losses, *others = ([_finite(row[name]) for row in rows] for name in names)
         return cls(
             calls=[step.spent.calls for step in steps],
             generation_loss=losses,
-            lowest_loss=list(lowest),
-            validation_loss=[_finite(row["validation_loss"]) for row in rows],
-            kept_loss=[_finite(row["best_loss"]) for row in rows],
-            kept_accuracy=[_finite(row["best_accuracy"]) for row in rows],
+            lowest_loss=list(itertools.accumulate(losses, _lower)),
+            **dict(zip(("validation_loss", "kept_loss", "kept_accuracy"), others, strict=True)),
         )
 
     def lowest_after(self, calls: int) -> float:
@@ -79,12 +77,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalScore:
-    """Loss and accuracy of the final prompt on some rows.
-
-    Attributes:
-        loss: Mean loss.
-        accuracy: Share of rows with the right label.
-    """
+    """Loss and accuracy of the final prompt on some rows."""
 
     loss: Number = None
     accuracy: Number = None
@@ -97,12 +90,7 @@ class FinalScore:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSet:
-    """One part of a split: training, validation or test rows.
-
-    Attributes:
-        rows: Their number.
-        digest: Of their fields and labels.
-    """
+    """Number and digest of the training, validation or test rows."""
 
     rows: int
     digest: str
@@ -177,13 +165,15 @@ class Record:
 
     def loss(self, part: str) -> float:
         """Final loss on a part of the rows; NaN if there is none."""
-        score = self.final.get(part)
-        return math.nan if score is None or score.loss is None else score.loss
+        return self._final(part, "loss")
 
     def accuracy(self, part: str) -> float:
         """Final accuracy on a part of the rows; NaN if there is none."""
-        score = self.final.get(part)
-        return math.nan if score is None or score.accuracy is None else score.accuracy
+        return self._final(part, "accuracy")
+
+    def _final(self, part: str, what: str) -> float:
+        value: Number = getattr(self.final.get(part), what, None)
+        return math.nan if value is None else value
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from lmaas_tune.lab.analysis import Analysis, Band
 from lmaas_tune.lab.comparison import COMPARISON
@@ -131,12 +133,8 @@ def _ranking(result: Analysis) -> Section:
 
 def _outcomes(counts: tuple[int, int, int]) -> str:
     runs, failed, stopped = counts
-    parts = [
-        str(runs),
-        f"{failed} failed" * bool(failed),
-        f"{stopped} stopped early" * (stopped > 0),
-    ]
-    return ", ".join(filter(None, parts))
+    text = str(runs) + f", {failed} failed" * (failed > 0)
+    return text + f", {stopped} stopped early" * (stopped > 0)
 
 
 def _curves(result: Analysis) -> Section:
@@ -186,7 +184,7 @@ def _series(line: Band) -> Series:
 
 
 def _progress(lines: Sequence[Band]) -> Table:
-    shares = [Column(f"{share:.0%}", _median_after(share), loss) for share in _SHARES]
+    shares = [Column(f"{share:.0%}", partial(_median_after, share), loss) for share in _SHARES]
     return Table(
         "In numbers: median of the lowest training loss after a share of the calls",
         lines,
@@ -195,13 +193,9 @@ def _progress(lines: Sequence[Band]) -> Table:
     )
 
 
-def _median_after(share: float) -> Any:
-    def median(line: Band) -> float | None:
-        last = line.calls[-1] if line.calls else 0
-        at = zip(line.calls, line.median, strict=True)
-        return ([None] + [value for calls, value in at if calls <= share * last])[-1]
-
-    return median
+def _median_after(share: float, line: Band) -> float | None:
+    at = zip(line.calls, line.median, strict=True)
+    return ([None] + [loss for calls, loss in at if calls <= share * line.calls[-1]])[-1]
 
 
 def _final(result: Analysis) -> Section:
@@ -225,19 +219,19 @@ def _final(result: Analysis) -> Section:
 
 def _dots(result: Analysis, anchor: str, task: str) -> Figure:
     """The final losses on one task, a dot a run."""
-    frame = result.frame
-    frame = frame[frame["loss"].notna() & (frame["task"] == task)]
-    series = []
-    for optimizer in result.ranking["optimizer"]:
-        own = frame[frame["optimizer"] == optimizer]
-        text = [f"seed {seed}" for seed in own["seed"]]
-        series.append(Series(name=optimizer, x=own["loss"].tolist(), text=text))
+    frame = result.frame[result.frame["task"] == task].dropna(subset="loss")
+    dots = {
+        name: Series(
+            name=name, x=own["loss"].tolist(), text=[f"seed {seed}" for seed in own["seed"]]
+        )
+        for name, own in frame.groupby("optimizer")
+    }
     return Figure(
         anchor=anchor,
         kind="dots",
         caption=f"{task}: final loss, a dot a run",
         x=f"loss on {result.judged_on} rows",
-        series=[own for own in series if own.x],
+        series=[dots[name] for name in result.ranking["optimizer"] if name in dots],
     )
 
 
@@ -376,11 +370,8 @@ def _conditions(result: Analysis) -> Section:
         ],
     )
     options = {r.method: r.settings.get("optimizer_options") or "defaults" for r in records}
-    versions: dict[str, dict[str, None]] = {}
-    for record in records:
-        for package, version in record.versions.items():
-            versions.setdefault(package, {})[version] = None
-    installed = {package: ", ".join(own) for package, own in versions.items()}
+    versions = pd.DataFrame([record.versions for record in records])
+    installed = {name: ", ".join(own.dropna().unique()) for name, own in versions.items()}
     return Section(
         title="Settings and versions",
         tables=[

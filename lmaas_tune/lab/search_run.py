@@ -36,15 +36,6 @@ class SearchRun:
     """A run that is to be made, with everything that a worker needs for it.
 
     Attributes:
-        task: Name of the task.
-        spec: The optimizer.
-        seed: Of the run.
-        template: The task's template.
-        label_words: The word for each label.
-        split: The rows.
-        settings: Of the search, with the budget.
-        early_stop: The rule that may end the run early; None for no rule.
-        backend: How to build the backend.
         identity: Of the backend of the stored runs; None if there are none.
     """
 

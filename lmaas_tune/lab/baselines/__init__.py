@@ -15,10 +15,10 @@ Black-box tuning does not import them. Needs the extra ``reproduce``.
 
 from __future__ import annotations
 
+import pkgutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ from lmaas_tune.lab.baselines.settings import (
     ModelTuningSettings,
     PrefixTuningSettings,
     PromptTuningSettings,
-    check_kind,
 )
 from lmaas_tune.prompts import SoftPrompt
 from lmaas_tune.task import Example, Task
@@ -61,10 +60,10 @@ class Baseline:
     @property
     def fit(self) -> Callable[[Job, Any], FittedBaseline]:
         """The function that fits it."""
-        module, _, function = self.where.partition(":")
-        found = import_module(f"lmaas_tune.lab.baselines.{module}")
-        fit: Callable[[Job, Any], FittedBaseline] = getattr(found, function)
-        return fit
+        found: Callable[[Job, Any], FittedBaseline] = pkgutil.resolve_name(
+            f"lmaas_tune.lab.baselines.{self.where}"
+        )
+        return found
 
 
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
@@ -117,7 +116,12 @@ def fit_baseline(
     """
     baseline = named("baseline", name, BASELINES)
     settings = baseline.settings() if settings is None else settings
-    check_kind(name, settings, baseline.settings)
+    if type(settings) is not baseline.settings:
+        known = ", ".join(f.name for f in fields(baseline.settings)) or "nothing"
+        raise InputError(
+            f"{name} takes {baseline.settings.__name__} ({known}), and not "
+            f"{type(settings).__name__}"
+        )
     if start is not None and not baseline.takes_start:
         raise InputError(f"{name} starts from no soft prompt: leave start out")
     if not train:

@@ -20,17 +20,7 @@ Score: TypeAlias = Callable[[Sequence[Example]], FloatArray]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """The input of a baseline.
-
-    Attributes:
-        backend: The model.
-        task: Template and label words.
-        train: Labelled rows for training.
-        validation: Labelled rows that select the epoch; without any, the last one is kept.
-        seed: Of the order of rows, new weights and dropout.
-        words: Text at ``{prompt}``.
-        start: A soft prompt to start from.
-    """
+    """The input of a baseline, see `fit_baseline`."""
 
     backend: HFBackend
     task: Task

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from lmaas_tune.errors import InputError
 from lmaas_tune.validate import nonnegative, validate, whole
 
 
@@ -104,16 +103,3 @@ class FeatureSettings(GradientSettings):
     batch_size: int = whole(least=1, default=16)
     width: int = whole(least=1, default=128)
     dropout: float = nonnegative(default=0.1, below=1.0)
-
-
-def check_kind(name: str, given: object, expected: type) -> None:
-    """Check that settings are those of the row.
-
-    Raises:
-        InputError: They are of another row.
-    """
-    if type(given) is not expected:
-        known = ", ".join(f.name for f in fields(expected)) or "nothing"
-        raise InputError(
-            f"{name} takes {expected.__name__} ({known}), and not {type(given).__name__}"
-        )

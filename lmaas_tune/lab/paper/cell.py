@@ -25,10 +25,8 @@ class Conditions:
     """How a run was set up, beside the settings of its method.
 
     Attributes:
-        layout: Where prompt and text stand.
         preset: Settings of the black-box rows.
         shots: Rows a class for training.
-        left_out: Rows that the model cannot read.
         budget: Of each search; None for the preset's.
         words: Stand at ``{prompt}``.
         pretrained: Digest of the prompt that the method starts from.

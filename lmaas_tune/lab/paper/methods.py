@@ -30,12 +30,7 @@ class Trial:
     """The input of a method, for one task and seed.
 
     Attributes:
-        client: Around the local model.
-        task: One of the seven tasks.
-        wording: Its template and words for this model.
-        rows: The few-shot rows and the test rows.
         seed: Of the rows and of everything random.
-        setup: Settings of the black-box methods.
         pretrained: The prompt that two of the methods start from.
         folder: Of a search, which is resumed from it.
     """
@@ -56,9 +51,7 @@ class Outcome:
 
     Attributes:
         scores: (test rows, labels) log-probabilities; the highest is the answer.
-        parameters: Number of tuned parameters.
-        reason: Why a search ended.
-        spent: By a search.
+        reason: Why a search ended; `spent` is its spending.
         notes: For the reader of the table.
         details: Other plain values.
     """

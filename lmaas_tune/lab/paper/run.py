@@ -31,12 +31,7 @@ from lmaas_tune.versions import versions
 
 @dataclass(frozen=True, eq=False)
 class TableRun:
-    """A run that is to be made; see `lmaas_tune.lab.pool.Run`.
-
-    Attributes:
-        planned: Its record before it is made.
-        trial: What its method needs, but for the folder.
-    """
+    """A run that is to be made; its trial lacks the folder."""
 
     planned: Record
     trial: Trial

@@ -28,7 +28,6 @@ class Cell(Mean):
 
     Attributes:
         n: Number of runs that succeeded.
-        metric: The task's metric.
         parameters: Number of tuned parameters.
         seconds: Mean wall time of a run.
         paper: The published value, if there is one.
@@ -85,13 +84,13 @@ PUBLISHED: Mapping[str, Mapping[str, Mean]] = {
 
 def table_cells(records: Sequence[Record]) -> Cells:
     """The cells of the table, from its runs."""
-    runs: dict[str, dict[str, list[Record]]] = {}
+    runs: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        runs.setdefault(record.task, {}).setdefault(record.method, []).append(record)
-    return {
-        task: {name: _cell(task, name, own) for name, own in row.items()}
-        for task, row in runs.items()
-    }
+        runs.setdefault((record.task, record.method), []).append(record)
+    cells: dict[str, dict[str, Cell]] = {}
+    for (task, name), own in runs.items():
+        cells.setdefault(task, {})[name] = _cell(task, name, own)
+    return cells
 
 
 def _cell(task: str, name: str, records: Sequence[Record]) -> Cell:
@@ -143,10 +142,5 @@ def _average(row: Sequence[Mean | None]) -> str:
 
 def _columns(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    form = f"{{:<{widths[0]}}}" + "".join(f"  {{:>{width}}}" for width in widths[1:])
+    return "\n".join(form.format(*line).rstrip() for line in lines)

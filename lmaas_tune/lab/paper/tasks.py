@@ -53,13 +53,7 @@ class Wording:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A public data set on the hub.
-
-    Attributes:
-        path: Of the data set.
-        name: Of its configuration; None if there is only one.
-        test: The split that the paper tests on.
-    """
+    """A public data set on the hub, its configuration, and the split that the paper tests on."""
 
     path: str
     name: str | None = None
@@ -68,16 +62,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTask:
-    """One of the seven tasks.
+    """One of the seven tasks, with the paper's metric, loss and budget.
 
     Attributes:
-        name: Its column.
         fields: Of a row, beside ``label``, a whole number from 0 on.
-        source: On the hub.
         wordings: By ``masked``, ``causal``, ``seq2seq`` (layout ``paper``) and ``text-first``.
-        metric: The metric that the paper reports.
-        objective: The paper's loss.
-        calls: The paper's budget.
     """
 
     name: str
