@@ -16,7 +16,6 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,17 @@ import torch
 from explore import held_out, keep_record, read_records, rows
 from matplotlib.ticker import ScalarFormatter
 
-from lmaas_tune import Budget, Example, Settings, SoftPrompt, Task, TunedPrompt, Tuner, load_backend
+from lmaas_tune import (
+    Budget,
+    Example,
+    Settings,
+    Soft,
+    SoftPrompt,
+    Task,
+    TunedPrompt,
+    Tuner,
+    load_backend,
+)
 from lmaas_tune.lab.baselines.prompt_tuning import PromptScorer
 from lmaas_tune.lab.paper import PAPER_TASKS
 from lmaas_tune.prompts import Subspace
@@ -63,15 +72,16 @@ def adam(
     learning_rate: float,
 ) -> SoftPrompt:
     """The prompt that gradients find in the same subspace."""
-    words = settings.starting_words[0]
+    soft = settings.soft or Soft()
+    words = soft.starting_words[0]
     space = draw(
         [
             Subspace(
                 start="words",
                 words=" " + words,
-                dim=settings.intrinsic_dim,
-                projection=settings.projection,
-                alpha=settings.alpha,
+                dim=soft.intrinsic_dim,
+                projection=soft.projection,
+                alpha=soft.alpha,
                 seed=seed,
             )
         ],
@@ -102,11 +112,9 @@ def adam(
 
 def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed: int) -> Any:
     wording = PAPER_TASKS[arguments.task].wording("text-first", "causal")
-    settings = replace(
-        Settings(),
-        prompt_init=wording.words,
+    settings = Settings(
+        prompt=Soft(prompt_init=wording.words, intrinsic_dim=dim),
         calibration="none",
-        intrinsic_dim=dim,
         budget=Budget(calls=arguments.calls),
     )
     train, validation = (

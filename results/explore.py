@@ -14,13 +14,23 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmaas_tune import Backend, Budget, Example, Settings, Tuner, load_backend, read_examples
+from lmaas_tune import (
+    Backend,
+    Budget,
+    Example,
+    Settings,
+    Soft,
+    Tuner,
+    load_backend,
+    read_examples,
+)
+from lmaas_tune.settings import with_fields
 from lmaas_tune.versions import versions
 
 SPLITS = (13, 21, 42, 87, 100)
@@ -38,7 +48,7 @@ TASKS: dict[str, dict[str, Any]] = {
     # a stranger's first try: a bare layout with the default's own starting words
     "sst2-bare": {
         "template": "{sentence} {prompt} It was {label}",
-        "words": Settings().prompt_init,
+        "words": Soft().prompt_init,
         "labels": {"0": "terrible", "1": "great"},
         "prompt_length": 5,
         "intrinsic_dim": 100,
@@ -55,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "alpha": 1.0,
         "projection": "normal",
     },
-    "the default's starting words": {"words": Settings().prompt_init},
+    "the default's starting words": {"words": Soft().prompt_init},
     "projection normal + alpha 1": {"projection": "normal", "alpha": 1.0},
     "start from Overall": {"words": "Overall, the movie is"},
     "random": {"optimizer": "random"},
@@ -109,7 +119,7 @@ def run(backend: Backend, data: Path, task: str, variant: str, seed: int) -> dic
     if setup.pop("prompt_first", False):
         first, label = template.split("\n {prompt}")
         template = "{prompt} " + first + "\n" + label
-    settings = replace(Settings(), prompt_init=words, **setup)
+    settings = with_fields(Settings(), {"prompt_init": words, **setup})
     start = time.perf_counter()
     tuner = Tuner(
         backend,
