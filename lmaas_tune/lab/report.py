@@ -371,7 +371,7 @@ def _conditions(result: Analysis) -> Section:
     )
     options = {r.method: r.settings.get("optimizer_options") or "defaults" for r in records}
     versions = pd.DataFrame([record.versions for record in records])
-    installed = {name: ", ".join(own.dropna().unique()) for name, own in versions.items()}
+    installed = {str(name): ", ".join(own.dropna().unique()) for name, own in versions.items()}
     return Section(
         title="Settings and versions",
         tables=[
