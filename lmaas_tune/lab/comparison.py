@@ -67,7 +67,7 @@ class BackendChoice:
                 f"the backend {make!r} cannot be made with {said or 'no options'} "
                 f"({type(error).__name__}: {error})"
             ) from error
-        return made if isinstance(made, Client) else Client(made)
+        return Client.of(made)
 
 
 @dataclass(frozen=True, kw_only=True)
