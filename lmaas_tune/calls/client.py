@@ -8,13 +8,13 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import replace
 from functools import partial
 from operator import methodcaller
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -40,6 +40,8 @@ from lmaas_tune.errors import InputError, PermanentError
 from lmaas_tune.notes import OnNote, warn
 
 T = TypeVar("T")
+
+_Part: TypeAlias = tuple[bytes, ScoreRequest]  # with its key in the cache
 
 _JITTER = random.Random()
 _SIGNAL_INTERVAL = 0.5  # seconds between two checks for a signal
@@ -169,7 +171,14 @@ class Client:
         while len(replies) < len(requests):
             rest = requests[len(replies) :]
             asked = rest[:1] if limited and not run.cost.knows(rest[0].batch) else rest
-            replies += self._answer(asked, run)
+            parts = self._parts(asked)
+            calls = self._calls(asked, parts, run)
+            if self.capabilities.rows_per_call is None:
+                answers = dict(zip(calls[0].keys, self._call(calls[0]), strict=True))
+            else:
+                answers = self._call_in_threads(calls, run)
+            paid = {key for call in calls for key in call.paid}
+            replies += _replies(asked, parts, answers, paid, run)
         return replies
 
     def measure(self, request: ScoreRequest, *, meter: Meter | None = None) -> Spread:
@@ -207,45 +216,41 @@ class Client:
             on_note=self.on_note,
         )
 
-    def _answer(self, requests: Sequence[ScoreRequest], run: RunContext) -> list[ScoreReply]:
-        """One reply a request, joined from the answers to its parts."""
+    def _parts(self, requests: Sequence[ScoreRequest]) -> list[list[_Part]]:
+        """The parts of each request that the backend takes at a time, with their keys."""
         rows = self.capabilities.rows_per_call
-        cuts = [request.cut(rows) for request in requests]
-        keys = [[score_key(self.identity, part) for part in parts] for parts in cuts]
-        parts = dict(zip(itertools.chain(*keys), itertools.chain(*cuts), strict=True))
+        return [
+            [(score_key(self.identity, part), part) for part in request.cut(rows)]
+            for request in requests
+        ]
+
+    def _calls(
+        self, requests: Sequence[ScoreRequest], parts: Sequence[list[_Part]], run: RunContext
+    ) -> list[Call]:
+        """One call for all parts, or one for each if the backend limits the rows of a call."""
+        distinct = dict(itertools.chain(*parts))
         expected, longest = run.cost.expected(requests), max(r.characters for r in requests)
-        if rows is None:
-            call = Call(
-                requests=list(parts.values()),
-                ask=_scored,
-                run=run,
-                keys=list(parts),
-                expected=_scale_usage(expected, len(parts)),
-            )
-            answers, paid = dict(zip(parts, self._call(call), strict=True)), call.paid
-        else:
-            calls = [
+        if self.capabilities.rows_per_call is None:
+            return [
                 Call(
-                    requests=[part],
+                    requests=list(distinct.values()),
                     ask=_scored,
                     run=run,
-                    keys=[key],
-                    expected=_scale_usage(expected, part.characters / max(1, longest)),
-                    is_part=True,
+                    keys=list(distinct),
+                    expected=_scale_usage(expected, len(distinct)),
                 )
-                for key, part in parts.items()
             ]
-            answers = self._call_in_threads(calls, run)
-            paid = {key for call in calls for key in call.paid}
-        replies = []
-        for request, request_keys in zip(requests, keys, strict=True):
-            reply = _join([cast("ScoreReply", answers[key]) for key in request_keys])
-            usage = sum((answers[key].usage for key in request_keys if key in paid), Usage())
-            run.book(Spent(hits=int(paid.isdisjoint(request_keys))))
-            paid = paid.difference(request_keys)  # the second of two equal requests is a hit
-            replies.append(replace(reply, usage=usage))
-            run.cost.observe(request, usage)
-        return replies
+        return [
+            Call(
+                requests=[part],
+                ask=_scored,
+                run=run,
+                keys=[key],
+                expected=_scale_usage(expected, part.characters / max(1, longest)),
+                is_part=True,
+            )
+            for key, part in distinct.items()
+        ]
 
     def _call_in_threads(self, calls: Sequence[Call], run: RunContext) -> dict[bytes, Reply]:
         """The answers to calls of one part each, made by several threads, by key."""
@@ -287,6 +292,26 @@ def _scored(requests: Sequence[ScoreRequest]) -> Callable[[Backend], Sequence[Re
 def _measured(requests: Sequence[ScoreRequest]) -> Callable[[Backend], Sequence[Reply]]:
     (request,) = requests
     return lambda backend: [cast("Measures", backend).measure(request)]
+
+
+def _replies(
+    requests: Sequence[ScoreRequest],
+    parts: Sequence[list[_Part]],
+    answers: Mapping[bytes, Reply],
+    paid: Set[bytes],
+    run: RunContext,
+) -> list[ScoreReply]:
+    """One reply a request, joined from the answers to its parts; the cost model learns from it."""
+    replies = []
+    for request, its_parts in zip(requests, parts, strict=True):
+        keys = [key for key, _ in its_parts]
+        reply = _join([cast("ScoreReply", answers[key]) for key in keys])
+        usage = sum((answers[key].usage for key in keys if key in paid), Usage())
+        run.book(Spent(hits=int(paid.isdisjoint(keys))))
+        paid = paid - set(keys)  # the second of two equal requests is a hit
+        replies.append(replace(reply, usage=usage))
+        run.cost.observe(request, usage)
+    return replies
 
 
 def _scale_usage(usage: Usage, share: float) -> Usage:

@@ -13,6 +13,7 @@ from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf import label_tokens
+from lmaas_tune_adapters.hf.cpu import find_speedups
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.kv_cache import attention_window, cache_arguments, compute_states
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word
@@ -23,7 +24,6 @@ from lmaas_tune_adapters.hf.probe import probe_embeddings
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, padded_runs
 from lmaas_tune_adapters.hf.request_encoder import parts_of
 from lmaas_tune_adapters.hf.seq2seq import Seq2SeqScorer
-from lmaas_tune_adapters.hf.speedups import find_speedups
 from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 _KEPT_BYTES = 1 << 30

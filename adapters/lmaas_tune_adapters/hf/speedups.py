@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from lmaas_tune.backend import Speedup
-from lmaas_tune_adapters.hf.probe import failure
 
 SWITCHED_OFF = "speedups=False"
 
@@ -139,14 +138,3 @@ class Speedups:
         if network.device.type == "cpu":
             self.report("parallel passes", self._reason)
         return Workers(worker)
-
-
-def find_speedups(*, on: bool) -> Speedups:
-    """The speedups of `hf/cpu/`, or none."""
-    if not on:
-        return Speedups()
-    try:
-        from lmaas_tune_adapters.hf.cpu.speedups import CpuSpeedups
-    except Exception as error:  # it uses private parts of torch and transformers
-        return Speedups(failure(error))
-    return CpuSpeedups()

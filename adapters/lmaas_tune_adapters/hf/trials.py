@@ -15,6 +15,7 @@ from lmaas_tune.backend import Speedup
 from lmaas_tune.errors import InputError
 from lmaas_tune_adapters.hf.abilities import find_abilities
 from lmaas_tune_adapters.hf.causal import CausalScorer
+from lmaas_tune_adapters.hf.cpu import find_speedups
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass
 from lmaas_tune_adapters.hf.label_tokens import Word
@@ -32,7 +33,7 @@ from lmaas_tune_adapters.hf.probe import (
 )
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, Scorer
 from lmaas_tune_adapters.hf.seq2seq import Answer, Seq2SeqScorer
-from lmaas_tune_adapters.hf.speedups import Speedups, find_speedups
+from lmaas_tune_adapters.hf.speedups import Speedups
 
 _ROW_TOKENS, _PROMPT_TOKENS, _REQUESTS = 6, 2, 2
 
