@@ -25,7 +25,7 @@ result = Tuner(backend, optimizer="cma", budget="calls=40", seed=1).fit(train)
 
 comparison = result.compare(test)
 print(f"starting words:         {comparison.baseline.accuracy:.0%} of {len(test)} test messages")
-print(f"with calibration:       {comparison.start.accuracy:.0%}")
+print(f"with a head:            {comparison.start.accuracy:.0%}")
 print(f"tuned prompt:           {comparison.tuned.accuracy:.0%}")
 print(f"stopped by: {result.stop_reason}")
 print(result.predict(["The app crashes when I open my orders."]))

@@ -27,6 +27,6 @@ result = Tuner(backend, settings=settings, budget="calls=45", seed=1).fit(train)
 
 comparison = result.compare(test)
 print(f"the instruction alone: {comparison.baseline.accuracy:.0%} of {len(test)} test messages")
-print(f"with its calibration:  {comparison.start.accuracy:.0%}")
+print(f"with its head:         {comparison.start.accuracy:.0%}")
 print(f"the tuned prompt:      {comparison.tuned.accuracy:.0%}")
 print(f"in full: {result.prompt.prompt!r}")

@@ -1,8 +1,10 @@
 """`TunedPrompt`: a tuned prompt with its task, and its two files ``prompt.*``.
 
-``prompt.safetensors`` holds the vectors (key ``prompt_embeddings``, shape (L, H), float32; those of
-a deep prompt's further layers under ``layer_embeddings``, shape (layers - 1, L, H)),
-``prompt.json`` the rest. Readers ignore unknown keys, and reject a higher format number.
+``prompt.safetensors`` holds the arrays: the vectors (key ``prompt_embeddings``, shape (L, H),
+float32), those of a deep prompt's further layers (``layer_embeddings``, shape (layers - 1, L, H)),
+and the matrix of a head that has one (``head``, shape (words, labels), float64, the label words
+first). ``prompt.json`` holds the rest. Readers ignore unknown keys, and reject a higher format
+number: prompts whose head has a matrix have format 2, all others 1.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.errors import InputError, PermanentError, StorageError, named
 from lmaas_tune.exactness import NOTED, explain_bounds
 from lmaas_tune.files import read_limited, read_object, reading, write_atomically
+from lmaas_tune.heads import FittedHead
 from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
 from lmaas_tune.prompts import PROMPTS, FloatArray, Prompt
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.typed_json import checked
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "prompt.json"
 ROWS_A_REQUEST = 512
+
+_HEAD = "head"  # the key of its matrix
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Score:
 
     @classmethod
     def of(cls, scores: FloatArray, targets: Targets) -> Score:
-        """The score of (rows, labels) calibrated log-probabilities, given (rows,) right columns."""
+        """The score of (rows, labels) log-odds, given (rows,) right columns."""
         return cls(1 - error_rate(scores, targets), cross_entropy(scores, targets), len(targets))
 
 
@@ -61,17 +66,29 @@ class TunedPrompt:
     Attributes:
         prompt: The prompt.
         task: Template and label words.
-        bias: (labels,) bias added to the label log-probabilities, see `lmaas_tune.calibration`.
+        head: From the log-probabilities of words to labels.
+        words: The words that the head reads beside the label words, in its order.
         provenance: Origin: backend identity, settings, seed, versions, spent.
     """
 
     prompt: Prompt
     task: Task
-    bias: FloatArray
+    head: FittedHead
+    words: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def without_head(cls, prompt: Prompt, task: Task) -> TunedPrompt:
+        """A prompt whose answer is the likeliest label word."""
+        return cls(prompt, task, FittedHead.none(len(task.verbalizer.labels)))
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """All words that a request names."""
+        return (*self.task.verbalizer.candidates, *self.words)
+
     def scores(self, backend: Backend | Client, rows: Rows) -> FloatArray:
-        """(rows, labels) calibrated log-probabilities; the columns are `task.verbalizer.labels`.
+        """(rows, labels) log-odds; the columns are `task.verbalizer.labels`.
 
         Args:
             backend: A backend that takes the prompt, or a client around it.
@@ -86,7 +103,7 @@ class TunedPrompt:
         converted.check_fits(client)
         examples = read_examples(rows, labelled=False, on_note=client.on_note)
         (scores,) = score_prompts([converted], client, examples)
-        return scores
+        return self.head(scores)
 
     def predict_proba(self, backend: Backend | Client, rows: Rows) -> FloatArray:
         """(rows, labels) probabilities; each row sums to 1."""
@@ -112,12 +129,15 @@ class TunedPrompt:
             StorageError: The folder cannot be written.
         """
         path = Path(folder)
+        matrix = self.head.matrix
         content: dict[str, Any] = {
-            "format": FORMAT,
+            "format": 1 if matrix is None else FORMAT,
             "kind": self.prompt.kind,
             "template": self.task.template.text,
             "label_words": dict(self.task.verbalizer.words),
-            "bias": [float(b) for b in self.bias],
+            "bias": [float(b) for b in self.head.bias],
+            "head_words": list(self.words),
+            "head_digest": self.head.digest,
             "digest": self.prompt.digest,
             **self.provenance,
         }
@@ -125,6 +145,7 @@ class TunedPrompt:
             path.mkdir(parents=True, exist_ok=True)
             fields_of_kind, arrays = self.prompt.to_files()
             content |= fields_of_kind
+            arrays = arrays if matrix is None else {**arrays, _HEAD: matrix}
             if arrays:
                 data = safetensors.numpy.save(dict(arrays), {"format": "pt"})
                 write_atomically(path / "prompt.safetensors", data)
@@ -148,10 +169,12 @@ class TunedPrompt:
                 content = read_object(path / FILE_NAME)
                 _check_format(content)
                 saved: _Saved = checked(_Saved, content, FILE_NAME)
-                prompt = _read_prompt(path, saved, content)
+                arrays = _arrays(path / "prompt.safetensors") if saved.has_arrays else {}
+                prompt = saved.prompt(content, arrays)
                 known = {"format", *prompt.to_files()[0], *(each.name for each in fields(_Saved))}
                 provenance = {key: content[key] for key in content if key not in known}
-                return cls(prompt, saved.task(), saved.biases(), provenance)
+                head = saved.head(arrays.get(_HEAD))
+                return cls(prompt, saved.task(), head, tuple(saved.head_words), provenance)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{path}: no saved prompt there ({error.filename} is missing)"
@@ -182,7 +205,7 @@ def saved_prompt(folder: Path) -> bool:
 def score_prompts(
     prompts: Sequence[TunedPrompt], client: Client, examples: Sequence[Example]
 ) -> list[FloatArray]:
-    """(rows, labels) calibrated log-probabilities for each prompt of one task.
+    """(rows, words) log-probabilities for each prompt of one task; heads are not applied.
 
     All prompts are scored on a part of the rows before the next part, so that a backend can share
     work between them.
@@ -195,9 +218,7 @@ def score_prompts(
     bounds = 0
     for first in range(0, len(examples), ROWS_A_REQUEST):
         batch = task.template.batch(examples[first : first + ROWS_A_REQUEST])
-        requests = [
-            ScoreRequest(tuned.prompt, batch, task.verbalizer.candidates) for tuned in prompts
-        ]
+        requests = [ScoreRequest(tuned.prompt, batch, tuned.candidates) for tuned in prompts]
         replies = client.score(requests)
         parts.append([reply.logprobs for reply in replies])
         bounds += sum(reply.bounds for reply in replies)
@@ -212,7 +233,7 @@ def score_prompts(
                 f"{len(bad) - 1} others of {len(scores)}: the model overflows on them (try dtype "
                 "float32), or a label word was not among the answers"
             )
-    return [scores + tuned.bias for tuned, scores in zip(prompts, all_scores, strict=True)]
+    return all_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,15 +244,33 @@ class _Saved:
     template: str
     label_words: Mapping[str, str]
     bias: Sequence[float]
+    head_words: Sequence[str] = ()
+    head_digest: str | None = None
     digest: str
+
+    @property
+    def has_arrays(self) -> bool:
+        return bool(self.head_digest) or named("kind of prompt", self.kind, PROMPTS).has_arrays
 
     def task(self) -> Task:
         return Task(Template(self.template), Verbalizer(self.label_words))
 
-    def biases(self) -> FloatArray:
-        if len(self.bias) != len(self.label_words):
+    def prompt(self, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> Prompt:
+        prompt = PROMPTS[self.kind].from_files(content, arrays)
+        if prompt.digest != self.digest:
+            raise InputError("prompt.json and prompt.safetensors belong to different prompts")
+        return prompt
+
+    def head(self, matrix: FloatArray | None) -> FittedHead:
+        labels = len(self.label_words)
+        if len(self.bias) != labels:
             raise InputError(f"bias {self.bias!r:.60} does not fit the label words")
-        return np.array(self.bias, dtype=np.float64)
+        head = FittedHead(np.array(self.bias, dtype=np.float64), matrix if self.head_digest else None)
+        if head.digest != self.head_digest:
+            raise InputError("prompt.json and prompt.safetensors belong to different heads")
+        if head.matrix is not None and head.matrix.shape != (labels + len(self.head_words), labels):
+            raise InputError(f"the head has shape {head.matrix.shape}, which does not fit its words")
+        return head
 
 
 def _check_format(content: Mapping[str, Any]) -> None:
@@ -243,15 +282,6 @@ def _check_format(content: Mapping[str, Any]) -> None:
             f"format {version} of a saved prompt, and this version reads up to {FORMAT}; it was "
             f"written by lmaas-tune {ours or 'of a later version'}"
         )
-
-
-def _read_prompt(path: Path, saved: _Saved, content: Mapping[str, Any]) -> Prompt:
-    arrays = path / "prompt.safetensors"
-    kind = named("kind of prompt", saved.kind, PROMPTS)
-    prompt = kind.from_files(content, _arrays(arrays) if kind.has_arrays else {})
-    if prompt.digest != saved.digest:
-        raise InputError("prompt.json and prompt.safetensors belong to different prompts")
-    return prompt
 
 
 def _arrays(path: Path) -> dict[str, FloatArray]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from lmaas_tune.capabilities import Capabilities, Embeds, FloatArray, Speedup
+from lmaas_tune.capabilities import Capabilities, Embeds, FloatArray, KnowsWords, Speedup
 from lmaas_tune.prompts.base import Prompt
 from lmaas_tune.task import Batch
 from lmaas_tune.usage import Usage
@@ -20,7 +20,8 @@ class ScoreRequest:
         prompt: The prompt for the ``{prompt}`` slot.
         batch: The rows. The same batch is scored many times: cache token ids, or keys and values,
             by its digest.
-        candidates: Label words, as the user wrote them.
+        candidates: Label words, as the user wrote them, then at most `Capabilities.extra_words`
+            words that the head reads.
     """
 
     prompt: Prompt
@@ -156,6 +157,7 @@ __all__ = [
     "Embeds",
     "Inspection",
     "Inspects",
+    "KnowsWords",
     "Measures",
     "ScoreReply",
     "ScoreRequest",

@@ -51,6 +51,8 @@ class Capabilities:
         rows_per_call: The most rows that one call of `Backend.score` takes; the client splits
             larger requests and sends the parts with several workers, one request a call. None:
             takes any number of requests and rows at once, and can share work between them.
+        extra_words: The most words that a request may name beside the label words, at no cost but
+            the bytes of the answer; None: any number. 0 if each word costs tokens or requests.
         speedups: Its optimizations, on or off.
     """
 
@@ -63,6 +65,7 @@ class Capabilities:
     deterministic: bool = True
     max_tokens: int | None = None
     rows_per_call: int | None = None
+    extra_words: int | None = 0
     speedups: tuple[Speedup, ...] = ()
 
 
@@ -87,6 +90,18 @@ class Embeds(Protocol):
 
     def embed(self, token_ids: Sequence[int], /) -> FloatArray:
         """(tokens, H) float32 word embeddings."""
+        ...
+
+
+@runtime_checkable
+class KnowsWords(Protocol):
+    """Optional interface of a backend that scores extra words: the words of its model."""
+
+    def one_token_words(self) -> Sequence[str]:
+        """Words that the model reads as one token behind a space, some thousands.
+
+        The most common ones come first, as far as the tokenizer's order tells.
+        """
         ...
 
 

@@ -33,6 +33,10 @@ class Dataset:
         """
         return cls(name, read_examples(rows, what=name, on_note=on_note))
 
+    def joined(self, other: Dataset) -> Dataset:
+        """The rows of both, in order."""
+        return Dataset(f"{self.name} and {other.name}", [*self.examples, *other.examples])
+
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The distinct labels, in a fixed order."""

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
 from lmaas_tune.artifact import Score, TunedPrompt
 from lmaas_tune.backend import Embeds
 from lmaas_tune.callbacks import Callback
@@ -44,7 +42,7 @@ class Changed:
 
     Attributes:
         text: The message.
-        before: The answer with the starting words, without calibration.
+        before: The answer with the starting words, without a head.
         after: The answer with the tuned prompt.
         label: The right answer.
     """
@@ -91,7 +89,7 @@ class Demo:
         start = start_from_words(
             client.backend, *SETTINGS.prompt.starting_words, insertion="concat"
         )
-        self._plain = TunedPrompt(start, TASK, np.zeros(len(TASK.verbalizer.labels)))
+        self._plain = TunedPrompt.without_head(start, TASK)
         self._before: FloatArray | None = None
 
     @property
@@ -100,7 +98,7 @@ class Demo:
         return len(self._train)
 
     def before(self) -> Score:
-        """Score of the starting words on the test rows, without calibration."""
+        """Score of the starting words on the test rows, without a head."""
         return Score.of(self._plain_scores(), self._targets)
 
     def tune(
@@ -131,7 +129,7 @@ class Demo:
         tuned = result.prompt.scores(self._client, self._test)
         comparison = Comparison(
             Score.of(plain, self._targets),
-            Score.of(plain + result.start.bias, self._targets),
+            Score.of(result.start.scores(self._client, self._test), self._targets),
             Score.of(tuned, self._targets),
         )
         labels = TASK.verbalizer.labels

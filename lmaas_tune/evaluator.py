@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from lmaas_tune.backend import Inspects, ScoreReply, ScoreRequest, Spread
-from lmaas_tune.calibration import Calibration
 from lmaas_tune.calls.call import Recorder
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.cost import CostModel
 from lmaas_tune.calls.meter import Meter
 from lmaas_tune.errors import InputError
+from lmaas_tune.heads import Fit, FittedHead, Head
 from lmaas_tune.objectives import Objective, error_rate
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.task import Example, Task
@@ -28,35 +29,48 @@ class Evaluation:
 
     Attributes:
         loss: Value of the objective; NaN if the scores or the objective were not finite.
-        accuracy: Share of rows whose highest score is that of the right label.
-        bias: (labels,) bias of the calibration.
+        accuracy: Share of rows whose highest log-odds are those of the right label.
+        scores: (rows, words) float32 log-probabilities, the label words first.
         bounds: Share of the scores that are bounds, see `lmaas_tune.backend.ScoreReply`.
     """
 
     loss: float
     accuracy: float
-    bias: FloatArray
+    scores: FloatArray = field(repr=False)
     bounds: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields, as JSON has them; NaN as null."""
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The fields but the scores, as JSON has them; NaN as null."""
         loss = self.loss if math.isfinite(self.loss) else None
-        content = {"loss": loss, "accuracy": self.accuracy, "bias": [float(b) for b in self.bias]}
+        content = {"loss": loss, "accuracy": self.accuracy}
         return {**content, "bounds": self.bounds} if self.bounds else content
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as JSON has them; the scores as base64."""
+        return {
+            **self.summary,
+            "scores": base64.b64encode(self.scores.astype("<f4").tobytes()).decode(),
+        }
+
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
+    def from_json(cls, content: Mapping[str, Any], shape: tuple[int, int]) -> Evaluation:
         """Build an evaluation from the output of `to_json`.
+
+        Args:
+            content: The output.
+            shape: (rows, words) of the scores.
 
         Raises:
             InputError: The content is invalid.
+            ValueError: The scores are invalid, or do not have this shape.
         """
         loss = checked(float | None, content.get("loss"), "loss")
-        bias = checked(Sequence[float], content.get("bias"), "bias")
+        data = base64.b64decode(checked(str, content.get("scores"), "scores"), validate=True)
         return cls(
             math.nan if loss is None else loss,
             checked(float, content.get("accuracy"), "accuracy"),
-            np.array(bias, dtype=np.float64),
+            np.frombuffer(data, "<f4").reshape(shape),
             checked(float, content.get("bounds", 0.0), "bounds"),
         )
 
@@ -69,6 +83,8 @@ class Evaluator:
         task: Template and label words.
         examples: Labelled examples; at least one.
         objective: The function to minimise.
+        head: Fitted to the scores of each prompt.
+        words: Words beside the label words that the head reads.
         what: Name of the rows in error messages ("train").
         cost: The cost model of the run; by default a new one.
 
@@ -87,12 +103,14 @@ class Evaluator:
         task: Task,
         examples: Sequence[Example],
         objective: Objective,
+        head: Head,
         *,
+        words: Sequence[str] = (),
         what: str,
         cost: CostModel | None = None,
     ) -> None:
         self._client, self.cost = client, cost or client.new_cost_model()
-        self._objective = objective
+        self._objective, self._head = objective, head
         self._what = what
         try:
             self.batch = task.template.batch(examples)
@@ -100,15 +118,14 @@ class Evaluator:
             self.digest = task.digest(examples)
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
-        self._candidates = task.verbalizer.candidates
-        self._loss(
-            np.zeros((len(examples), len(self._candidates)))
-        )  # checks that the objective runs
+        self._labels = len(task.verbalizer.candidates)
+        self._candidates = (*task.verbalizer.candidates, *words)
+        self._loss(np.zeros((len(examples), self._labels)))  # checks that the objective runs
 
     @property
-    def labels(self) -> int:
-        """Number of labels."""
-        return len(self._candidates)
+    def shape(self) -> tuple[int, int]:
+        """(rows, words) of the scores of a prompt."""
+        return len(self.batch), len(self._candidates)
 
     def inspect(self, prompt: Prompt) -> tuple[str, ...]:
         """Notes of the backend on these rows, before the first paid call.
@@ -126,39 +143,36 @@ class Evaluator:
         self.cost.inspected(self.batch, inspection.usage)
         return inspection.notes
 
-    def calibrate(
-        self,
-        prompts: Sequence[Prompt],
-        calibration: Calibration,
-        meter: Meter,
-        recorder: Recorder | None = None,
-    ) -> list[Evaluation]:
-        """Evaluate prompts, each with a bias fitted to its scores on these rows."""
-        no_bias = np.zeros(len(self._candidates))
-        return [
-            self._evaluate(
-                reply,
-                calibration(reply.logprobs, self._targets)
-                if np.isfinite(reply.logprobs).all()
-                else no_bias,
-            )
-            for reply in self._client.score(
-                self._requests(prompts), meter=meter, recorder=recorder, cost=self.cost
-            )
-        ]
-
     def evaluate(
         self,
         prompts: Sequence[Prompt],
-        biases: Sequence[FloatArray],
         meter: Meter,
         recorder: Recorder | None = None,
+        *,
+        heads: Sequence[FittedHead] | None = None,
     ) -> list[Evaluation]:
-        """Evaluate prompts, each with a given (labels,) bias."""
+        """Evaluate prompts.
+
+        Args:
+            prompts: One or more.
+            meter: Meter of the run.
+            recorder: Recorder of the run.
+            heads: The head of each prompt; by default one is fitted to its scores, and each row
+                is judged by a head that was fitted to the other rows.
+        """
         replies = self._client.score(
             self._requests(prompts), meter=meter, recorder=recorder, cost=self.cost
         )
-        return [self._evaluate(r, bias) for r, bias in zip(replies, biases, strict=True)]
+        return [
+            self._evaluate(reply, head)
+            for reply, head in zip(replies, heads or [None] * len(prompts), strict=True)
+        ]
+
+    def fit_head(self, evaluation: Evaluation) -> FittedHead:
+        """The head of an evaluated prompt, fitted to all rows."""
+        if not np.isfinite(evaluation.scores).all():
+            return FittedHead.none(self._labels)
+        return self._fit(evaluation.scores).head
 
     def measure(self, prompt: Prompt, meter: Meter) -> Spread:
         """Measure the stds of the inputs of the model's layers, on these rows with a prompt."""
@@ -167,14 +181,19 @@ class Evaluator:
     def _requests(self, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
         return [ScoreRequest(prompt, self.batch, self._candidates) for prompt in prompts]
 
-    def _evaluate(self, reply: ScoreReply, bias: FloatArray) -> Evaluation:
-        bounds = reply.bounds / reply.logprobs.size
-        if not np.isfinite(reply.logprobs).all():  # argmax of NaN would look like an answer
-            return Evaluation(math.nan, 0.0, bias, bounds)
-        calibrated = reply.logprobs + bias
-        loss = self._loss(calibrated)
-        accuracy = 1.0 - error_rate(calibrated, self._targets)
-        return Evaluation(loss if math.isfinite(loss) else math.nan, accuracy, bias, bounds)
+    def _fit(self, scores: FloatArray) -> Fit:
+        return self._head.fit(scores.astype(np.float64), self._targets, self._labels)
+
+    def _evaluate(self, reply: ScoreReply, head: FittedHead | None) -> Evaluation:
+        # float32 as in the journal, so that a resumed run computes the same
+        scores = reply.logprobs.astype(np.float32)
+        bounds = reply.bounds / scores.size
+        if not np.isfinite(scores).all():  # argmax of NaN would look like an answer
+            return Evaluation(math.nan, 0.0, scores, bounds)
+        odds = self._fit(scores).held_out if head is None else head(scores.astype(np.float64))
+        loss = self._loss(odds)
+        accuracy = 1.0 - error_rate(odds, self._targets)
+        return Evaluation(loss if math.isfinite(loss) else math.nan, accuracy, scores, bounds)
 
     def _loss(self, scores: FloatArray) -> float:
         try:

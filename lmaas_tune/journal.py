@@ -31,7 +31,7 @@ from lmaas_tune.files import reading
 from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.typed_json import checked, parse_object
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "journal.jsonl"
 _BEGINNING = b'{"format": '
 _CHECKSUM_FIELD = b', "seal": "%s"}'

@@ -8,16 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.backend import Embeds, Measures
-from lmaas_tune.calibration import calibration_named
+from lmaas_tune.backend import Embeds, KnowsWords, Measures
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.client import Client
 from lmaas_tune.dataset import Dataset, default_template, default_verbalizer
 from lmaas_tune.errors import InputError
 from lmaas_tune.evaluator import Evaluator
+from lmaas_tune.heads import FittedHead, Head, make_head
+from lmaas_tune.heads.words import head_words
 from lmaas_tune.objectives import Objective, objective_named
 from lmaas_tune.optimizers import make_blockwise, make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
@@ -27,7 +26,7 @@ from lmaas_tune.registry import name_of
 from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
 from lmaas_tune.selection import LowestLoss, selection_named
-from lmaas_tune.settings import Settings
+from lmaas_tune.settings import JOIN, Settings
 from lmaas_tune.step import Candidate
 from lmaas_tune.task import Example, Slot, Task, Template, Verbalizer
 from lmaas_tune.versions import versions
@@ -80,7 +79,10 @@ class Job:
         scored = [Dataset("train", rows), *([] if validation is None else [validation])]
         task = self._task(rows, prompt_first=count > 0)
         space = kind.space(self._setup(task, rows, shown))
-        evaluators = self._evaluators(task, scored)
+        head, words = self._head(task, rows)
+        evaluators = self._evaluators(task, scored, head, words)  # names wrong rows
+        if len(scored) > 1 and self.settings.validation_rows == JOIN:
+            evaluators = self._evaluators(task, [scored[0].joined(scored[1])], head, words)
         search = self._search(evaluators, space)
         notes = [
             *([note] if note else []),
@@ -92,6 +94,8 @@ class Job:
             self.client.on_note(note)
         return PreparedRun(
             task=task,
+            words=words,
+            evaluator=evaluators[0],
             search=search,
             provenance=self._provenance(replace(self.settings, prompt=kind), space),
             digests=[evaluator.digest for evaluator in evaluators],
@@ -125,12 +129,34 @@ class Job:
             seed=self.seed,
         )
 
-    def _evaluators(self, task: Task, sets: Sequence[Dataset]) -> list[Evaluator]:
+    def _head(self, task: Task, train: Sequence[Example]) -> tuple[Head, tuple[str, ...]]:
+        """The head, and the words that it reads beside the label words."""
+        backend = self.client.backend
+        knows = isinstance(backend, KnowsWords)
+        most = self.client.capabilities.extra_words if knows else 0
+        head = make_head(self.settings.head, words=self.settings.head_words, most=most)
+        if not head.extra_words or not isinstance(backend, KnowsWords):
+            return head, ()
+        known = backend.one_token_words()
+        return head, head_words(task, train, known, head.extra_words, seed=self.seed)
+
+    def _evaluators(
+        self, task: Task, sets: Sequence[Dataset], head: Head, words: Sequence[str]
+    ) -> list[Evaluator]:
         objective = self.objective or objective_named(self.settings.objective)
         cost = self.client.new_cost_model()
         return [
-            Evaluator(self.client, task, own.examples, objective, what=own.name, cost=cost)
-            for own in sets
+            Evaluator(
+                self.client,
+                task,
+                rows.examples,
+                objective,
+                head,
+                words=words,
+                what=rows.name,
+                cost=cost,
+            )
+            for rows in sets
         ]
 
     def _notes_on_template(self, task: Task) -> list[str]:
@@ -149,7 +175,6 @@ class Job:
             validation=validation,
             space=space,
             optimizer=self._optimizer_for(space),
-            calibration=calibration_named(settings.calibration),
             selection=LowestLoss() if validation is None else selection_named(settings.selection),
             score_start=settings.score_start,
             budget=settings.budget,
@@ -198,12 +223,16 @@ class PreparedRun:
 
     Attributes:
         task: Template and label words.
+        words: The words that the head reads beside the label words.
+        evaluator: Of the rows that judge prompts in the search; it fits the head.
         search: The search.
         provenance: Origin of its prompts, see `TunedPrompt.provenance`.
         digests: Digests of the scored rows with their targets.
     """
 
     task: Task
+    words: tuple[str, ...]
+    evaluator: Evaluator
     search: Search
     provenance: Mapping[str, Any]
     digests: Sequence[str]
@@ -224,8 +253,8 @@ class PreparedRun:
             prompt=self._tuned(
                 best,
                 generation=best.generation,
-                train=None if best.train is None else best.train.to_json(),
-                validation=None if best.validation is None else best.validation.to_json(),
+                train=None if best.train is None else best.train.summary,
+                validation=None if best.validation is None else best.validation.summary,
                 spent=spent.to_json(),
                 stop_reason=stop_reason,
             ),
@@ -242,9 +271,15 @@ class PreparedRun:
         )
 
     def _tuned(self, candidate: Candidate, **more: Any) -> TunedPrompt:
-        no_bias = np.zeros(len(self.task.verbalizer.labels))
-        bias = no_bias if candidate.train is None else candidate.train.bias
-        return TunedPrompt(candidate.prompt, self.task, bias, {**self.provenance, **more})
+        evaluation = candidate.train
+        if evaluation is None:
+            head, words = FittedHead.none(len(self.task.verbalizer.labels)), ()
+        else:
+            head = self.evaluator.fit_head(evaluation)
+            words = () if head.matrix is None else self.words
+        return TunedPrompt(
+            candidate.prompt, self.task, head, words, {**self.provenance, **more}
+        )
 
     @property
     def header(self) -> dict[str, Any]:

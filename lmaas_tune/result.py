@@ -25,9 +25,10 @@ class Comparison:
     """Scores before and after tuning, on the same rows.
 
     Attributes:
-        baseline: Score of the starting prompt without calibration.
-        start: Score of the starting prompt with calibration, as after one call.
-        tuned: Score of the best prompt with calibration.
+        baseline: Score of the starting prompt by its label words alone, without a head.
+        start: Score of the starting prompt with its head, as after one call. What it is above
+            the baseline is the head's share.
+        tuned: Score of the best prompt with its head; the rest is the share of the search.
     """
 
     baseline: Score
@@ -41,7 +42,7 @@ class TuneResult:
 
     Attributes:
         prompt: The best prompt, ready to use and to save.
-        start: The prompt the search started from, with its own calibration.
+        start: The prompt the search started from, with its own head.
         best: The best candidate, with its losses.
         steps: All steps; `history` has them as a data frame.
         spent: Total spending.
@@ -83,9 +84,9 @@ class TuneResult:
         targets = self.prompt.task.verbalizer.targets(examples)
         start, tuned = score_prompts([self.start, self.prompt], self.client, examples)
         return Comparison(
-            Score.of(start - self.start.bias, targets),
-            Score.of(start, targets),
-            Score.of(tuned, targets),
+            Score.of(start[:, : len(self.start.head.bias)], targets),
+            Score.of(self.start.head(start), targets),
+            Score.of(self.prompt.head(tuned), targets),
         )
 
     @property

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from lmaas_tune.backend import Usage
-from lmaas_tune.calibration import Calibration
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.meter import Budget, Meter, Spent
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
@@ -37,7 +36,6 @@ class Search:
             selects.
         space: Maps points to prompts.
         optimizer: The optimizer.
-        calibration: Fits a bias to each prompt's training scores.
         selection: Nominates candidates for validation, and compares them.
         score_start: Whether the starts are scored first, and the best of them used.
         budget: Limits that end the run.
@@ -61,7 +59,6 @@ class Search:
         validation: Evaluator | None,
         space: PromptSpace,
         optimizer: Optimizer,
-        calibration: Calibration,
         selection: Selection,
         score_start: bool,
         budget: Budget,
@@ -72,8 +69,7 @@ class Search:
     ) -> None:
         self._train, self._validation = train, validation
         self._space, self._optimizer = space, optimizer
-        self._calibration, self._selection = calibration, selection
-        self._score_start, self._budget = score_start, budget
+        self._selection, self._score_start, self._budget = selection, score_start, budget
         self._allow_bounds, self._noted = allow_bounds, False
         self._callbacks, self._on_note, self._clock = callbacks, on_note, clock
         self._journal = Journal(None, {})
@@ -275,9 +271,7 @@ class Search:
         key, of = f"train/{number}", _digest(points)
         if (answer := self._journal.get(key, of)) is None:
             before = self.meter.spent.seconds
-            evaluations = self._train.calibrate(
-                prompts, self._calibration, self.meter, self._journal
-            )
+            evaluations = self._train.evaluate(prompts, self.meter, self._journal)
             self.meter.book(Spent(calls=len(prompts)))
             answer = self._append(key, of, self._train, evaluations, before)
         return self._read(key, answer, len(prompts), self._train)
@@ -292,9 +286,9 @@ class Search:
         key, of = f"validation/{number}", f"{len(candidates)} of generation {number}"
         if (answer := self._journal.get(key, of)) is None:
             before = self.meter.spent.seconds
-            biases = [c.train.bias for c in candidates if c.train is not None]
+            heads = [self._train.fit_head(c.train) for c in candidates if c.train is not None]
             prompts = [c.prompt for c in candidates]
-            evaluations = validation.evaluate(prompts, biases, self.meter, self._journal)
+            evaluations = validation.evaluate(prompts, self.meter, self._journal, heads=heads)
             self.meter.book(Spent(validation_calls=len(candidates)))
             answer = self._append(key, of, validation, evaluations, before)
         evaluations, spent = self._read(key, answer, len(candidates), validation)
@@ -326,9 +320,9 @@ class Search:
         """Recorded evaluations, and the total spent by then; the cost model learns from them."""
         with self._journal.reading(key):
             recorded: _RecordedEvaluations = checked(_RecordedEvaluations, answer, "it")
-            evaluations = [Evaluation.from_json(e) for e in recorded.evaluations]
-            if [e.bias.shape for e in evaluations] != [(evaluator.labels,)] * prompts:
-                raise ValueError(f"no {prompts} evaluations with a bias for each label")
+            evaluations = [Evaluation.from_json(e, evaluator.shape) for e in recorded.evaluations]
+            if len(evaluations) != prompts:
+                raise ValueError(f"{len(evaluations)} evaluations instead of {prompts}")
             evaluator.cost.learn(evaluator.batch, recorded.usage, recorded.read, recorded.seconds)
             return evaluations, Spent.from_json(answer["spent"])
 

@@ -12,6 +12,10 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.evaluator import Evaluation
 
 
+LOWEST_LOSS = "lowest-loss"
+"""Name of `LowestLoss`."""
+
+
 class Selection(Protocol):
     """Nominates candidates for validation, and compares their evaluations."""
 
@@ -94,7 +98,7 @@ def selection_named(name: str) -> Selection:
     Raises:
         InputError: The name is unknown.
     """
-    if name == "lowest-loss":
+    if name == LOWEST_LOSS:
         return LowestLoss()
     if match := re.fullmatch(r"candidate@([1-9]\d*)", name):
         return EveryNth(int(match.group(1)))

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from lmaas_tune.calibration import calibration_named
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError, named
+from lmaas_tune.heads import AUTO, HEADS
 from lmaas_tune.objectives import objective_named
 from lmaas_tune.prompts import Auto, PromptKind, Soft
 from lmaas_tune.prompts.auto import changed_kind, kind_named, soft_of
-from lmaas_tune.selection import selection_named
+from lmaas_tune.selection import LOWEST_LOSS, selection_named
+from lmaas_tune.validate import one_of, validate, whole
 
 DEFAULT_BUDGET = Budget(calls=300)
+
+JOIN = "join"
+VALIDATION_ROWS = (JOIN, "select")
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,8 +57,14 @@ class Settings:
         optimizer: Name of the optimizer; ``lmaas-tune optimizers`` lists the names.
         optimizer_options: Options of the optimizer by name.
         objective: ``cross_entropy``, ``hinge``, ``error_rate`` or ``negative_f1``.
-        calibration: ``none``, ``mean`` or ``fitted``: how the model's bias for label words is
-            removed from the scores (`lmaas_tune.calibration`).
+        head: From scores to labels, see `lmaas_tune.heads`: ``none`` passes the scores of the
+            label words on, ``bias`` adds one number a label, ``affine`` mixes the label words,
+            and ``words`` reads further words beside them. ``auto`` is ``words`` if the model
+            scores further words at no cost, else ``affine``.
+        head_words: The most further words that the head reads.
+        validation_rows: ``join``: validation rows join the training rows, and each row is judged
+            by a head that was fitted to all the others. ``select``: the search sees the training
+            rows only, and the validation rows compare its candidates, as in the paper.
         selection: ``lowest-loss``, or ``candidate@N`` for the reference code's rule.
         score_start: Whether p0 is scored first, at the cost of one call; then the selection
             never returns a prompt that it ranks below the start.
@@ -70,8 +80,10 @@ class Settings:
     optimizer: str = "cma"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     objective: str = "cross_entropy"
-    calibration: str = "fitted"
-    selection: str = "lowest-loss"
+    head: str = one_of(HEADS, default=AUTO)
+    head_words: int = whole(least=1, default=300)
+    validation_rows: str = one_of(VALIDATION_ROWS, default=JOIN)
+    selection: str = LOWEST_LOSS
     score_start: bool = True
     budget: Budget = DEFAULT_BUDGET
     allow_bounds: bool = False
@@ -90,8 +102,13 @@ class Settings:
             )
         object.__setattr__(self, "optimizer_options", plain_options(self.optimizer_options))
         objective_named(self.objective)
-        calibration_named(self.calibration)
+        validate(self)
         selection_named(self.selection)
+        if self.validation_rows == JOIN and self.selection != LOWEST_LOSS:
+            raise InputError(
+                f"selection={self.selection!r} chooses by validation rows of their own: set "
+                "validation_rows='select'"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as in journals and saved prompts; the budget as text."""
@@ -139,7 +156,8 @@ _REFERENCE = Settings(  # all fields, so that it does not depend on our defaults
     ),
     optimizer="cma",
     objective="cross_entropy",
-    calibration="none",
+    head="none",
+    validation_rows="select",
     selection="candidate@100",
     score_start=False,
     budget=Budget(calls=8000),

@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed
     wording = PAPER_TASKS[arguments.task].wording("text-first", "causal")
     settings = Settings(
         prompt=Soft(prompt_init=wording.words, intrinsic_dim=dim),
-        calibration="none",
+        head="none", validation_rows="select",
         budget=Budget(calls=arguments.calls),
     )
     train, validation = (
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed
     else:
         prompt = cma(backend, wording.task, settings, seed, train, validation)
     seconds = time.perf_counter() - began
-    tuned = TunedPrompt(prompt, wording.task, np.zeros(len(wording.label_words)))
+    tuned = TunedPrompt.without_head(prompt, wording.task)
     other = tuned.score(backend, held_out(arguments.data, arguments.task, seed))
     return {
         "task": arguments.task,

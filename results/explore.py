@@ -57,7 +57,7 @@ TASKS: dict[str, dict[str, Any]] = {
 # name of the variant: what it changes, of the settings or of the task
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "calibration none": {"calibration": "none"},
+    "head none": {"head": "none"},
     "alpha 1": {"alpha": 1.0},
     "projection normal": {"projection": "normal"},
     "calibration none + projection normal + alpha 1": {

@@ -148,12 +148,12 @@ def _resume_command(arguments: argparse.Namespace, out: Path) -> str:
 
 
 def _shares(comparison: Comparison) -> str:
-    """The shares of calibration and search in the gain, as text."""
-    calibration = comparison.start.accuracy - comparison.baseline.accuracy
+    """The shares of head and search in the gain, as text."""
+    head = comparison.start.accuracy - comparison.baseline.accuracy
     search = comparison.tuned.accuracy - comparison.start.accuracy
     return (
-        f"Calibration (one number a label, from the training messages) gave "
-        f"{100 * calibration:+.1f} points, the search on top of it {100 * search:+.1f}."
+        f"The head (fitted to the answers for the training messages) gave "
+        f"{100 * head:+.1f} points, the search on top of it {100 * search:+.1f}."
     )
 
 

@@ -61,8 +61,8 @@ def score_table(scores: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 def comparison_table(content: Mapping[str, Any]) -> str:
     """A table of the scores before and after calibration and search."""
     rows = [("starting words, as the model is", content["baseline"])]
-    if content["settings"]["calibration"] != "none":
-        rows.append(("starting words, calibrated", content["start"]))
+    if content["settings"]["head"] != "none":
+        rows.append(("starting words with their head", content["start"]))
     rows.append(("tuned prompt", content["tuned"]))
     return f"On {count('test row', content['tuned']['rows'])}:\n{score_table(rows)}"
 

@@ -10,6 +10,7 @@ from typing import Any
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import Parser, parse_options
 from lmaas_tune.errors import InputError
+from lmaas_tune.heads import HEADS
 from lmaas_tune.optimizers import NEVERGRAD, OPTIMIZERS
 from lmaas_tune.prompts import Text
 from lmaas_tune.prompts.projections import PROJECTIONS
@@ -35,7 +36,9 @@ _FIELDS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("projection", str, f"kind of the random projection: {', '.join(PROJECTIONS)}"),
     ("alpha", float, "scale of the random projection"),
     ("objective", str, "loss of the search: cross_entropy, hinge, error_rate or negative_f1"),
-    ("calibration", str, "how the model's bias for label words is corrected: none, mean, fitted"),
+    ("head", str, f"map from the scores of words to labels: {', '.join(HEADS)}"),
+    ("head_words", int, "most words that the head reads beside the label words"),
+    ("validation_rows", str, "join: validation rows judge with the others; select: as the paper"),
     (
         "selection",
         str,

@@ -34,7 +34,7 @@ _CURVES = {
 }
 _PROMPTS = {
     "baseline": "starting prompt, as the model is",
-    "start": "starting prompt, calibrated",
+    "start": "starting prompt with its head",
     "tuned": "tuned prompt",
 }
 

@@ -1,4 +1,4 @@
-"""Test tools for authors of backends and optimizers: a toy backend and conformance suites.
+"""Test tools for authors of backends, optimizers and heads: a toy backend and conformance suites.
 
 The suites need pytest, which is imported on first use.
 """
@@ -11,14 +11,16 @@ from lmaas_tune.testing.toy import ToyBackend
 
 if TYPE_CHECKING:
     from lmaas_tune.testing.backends import BackendConformance
+    from lmaas_tune.testing.heads import HeadConformance
     from lmaas_tune.testing.optimizers import OptimizerConformance
 
 _SUITES = {
     "BackendConformance": "lmaas_tune.testing.backends",
+    "HeadConformance": "lmaas_tune.testing.heads",
     "OptimizerConformance": "lmaas_tune.testing.optimizers",
 }
 
-__all__ = ["BackendConformance", "OptimizerConformance", "ToyBackend"]
+__all__ = ["BackendConformance", "HeadConformance", "OptimizerConformance", "ToyBackend"]
 
 
 def __getattr__(name: str) -> Any:

@@ -94,6 +94,7 @@ class HFBackend:
             deep_layers=len(self._scorer.layers) or None,
             label_anywhere=not self._scorer.label_last,
             max_tokens=max_tokens(self._model),
+            extra_words=None,
             speedups=ready.speedups,
         )
         if speedups:
@@ -123,6 +124,10 @@ class HFBackend:
             ids = torch.tensor(list(token_ids), dtype=torch.long, device=self._model.device)
             vectors: FloatArray = self._embeddings(ids).float().cpu().numpy()
         return vectors
+
+    def one_token_words(self) -> Sequence[str]:
+        """See `lmaas_tune.capabilities.KnowsWords`."""
+        return self._encoder.one_token_words()
 
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
         """See `lmaas_tune.backend.Backend.score`."""

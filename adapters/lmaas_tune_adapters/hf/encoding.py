@@ -21,6 +21,8 @@ from lmaas_tune_adapters.hf.marks import (
 
 _MAX_BATCHES = 8  # that stay encoded
 _MAX_WORDS = 4096  # label words that stay encoded
+_MAX_WORD_LISTS = 64
+_SHORTEST = 3  # letters of a word that a head reads
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class RowEncoder:
         )
         self._batches: OrderedDict[str, tuple[EncodedRow, ...]] = OrderedDict()
         self._word = lru_cache(_MAX_WORDS)(self._encode_word)
+        self._words = lru_cache(_MAX_WORD_LISTS)(self._encode_words)
 
     def text(self, text: str) -> tuple[int, ...]:
         """Encode a text without start or end token."""
@@ -111,7 +114,10 @@ class RowEncoder:
 
     def words(self, candidates: Sequence[str], *, spaced: bool) -> tuple[tuple[int, ...], ...]:
         """Encode label words as they follow a text, with a space before each where `spaced`."""
-        return tuple(self._word(candidate.strip(), spaced) for candidate in candidates)
+        return self._words(tuple(candidates), spaced)
+
+    def _encode_words(self, words: tuple[str, ...], spaced: bool) -> tuple[tuple[int, ...], ...]:
+        return tuple(self._word(word.strip(), spaced) for word in words)
 
     def _encode_word(self, word: str, spaced: bool) -> tuple[int, ...]:
         check_unicode(word, "a label word")
@@ -225,6 +231,20 @@ class RowEncoder:
             label_first=label_first,
             spaced=spaced,
         )
+
+
+    def one_token_words(self, most: int) -> tuple[str, ...]:
+        """Words that are one token behind a space, in the order of the vocabulary.
+
+        Args:
+            most: The most tokens of the vocabulary that are looked at.
+        """
+        found: dict[str, None] = {}
+        for token in range(min(most, len(self._tokenizer))):
+            word = self._tokenizer.decode([token]).strip()
+            if len(word) >= _SHORTEST and word.isalpha() and self._word(word, True) == (token,):
+                found[word] = None
+        return tuple(found)
 
 
 def _with_soft(row: EncodedRow, prompt: SoftPrompt) -> EncodedRow:

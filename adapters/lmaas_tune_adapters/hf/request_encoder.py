@@ -12,6 +12,9 @@ from lmaas_tune.prompts import DeepPrompt, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune_adapters.hf.encoding import EncodedRow, PromptParts, RowEncoder, word_notes
 from lmaas_tune_adapters.hf.label_tokens import Word
 
+_SEARCHED = 20_000
+"""Tokens of the vocabulary, from its first, that are searched for words."""
+
 Count = Callable[[EncodedRow, Sequence[Word]], int]
 """Counts tokens or positions of a row and the label words that are scored in it."""
 
@@ -84,6 +87,11 @@ class RequestEncoder:
         with self._lock:
             return self._encoder.words(request.candidates, spaced=row.spaced)
 
+    def one_token_words(self) -> Sequence[str]:
+        """See `lmaas_tune.capabilities.KnowsWords`."""
+        with self._lock:
+            return self._encoder.one_token_words(_SEARCHED)
+
     def usage(self, request: ScoreRequest, rows: Sequence[EncodedRow]) -> Usage:
         """Compute the usage of a request that takes one call."""
         extra = parts_of(request.prompt).extra_positions
@@ -115,8 +123,8 @@ class RequestEncoder:
         if not all(words):
             empty = request.candidates[words.index(())]
             raise InputError(f"the label word {empty!r} has no tokens: choose another")
-        for ids in (row.ids, *words):
-            self._check_known(ids, number)
+        self._check_known(row.ids, number)
+        self._check_known(max(words, key=max, default=()), number)
         limit, positions = self._capabilities.max_tokens, self._positions(row, words)
         if limit is not None and positions > limit:
             raise InputError(

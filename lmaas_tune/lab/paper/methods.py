@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.calibration import fitted_calibration
+from lmaas_tune.heads import BiasHead
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, named
 from lmaas_tune.lab.baselines import BASELINES, fit_baseline
@@ -173,12 +173,11 @@ def family_of(client: Client) -> str:
 def _calibrated(trial: Trial) -> Outcome:
     """The manual prompt with one bias a label, fitted to the training rows in a single call."""
     task = trial.wording.manual_task
-    plain = TunedPrompt(
-        TextPrompt(trial.wording.words), task, np.zeros(len(task.verbalizer.labels))
-    )
+    plain = TunedPrompt.without_head(TextPrompt(trial.wording.words), task)
     targets = task.verbalizer.targets(trial.rows.train)
-    bias = fitted_calibration(plain.scores(trial.client, trial.rows.train), targets)
-    return Outcome(plain.scores(trial.client, trial.rows.test) + bias, len(bias))
+    train = plain.scores(trial.client, trial.rows.train)
+    head = BiasHead().fit(train, targets, len(task.verbalizer.labels)).head
+    return Outcome(head(plain.scores(trial.client, trial.rows.test)), len(head.bias))
 
 
 def _searched(trial: Trial, settings: Settings) -> Outcome:
@@ -194,8 +193,7 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
     )
     result = fit_whole(tuner, trial.rows.train, trial.rows.validation, folder=trial.folder)
     prompt = result.prompt
-    calibrates = settings.calibration != "none"
-    parameters = result.steps[0].points.shape[1] + len(prompt.bias) * calibrates
+    parameters = result.steps[0].points.shape[1] + prompt.head.parameters
     details = {
         "validation_loss": None if result.best.validation is None else result.best.validation.loss,
         "settings": prompt.provenance["settings"],
