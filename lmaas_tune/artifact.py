@@ -3,8 +3,10 @@
 ``prompt.safetensors`` holds the arrays: the vectors (key ``prompt_embeddings``, shape (L, H),
 float32), those of a deep prompt's further layers (``layer_embeddings``, shape (layers - 1, L, H)),
 and the matrix of a head that has one (``head``, shape (words, labels), float64, the label words
-first). ``prompt.json`` holds the rest. Readers ignore unknown keys, and reject a higher format
-number: prompts whose head has a matrix have format 2, all others 1.
+first). ``prompt.json`` holds the rest. Where several prompts are averaged, its key ``others`` has
+the fields of each further one, whose arrays have the prefix ``1/``, ``2/`` and so on. Readers
+ignore unknown keys, and reject a higher format number: prompts with a matrix or with others have
+format 2, all others 1.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ from lmaas_tune.errors import InputError, PermanentError, StorageError, named
 from lmaas_tune.exactness import NOTED, explain_bounds
 from lmaas_tune.files import read_limited, read_object, reading, write_atomically
 from lmaas_tune.heads import FittedHead
-from lmaas_tune.objectives import Targets, cross_entropy, error_rate, log_softmax
+from lmaas_tune.objectives import (
+    Targets,
+    cross_entropy,
+    error_rate,
+    log_softmax,
+    mean_log_probabilities,
+)
 from lmaas_tune.prompts import PROMPTS, FloatArray, Prompt
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.typed_json import checked
@@ -60,6 +68,19 @@ class Score:
 
 
 @dataclass(frozen=True, eq=False)
+class Member:
+    """A prompt with its head, one of several that are averaged.
+
+    Attributes:
+        prompt: The prompt.
+        head: From the log-probabilities of words to labels.
+    """
+
+    prompt: Prompt
+    head: FittedHead
+
+
+@dataclass(frozen=True, eq=False)
 class TunedPrompt:
     """A tuned prompt with its task.
 
@@ -67,7 +88,9 @@ class TunedPrompt:
         prompt: The prompt.
         task: Template and label words.
         head: From the log-probabilities of words to labels.
-        words: The words that the head reads beside the label words, in its order.
+        words: The words that the heads read beside the label words, in their order.
+        others: Further prompts, whose log-probabilities of the labels are averaged with those of
+            the first. Each costs as much at prediction as the first.
         provenance: Origin: backend identity, settings, seed, versions, spent.
     """
 
@@ -75,6 +98,7 @@ class TunedPrompt:
     task: Task
     head: FittedHead
     words: tuple[str, ...] = ()
+    others: tuple[Member, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -86,6 +110,16 @@ class TunedPrompt:
     def candidates(self) -> tuple[str, ...]:
         """All words that a request names."""
         return (*self.task.verbalizer.candidates, *self.words)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The prompt and the others, each with its head."""
+        return (Member(self.prompt, self.head), *self.others)
+
+    def log_odds(self, scores: Sequence[FloatArray]) -> FloatArray:
+        """(rows, labels) log-odds from the (rows, words) scores of each member."""
+        odds = [member.head(each) for member, each in zip(self.members, scores, strict=True)]
+        return mean_log_probabilities(odds) if self.others else odds[0]
 
     def scores(self, backend: Backend | Client, rows: Rows) -> FloatArray:
         """(rows, labels) log-odds; the columns are `task.verbalizer.labels`.
@@ -99,11 +133,18 @@ class TunedPrompt:
             PermanentError: The backend failed for good, or a score is not finite.
         """
         client = Client.of(backend)
-        converted = replace(self, prompt=self.prompt.for_model(client.backend))
+        model = client.backend
+        converted = replace(
+            self,
+            prompt=self.prompt.for_model(model),
+            others=tuple(
+                replace(each, prompt=each.prompt.for_model(model)) for each in self.others
+            ),
+        )
         converted.check_fits(client)
         examples = read_examples(rows, labelled=False, on_note=client.on_note)
         (scores,) = score_prompts([converted], client, examples)
-        return self.head(scores)
+        return self.log_odds(scores)
 
     def predict_proba(self, backend: Backend | Client, rows: Rows) -> FloatArray:
         """(rows, labels) probabilities; each row sums to 1."""
@@ -129,25 +170,22 @@ class TunedPrompt:
             StorageError: The folder cannot be written.
         """
         path = Path(folder)
-        matrix = self.head.matrix
+        (first, arrays), *others = [_to_files(member) for member in self.members]
+        for number, (_, more) in enumerate(others, start=1):
+            arrays |= {f"{number}/{name}": array for name, array in more.items()}
         content: dict[str, Any] = {
-            "format": 1 if matrix is None else FORMAT,
-            "kind": self.prompt.kind,
+            "format": FORMAT if others or self.head.matrix is not None else 1,
             "template": self.task.template.text,
             "label_words": dict(self.task.verbalizer.words),
-            "bias": [float(b) for b in self.head.bias],
             "head_words": list(self.words),
-            "head_digest": self.head.digest,
-            "digest": self.prompt.digest,
             **self.provenance,
+            **first,
+            "others": [fields_of_other for fields_of_other, _ in others],
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
-            fields_of_kind, arrays = self.prompt.to_files()
-            content |= fields_of_kind
-            arrays = arrays if matrix is None else {**arrays, _HEAD: matrix}
             if arrays:
-                data = safetensors.numpy.save(dict(arrays), {"format": "pt"})
+                data = safetensors.numpy.save(arrays, {"format": "pt"})
                 write_atomically(path / "prompt.safetensors", data)
             text = json.dumps(content, indent=1, ensure_ascii=False)
             write_atomically(path / FILE_NAME, text.encode() + b"\n")
@@ -169,12 +207,22 @@ class TunedPrompt:
                 content = read_object(path / FILE_NAME)
                 _check_format(content)
                 saved: _Saved = checked(_Saved, content, FILE_NAME)
-                arrays = _arrays(path / "prompt.safetensors") if saved.has_arrays else {}
-                prompt = saved.prompt(content, arrays)
-                known = {"format", *prompt.to_files()[0], *(each.name for each in fields(_Saved))}
+                contents = [content, *saved.others]
+                members: list[_SavedMember] = [
+                    checked(_SavedMember, c, FILE_NAME) for c in contents
+                ]
+                has_arrays = any(member.has_arrays for member in members)
+                arrays = _arrays(path / "prompt.safetensors") if has_arrays else {}
+                first, *others = [
+                    member.read(own, _part(arrays, number), saved)
+                    for number, (member, own) in enumerate(zip(members, contents, strict=True))
+                ]
+                known = {"format", *first.prompt.to_files()[0]}
+                known |= {each.name for kind in (_Saved, _SavedMember) for each in fields(kind)}
                 provenance = {key: content[key] for key in content if key not in known}
-                head = saved.head(arrays.get(_HEAD))
-                return cls(prompt, saved.task(), head, tuple(saved.head_words), provenance)
+                words = tuple(saved.head_words)
+                task = saved.task()
+                return cls(first.prompt, task, first.head, words, tuple(others), provenance)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{path}: no saved prompt there ({error.filename} is missing)"
@@ -186,9 +234,10 @@ class TunedPrompt:
         Raises:
             InputError: The model does not take it.
         """
-        if (reason := self.prompt.incompatibility(client)) is not None:
-            origin = self.provenance.get("backend", "another model")
-            raise InputError(f"{reason}: it was tuned for {origin}")
+        for member in self.members:
+            if (reason := member.prompt.incompatibility(client)) is not None:
+                origin = self.provenance.get("backend", "another model")
+                raise InputError(f"{reason}: it was tuned for {origin}")
         made_for = self.provenance.get("backend", client.identity)
         if made_for != client.identity:
             client.on_note(
@@ -204,73 +253,116 @@ def saved_prompt(folder: Path) -> bool:
 
 def score_prompts(
     prompts: Sequence[TunedPrompt], client: Client, examples: Sequence[Example]
-) -> list[FloatArray]:
-    """(rows, words) log-probabilities for each prompt of one task; heads are not applied.
+) -> list[list[FloatArray]]:
+    """(rows, words) log-probabilities of each member of each prompt; heads are not applied.
 
-    All prompts are scored on a part of the rows before the next part, so that a backend can share
-    work between them.
+    All are scored on a part of the rows before the next part, so that a backend can share work
+    between them.
+
+    Args:
+        prompts: Of one task.
+        client: Makes the calls.
+        examples: The rows.
 
     Raises:
         PermanentError: A score is not finite.
     """
     task = prompts[0].task
+    members = [(member, tuned) for tuned in prompts for member in tuned.members]
     parts: list[list[FloatArray]] = []
-    bounds = 0
+    bounds = 0.0
     for first in range(0, len(examples), ROWS_A_REQUEST):
         batch = task.template.batch(examples[first : first + ROWS_A_REQUEST])
-        requests = [ScoreRequest(tuned.prompt, batch, tuned.candidates) for tuned in prompts]
-        replies = client.score(requests)
+        replies = client.score(
+            [ScoreRequest(member.prompt, batch, tuned.candidates) for member, tuned in members]
+        )
         parts.append([reply.logprobs for reply in replies])
-        bounds += sum(reply.bounds for reply in replies)
-    all_scores = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    if (share := bounds / max(1, sum(scores.size for scores in all_scores))) > NOTED:
+        bounds += sum(reply.bounds / reply.logprobs.size * len(batch) for reply in replies)
+    scores = iter([np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
+    share = bounds / max(1, len(examples) * len(members))
+    if share > NOTED:
         client.on_note(explain_bounds(share))
-    for scores in all_scores:
-        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-        if len(bad):  # argmax of NaN would look like an answer
-            raise PermanentError(
-                f"row {bad[0] + 1} has no finite score from {client.identity}, nor have "
-                f"{len(bad) - 1} others of {len(scores)}: the model overflows on them (try dtype "
-                "float32), or a label word was not among the answers"
-            )
-    return all_scores
+    found = [[next(scores) for _ in tuned.members] for tuned in prompts]
+    for each in (array for arrays in found for array in arrays):
+        _check_finite(each, client)
+    return found
+
+
+def _check_finite(scores: FloatArray, client: Client) -> None:
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):  # argmax of NaN would look like an answer
+        raise PermanentError(
+            f"row {bad[0] + 1} has no finite score from {client.identity}, nor have "
+            f"{len(bad) - 1} others of {len(scores)}: the model overflows on them (try dtype "
+            "float32), or a label word was not among the answers"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """The fields of ``prompt.json`` that every kind of prompt has."""
+    """The fields of ``prompt.json`` that are common to all members."""
 
-    kind: str
     template: str
     label_words: Mapping[str, str]
-    bias: Sequence[float]
     head_words: Sequence[str] = ()
+    others: Sequence[Mapping[str, Any]] = ()
+
+    def task(self) -> Task:
+        return Task(Template(self.template), Verbalizer(self.label_words))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SavedMember:
+    """The fields of a member that all kinds of prompts have."""
+
+    kind: str
+    bias: Sequence[float]
     head_digest: str | None = None
     digest: str
 
     @property
     def has_arrays(self) -> bool:
-        return bool(self.head_digest) or named("kind of prompt", self.kind, PROMPTS).has_arrays
+        kind = named("kind of prompt", self.kind, PROMPTS)
+        return kind.has_arrays or self.head_digest is not None
 
-    def task(self) -> Task:
-        return Task(Template(self.template), Verbalizer(self.label_words))
-
-    def prompt(self, content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> Prompt:
+    def read(
+        self, content: Mapping[str, Any], arrays: Mapping[str, FloatArray], saved: _Saved
+    ) -> Member:
         prompt = PROMPTS[self.kind].from_files(content, arrays)
         if prompt.digest != self.digest:
             raise InputError("prompt.json and prompt.safetensors belong to different prompts")
-        return prompt
-
-    def head(self, matrix: FloatArray | None) -> FittedHead:
-        labels = len(self.label_words)
+        labels = len(saved.label_words)
         if len(self.bias) != labels:
             raise InputError(f"bias {self.bias!r:.60} does not fit the label words")
-        head = FittedHead(np.array(self.bias, dtype=np.float64), matrix if self.head_digest else None)
+        matrix = None if self.head_digest is None else arrays.get(_HEAD)
+        head = FittedHead(np.array(self.bias, dtype=np.float64), matrix)
         if head.digest != self.head_digest:
             raise InputError("prompt.json and prompt.safetensors belong to different heads")
-        if head.matrix is not None and head.matrix.shape != (labels + len(self.head_words), labels):
-            raise InputError(f"the head has shape {head.matrix.shape}, which does not fit its words")
-        return head
+        if matrix is not None and matrix.shape != (labels + len(saved.head_words), labels):
+            raise InputError(f"the head has shape {matrix.shape}, which does not fit its words")
+        return Member(prompt, head)
+
+
+def _to_files(member: Member) -> tuple[dict[str, Any], dict[str, FloatArray]]:
+    """The fields and the arrays of a member."""
+    content, arrays = member.prompt.to_files()
+    head = member.head
+    return (
+        {
+            "kind": member.prompt.kind,
+            "bias": [float(b) for b in head.bias],
+            "head_digest": head.digest,
+            "digest": member.prompt.digest,
+            **content,
+        },
+        dict(arrays) if head.matrix is None else {**arrays, _HEAD: head.matrix},
+    )
+
+
+def _part(arrays: Mapping[str, FloatArray], number: int) -> dict[str, FloatArray]:
+    """The arrays of a member, without the prefix of its number."""
+    prefix = f"{number}/" if number else ""
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
 
 
 def _check_format(content: Mapping[str, Any]) -> None:

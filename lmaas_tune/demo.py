@@ -19,6 +19,7 @@ from lmaas_tune.calls.meter import Budget
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, Soft
+from lmaas_tune.prompts.phrases import BUILT_IN
 from lmaas_tune.prompts.soft import start_from_words
 from lmaas_tune.result import Comparison, TuneResult
 from lmaas_tune.settings import Settings
@@ -32,7 +33,8 @@ TASK = Task(
     ),
 )
 SETTINGS = Settings(
-    prompt=Soft(prompt_init=" This message is about"), budget=Budget(calls=150, seconds=150)
+    prompt=Soft(prompt_init=("This message is about", BUILT_IN)),
+    budget=Budget(calls=150, seconds=150),
 )
 
 
@@ -87,7 +89,7 @@ class Demo:
         self._test = demo_rows("test")
         self._targets = TASK.verbalizer.targets(self._test)
         start = start_from_words(
-            client.backend, *SETTINGS.prompt.starting_words, insertion="concat"
+            client.backend, " " + SETTINGS.prompt.given_words[0], insertion="concat"
         )
         self._plain = TunedPrompt.without_head(start, TASK)
         self._before: FloatArray | None = None
@@ -116,7 +118,6 @@ class Demo:
             settings=SETTINGS if budget is None else replace(SETTINGS, budget=budget),
             template=TASK.template,
             labels=TASK.verbalizer.words,
-            start=self._plain,
             seed=seed,
             out=out,
             callbacks=callbacks,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,10 +18,12 @@ from lmaas_tune.calls.cost import CostModel
 from lmaas_tune.calls.meter import Meter
 from lmaas_tune.errors import InputError
 from lmaas_tune.heads import Fit, FittedHead, Head
-from lmaas_tune.objectives import Objective, error_rate
+from lmaas_tune.objectives import Objective, error_rate, mean_log_probabilities
 from lmaas_tune.prompts import FloatArray, Prompt
-from lmaas_tune.task import Example, Task
+from lmaas_tune.task import Batch, Example, Task
 from lmaas_tune.typed_json import checked
+
+IntArray: TypeAlias = "np.typing.NDArray[np.integer]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,7 @@ class Evaluator:
     Attributes:
         cost: The cost model; it learns from inspections here, and from answers in the client.
         batch: The rows.
+        targets: (rows,) the columns of their label words.
         digest: SHA-256 of the rows and their targets.
 
     Raises:
@@ -114,7 +118,7 @@ class Evaluator:
         self._what = what
         try:
             self.batch = task.template.batch(examples)
-            self._targets = task.verbalizer.targets(examples)
+            self.targets = task.verbalizer.targets(examples)
             self.digest = task.digest(examples)
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
@@ -163,10 +167,24 @@ class Evaluator:
         replies = self._client.score(
             self._requests(prompts), meter=meter, recorder=recorder, cost=self.cost
         )
-        return [
-            self._evaluate(reply, head)
-            for reply, head in zip(replies, heads or [None] * len(prompts), strict=True)
-        ]
+        if heads is None:
+            return [self._evaluate(reply) for reply in replies]
+        return [self._evaluate(reply, head) for reply, head in zip(replies, heads, strict=True)]
+
+    def subset(self, rows: IntArray) -> Evaluator:
+        """An evaluator of some rows, by their indices."""
+        part = copy.copy(self)
+        part.batch = Batch(tuple(self.batch.rows[row] for row in rows))
+        part.targets = self.targets[rows]
+        return part
+
+    def held_out(self, evaluation: Evaluation) -> FloatArray:
+        """(rows, labels) log-odds of an evaluated prompt, each row by a head fitted to the others."""
+        return self._fit(evaluation.scores).held_out
+
+    def loss_of_mean(self, evaluations: Sequence[Evaluation]) -> float:
+        """Loss of the mean log-probabilities of several prompts on rows that are left out."""
+        return self._loss(mean_log_probabilities([self.held_out(each) for each in evaluations]))
 
     def fit_head(self, evaluation: Evaluation) -> FittedHead:
         """The head of an evaluated prompt, fitted to all rows."""
@@ -182,26 +200,31 @@ class Evaluator:
         return [ScoreRequest(prompt, self.batch, self._candidates) for prompt in prompts]
 
     def _fit(self, scores: FloatArray) -> Fit:
-        return self._head.fit(scores.astype(np.float64), self._targets, self._labels)
+        return self._head.fit(scores.astype(np.float64), self.targets, self._labels)
 
-    def _evaluate(self, reply: ScoreReply, head: FittedHead | None) -> Evaluation:
+    def _evaluate(self, reply: ScoreReply, head: FittedHead | None = None) -> Evaluation:
         # float32 as in the journal, so that a resumed run computes the same
         scores = reply.logprobs.astype(np.float32)
-        bounds = reply.bounds / scores.size
+        return self.judge(scores, reply.bounds / scores.size, head)
+
+    def judge(
+        self, scores: FloatArray, bounds: float = 0.0, head: FittedHead | None = None
+    ) -> Evaluation:
+        """The evaluation of (rows, words) scores, see `evaluate`."""
         if not np.isfinite(scores).all():  # argmax of NaN would look like an answer
             return Evaluation(math.nan, 0.0, scores, bounds)
         odds = self._fit(scores).held_out if head is None else head(scores.astype(np.float64))
         loss = self._loss(odds)
-        accuracy = 1.0 - error_rate(odds, self._targets)
+        accuracy = 1.0 - error_rate(odds, self.targets)
         return Evaluation(loss if math.isfinite(loss) else math.nan, accuracy, scores, bounds)
 
     def _loss(self, scores: FloatArray) -> float:
         try:
             # copies, because a user's function may work in place
-            return float(self._objective(scores.copy(), self._targets.copy()))
+            return float(self._objective(scores.copy(), self.targets.copy()))
         except Exception as error:  # a user's function may raise anything
             raise InputError(
                 f"{self._what}: the objective gives no number for {scores.shape} (rows, labels) "
-                f"log-probabilities and {self._targets.shape} (rows,) targets "
+                f"log-probabilities and {self.targets.shape} (rows,) targets "
                 f"({type(error).__name__}: {error})"
             ) from error

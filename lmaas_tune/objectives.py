@@ -6,7 +6,7 @@ the right column of each row, and gives one finite number, lower is better.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +24,12 @@ def log_softmax(logprobs: FloatArray) -> FloatArray:
     shifted = logprobs - logprobs.max(axis=1, keepdims=True)
     normalised: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return normalised
+
+
+def mean_log_probabilities(odds: Sequence[FloatArray]) -> FloatArray:
+    """(rows, labels) the mean of the log-probabilities of several (rows, labels) log-odds."""
+    mean: FloatArray = np.mean([log_softmax(each) for each in odds], axis=0)
+    return mean
 
 
 def cross_entropy(logprobs: FloatArray, targets: Targets) -> float:

@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lmaas_tune.artifact import TunedPrompt
+import numpy as np
+
+from lmaas_tune.artifact import Member, TunedPrompt
 from lmaas_tune.backend import Embeds, KnowsWords, Measures
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.client import Client
@@ -24,6 +26,7 @@ from lmaas_tune.prompts import NeedsStds, Prompt, PromptSpace, Setup, resolve
 from lmaas_tune.prompts.text import draw_demonstrations
 from lmaas_tune.registry import name_of
 from lmaas_tune.result import TuneResult
+from lmaas_tune.screening import rungs
 from lmaas_tune.search import Search
 from lmaas_tune.selection import LowestLoss, selection_named
 from lmaas_tune.settings import JOIN, Settings
@@ -97,6 +100,7 @@ class Job:
             words=words,
             evaluator=evaluators[0],
             search=search,
+            averaged=self.settings.averaged,
             provenance=self._provenance(replace(self.settings, prompt=kind), space),
             digests=[evaluator.digest for evaluator in evaluators],
         )
@@ -126,8 +130,17 @@ class Job:
             train=train,
             shown=shown,
             start=self.start,
+            most_starts=self._most_starts,
             seed=self.seed,
         )
+
+    @property
+    def _most_starts(self) -> int | None:
+        """The starts that halving scores for a quarter of the budget's calls; None: any number."""
+        if not self.settings.score_start:
+            return 1
+        calls = self.settings.budget.calls
+        return None if calls is None else max(1, calls // 2)
 
     def _head(self, task: Task, train: Sequence[Example]) -> tuple[Head, tuple[str, ...]]:
         """The head, and the words that it reads beside the label words."""
@@ -174,7 +187,7 @@ class Job:
             train=evaluators[0],
             validation=validation,
             space=space,
-            optimizer=self._optimizer_for(space),
+            optimizer=self._optimizer_for(space, evaluators[0]),
             selection=LowestLoss() if validation is None else selection_named(settings.selection),
             score_start=settings.score_start,
             budget=settings.budget,
@@ -183,13 +196,14 @@ class Job:
             on_note=self.client.on_note,
         )
 
-    def _optimizer_for(self, space: PromptSpace) -> Optimizer:
+    def _optimizer_for(self, space: PromptSpace, train: Evaluator) -> Optimizer:
         calls, seed, options = self.settings.budget.calls, self.seed, self.optimizer_options
         if space.blocks == 1:
             return make_optimizer(
                 self.optimizer, space.dim, seed=seed, calls=calls, options=options
             )
-        before = len(space.starts) * self.settings.score_start
+        screened = sum(rung.calls for rung in rungs(train, len(space.starts)))
+        before = screened * self.settings.score_start
         before += isinstance(space, NeedsStds) and space.needs_stds
         return make_blockwise(
             self.optimizer,
@@ -226,6 +240,7 @@ class PreparedRun:
         words: The words that the head reads beside the label words.
         evaluator: Of the rows that judge prompts in the search; it fits the head.
         search: The search.
+        averaged: The most prompts that the result averages.
         provenance: Origin of its prompts, see `TunedPrompt.provenance`.
         digests: Digests of the scored rows with their targets.
     """
@@ -234,6 +249,7 @@ class PreparedRun:
     words: tuple[str, ...]
     evaluator: Evaluator
     search: Search
+    averaged: int
     provenance: Mapping[str, Any]
     digests: Sequence[str]
 
@@ -251,14 +267,14 @@ class PreparedRun:
         search, best, spent = self.search, self.search.best, self.search.meter.spent
         return TuneResult(
             prompt=self._tuned(
-                best,
+                [best, *self._others(best)],
                 generation=best.generation,
                 train=None if best.train is None else best.train.summary,
                 validation=None if best.validation is None else best.validation.summary,
                 spent=spent.to_json(),
                 stop_reason=stop_reason,
             ),
-            start=self._tuned(search.start),
+            start=self._tuned([search.start]),
             best=best,
             steps=tuple(search.steps),
             spent=spent,
@@ -270,16 +286,28 @@ class PreparedRun:
             out=out,
         )
 
-    def _tuned(self, candidate: Candidate, **more: Any) -> TunedPrompt:
-        evaluation = candidate.train
-        if evaluation is None:
-            head, words = FittedHead.none(len(self.task.verbalizer.labels)), ()
-        else:
-            head = self.evaluator.fit_head(evaluation)
-            words = () if head.matrix is None else self.words
-        return TunedPrompt(
-            candidate.prompt, self.task, head, words, {**self.provenance, **more}
-        )
+    def _others(self, best: Candidate) -> Sequence[Candidate]:
+        """The other starts that lower the loss of rows that are left out, as a mean with the best.
+
+        Only the best of them, the best two and so on are tried.
+        """
+        scored = [c for c in (best, *self.search.runners_up) if c.train is not None]
+        means = [scored[:count] for count in range(1, min(self.averaged, len(scored)) + 1)]
+        if len(means) < 2:
+            return []
+        losses = [self.evaluator.loss_of_mean([c.train for c in mean if c.train]) for mean in means]
+        return means[int(np.nanargmin(losses))][1:]
+
+    def _tuned(self, candidates: Sequence[Candidate], **more: Any) -> TunedPrompt:
+        first, *others = [Member(c.prompt, self._head_of(c)) for c in candidates]
+        words = () if first.head.matrix is None else self.words
+        provenance = {**self.provenance, **more}
+        return TunedPrompt(first.prompt, self.task, first.head, words, tuple(others), provenance)
+
+    def _head_of(self, candidate: Candidate) -> FittedHead:
+        if candidate.train is None:
+            return FittedHead.none(len(self.task.verbalizer.labels))
+        return self.evaluator.fit_head(candidate.train)
 
     @property
     def header(self) -> dict[str, Any]:

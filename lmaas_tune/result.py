@@ -84,9 +84,9 @@ class TuneResult:
         targets = self.prompt.task.verbalizer.targets(examples)
         start, tuned = score_prompts([self.start, self.prompt], self.client, examples)
         return Comparison(
-            Score.of(start[:, : len(self.start.head.bias)], targets),
-            Score.of(self.start.head(start), targets),
-            Score.of(self.prompt.head(tuned), targets),
+            Score.of(start[0][:, : len(self.start.head.bias)], targets),
+            Score.of(self.start.log_odds(start), targets),
+            Score.of(self.prompt.log_odds(tuned), targets),
         )
 
     @property

@@ -22,6 +22,7 @@ from lmaas_tune.journal import Journal, Record
 from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
+from lmaas_tune.screening import rungs
 from lmaas_tune.selection import Selection
 from lmaas_tune.step import Candidate, Step
 from lmaas_tune.typed_json import checked
@@ -37,7 +38,7 @@ class Search:
         space: Maps points to prompts.
         optimizer: The optimizer.
         selection: Nominates candidates for validation, and compares them.
-        score_start: Whether the starts are scored first, and the best of them used.
+        score_start: Whether the starts are scored first, and the search begins at the best.
         budget: Limits that end the run.
         allow_bounds: Whether the run continues if most scores are bounds.
         callbacks: Called after every step.
@@ -45,8 +46,9 @@ class Search:
         clock: Monotonic clock in seconds.
 
     Attributes:
-        start: The start, with its losses once it is scored.
+        start: The first start, with its losses once it is scored.
         best: The best candidate so far.
+        runners_up: The other starts that were scored on all rows, the best first.
         steps: All steps so far.
         meter: Spending so far.
         optimizer_seconds: Time in the optimizer's ask and tell, including replays.
@@ -75,6 +77,7 @@ class Search:
         self._journal = Journal(None, {})
         self.meter = Meter(budget, clock=clock)
         self.start = self.best = Candidate(0, space.starts[0], None)
+        self.runners_up: list[Candidate] = []
         self.steps: list[Step] = []
         self.optimizer_seconds = 0.0
         self._lowest = math.inf  # training loss
@@ -148,23 +151,53 @@ class Search:
         return reason
 
     def _score_starts(self) -> None:
-        """Score every start, and search from the one with the lowest training loss."""
+        """Score the starts, and search from the one with the lowest loss."""
         starts = self._space.starts
-        origin = np.zeros((len(starts), self._space.dim))
-        evaluations, spent = self._score_on_train(0, origin, starts)
+        left, evaluations, spent = self._screen(starts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
-        first = int(self._penalised(losses, 0).argmin())
-        self._space = self._space.begin_at(first)
-        start = Candidate(0, starts[first], evaluations[first])
-        validated, spent = self._score_on_validation(0, [start], spent)
-        self.start = validated[0]
+        order = self._penalised(losses, 0).argsort(kind="stable")
+        self._space = self._space.begin_at(left[order[0]])
+        scored = [Candidate(0, starts[left[i]], evaluations[i]) for i in order]
+        self.runners_up = scored[1:]
+        first = [scored[0], *(one for one in scored[1:] if one.prompt is starts[0])]
+        validated, spent = self._score_on_validation(0, first, spent)
+        self.start = validated[-1]
         if self.start.validation is not None and math.isnan(self.start.validation.loss):
             raise PermanentError(
                 "the start has no finite loss on the validation rows, though it has one on the "
                 "training rows: the model overflows on one of them (try dtype float32), or the "
                 "objective is at fault"
             )
-        self._step(0, origin, evaluations, validated, spent, considered=True)
+        origin = np.zeros((len(left), self._space.dim))
+        self._step(0, origin, evaluations, validated[:1], spent, considered=True)
+
+    def _screen(self, starts: Sequence[Prompt]) -> tuple[list[int], list[Evaluation], Spent]:
+        """Score the starts by successive halving, see `lmaas_tune.screening`.
+
+        Returns:
+            The indices of the starts that are left, their evaluations on all rows, and the total
+            spent.
+        """
+        turns = rungs(self._train, len(starts))
+        left = list(range(len(starts)))
+        scores: dict[int, FloatArray] = {}
+        bounds = 0.0
+        for number, rung in enumerate(turns):
+            if number:
+                seen = self._train.subset(np.concatenate([turn.rows for turn in turns[:number]]))
+                losses = np.array([seen.judge(scores[index]).loss for index in left])
+                best = [left[i] for i in self._penalised(losses, 0).argsort(kind="stable")]
+                left = sorted([0, *[index for index in best if index][: rung.starts - 1]])
+            part = self._train if len(turns) == 1 else self._train.subset(rung.rows)
+            found, spent = self._score(
+                f"start/{number}", str(left), part, [starts[index] for index in left], rung.calls
+            )
+            for index, evaluation in zip(left, found, strict=True):
+                earlier = scores.get(index, evaluation.scores[:0])
+                scores[index] = np.concatenate([earlier, evaluation.scores])
+                bounds = max(bounds, evaluation.bounds)
+        back = np.argsort(np.concatenate([turn.rows for turn in turns]))
+        return left, [self._train.judge(scores[index][back], bounds) for index in left], spent
 
     @property
     def _unmeasured(self) -> NeedsStds | None:
@@ -268,13 +301,18 @@ class Search:
         self, number: int, points: FloatArray, prompts: Sequence[Prompt]
     ) -> tuple[list[Evaluation], Spent]:
         """The evaluations of a generation on the training rows, and the total spent by then."""
-        key, of = f"train/{number}", _digest(points)
+        return self._score(f"train/{number}", _digest(points), self._train, prompts, len(prompts))
+
+    def _score(
+        self, key: str, of: str, evaluator: Evaluator, prompts: Sequence[Prompt], calls: int
+    ) -> tuple[list[Evaluation], Spent]:
+        """The evaluations of prompts, and the total spent by then; `calls` are booked."""
         if (answer := self._journal.get(key, of)) is None:
             before = self.meter.spent.seconds
-            evaluations = self._train.evaluate(prompts, self.meter, self._journal)
-            self.meter.book(Spent(calls=len(prompts)))
-            answer = self._append(key, of, self._train, evaluations, before)
-        return self._read(key, answer, len(prompts), self._train)
+            evaluations = evaluator.evaluate(prompts, self.meter, self._journal)
+            self.meter.book(Spent(calls=calls))
+            answer = self._append(key, of, evaluator, evaluations, before)
+        return self._read(key, answer, len(prompts), evaluator)
 
     def _score_on_validation(
         self, number: int, candidates: Sequence[Candidate], spent: Spent
@@ -360,7 +398,7 @@ class Search:
         """Number of candidates that the budget's calls pay; None: no limit on calls."""
         if (calls := self._budget.calls) is None:
             return None
-        calls -= len(self._space.starts) if self._score_start else 0
+        calls -= int(self._planned_start().calls) if self._score_start else 0
         calls -= 1 if self._unmeasured is not None else 0
         return calls - calls % self._optimizer.population
 
@@ -376,9 +414,10 @@ class Search:
         return evaluator.cost.expect(evaluator.batch, prompts)
 
     def _planned_start(self) -> Spent:
-        validation = Spent() if self._validation is None else self._planned(self._validation, 1)
-        starts = len(self._space.starts)
-        return self._planned(self._train, starts) + validation + Spent(calls=starts)
+        validation = Spent() if self._validation is None else self._planned(self._validation, 2)
+        turns = rungs(self._train, len(self._space.starts))
+        calls = sum(turn.calls for turn in turns)
+        return self._planned(self._train, calls) + validation + Spent(calls=calls)
 
     def _planned_generation(self) -> Spent:
         population = self._optimizer.population

@@ -11,7 +11,6 @@ import numpy as np
 from lmaas_tune.errors import InputError
 from lmaas_tune.evaluator import Evaluation
 
-
 LOWEST_LOSS = "lowest-loss"
 """Name of `LowestLoss`."""
 

@@ -62,6 +62,9 @@ class Settings:
             and ``words`` reads further words beside them. ``auto`` is ``words`` if the model
             scores further words at no cost, else ``affine``.
         head_words: The most further words that the head reads.
+        averaged: The most prompts whose log-probabilities the result averages: the best one, and
+            the best of the other starting words, as long as that lowers the loss of rows that are
+            left out. Each costs a call at prediction.
         validation_rows: ``join``: validation rows join the training rows, and each row is judged
             by a head that was fitted to all the others. ``select``: the search sees the training
             rows only, and the validation rows compare its candidates, as in the paper.
@@ -83,6 +86,7 @@ class Settings:
     head: str = one_of(HEADS, default=AUTO)
     head_words: int = whole(least=1, default=300)
     validation_rows: str = one_of(VALIDATION_ROWS, default=JOIN)
+    averaged: int = whole(least=1, default=3)
     selection: str = LOWEST_LOSS
     score_start: bool = True
     budget: Budget = DEFAULT_BUDGET
@@ -91,9 +95,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
             raise InputError(f"budget={self.budget!r}: give a Budget, as Budget.parse('calls=300')")
-        if not hasattr(self.prompt, "starting_words"):
+        if not hasattr(self.prompt, "given_words"):
             raise InputError(f"prompt={self.prompt!r:.60}: give Soft(...), Deep(...) or Text(...)")
-        starts = len(self.prompt.starting_words)
+        starts = len(self.prompt.given_words)
         of_words = self.soft is None or self.soft.start == "words"
         if starts > 1 and of_words and not self.score_start:
             raise InputError(
@@ -109,6 +113,8 @@ class Settings:
                 f"selection={self.selection!r} chooses by validation rows of their own: set "
                 "validation_rows='select'"
             )
+        if self.validation_rows != JOIN and self.averaged > 1:
+            raise InputError("validation_rows='select' chooses a single prompt: set averaged=1")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as in journals and saved prompts; the budget as text."""
@@ -158,6 +164,7 @@ _REFERENCE = Settings(  # all fields, so that it does not depend on our defaults
     objective="cross_entropy",
     head="none",
     validation_rows="select",
+    averaged=1,
     selection="candidate@100",
     score_start=False,
     budget=Budget(calls=8000),

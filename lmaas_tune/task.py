@@ -154,6 +154,12 @@ class Template:
         return tuple(dict.fromkeys(part[0] for part in self.parts if isinstance(part, tuple)))
 
     @property
+    def prompt_is_first(self) -> bool:
+        """Whether the prompt slot precedes all fields."""
+        before = self.parts[: self.parts.index(Slot.PROMPT)]
+        return not any(isinstance(part, tuple) for part in before)
+
+    @property
     def space_before_prompt(self) -> str:
         """The space before the prompt, which belongs to its first word (`Backend.score`), or ""."""
         index = self.parts.index(Slot.PROMPT)

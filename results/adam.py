@@ -73,7 +73,7 @@ def adam(
 ) -> SoftPrompt:
     """The prompt that gradients find in the same subspace."""
     soft = settings.soft or Soft()
-    words = soft.starting_words[0]
+    words = soft.given_words[0]
     space = draw(
         [
             Subspace(
@@ -114,7 +114,8 @@ def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed
     wording = PAPER_TASKS[arguments.task].wording("text-first", "causal")
     settings = Settings(
         prompt=Soft(prompt_init=wording.words, intrinsic_dim=dim),
-        head="none", validation_rows="select",
+        head="none",
+        validation_rows="select",
         budget=Budget(calls=arguments.calls),
     )
     train, validation = (

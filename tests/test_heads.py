@@ -135,8 +135,10 @@ def test_affine_untangles_confused_label_words() -> None:
 def test_auto_takes_the_words_that_the_model_scores() -> None:
     assert make_head("auto", words=300, most=None) == LinearHead(300)
     assert make_head("auto", words=300, most=128) == LinearHead(128)
-    assert make_head("auto", words=300, most=0) == LinearHead(0) == make_head(
-        "affine", words=300, most=None
+    assert (
+        make_head("auto", words=300, most=0)
+        == LinearHead(0)
+        == make_head("affine", words=300, most=None)
     )
     with pytest.raises(InputError, match="scores the label words only; take head='affine'"):
         make_head("words", words=300, most=0)

@@ -38,6 +38,7 @@ _FIELDS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("objective", str, "loss of the search: cross_entropy, hinge, error_rate or negative_f1"),
     ("head", str, f"map from the scores of words to labels: {', '.join(HEADS)}"),
     ("head_words", int, "most words that the head reads beside the label words"),
+    ("averaged", int, "most prompts that the result averages; each costs a call at prediction"),
     ("validation_rows", str, "join: validation rows judge with the others; select: as the paper"),
     (
         "selection",
@@ -88,7 +89,7 @@ def add_settings(command: Parser) -> argparse._ArgumentGroup:
         action="append",
         metavar="WORDS",
         help="the starting words; if repeated, the search starts from the best "
-        f"({' / '.join(default.prompt.starting_words)})",
+        f"({' / '.join(default.prompt.given_words)}: a list of wordings)",
     )
     group.add_argument(
         "--instructions", metavar="FILE", help="starting words from a file, one a line"

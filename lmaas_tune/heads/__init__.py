@@ -33,4 +33,14 @@ def make_head(name: str, *, words: int, most: int | None) -> Head:
     return named("head", name, heads)
 
 
-__all__ = ["AUTO", "HEADS", "BiasHead", "Fit", "FittedHead", "Head", "LinearHead", "NoHead", "make_head"]
+__all__ = [
+    "AUTO",
+    "HEADS",
+    "BiasHead",
+    "Fit",
+    "FittedHead",
+    "Head",
+    "LinearHead",
+    "NoHead",
+    "make_head",
+]

@@ -30,9 +30,9 @@ def head_words(
     """
     taken = {word.strip() for word in task.verbalizer.candidates}
     one_token = set(known) - taken
-    telling = [
-        word for word in distinctive_words(examples, 4 * count) if word in one_token
-    ][: count // _OF_ROWS]
+    telling = [word for word in distinctive_words(examples, 4 * count) if word in one_token][
+        : count // _OF_ROWS
+    ]
     common = [word for word in known[:_COMMON] if word not in taken.union(telling)]
     drawn = np.random.default_rng(seed).permutation(len(common))[: count - len(telling)]
     return (*telling, *(common[index] for index in drawn))

@@ -28,9 +28,9 @@ class Auto:
     text: Text = field(default_factory=Text)
 
     @property
-    def starting_words(self) -> tuple[str, ...]:
-        """The starting words."""
-        return self.soft.starting_words
+    def given_words(self) -> tuple[str, ...]:
+        """The starting words as given."""
+        return self.soft.given_words
 
     @property
     def demonstrations(self) -> int:

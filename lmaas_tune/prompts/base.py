@@ -147,6 +147,7 @@ class Setup:
         train: The scored training rows.
         shown: The training rows that are demonstrations in the prompt.
         start: The initial prompt p0, if one is given.
+        most_starts: The most starting words that the budget pays; None: any number.
         seed: Seed of all random draws.
     """
 
@@ -157,6 +158,7 @@ class Setup:
     train: Sequence[Example]
     shown: Sequence[Example] = ()
     start: Prompt | None = None
+    most_starts: int | None = None
     seed: int = 0
 
 
@@ -172,8 +174,8 @@ class PromptKind(Protocol):
     starts_from: ClassVar[frozenset[str]]
 
     @property
-    def starting_words(self) -> tuple[str, ...]:
-        """Starting words; of several, the search starts from the best."""
+    def given_words(self) -> tuple[str, ...]:
+        """The starting words as given; of several, the search starts from the best."""
         ...
 
     @property

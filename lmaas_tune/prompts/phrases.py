@@ -1,4 +1,4 @@
-"""Built-in words for text prompts, and the extraction of distinctive words from rows."""
+"""Built-in wordings, and the extraction of distinctive words from rows."""
 
 from __future__ import annotations
 
@@ -8,26 +8,117 @@ from typing import Any
 
 from lmaas_tune.data import labels_of
 from lmaas_tune.errors import InputError
-from lmaas_tune.task import Example
+from lmaas_tune.task import Example, Task
 
-STARTING_WORDS = ("This is", "The topic is", "The sentiment is", "The answer is", "It was")
-"""Starting words; each leads to a label in many tasks, none in all."""
+BUILT_IN = "built-in"
+"""Stands for the built-in wordings among starting words, see `starting_words`."""
 
-LEAD_INS = (
-    *STARTING_WORDS,
-    "Overall, it is",
-    "In short, it is",
-    "In one word, it is",
-    "This text is",
-    "The best label is",
+_OPTIONS = "{options}"  # replaced by the label words
+
+WORDINGS = (
+    "This is about",
+    "The topic is",
+    "The subject is",
     "The category is",
-    "Its tone is",
+    "It belongs in the category",
+    "Filed under",
+    "In one word, it is",
+    "In short, it is",
+    "Overall, it is",
+    "The sentiment is",
+    "The tone is",
+    "The author thinks it is",
+    "The writer feels",
+    "A reader would call this",
     "I would call it",
+    "The best label is",
+    "The right answer is",
+    "The kind of text is",
+    "This text is",
+    "It describes",
+    "It mentions",
+    "It was",
+    "The main point is",
+    "In other words, it is",
+    "To sum up, this is",
+    "Label:",
+    "Answer:",
+    "Category:",
+    "Topic:",
+    "Tags:",
+    "Keywords:",
+    "Summary:",
+    "Question: Which label fits? Answer:",
+    "Options: {options}. The answer is",
+    "Is it {options}? It is",
+    "Choose one of {options}. The label is",
+    "Among {options}, this is",
+    "Classify the text as {options}:",
+    "The text above is",
+    "The text above is about",
+    "The text above is an example of",
+    "If I had to pick one word, I would say",
+    "My verdict is",
+    "People who read this would say it is",
+    "Somebody asked for the category, and the answer was",
+    "The label that an expert would give is",
+    "Everything considered, it is",
+    "So it is",
+)
+"""Wordings between a text and its label, for any task. They were written once, without a look at
+their results on the tasks of `results/`."""
+
+PAIR_WORDINGS = (
+    "The answer is",
     "Answer:",
     "Label:",
-    "Category:",
+    "So the answer is",
+    "Is that right? The answer is",
+    "Does the second follow? The answer is",
+    "Does the second follow from the first? The answer is",
+    "Given the first, the second is",
+    "If the first is true, the second is",
+    "Therefore the second is",
+    "Is the second true? The answer is",
+    "True or false? It is",
+    "Do both say the same? The answer is",
+    "Do they mean the same? The answer is",
+    "Are these two alike? The answer is",
+    "The two sentences are",
+    "The two are",
+    "They are",
+    "The relation between them is",
+    "Compared with the first, the second is",
+    "The first sentence says that the second is",
+    "Can one conclude the second from the first?",
+    "Reading both, I would say",
+    "My verdict is",
+    "In one word, it is",
+    "In short, it is",
+    "Overall, it is",
+    "Options: {options}. The answer is",
+    "Is it {options}? It is",
+    "Choose one of {options}. The answer is",
+    "Among {options}, this is",
+    "Question: Is the second sentence a consequence of the first? Answer:",
+    "Question: Do the two sentences agree? Answer:",
+    "Is there a contradiction? The answer is",
+    "Is the second a paraphrase of the first? The answer is",
+    "It follows that the second is",
+    "An expert was asked, and the answer was",
+    "The right label is",
+    "Judging by the first, the second is",
+    "The second repeats the first:",
+    "The second can be inferred:",
+    "Both are about the same:",
+    "The same fact?",
+    "Correct?",
+    "Right?",
+    "The second sentence is",
+    "What the second says is",
+    "So is the second",
 )
-"""Instructions for a prompt between text and label."""
+"""Wordings between two texts and their label, written in the same way."""
 
 DIRECTIONS = (
     "Read the text and answer with one word.",
@@ -39,7 +130,7 @@ DIRECTIONS = (
     "Judge the text by what it means as a whole.",
     "Which answer describes the text best?",
 )
-"""Instructions for a prompt before the text."""
+"""Wordings for a prompt before the text."""
 
 WORDS = (
     *("overall", "honestly", "clearly", "really", "very", "quite", "rather", "mostly"),
@@ -81,6 +172,23 @@ def distinctive_words(examples: Sequence[Example], count: int) -> tuple[str, ...
 
 def _words_of(example: Example) -> set[str]:
     return {word.lower() for text in example.fields.values() for word in _WORD.findall(text)}
+
+
+def starting_words(given: Sequence[str], task: Task, *, most: int | None) -> tuple[str, ...]:
+    """The starting words of a search; `BUILT_IN` becomes the built-in wordings for the template.
+
+    Args:
+        given: Starting words.
+        task: Its template decides between the built-in lists, and its label words fill them.
+        most: The most starting words; None: any number.
+    """
+    template, options = task.template, [word.strip() for word in task.verbalizer.candidates]
+    built_in: Sequence[str] = PAIR_WORDINGS if len(template.fields) > 1 else WORDINGS
+    if template.prompt_is_first:
+        built_in = DIRECTIONS
+    named = f"{', '.join(options[:-1])} or {options[-1]}"
+    words = [w for one in given for w in (built_in if one == BUILT_IN else (one,))]
+    return tuple(dict.fromkeys(word.replace(_OPTIONS, named) for word in words))[:most]
 
 
 def check_words(name: str, words: Any) -> tuple[str, ...]:

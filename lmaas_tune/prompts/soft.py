@@ -17,7 +17,7 @@ import numpy as np
 from lmaas_tune.capabilities import INSERTIONS, Embeds, FloatArray, Insertion, Model
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.prompts.base import TOKEN, Prompt, PromptSpace, Setup
-from lmaas_tune.prompts.phrases import STARTING_WORDS, check_words
+from lmaas_tune.prompts.phrases import BUILT_IN, check_words, starting_words
 from lmaas_tune.prompts.projections import PROJECTIONS, Checkpoint, Projection, no_checkpoint
 from lmaas_tune.typed_json import checked, checked_fields
 from lmaas_tune.validate import checked_by, one_of, positive, validate, whole
@@ -486,8 +486,9 @@ class Soft:
     Attributes:
         start: Source of p0: ``words`` (the embeddings of `prompt_init`), ``vocabulary``
             (embeddings of random tokens of the model) or ``zero``.
-        prompt_init: The starting words. Each of several is scored on the training rows, at the
-            cost of one call, and the search starts from the best.
+        prompt_init: The starting words. Of several, the search starts from the best, by
+            successive halving (`lmaas_tune.screening`). ``built-in`` stands for a list of
+            wordings; beside others, as in ``("My words:", "built-in")``, for more of them.
         prompt_length: L, in tokens; None for the number of tokens of the words.
         insertion: How the prompt enters the input, see `SoftPrompt.insertion`.
         intrinsic_dim: Dimension d of the search.
@@ -501,7 +502,7 @@ class Soft:
     """
 
     start: Start = one_of(("words", "vocabulary", "zero"), default="words")
-    prompt_init: str | tuple[str, ...] = checked_by(check_words, default=STARTING_WORDS)
+    prompt_init: str | tuple[str, ...] = checked_by(check_words, default=BUILT_IN)
     prompt_length: int | None = whole(least=1, optional=True)
     insertion: Insertion = one_of(INSERTIONS, default="concat")
     intrinsic_dim: int = whole(least=1, default=50)
@@ -517,7 +518,7 @@ class Soft:
             raise InputError(f"start={self.start!r} needs a prompt_length")
 
     @property
-    def starting_words(self) -> tuple[str, ...]:
+    def given_words(self) -> tuple[str, ...]:
         """`prompt_init` as a tuple."""
         return tuple(self.prompt_init)
 
@@ -554,6 +555,7 @@ class Soft:
         start = start or cast("SoftPrompt | None", setup.start)
         of_words = start is None and self.start == "words"
         space = setup.task.template.space_before_prompt
+        starts = starting_words(self.given_words, setup.task, most=setup.most_starts)
         return [
             Subspace(
                 start=start or self.start,
@@ -565,12 +567,12 @@ class Soft:
                 alpha=self.alpha,
                 seed=setup.seed,
             )
-            for words in (self.starting_words if of_words else ("",))
+            for words in (starts if of_words else ("",))
         ]
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as JSON has them."""
-        return {**asdict(self), "prompt": "soft", "prompt_init": list(self.starting_words)}
+        return {**asdict(self), "prompt": "soft", "prompt_init": list(self.given_words)}
 
 
 def check_length(length: int | None, model: Model) -> None:

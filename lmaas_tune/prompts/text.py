@@ -19,18 +19,17 @@ from lmaas_tune.data import labels_of
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.prompts.base import Prompt, Setup
 from lmaas_tune.prompts.phrases import (
-    DIRECTIONS,
-    LEAD_INS,
-    STARTING_WORDS,
+    BUILT_IN,
     WORDS,
     check_words,
     distinctive_words,
+    starting_words,
 )
 from lmaas_tune.task import Example, Slot, Task, Template, check_text
 from lmaas_tune.typed_json import checked
 from lmaas_tune.validate import checked_by, validate, whole
 
-SOURCES = ("built-in", "train")
+SOURCES = (BUILT_IN, "train")
 """Named word lists, see `Text.words`."""
 
 
@@ -256,12 +255,6 @@ def alternate_labels(examples: Sequence[Example], *, seed: int) -> list[int]:
     return [index for turn in turns for index in turn if index is not None]
 
 
-def prompt_is_first(template: Template) -> bool:
-    """Whether the prompt slot precedes all fields."""
-    before = template.parts[: template.parts.index(Slot.PROMPT)]
-    return not any(isinstance(part, tuple) for part in before)
-
-
 def demonstration(task: Task, example: Example) -> str:
     """The text of a row with its label word and without the prompt."""
     words = task.verbalizer.words
@@ -291,9 +284,8 @@ class Text:
     """Settings of a search over text prompts: an instruction, further words, demonstrations.
 
     Attributes:
-        prompt_init: Starting instructions. Each of several is scored on the training rows, at
-            the cost of one call. The search may choose any of them; by default it may also choose
-            further built-in instructions.
+        prompt_init: Starting instructions, see `Soft.prompt_init`. The search may choose any of
+            them.
         words: Words for the slots after the instruction: a list, ``built-in`` (words for any
             task), or ``train`` (the most distinctive words of the training rows). A word adds one
             dimension a slot; some tens of words work best.
@@ -306,8 +298,8 @@ class Text:
         InputError: A value is out of range; the message names it and the remedy.
     """
 
-    prompt_init: str | tuple[str, ...] = checked_by(check_words, default=STARTING_WORDS)
-    words: str | tuple[str, ...] = checked_by(_word_list, default="built-in")
+    prompt_init: str | tuple[str, ...] = checked_by(check_words, default=BUILT_IN)
+    words: str | tuple[str, ...] = checked_by(_word_list, default=BUILT_IN)
     slots: int = whole(least=0, default=3)
     demonstrations: int = whole(least=0, default=0)
 
@@ -318,7 +310,7 @@ class Text:
         validate(self)
 
     @property
-    def starting_words(self) -> tuple[str, ...]:
+    def given_words(self) -> tuple[str, ...]:
         """`prompt_init` as a tuple."""
         return tuple(self.prompt_init)
 
@@ -356,7 +348,7 @@ class Text:
         Raises:
             InputError: ``train`` is set, and the training rows have no words.
         """
-        if self.words == "built-in":
+        if self.words == BUILT_IN:
             return WORDS
         if self.words != "train":
             return tuple(self.words)
@@ -368,17 +360,15 @@ class Text:
         """The fields, as JSON has them."""
         words = self.words if isinstance(self.words, str) else list(self.words)
         text = {"words": words, "slots": self.slots, "demonstrations": self.demonstrations}
-        return {"prompt": "text", "prompt_init": list(self.starting_words), "text": text}
+        return {"prompt": "text", "prompt_init": list(self.given_words), "text": text}
 
     def _instructions(self, setup: Setup) -> tuple[tuple[str, ...], int]:
         """The choices for the instruction, and how many of them are starts."""
         if setup.start is not None and setup.start.words is not None:
             return (setup.start.words,), 1
-        own = tuple(words.strip() for words in self.starting_words)
-        if own != STARTING_WORDS:
-            return own, len(own)
-        built_in = DIRECTIONS if prompt_is_first(setup.task.template) else LEAD_INS
-        return built_in, len(STARTING_WORDS)
+        words = starting_words(self.given_words, setup.task, most=setup.most_starts)
+        stripped = tuple(text.strip() for text in words)
+        return stripped, len(stripped)
 
 
 def no_soft_start(model: Model) -> str:

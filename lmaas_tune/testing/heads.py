@@ -142,5 +142,3 @@ def _rows(head: Head, count: int, *, seed: int = 0) -> tuple[FloatArray, Targets
     scores[np.arange(count), targets] += 1.0
     logprobs: FloatArray = log_softmax(scores)[:, :words]
     return logprobs, targets
-
-

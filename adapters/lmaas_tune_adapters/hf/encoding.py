@@ -232,7 +232,6 @@ class RowEncoder:
             spaced=spaced,
         )
 
-
     def one_token_words(self, most: int) -> tuple[str, ...]:
         """Words that are one token behind a space, in the order of the vocabulary.
 

@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.heads import BiasHead
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, named
+from lmaas_tune.heads import BiasHead
 from lmaas_tune.lab.baselines import BASELINES, fit_baseline
 from lmaas_tune.lab.paper.rows import FewShot
 from lmaas_tune.lab.paper.setup import Setup

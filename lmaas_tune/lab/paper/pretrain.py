@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,10 @@ def pretrain(
         "validation_loss": fitted.validation_loss,
         "versions": versions(),
     }
-    no_bias = np.zeros(len(wording.label_words))
     if fitted.prompt is None:
         raise TypeError("prompt tuning gave no prompt")
-    return TunedPrompt(fitted.prompt, wording.task, no_bias, provenance)
+    plain = TunedPrompt.without_head(fitted.prompt, wording.task)
+    return replace(plain, provenance=provenance)
 
 
 def _held_out(rows: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:

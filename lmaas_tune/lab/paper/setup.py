@@ -8,6 +8,7 @@ from typing import Any, cast
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.lab.paper.tasks import LAYOUTS, Layout, PaperTask, Wording
+from lmaas_tune.prompts.phrases import BUILT_IN
 from lmaas_tune.settings import Settings, preset, with_fields
 
 BBTV2 = "bbtv2"
@@ -96,7 +97,8 @@ class Setup:
         if self.is_papers:
             changes |= {"objective": task.objective, "budget": Budget(calls=task.calls)}
         if wording.words and settings.soft is not None and settings.soft.start == "words":
-            changes["prompt_init"] = wording.words
+            ours = (wording.words, BUILT_IN)
+            changes["prompt_init"] = wording.words if self.is_papers else ours
         if self.budget is not None:
             changes["budget"] = self.budget
         return with_fields(settings, changes)
