@@ -73,7 +73,7 @@ def test_any_prompt_comes_back_as_it_was_saved(tmp_path: Path, tuned: TunedPromp
     assert back.prompt.digest == tuned.prompt.digest
     assert back.task == tuned.task
     assert back.task.verbalizer.labels == tuned.task.verbalizer.labels  # the order of the columns
-    np.testing.assert_array_equal(back.bias, tuned.bias)
+    np.testing.assert_array_equal(back.head.bias, tuned.head.bias)
     assert back.provenance == tuned.provenance
 
 

@@ -127,7 +127,7 @@ def test_without_test_rows_before_and_after_are_null(folder: Path, run: Run) -> 
 
 def test_baseline_is_the_starting_words_as_the_model_is(folder: Path, run: Run) -> None:
     flags = ["--test", "test.jsonl", *ONE_START, *SMALL]
-    plain = run(*tune(*flags, "--calibration", "none", "--json")).content
+    plain = run(*tune(*flags, "--head", "none", "--json")).content
     fitted = run(*tune(*flags, "--json")).content
     assert plain["baseline"] == plain["start"] == fitted["baseline"]
     assert fitted["start"] != fitted["baseline"]

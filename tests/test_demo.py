@@ -65,7 +65,7 @@ def test_the_test_rows_are_paid_once_before_and_once_after() -> None:
 def test_changed_are_all_messages_whose_answer_changed(toy: tuple[Demo, TuneResult]) -> None:
     demo, result = toy
     rows = demo_rows("test")
-    plain = TunedPrompt(result.start.prompt, TASK, 0 * result.start.bias)
+    plain = TunedPrompt.without_head(result.start.prompt, TASK)
     old, new = plain.predict(result.client, rows), result.predict(rows)
     expected = [
         (row.fields["text"], a, b, row.label)
@@ -127,7 +127,7 @@ def test_the_demo_tells_programs_what_it_tells_people(
     first_words = f"{content['baseline']['accuracy']:.1%} of 200 test messages"
     rows = {
         "starting words, as the model is": content["baseline"],
-        "starting words, calibrated": content["start"],
+        "starting words with their head": content["start"],
         "tuned prompt": content["tuned"],
     }
     table = [

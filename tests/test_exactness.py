@@ -70,7 +70,7 @@ def test_what_the_cache_answers_counts_as_many_bounds(
     assert len(backend.asked) == asked
     assert again.bounds == paid.bounds > 0
     assert again.prompt.prompt.digest == paid.prompt.prompt.digest
-    assert np.array_equal(again.prompt.bias, paid.prompt.bias)
+    assert np.array_equal(again.prompt.head.bias, paid.prompt.head.bias)
 
 
 @pytest.mark.parametrize("rows_per_call", [None, 4])
@@ -100,7 +100,7 @@ def test_predictions_on_bounds_are_warned_of() -> None:
 
 
 def test_an_evaluation_keeps_its_share_of_bounds_and_an_old_one_has_none() -> None:
-    told = Evaluation(0.5, 1.0, np.zeros(2), 0.25)
+    told = Evaluation(0.5, 1.0, np.zeros((1, 2)), 0.25)
     assert Evaluation.from_json(told.to_json()).bounds == 0.25
     old = {"loss": 0.5, "accuracy": 1.0, "bias": [0.0, 0.0]}
     assert Evaluation.from_json(old).bounds == 0.0

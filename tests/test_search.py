@@ -29,7 +29,6 @@ from lmaas_tune import (
     Usage,
     preset,
 )
-from lmaas_tune.calibration import no_calibration
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError, PermanentError, TransientError
@@ -279,7 +278,6 @@ def search_of(backend: Bowl, clock: Callable[[], float], **wish: Any) -> Search:
         validation=validation,
         space=RandomEmbedding(starts, dim=4, projection="uniform", scale=1.0, seed=0),
         optimizer=RandomSearch(4, seed=0, population=POPULATION),
-        calibration=no_calibration,
         selection=LowestLoss(),
         score_start=True,
         clock=clock,
@@ -425,7 +423,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(optimizer: st
 
 
 def test_c1_a_run_asks_what_a_bare_pycma_loop_asks() -> None:
-    wish = {"calibration": "none", "score_start": False, "budget": "calls=200", "seed": 42}
+    wish = {"head": "none", "score_start": False, "budget": "calls=200", "seed": 42}
     result = fit(Bowl(), **wish)
     state = np.random.get_state()  # noqa: NPY002
     try:  # pycma seeds the global generator
@@ -550,7 +548,7 @@ def test_the_start_that_was_chosen_is_kept_until_something_is_better() -> None:
 
     result = small_tuner(
         Wrong(),
-        settings=changed(SMALL, start="words", prompt_length=None, calibration="none"),
+        settings=changed(SMALL, start="words", prompt_length=None, head="none"),
         prompt_init=("aaaa bbbb", "aaaaaaa bbbbbbb", "cc cc"),
         selection="candidate@100",
         budget="calls=28",

@@ -20,7 +20,7 @@ from tests.support.small_models import TRAIN, VALIDATION, Bowl, small_tuner
 
 
 def worth(loss: float, accuracy: float = 0.5) -> Evaluation:
-    return Evaluation(loss, accuracy, np.zeros(2))
+    return Evaluation(loss, accuracy, np.zeros((1, 2)))
 
 
 @given(st.integers(1, 30), st.lists(st.integers(1, 50), max_size=20))
@@ -63,7 +63,7 @@ class Scripted(Bowl):
 
 SCRIPT: Any = {
     "score_start": False,
-    "calibration": "none",
+    "head": "none",
     "optimizer_options": {"population": 20},
     "budget": "calls=2000",
 }
@@ -114,7 +114,7 @@ def test_a_search_of_one_point_at_a_time_pays_validation_for_gains_only() -> Non
     rule = LowestLoss()
     assert rule.nominate([0.3], 40, math.inf) == [0]
     assert rule.nominate([0.3], 40, 0.3) == []
-    settings = {"optimizer": "one-plus-one", "optimizer_options": {}, "calibration": "none"}
+    settings = {"optimizer": "one-plus-one", "optimizer_options": {}, "head": "none"}
     tuner = small_tuner(Scripted(), **settings, budget="calls=99")
     result = tuner.fit(TRAIN, VALIDATION)
     losses = [step.loss for step in result.steps]
