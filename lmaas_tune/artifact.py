@@ -211,8 +211,8 @@ class TunedPrompt:
                 members: list[_SavedMember] = [
                     checked(_SavedMember, c, FILE_NAME) for c in contents
                 ]
-                has_arrays = any(member.has_arrays for member in members)
-                arrays = _arrays(path / "prompt.safetensors") if has_arrays else {}
+                has_arrays = [member.has_arrays for member in members]
+                arrays = _arrays(path / "prompt.safetensors") if any(has_arrays) else {}
                 first, *others = [
                     member.read(own, _part(arrays, number), saved)
                     for number, (member, own) in enumerate(zip(members, contents, strict=True))

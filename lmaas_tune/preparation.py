@@ -300,7 +300,8 @@ class PreparedRun:
 
     def _tuned(self, candidates: Sequence[Candidate], **more: Any) -> TunedPrompt:
         first, *others = [Member(c.prompt, self._head_of(c)) for c in candidates]
-        words = () if first.head.matrix is None else self.words
+        reads_words = any(member.head.matrix is not None for member in (first, *others))
+        words = self.words if reads_words else ()
         provenance = {**self.provenance, **more}
         return TunedPrompt(first.prompt, self.task, first.head, words, tuple(others), provenance)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -23,14 +25,33 @@ from lmaas_tune import (
     TunedPrompt,
     Verbalizer,
 )
-from lmaas_tune.artifact import ROWS_A_REQUEST, Score
+from lmaas_tune.artifact import ROWS_A_REQUEST, Member, Score
+from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError, PermanentError, StorageError
+from lmaas_tune.heads import FittedHead
+from lmaas_tune.objectives import log_softmax
 from lmaas_tune.prompts import FloatArray
 from tests.support.small_models import TRAIN, Bowl
 
 TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({"bad": "bad", "good": "good"}))
 SOFT = SoftPrompt(np.full((2, 3), 0.5))
-TUNED = TunedPrompt(SOFT, TASK, np.array([0.5, -0.5]), {"backend": "bowl", "seed": 3})
+HEAD = FittedHead(np.array([0.5, -0.5]))
+TUNED = TunedPrompt(SOFT, TASK, HEAD, provenance={"backend": "bowl", "seed": 3})
+MATRIX = np.array([[1.5, 0.0], [0.25, 1.5], [-1.0, 2.0]])  # of the label words and "very"
+MIXED = TunedPrompt(
+    SOFT,
+    TASK,
+    FittedHead(HEAD.bias, MATRIX),
+    ("very",),
+    (
+        Member(TextPrompt("so"), FittedHead(np.array([0.0, 1.0]))),
+        Member(SoftPrompt(np.ones((4, 3))), FittedHead(np.zeros(2), 2 * MATRIX)),
+    ),
+    {"backend": "bowl"},
+)
+
+EXAMPLES = read_examples(TRAIN)
+TEXTS = [text for text, _ in TRAIN]
 
 words = st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip)
 
@@ -61,30 +82,47 @@ def tuned_prompts(draw: st.DrawFn) -> TunedPrompt:
             ),
         )
     )
-    bias = draw(arrays(np.float64, len(label_words), elements=st.floats(-9, 9)))
-    task = Task(Template(f"{a}{{text}}{b}{{prompt}}{c}{{label}}"), Verbalizer(label_words))
-    return TunedPrompt(prompt, task, bias, {"seed": 3, "spent": {"calls": 4}})
+    labels = len(label_words)
+    further = tuple(draw(st.lists(words, max_size=2)))
+
+    def head() -> FittedHead:
+        bias = draw(arrays(np.float64, labels, elements=st.floats(-9, 9)))
+        matrix = arrays(np.float64, (labels + len(further), labels), elements=st.floats(-9, 9))
+        return FittedHead(bias, draw(st.none() | matrix))
+
+    others = draw(st.lists(st.sampled_from([SOFT, TextPrompt("so")]), max_size=2))
+    return TunedPrompt(
+        prompt,
+        Task(Template(f"{a}{{text}}{b}{{prompt}}{c}{{label}}"), Verbalizer(label_words)),
+        head(),
+        further,
+        tuple(Member(other, head()) for other in others),
+        {"seed": 3, "spent": {"calls": 4}},
+    )
 
 
 @given(tuned_prompts())
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_prompt_comes_back_as_it_was_saved(tmp_path: Path, tuned: TunedPrompt) -> None:
     back = TunedPrompt.load(tuned.save(tmp_path))
-    assert back.prompt.digest == tuned.prompt.digest
+    assert [m.prompt.digest for m in back.members] == [m.prompt.digest for m in tuned.members]
     assert back.task == tuned.task
     assert back.task.verbalizer.labels == tuned.task.verbalizer.labels  # the order of the columns
-    np.testing.assert_array_equal(back.head.bias, tuned.head.bias)
+    for ours, theirs in zip(back.members, tuned.members, strict=True):
+        np.testing.assert_array_equal(ours.head.bias, theirs.head.bias)
+        assert (ours.head.matrix is None) == (theirs.head.matrix is None)
+        np.testing.assert_array_equal(ours.head.matrix, theirs.head.matrix)
+    assert back.words == tuned.words
     assert back.provenance == tuned.provenance
 
 
 def test_a_saved_prompt_is_two_plain_files_that_others_can_read(tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.numpy")
     TUNED.save(tmp_path / "a" / "b")
     assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [
         "prompt.json",
         "prompt.safetensors",
     ]
-    tensors = safetensors.load_file(tmp_path / "a" / "b" / "prompt.safetensors")
+    tensors = safetensors.numpy.load_file(tmp_path / "a" / "b" / "prompt.safetensors")
     np.testing.assert_array_equal(tensors["prompt_embeddings"], SOFT.vectors)
     content = json.loads((tmp_path / "a" / "b" / "prompt.json").read_text(encoding="utf-8"))
     assert content["format"] == 1
@@ -133,9 +171,34 @@ def test_what_has_no_score_gets_no_label() -> None:
 
 
 def test_the_bias_is_added_to_what_the_model_says() -> None:
-    plain = TunedPrompt(SOFT, TASK, np.zeros(2))
+    plain = TunedPrompt.without_head(SOFT, TASK)
     difference = TUNED.scores(Bowl(), TRAIN) - plain.scores(Bowl(), TRAIN)
     np.testing.assert_allclose(difference, np.tile([0.5, -0.5], (len(TRAIN), 1)))
+
+
+def test_the_head_mixes_the_label_words_and_the_words_beside_them() -> None:
+    backend = Bowl()
+    tuned = replace(MIXED, others=())
+    request = ScoreRequest(SOFT, TASK.template.batch(EXAMPLES), ("bad", "good", "very"))
+    expected = HEAD.bias + backend.logprobs(request) @ MATRIX
+    np.testing.assert_allclose(tuned.scores(backend, TEXTS), expected)
+
+
+def test_several_prompts_answer_by_the_mean_of_their_log_probabilities() -> None:
+    backend = Bowl()
+    members = [replace(MIXED, prompt=m.prompt, head=m.head, others=()) for m in MIXED.members]
+    alone = [log_softmax(one.scores(backend, TEXTS)) for one in members]
+    backend.asked.clear()
+    np.testing.assert_allclose(MIXED.scores(backend, TEXTS), np.mean(alone, axis=0))
+    assert [digest for digest, _ in backend.asked] == [m.prompt.digest for m in members]
+
+
+def test_one_of_several_prompts_that_does_not_fit_is_refused_too() -> None:
+    wide = Member(SoftPrompt(np.zeros((2, 4))), HEAD)
+    backend = Bowl()
+    with pytest.raises(InputError, match="has width 4, and bowl takes width 3"):
+        replace(TUNED, others=(wide,)).predict(backend, ["a"])
+    assert backend.asked == []
 
 
 def test_a_row_without_its_field_or_label_is_named() -> None:
@@ -178,7 +241,7 @@ def test_a_backend_that_does_not_fit_is_refused_before_it_is_asked(
     prompt: Any, backend: Bowl, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        TunedPrompt(prompt, TASK, np.zeros(2), TUNED.provenance).predict(backend, ["a"])
+        replace(TUNED, prompt=prompt).predict(backend, ["a"])
     assert backend.asked == []
 
 
@@ -190,8 +253,100 @@ def test_a_text_model_takes_no_soft_prompt() -> None:
 
 
 def test_a_text_prompt_answers_too() -> None:
-    tuned = TunedPrompt(TextPrompt("fourteen chars"), TASK, np.zeros(2))
+    tuned = TunedPrompt.without_head(TextPrompt("fourteen chars"), TASK)
     assert tuned.score(Bowl(), TRAIN).accuracy == pytest.approx(0.9)
+
+
+# Heads and several prompts in files
+
+
+def test_a_prompt_with_a_matrix_or_with_others_has_format_2(tmp_path: Path) -> None:
+    for tuned, version in (
+        (TUNED, 1),
+        (replace(MIXED, others=()), 2),
+        (replace(TUNED, others=(Member(TextPrompt("so"), HEAD),)), 2),
+    ):
+        tuned.save(tmp_path)
+        assert json.loads((tmp_path / "prompt.json").read_text())["format"] == version
+
+
+def test_the_arrays_of_heads_and_of_other_prompts_are_plain_files_too(tmp_path: Path) -> None:
+    MIXED.save(tmp_path)
+    tensors = safetensors.numpy.load_file(tmp_path / "prompt.safetensors")
+    assert sorted(tensors) == ["2/head", "2/prompt_embeddings", "head", "prompt_embeddings"]
+    np.testing.assert_array_equal(tensors["head"], MATRIX)
+    np.testing.assert_array_equal(tensors["2/prompt_embeddings"], np.ones((4, 3)))
+    content = json.loads((tmp_path / "prompt.json").read_text())
+    assert content["head_words"] == ["very"]
+    assert [other["kind"] for other in content["others"]] == ["text", "soft"]
+    back = TunedPrompt.load(tmp_path)
+    np.testing.assert_array_equal(back.scores(Bowl(), TEXTS), MIXED.scores(Bowl(), TEXTS))
+
+
+def test_a_prompt_of_format_1_from_before_there_were_heads_is_read(tmp_path: Path) -> None:
+    TUNED.save(tmp_path)
+    path = tmp_path / "prompt.json"
+    content = json.loads(path.read_text())
+    assert content.pop("head_words") == []
+    assert content.pop("others") == []
+    assert content.pop("head_digest") is None
+    path.write_text(json.dumps(content))
+    back = TunedPrompt.load(tmp_path)
+    assert (back.words, back.others, back.provenance) == ((), (), TUNED.provenance)
+    np.testing.assert_array_equal(back.scores(Bowl(), TEXTS), TUNED.scores(Bowl(), TEXTS))
+
+
+def test_a_head_of_a_text_prompt_is_saved_beside_it(tmp_path: Path) -> None:
+    tuned = replace(MIXED, prompt=TextPrompt("so"), others=())
+    back = TunedPrompt.load(tuned.save(tmp_path))
+    assert back.prompt == tuned.prompt
+    np.testing.assert_array_equal(back.scores(Bowl(), TEXTS), tuned.scores(Bowl(), TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("array", "key"), [("head", None), ("2/head", None), (None, "head_digest"), (None, "others")]
+)
+def test_a_damaged_head_is_told(tmp_path: Path, array: str | None, key: str | None) -> None:
+    path = MIXED.save(tmp_path) / "prompt.safetensors"
+    if array is not None:
+        tensors = safetensors.numpy.load_file(path)
+        tensors[array] = tensors[array] + 1e-12
+        safetensors.numpy.save_file(tensors, path)
+    elif key == "head_digest":
+        rewrite(tmp_path, head_digest="0" * 64)
+    else:
+        others = json.loads((tmp_path / "prompt.json").read_text())["others"]
+        rewrite(tmp_path, others=[others[0], {**others[1], "head_digest": "0" * 64}])
+    with pytest.raises(StorageError, match="belong to different heads"):
+        TunedPrompt.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"head_words": []}, r"the head has shape \(3, 2\), which does not fit its words"),
+        ({"head_words": ["very", "so"]}, r"the head has shape \(3, 2\)"),
+        ({"head_words": 3}, "head_words"),
+        ({"head_digest": 3}, "head_digest"),
+        ({"others": [3]}, "others"),
+        ({"others": [{"kind": "text"}]}, "bias|digest"),
+        ({"others": [{"kind": "choral", "bias": [0.0, 0.0], "digest": ""}]}, "unknown kind"),
+    ],
+)
+def test_a_head_that_fits_nothing_is_told(tmp_path: Path, changes: Any, sentence: str) -> None:
+    MIXED.save(tmp_path)
+    rewrite(tmp_path, **changes)
+    with pytest.raises(StorageError, match=f"the saved prompt is damaged.*({sentence})"):
+        TunedPrompt.load(tmp_path)
+
+
+def test_a_head_without_its_matrix_is_told(tmp_path: Path) -> None:
+    path = MIXED.save(tmp_path) / "prompt.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    del tensors["head"]
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(StorageError, match="belong to different heads"):
+        TunedPrompt.load(tmp_path)
 
 
 # Files that cannot be read
@@ -265,7 +420,7 @@ def test_vectors_cut_short_or_of_another_prompt_are_told(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(StorageError, match="damaged"):
         TunedPrompt.load(tmp_path)
-    TunedPrompt(SoftPrompt(np.ones((2, 3))), TASK, np.zeros(2)).save(tmp_path / "other")
+    TunedPrompt.without_head(SoftPrompt(np.ones((2, 3))), TASK).save(tmp_path / "other")
     (tmp_path / "other" / "prompt.safetensors").replace(path)
     with pytest.raises(StorageError, match="belong to different prompts"):
         TunedPrompt.load(tmp_path)
@@ -273,8 +428,8 @@ def test_vectors_cut_short_or_of_another_prompt_are_told(tmp_path: Path) -> None
 
 def test_a_later_format_names_the_version_that_reads_it(tmp_path: Path) -> None:
     TUNED.save(tmp_path)
-    rewrite(tmp_path, format=2, versions={"lmaas-tune": "9.1"})
-    with pytest.raises(StorageError, match=r"format 2 .* reads up to 1; it was written by .* 9.1"):
+    rewrite(tmp_path, format=3, versions={"lmaas-tune": "9.1"})
+    with pytest.raises(StorageError, match=r"format 3 .* reads up to 2; it was written by .* 9.1"):
         TunedPrompt.load(tmp_path)
     rewrite(tmp_path, format=1, something_new={"a": 1})
     assert TunedPrompt.load(tmp_path).provenance["something_new"] == {"a": 1}
@@ -288,7 +443,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_saving_again_leaves_the_new_prompt_and_nothing_else(tmp_path: Path) -> None:
     TUNED.save(tmp_path)
-    other = TunedPrompt(SoftPrompt(np.ones((4, 3))), TASK, np.zeros(2))
+    other = TunedPrompt.without_head(SoftPrompt(np.ones((4, 3))), TASK)
     other.save(tmp_path)
     assert TunedPrompt.load(tmp_path).prompt.digest == other.prompt.digest
     assert len(list(tmp_path.iterdir())) == 2

@@ -99,11 +99,12 @@ def test_predictions_on_bounds_are_warned_of() -> None:
         assert result.prompt.predict(Guessing(share=1.0), ["good", "bad"]) == exact
 
 
-def test_an_evaluation_keeps_its_share_of_bounds_and_an_old_one_has_none() -> None:
+def test_an_evaluation_keeps_its_share_of_bounds_and_an_exact_one_has_none() -> None:
     told = Evaluation(0.5, 1.0, np.zeros((1, 2)), 0.25)
-    assert Evaluation.from_json(told.to_json()).bounds == 0.25
-    old = {"loss": 0.5, "accuracy": 1.0, "bias": [0.0, 0.0]}
-    assert Evaluation.from_json(old).bounds == 0.0
+    assert Evaluation.from_json(told.to_json(), (1, 2)).bounds == 0.25
+    exact = replace(told, bounds=0.0).to_json()
+    assert "bounds" not in exact
+    assert Evaluation.from_json(exact, (1, 2)).bounds == 0.0
 
 
 def test_doctor_counts_the_bounds_of_its_question() -> None:

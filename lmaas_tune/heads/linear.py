@@ -55,8 +55,9 @@ class LinearHead:
     1. The regression predicts the labels, as numbers 0 and 1, from the centred scores. Its
        predictions for rows that are left out have a closed form.
     2. A logistic regression adds up the scores of the label words, these predictions and a bias.
-       It learns a weight for each of the first two. Its prior, 1 and 0, is the head ``bias``. So
-       words that predict nothing for rows that are left out get no weight.
+       It learns a weight for each of the first two. Its prior, 1 and 0, is the head ``bias``.
+       Predictions that mislead for rows that are left out would get a negative weight, which
+       fits chance; then the head is ``bias``.
 
     Attributes:
         extra_words: The number of words that it reads beside the label words, at most; with 0 it
@@ -86,6 +87,8 @@ class LinearHead:
             np.r_[1.0, np.zeros(1 + labels)],
             np.r_[_ON_WEIGHTS, _ON_WEIGHTS, np.full(labels, _ON_BIAS)],
         )
+        if weights[1] <= 0:
+            return BiasHead().fit(scores, targets, labels)
         regression = right.T @ ((sizes / (sizes**2 + ridge))[:, None] * projected)
         regression *= labels * weights[1]
         matrix = weights[0] * np.eye(scores.shape[1], labels) + regression
