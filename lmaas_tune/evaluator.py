@@ -179,7 +179,7 @@ class Evaluator:
         return part
 
     def held_out(self, evaluation: Evaluation) -> FloatArray:
-        """(rows, labels) log-odds of an evaluated prompt, each row by a head fitted to the others."""
+        """(rows, labels) log-odds of an evaluated prompt, each by a head fitted to other rows."""
         return self._fit(evaluation.scores).held_out
 
     def loss_of_mean(self, evaluations: Sequence[Evaluation]) -> float:

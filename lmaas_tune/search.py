@@ -414,9 +414,10 @@ class Search:
         return evaluator.cost.expect(evaluator.batch, prompts)
 
     def _planned_start(self) -> Spent:
-        validation = Spent() if self._validation is None else self._planned(self._validation, 2)
-        turns = rungs(self._train, len(self._space.starts))
-        calls = sum(turn.calls for turn in turns)
+        starts, validation = len(self._space.starts), Spent()
+        if self._validation is not None:  # the best start and the first
+            validation = self._planned(self._validation, min(starts, 2))
+        calls = sum(turn.calls for turn in rungs(self._train, starts))
         return self._planned(self._train, calls) + validation + Spent(calls=calls)
 
     def _planned_generation(self) -> Spent:

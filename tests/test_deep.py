@@ -367,7 +367,7 @@ def test_calls_that_pay_no_round_and_a_search_without_blocks_are_refused() -> No
 
 
 def test_a_search_through_the_layers_improves_on_its_start() -> None:
-    result = fit(budget=Budget(calls=402))
+    result = fit(budget=Budget(calls=402), head="none")  # a bias for ten rows has its own optimum
     assert result.start.prompt.digest == space_start()
     before, after = result.start.score(Deep(), TRAIN), result.prompt.score(Deep(), TRAIN)
     assert after.loss < before.loss / 2

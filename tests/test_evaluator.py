@@ -1,7 +1,8 @@
-"""A prompt's worth on fixed rows: calibrated on its own, judged with the bias it came with."""
+"""A prompt's worth on fixed rows, each judged by a head of the other rows or by a given one."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,45 +10,97 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmaas_tune import Client, Price, SoftPrompt, Task, Template, Usage, Verbalizer
-from lmaas_tune.calibration import fitted_calibration, mean_calibration, no_calibration
+from lmaas_tune import Client, Price, SoftPrompt, Task, Template, TextPrompt, Usage, Verbalizer
 from lmaas_tune.calls.meter import Meter
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
 from lmaas_tune.evaluator import Evaluation, Evaluator
-from lmaas_tune.objectives import cross_entropy
+from lmaas_tune.heads import BiasHead, FittedHead, LinearHead, NoHead
+from lmaas_tune.objectives import cross_entropy, log_softmax
+from lmaas_tune.testing.toy import ToyBackend
 from tests.support.small_models import TRAIN, Bowl, Spoilt, TellingBowl
 
 TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({"good": "good", "bad": "bad"}))
 PROMPTS = [SoftPrompt(np.full((2, 3), level)) for level in (0.0, 0.7, 5.0)]
 
 
-def evaluator(backend: Any, rows: Any = TRAIN, task: Task = TASK, **changes: Any) -> Evaluator:
+def evaluator(
+    backend: Any, rows: Any = TRAIN, task: Task = TASK, head: Any = None, **changes: Any
+) -> Evaluator:
     client = backend if isinstance(backend, Client) else Client(backend)
-    return Evaluator(client, task, read_examples(rows), cross_entropy, what="train", **changes)
+    examples = read_examples(rows)
+    return Evaluator(
+        client, task, examples, cross_entropy, head or NoHead(), what="train", **changes
+    )
 
 
 def test_the_better_prompt_has_the_lower_loss_and_the_rows_are_scored_once_each() -> None:
     backend, meter = Bowl(), Meter()
-    worth = evaluator(backend).calibrate(PROMPTS, no_calibration, meter)
+    worth = evaluator(backend).evaluate(PROMPTS, meter)
     assert worth[1].loss < worth[0].loss < worth[2].loss
     assert [e.accuracy for e in worth] == [0.9, 0.9, 0.9]  # "nor" is nobody's word
     assert (meter.spent.requests, meter.spent.sequences) == (3, 3 * len(TRAIN))
     assert [digest for digest, _ in backend.asked] == [p.digest for p in PROMPTS]
 
 
-def test_calibration_is_each_prompts_own_and_kept_with_its_worth() -> None:
+def test_a_head_is_each_prompts_own_and_another_evaluator_takes_it() -> None:
     tilted = Spoilt(lambda scores, before: scores - np.array([0.0, 6.0]))
-    plain, fitted = (
-        evaluator(tilted).calibrate(PROMPTS, rule, Meter())
-        for rule in (no_calibration, fitted_calibration)
+    plain, biased = (evaluator(tilted, head=head) for head in (NoHead(), BiasHead()))
+    before, after = (each.evaluate(PROMPTS, Meter()) for each in (plain, biased))
+    assert all(a.loss < b.loss for a, b in zip(after, before, strict=True))
+    heads = [biased.fit_head(each) for each in after]
+    assert len({head.bias.tobytes() for head in heads}) == len(PROMPTS)
+    again = evaluator(tilted).evaluate(PROMPTS, Meter(), heads=heads)
+    for head, seen, held_out, bare in zip(heads, again, after, before, strict=True):
+        assert seen.accuracy >= bare.accuracy
+        odds = head(seen.scores.astype(np.float64))
+        assert seen.loss == cross_entropy(odds, biased.targets) < held_out.loss
+    assert not any(plain.fit_head(each).bias.any() for each in before)
+
+
+def test_each_row_is_judged_by_a_head_of_the_other_rows() -> None:
+    head = LinearHead(3)
+    words = evaluator(ToyBackend(), head=head, words=("very", "so", "film"))
+    (found,) = words.evaluate([TextPrompt("It is")], Meter())
+    assert found.scores.shape == words.shape == (len(TRAIN), 5)
+    assert found.scores.dtype == np.float32
+    fit = head.fit(found.scores.astype(np.float64), words.targets, 2)
+    assert found.loss == cross_entropy(fit.held_out, words.targets)
+    np.testing.assert_array_equal(words.held_out(found), fit.held_out)
+    np.testing.assert_array_equal(words.fit_head(found).bias, fit.head.bias)
+
+
+def test_the_words_of_the_head_follow_the_label_words_in_a_request() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    class Asked(Bowl):
+        def score(self, requests: Any, /) -> Any:
+            asked.extend(request.candidates for request in requests)
+            return super().score(requests)
+
+    evaluator(Asked(), words=("very", "so")).evaluate(PROMPTS[:1], Meter())
+    assert asked == [("good", "bad", "very", "so")]
+
+
+def test_a_mean_of_several_prompts_is_judged_on_rows_that_are_left_out() -> None:
+    some = evaluator(ToyBackend(), head=BiasHead())
+    found = some.evaluate([TextPrompt("so"), TextPrompt("It is")], Meter())
+    mean = np.mean([log_softmax(some.held_out(each)) for each in found], axis=0)
+    assert some.loss_of_mean(found) == cross_entropy(mean, some.targets)
+    assert some.loss_of_mean(found[:1]) == pytest.approx(found[0].loss)
+
+
+def test_a_subset_scores_its_rows_and_judges_by_them() -> None:
+    backend, rows = ToyBackend(), np.array([7, 0, 4, 9, 2])
+    whole = evaluator(backend, head=BiasHead())
+    part, own = (
+        whole.subset(rows),
+        evaluator(backend, [TRAIN[row] for row in rows], head=BiasHead()),
     )
-    assert all(
-        f.loss < p.loss and f.accuracy >= p.accuracy for p, f in zip(plain, fitted, strict=False)
-    )
-    again = evaluator(tilted).evaluate(PROMPTS, [e.bias for e in fitted], Meter())
-    assert [e.loss for e in again] == pytest.approx([e.loss for e in fitted])
-    assert (plain[0].bias == 0).all()
+    assert part.batch.digest == own.batch.digest
+    ours, theirs = (each.evaluate([TextPrompt("so")], Meter()) for each in (part, own))
+    assert [e.to_json() for e in ours] == [e.to_json() for e in theirs]
+    assert len(whole.batch) == len(TRAIN)
 
 
 def test_an_objective_that_works_in_place_changes_nothing_else() -> None:
@@ -58,9 +111,9 @@ def test_an_objective_that_works_in_place_changes_nothing_else() -> None:
         return loss
 
     plain, crooked = (
-        Evaluator(Client(Bowl()), TASK, read_examples(TRAIN), objective, what="train").calibrate(
-            PROMPTS, no_calibration, Meter()
-        )
+        Evaluator(
+            Client(Bowl()), TASK, read_examples(TRAIN), objective, NoHead(), what="train"
+        ).evaluate(PROMPTS, Meter())
         for objective in (cross_entropy, in_place)
     )
     assert [e.to_json() for e in crooked] == [e.to_json() for e in plain]
@@ -74,20 +127,45 @@ def test_scores_that_are_not_finite_are_a_failure_and_never_an_answer(value: flo
         return scores if before == 1 else np.minimum(scores, 0)
 
     backend = Spoilt(lambda scores, before: spoil(scores, before) if before == 1 else scores)
+    given = [FittedHead.none(2)] * 2
+    some = evaluator(backend, head=BiasHead())
     for worth in (
-        evaluator(backend).calibrate(PROMPTS, mean_calibration, Meter()),
-        evaluator(Spoilt(spoil)).evaluate(PROMPTS[:2], [np.zeros(2)] * 2, Meter()),
+        some.evaluate(PROMPTS, Meter()),
+        evaluator(Spoilt(spoil)).evaluate(PROMPTS[:2], Meter(), heads=given),
     ):
         assert math.isnan(worth[1].loss)
         assert worth[1].accuracy == 0.0
-        assert np.isfinite(worth[1].bias).all()
+        assert not some.fit_head(worth[1]).bias.any()
 
 
-def test_an_evaluation_survives_json_with_its_nan() -> None:
-    for loss in (0.25, math.nan):
-        back = Evaluation.from_json(Evaluation(loss, 0.5, np.array([1.0, -1.0])).to_json())
-        assert back.loss == loss or (math.isnan(back.loss) and math.isnan(loss))
-        assert (back.accuracy, back.bias.tolist()) == (0.5, [1.0, -1.0])
+@pytest.mark.parametrize("loss", [0.25, math.nan])
+def test_an_evaluation_survives_json_with_its_nan_and_its_scores(loss: float) -> None:
+    scores = np.array([[-0.1, -2.0, math.nan], [-1e-30, -math.inf, -88.7]], dtype=np.float32)
+    text = json.dumps(Evaluation(loss, 0.5, scores, 0.25).to_json(), allow_nan=False)
+    back = Evaluation.from_json(json.loads(text), (2, 3))
+    assert back.loss == loss or (math.isnan(back.loss) and math.isnan(loss))
+    assert (back.accuracy, back.bounds) == (0.5, 0.25)
+    assert back.scores.tobytes() == scores.tobytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": "AAAA"},
+        {"scores": "no base64"},
+        {"scores": None},
+        {"scores": [0.0]},
+        {"loss": "low"},
+        {"accuracy": None},
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(change: Any) -> None:
+    content = Evaluation(0.25, 0.5, np.zeros((2, 3), dtype=np.float32)).to_json()
+    assert Evaluation.from_json(content, (2, 3)).loss == 0.25
+    with pytest.raises((InputError, ValueError)):
+        Evaluation.from_json({**content, **change}, (2, 3))
+    with pytest.raises(ValueError, match="reshape"):
+        Evaluation.from_json(content, (2, 2))
 
 
 def test_the_digest_follows_rows_and_targets() -> None:
@@ -122,7 +200,7 @@ def test_what_a_prompt_takes_is_known_by_inspection_or_by_the_dearest_answer() -
     silent = evaluator(Bowl())
     assert silent.inspect(PROMPTS[0]) == ()
     assert (usage_of(silent).tokens, usage_of(silent).sequences) == (0, len(TRAIN))
-    silent.evaluate([SoftPrompt(np.zeros((9, 3))), *PROMPTS], [np.zeros(2)] * 4, Meter())
+    silent.evaluate([SoftPrompt(np.zeros((9, 3))), *PROMPTS], Meter())
     assert usage_of(silent).tokens == tokens + 7 * len(TRAIN)
 
 
@@ -140,9 +218,9 @@ def test_a_prompt_that_the_cache_knows_in_part_says_nothing_of_what_one_takes(
 ) -> None:
     client = Client(Bowl(rows_per_call=2), cache=tmp_path / "cache.sqlite")
     whole = evaluator(client)
-    whole.calibrate(PROMPTS[:1], no_calibration, Meter())
+    whole.evaluate(PROMPTS[:1], Meter())
     part = evaluator(client, rows=[*TRAIN, ("good thing", "good"), ("bad thing", "bad")])
-    part.calibrate(PROMPTS[:1], no_calibration, Meter())
+    part.evaluate(PROMPTS[:1], Meter())
     assert usage_of(part).tokens == 0
-    part.calibrate(PROMPTS[1:2], no_calibration, Meter())
+    part.evaluate(PROMPTS[1:2], Meter())
     assert usage_of(part).tokens > usage_of(whole).tokens

@@ -387,9 +387,9 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
 def test_a_journal_of_another_format_is_refused_by_number(
     tmp_path: Path, whole: tuple[bytes, TuneResult, Bowl]
 ) -> None:
-    later = whole[0].replace(b'"format": 2', b'"format": 3', 1) + b'{"what": "later"}\n'
+    later = whole[0].replace(b'"format": 3', b'"format": 4', 1) + b'{"what": "later"}\n'
     (tmp_path / FILE_NAME).write_bytes(later)
-    with pytest.raises(StorageError, match="journal format 3, and this version reads 2"):
+    with pytest.raises(StorageError, match="journal format 4, and this version reads 3"):
         fit(tmp_path)
 
 

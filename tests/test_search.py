@@ -33,6 +33,7 @@ from lmaas_tune.callbacks import Callback
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError, PermanentError, TransientError
 from lmaas_tune.evaluator import Evaluator
+from lmaas_tune.heads import BiasHead
 from lmaas_tune.journal import Journal
 from lmaas_tune.objectives import cross_entropy
 from lmaas_tune.optimizers.random import RandomSearch
@@ -269,7 +270,7 @@ def search_of(backend: Bowl, clock: Callable[[], float], **wish: Any) -> Search:
     client = Client(backend)
     task = Task(Template("{text} {prompt} {label}"), Verbalizer({"good": "good", "bad": "bad"}))
     train, validation = (
-        Evaluator(client, task, read_examples(rows), cross_entropy, what=what)
+        Evaluator(client, task, read_examples(rows), cross_entropy, BiasHead(), what=what)
         for rows, what in ((TRAIN, "train"), (VALIDATION, "validation"))
     )
     starts = [SoftPrompt(np.zeros((2, 3)))]
@@ -528,10 +529,13 @@ def test_the_best_of_several_starts_is_gone_on_from() -> None:
     result = small_tuner(
         WordBowl(), start="words", prompt_init=words, prompt_length=2, alpha=0.01, budget="calls=28"
     ).fit(TRAIN, VALIDATION)
-    start = result.start.prompt
+    first, start = result.start.prompt, result.steps[0].best.prompt
+    assert isinstance(first, SoftPrompt)
     assert isinstance(start, SoftPrompt)
+    np.testing.assert_allclose(first.vectors, 0.1)  # what the result is compared with
     np.testing.assert_allclose(start.vectors, 0.7)
     assert result.spent.calls == 3 + 25
+    assert result.spent.validation_calls == 2 + 5  # of the best start and the first
     assert result.steps[0].points.shape == (3, 4)
     moved = result.steps[1].best.prompt
     assert isinstance(moved, SoftPrompt)
@@ -553,7 +557,7 @@ def test_the_start_that_was_chosen_is_kept_until_something_is_better() -> None:
         selection="candidate@100",
         budget="calls=28",
     ).fit(TRAIN, VALIDATION)
-    assert result.best.prompt is result.start.prompt
+    assert result.best.prompt is result.steps[0].best.prompt
     assert result.best.evaluation is not None
     assert result.best.evaluation.accuracy == 0.0
     assert isinstance(result.prompt.prompt, SoftPrompt)

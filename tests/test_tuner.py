@@ -149,7 +149,7 @@ def test_alpha_counts_in_the_models_own_spread(projection: str) -> None:
     def reach(alpha: float, spread: float) -> float:
         backend = WordBowl()
         backend.embedding_std = spread
-        wish = {"projection": projection, "alpha": alpha, "prompt_length": 8}
+        wish = {"projection": projection, "alpha": alpha, "prompt_length": 9}
         result = small_tuner(backend, optimizer="random", optimizer_options={}, **wish).fit(TRAIN)
         prompt = result.steps[-1].best.prompt
         assert isinstance(prompt, SoftPrompt)
@@ -181,7 +181,7 @@ def test_a_comparison_sets_words_alone_start_and_tuned_side_by_side() -> None:
     comparison = result.compare(VALIDATION)
     assert comparison.tuned == result.score(VALIDATION)
     assert comparison.start == result.start.score(result.client, VALIDATION)
-    plain = TunedPrompt(result.start.prompt, result.start.task, np.zeros(2))
+    plain = TunedPrompt.without_head(result.start.prompt, result.start.task)
     assert comparison.baseline.loss == pytest.approx(plain.score(tilted, VALIDATION).loss)
     assert comparison.tuned.loss < comparison.start.loss < comparison.baseline.loss
 
