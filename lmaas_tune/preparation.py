@@ -22,11 +22,12 @@ from lmaas_tune.heads.words import head_words
 from lmaas_tune.objectives import Objective, objective_named
 from lmaas_tune.optimizers import make_blockwise, make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
-from lmaas_tune.prompts import NeedsStds, Prompt, PromptSpace, Setup, resolve
+from lmaas_tune.prompts import NeedsStds, Prompt, PromptKind, PromptSpace, Setup, resolve
+from lmaas_tune.prompts.phrases import BUILT_IN
 from lmaas_tune.prompts.text import draw_demonstrations
 from lmaas_tune.registry import name_of
 from lmaas_tune.result import TuneResult
-from lmaas_tune.screening import rungs
+from lmaas_tune.screening import screening_calls
 from lmaas_tune.search import Search
 from lmaas_tune.selection import LowestLoss, selection_named
 from lmaas_tune.settings import JOIN, Settings
@@ -86,7 +87,8 @@ class Job:
         evaluators = self._evaluators(task, scored, head, words)  # names wrong rows
         if len(scored) > 1 and self.settings.validation_rows == JOIN:
             evaluators = self._evaluators(task, [scored[0].joined(scored[1])], head, words)
-        search = self._search(evaluators, space)
+        most_starts = self._most_starts(kind, space, evaluators[0])
+        search = self._search(evaluators, space, most_starts)
         notes = [
             *([note] if note else []),
             *_notes_on_rows(scored, shown),
@@ -130,17 +132,19 @@ class Job:
             train=train,
             shown=shown,
             start=self.start,
-            most_starts=self._most_starts,
             seed=self.seed,
         )
 
-    @property
-    def _most_starts(self) -> int | None:
-        """The starts that halving scores for a quarter of the budget's calls; None: any number."""
+    def _most_starts(self, kind: PromptKind, space: PromptSpace, train: Evaluator) -> int:
+        """The starts that are scored: all given ones, and built-in ones for a quarter of the calls."""
+        starts, words, calls = len(space.starts), kind.given_words, self.settings.budget.calls
         if not self.settings.score_start:
             return 1
-        calls = self.settings.budget.calls
-        return None if calls is None else max(1, calls // 2)
+        if calls is None or BUILT_IN not in words:
+            return starts
+        least = min(starts, max(1, len(words) - 1))
+        paid = (n for n in range(starts, least, -1) if screening_calls(train, n) <= calls // 4)
+        return next(paid, least)
 
     def _head(self, task: Task, train: Sequence[Example]) -> tuple[Head, tuple[str, ...]]:
         """The head, and the words that it reads beside the label words."""
@@ -180,30 +184,32 @@ class Job:
             f"no template is given, so the model reads {', '.join(fields)}: {task.template.text!r}"
         ]
 
-    def _search(self, evaluators: Sequence[Evaluator], space: PromptSpace) -> Search:
+    def _search(
+        self, evaluators: Sequence[Evaluator], space: PromptSpace, most_starts: int
+    ) -> Search:
         settings = self.settings
         validation = evaluators[1] if len(evaluators) > 1 else None
         return Search(
             train=evaluators[0],
             validation=validation,
             space=space,
-            optimizer=self._optimizer_for(space, evaluators[0]),
+            optimizer=self._optimizer_for(space, evaluators[0], most_starts),
             selection=LowestLoss() if validation is None else selection_named(settings.selection),
             score_start=settings.score_start,
+            most_starts=most_starts,
             budget=settings.budget,
             allow_bounds=settings.allow_bounds,
             callbacks=self.callbacks,
             on_note=self.client.on_note,
         )
 
-    def _optimizer_for(self, space: PromptSpace, train: Evaluator) -> Optimizer:
+    def _optimizer_for(self, space: PromptSpace, train: Evaluator, most_starts: int) -> Optimizer:
         calls, seed, options = self.settings.budget.calls, self.seed, self.optimizer_options
         if space.blocks == 1:
             return make_optimizer(
                 self.optimizer, space.dim, seed=seed, calls=calls, options=options
             )
-        screened = sum(rung.calls for rung in rungs(train, len(space.starts)))
-        before = screened * self.settings.score_start
+        before = screening_calls(train, most_starts) * self.settings.score_start
         before += isinstance(space, NeedsStds) and space.needs_stds
         return make_blockwise(
             self.optimizer,

@@ -32,6 +32,11 @@ class Rung:
     calls: int
 
 
+def screening_calls(evaluator: Evaluator, starts: int) -> int:
+    """The calls that it takes to score `starts` starts."""
+    return sum(rung.calls for rung in rungs(evaluator, starts))
+
+
 def rungs(evaluator: Evaluator, starts: int) -> list[Rung]:
     """The turns in which `starts` starts are scored; few starts or rows have a single turn."""
     targets, total = evaluator.targets, len(evaluator.targets)

@@ -22,7 +22,7 @@ from lmaas_tune.journal import Journal, Record
 from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.optimizers.base import Ends, Optimizer
 from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
-from lmaas_tune.screening import rungs
+from lmaas_tune.screening import rungs, screening_calls
 from lmaas_tune.selection import Selection
 from lmaas_tune.step import Candidate, Step
 from lmaas_tune.typed_json import checked
@@ -39,6 +39,7 @@ class Search:
         optimizer: The optimizer.
         selection: Nominates candidates for validation, and compares them.
         score_start: Whether the starts are scored first, and the search begins at the best.
+        most_starts: The most starts that are scored, from the first; None: all of them.
         budget: Limits that end the run.
         allow_bounds: Whether the run continues if most scores are bounds.
         callbacks: Called after every step.
@@ -63,6 +64,7 @@ class Search:
         optimizer: Optimizer,
         selection: Selection,
         score_start: bool,
+        most_starts: int | None = None,
         budget: Budget,
         allow_bounds: bool = False,
         callbacks: Sequence[Callback] = (),
@@ -72,6 +74,7 @@ class Search:
         self._train, self._validation = train, validation
         self._space, self._optimizer = space, optimizer
         self._selection, self._score_start, self._budget = selection, score_start, budget
+        self._most_starts = min(most_starts or len(space.starts), len(space.starts))
         self._allow_bounds, self._noted = allow_bounds, False
         self._callbacks, self._on_note, self._clock = callbacks, on_note, clock
         self._journal = Journal(None, {})
@@ -152,7 +155,7 @@ class Search:
 
     def _score_starts(self) -> None:
         """Score the starts, and search from the one with the lowest loss."""
-        starts = self._space.starts
+        starts = self._space.starts[: self._scored_starts()]
         left, evaluations, spent = self._screen(starts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
         order = self._penalised(losses, 0).argsort(kind="stable")
@@ -170,6 +173,19 @@ class Search:
             )
         origin = np.zeros((len(left), self._space.dim))
         self._step(0, origin, evaluations, validated[:1], spent, considered=True)
+
+    def _scored_starts(self) -> int:
+        """The number of starts that are scored; a run keeps it if its budget changes."""
+        most, every = self._most_starts, len(self._space.starts)
+        if every == 1:
+            return 1
+        if (answer := self._journal.get("starts", "")) is None:
+            answer = self._journal.append("starts", "", {"most": most}, self.meter.spent)
+        with self._journal.reading("starts"):
+            most = checked(int, answer.get("most"), "most")
+            if not 1 <= most <= every:
+                raise ValueError(f"{most} starts of {every}")
+            return most
 
     def _screen(self, starts: Sequence[Prompt]) -> tuple[list[int], list[Evaluation], Spent]:
         """Score the starts by successive halving, see `lmaas_tune.screening`.
@@ -414,10 +430,10 @@ class Search:
         return evaluator.cost.expect(evaluator.batch, prompts)
 
     def _planned_start(self) -> Spent:
-        starts, validation = len(self._space.starts), Spent()
+        starts, validation = self._most_starts, Spent()
         if self._validation is not None:  # the best start and the first
             validation = self._planned(self._validation, min(starts, 2))
-        calls = sum(turn.calls for turn in rungs(self._train, starts))
+        calls = screening_calls(self._train, starts)
         return self._planned(self._train, calls) + validation + Spent(calls=calls)
 
     def _planned_generation(self) -> Spent:

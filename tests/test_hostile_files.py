@@ -34,6 +34,7 @@ from lmaas_tune import (
 from lmaas_tune.cli.arguments import parse_options
 from lmaas_tune.cli.search_flags import label_words
 from lmaas_tune.errors import InputError, LMaaSError, StorageError
+from lmaas_tune.heads import FittedHead
 from lmaas_tune.journal import _CHECKSUM_FIELD, _checksum
 from lmaas_tune.testing.toy import ToyBackend
 from lmaas_tune.typed_json import checked, parse_json
@@ -116,7 +117,9 @@ fuzzed = settings(
 
 
 def saved(prompt: Any, folder: Path) -> dict[str, Any]:
-    TunedPrompt(prompt, TASK, np.zeros(2), {"backend": TOY.identity}).save(folder)
+    head = FittedHead(np.zeros(2), np.eye(3, 2))
+    provenance = {"backend": TOY.identity}
+    TunedPrompt(prompt, TASK, head, ("very",), provenance=provenance).save(folder)
     content: dict[str, Any] = json.loads((folder / "prompt.json").read_text())
     return content
 

@@ -22,11 +22,13 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers import optimizer_names
 from lmaas_tune.prompts import Prompt, Setup
 from lmaas_tune.prompts.phrases import (
+    BUILT_IN,
     DIRECTIONS,
-    LEAD_INS,
-    STARTING_WORDS,
+    PAIR_WORDINGS,
+    WORDINGS,
     WORDS,
     distinctive_words,
+    starting_words,
 )
 from lmaas_tune.prompts.text import Text, TextSpace, draw_demonstrations
 from lmaas_tune.task import Task, Template, Verbalizer
@@ -236,9 +238,35 @@ def test_telling_words_are_those_of_one_label_in_turns_whatever_the_order_of_row
     assert distinctive_words(rows[::-1], 4) == words
 
 
-def test_built_in_phrases_begin_with_the_starting_words_and_are_all_different() -> None:
-    assert LEAD_INS[: len(STARTING_WORDS)] == STARTING_WORDS == Settings().prompt.starting_words
-    for phrases in (LEAD_INS, DIRECTIONS, WORDS):
+@pytest.mark.parametrize(
+    ("template", "phrases"),
+    [
+        ("{text} {prompt} {label}", WORDINGS),
+        ("{a} {b} {prompt} {label}", PAIR_WORDINGS),
+        ("{a} {prompt} {b} {label}", PAIR_WORDINGS),
+        ("{prompt} {text} {label}", DIRECTIONS),
+        ("Read: {prompt} {a} {b} {label}", DIRECTIONS),
+    ],
+)
+def test_built_in_wordings_suit_the_template(template: str, phrases: tuple[str, ...]) -> None:
+    assert Settings().prompt.given_words == (BUILT_IN,)
+    for labels, options in ((("yes", "no"), "yes or no"), (("a", "b", "c"), "a, b or c")):
+        task = Task(Template(template), Verbalizer({word: f" {word}" for word in labels}))
+        words = starting_words((BUILT_IN,), task)
+        assert words == tuple(phrase.replace("{options}", options) for phrase in phrases)
+        assert not any("{" in phrase for phrase in words)
+
+
+def test_given_words_keep_their_place_before_the_built_in_ones_and_none_comes_twice() -> None:
+    task = Task(Template("{text} {prompt} {label}"), LABELS)
+    words = starting_words(("Mine:", WORDINGS[3], "Is it {options}?", BUILT_IN), task)
+    assert words[:4] == ("Mine:", WORDINGS[3], "Is it fine or poor?", WORDINGS[0])
+    assert len(words) == len(set(words)) == 2 + len(WORDINGS)
+    assert starting_words(("Mine:", "Ours:", "Mine:"), task) == ("Mine:", "Ours:")
+
+
+def test_built_in_phrases_are_all_different() -> None:
+    for phrases in (WORDINGS, PAIR_WORDINGS, DIRECTIONS, WORDS):
         assert len({phrase.casefold() for phrase in phrases}) == len(phrases)
         assert all(phrase == phrase.strip() != "" for phrase in phrases)
 
@@ -298,6 +326,11 @@ def test_a_template_without_room_for_demonstrations_is_refused(template: str) ->
     assert backend.requests == []
 
 
+def filled(phrases: tuple[str, ...]) -> tuple[str, ...]:
+    """The wordings with the label words of `TRAIN`."""
+    return tuple(phrase.replace("{options}", "bad or good") for phrase in phrases)
+
+
 def small_text(backend: Any, *, template: str | None = FIRST, calls: int = 40, **text: Any) -> Any:
     settings = Settings(prompt=Text(**text))
     return tune(backend, settings=settings, template=template, calls=calls)
@@ -328,8 +361,8 @@ def test_a_model_that_takes_texts_alone_needs_no_further_word() -> None:
     with pytest.warns(UserWarning, match="reader takes no soft prompts, so the search is over wor"):
         result = tuner.fit(TRAIN, VALIDATION)
     prompt, start = result.prompt.prompt, result.start.prompt
-    assert text_of(start) in STARTING_WORDS
-    assert text_of(prompt).startswith(LEAD_INS)
+    assert text_of(start) == WORDINGS[0]
+    assert text_of(prompt).startswith(filled(WORDINGS))
     comparison = result.compare(TRAIN)
     assert comparison.tuned.loss < comparison.start.loss
     assert set(result.predict(["a good one"])) <= {"good", "bad"}
@@ -338,7 +371,8 @@ def test_a_model_that_takes_texts_alone_needs_no_further_word() -> None:
 
 @pytest.mark.parametrize("optimizer", [*optimizer_names(), "nevergrad:DiscreteOnePlusOne"])
 def test_every_optimizer_serves_text(optimizer: str) -> None:
-    settings = Settings(prompt=Text(words=(*Reader.FAVOURITES, "so", "far"), slots=4))
+    text = Text(words=(*Reader.FAVOURITES, "so", "far"), slots=4)
+    settings = Settings(prompt=text, head="none", averaged=1)
     result = tune(Reader(), optimizer=optimizer, settings=settings, calls=130)
     assert result.spent.calls <= 130
     losses = [e.loss for step in result.steps for e in step.evaluations]
@@ -348,8 +382,11 @@ def test_every_optimizer_serves_text(optimizer: str) -> None:
 
 def test_learning_finds_more_of_the_words_than_drawing_does() -> None:
     def loss(optimizer: str, seed: int) -> float:
-        found: float = tune(Reader(), optimizer=optimizer, calls=300, seed=seed).best.train.loss
+        result = tune(Reader(), optimizer=optimizer, settings=settings, calls=300, seed=seed)
+        found: float = result.best.train.loss
         return found
+
+    settings = Settings(prompt=Text(prompt_init=("It is", "So it is", "Answer:")), head="none")
 
     learned, drawn = ([loss(name, s) for s in range(4)] for name in ("cma", "random"))
     assert np.mean(learned) < np.mean(drawn)
@@ -380,7 +417,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_another() -> None:
 
 
 def test_a_run_that_goes_on_pays_nothing_twice(tmp_path: Path) -> None:
-    settings = Settings(prompt=Text(demonstrations=2))
+    settings = Settings(prompt=Text(prompt_init=("Judge.", "Read."), demonstrations=2))
     wish = {"settings": settings, "template": FIRST}
     tune(Reader(), out=tmp_path, calls=30, **wish)
     second, whole = Reader(), Reader()
@@ -420,7 +457,7 @@ def test_the_saved_prompt_is_a_string_and_starts_a_further_search(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("template", "phrases"),
-    [("{text} {prompt} {label}", LEAD_INS), ("{prompt} {text} {label}", DIRECTIONS)],
+    [("{text} {prompt} {label}", WORDINGS), ("{prompt} {text} {label}", DIRECTIONS)],
 )
 def test_built_in_instructions_suit_where_the_prompt_stands(
     template: str, phrases: tuple[str, ...]
@@ -474,7 +511,7 @@ def test_what_cannot_work_is_told_before_anything_is_paid(
 
 
 def test_the_longest_prompt_that_could_be_tried_is_inspected_and_not_only_the_start() -> None:
-    longest = max(map(len, WORDS)) * 3 + max(len(p.replace(" ", "")) for p in LEAD_INS)
+    longest = max(map(len, WORDS)) * 3 + max(len(p.replace(" ", "")) for p in filled(WORDINGS))
     row = max(len(text.replace(" ", "")) for text, _ in TRAIN)
     assert tune(Counting(longest + row), calls=200).finished
     with pytest.raises(InputError, match="longest prompt"):
@@ -488,7 +525,7 @@ def test_a_limit_in_tokens_counts_the_longest_prompt_beforehand() -> None:
             letters = len(text_of(request.prompt)) * len(request.batch)
             return replace(found, usage=replace(found.usage, tokens=letters))
 
-    budget = Budget(tokens=len(TRAIN) * 5 * max(map(len, LEAD_INS)))  # pays the five starts
+    budget = Budget(tokens=len(TRAIN) * 5 * max(map(len, WORDINGS)))  # pays the five starts
     tuner = Tuner(
         Dear(),
         settings=Settings(prompt=Text()),

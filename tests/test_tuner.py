@@ -29,6 +29,7 @@ from lmaas_tune import (
 from lmaas_tune.callbacks import ProgressBar
 from lmaas_tune.dataset import default_template, default_verbalizer
 from lmaas_tune.errors import InputError, PermanentError, StorageError, TransientError
+from lmaas_tune.heads import FittedHead
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.step import step_row
@@ -320,7 +321,7 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
         ({"start": "It was"}, TRAIN, "start='It was' is no prompt: .* into the settings, as Soft"),
         ({"start": SoftPrompt(np.zeros((2, 4)))}, TRAIN, "must be a soft one of width 3 for bowl"),
         (
-            {"start": TunedPrompt(TextPrompt("a"), None, np.zeros(2))},  # type: ignore[arg-type]
+            {"start": TunedPrompt(TextPrompt("a"), None, FittedHead.none(2))},  # type: ignore[arg-type]
             TRAIN,
             "must be a soft one of width 3",
         ),

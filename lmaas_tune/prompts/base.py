@@ -147,7 +147,6 @@ class Setup:
         train: The scored training rows.
         shown: The training rows that are demonstrations in the prompt.
         start: The initial prompt p0, if one is given.
-        most_starts: The most starting words that the budget pays; None: any number.
         seed: Seed of all random draws.
     """
 
@@ -158,7 +157,6 @@ class Setup:
     train: Sequence[Example]
     shown: Sequence[Example] = ()
     start: Prompt | None = None
-    most_starts: int | None = None
     seed: int = 0
 
 

@@ -174,13 +174,12 @@ def _words_of(example: Example) -> set[str]:
     return {word.lower() for text in example.fields.values() for word in _WORD.findall(text)}
 
 
-def starting_words(given: Sequence[str], task: Task, *, most: int | None) -> tuple[str, ...]:
+def starting_words(given: Sequence[str], task: Task) -> tuple[str, ...]:
     """The starting words of a search; `BUILT_IN` becomes the built-in wordings for the template.
 
     Args:
         given: Starting words.
         task: Its template decides between the built-in lists, and its label words fill them.
-        most: The most starting words; None: any number.
     """
     template, options = task.template, [word.strip() for word in task.verbalizer.candidates]
     built_in: Sequence[str] = PAIR_WORDINGS if len(template.fields) > 1 else WORDINGS
@@ -188,7 +187,7 @@ def starting_words(given: Sequence[str], task: Task, *, most: int | None) -> tup
         built_in = DIRECTIONS
     named = f"{', '.join(options[:-1])} or {options[-1]}"
     words = [w for one in given for w in (built_in if one == BUILT_IN else (one,))]
-    return tuple(dict.fromkeys(word.replace(_OPTIONS, named) for word in words))[:most]
+    return tuple(dict.fromkeys(word.replace(_OPTIONS, named) for word in words))
 
 
 def check_words(name: str, words: Any) -> tuple[str, ...]:

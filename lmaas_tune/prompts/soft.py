@@ -555,7 +555,7 @@ class Soft:
         start = start or cast("SoftPrompt | None", setup.start)
         of_words = start is None and self.start == "words"
         space = setup.task.template.space_before_prompt
-        starts = starting_words(self.given_words, setup.task, most=setup.most_starts)
+        starts = starting_words(self.given_words, setup.task)
         return [
             Subspace(
                 start=start or self.start,

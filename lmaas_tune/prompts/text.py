@@ -366,7 +366,7 @@ class Text:
         """The choices for the instruction, and how many of them are starts."""
         if setup.start is not None and setup.start.words is not None:
             return (setup.start.words,), 1
-        words = starting_words(self.given_words, setup.task, most=setup.most_starts)
+        words = starting_words(self.given_words, setup.task)
         stripped = tuple(text.strip() for text in words)
         return stripped, len(stripped)
 

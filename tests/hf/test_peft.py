@@ -25,7 +25,7 @@ def tuned(
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((4, model.capabilities.soft_prompt_width or 0))
     prompt = SoftPrompt(vectors * model.embedding_std)
-    return TunedPrompt(prompt, Task(Template(template), WORDS), np.zeros(2))
+    return TunedPrompt.without_head(prompt, Task(Template(template), WORDS))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "opt"])
