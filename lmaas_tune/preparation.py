@@ -136,7 +136,7 @@ class Job:
         )
 
     def _most_starts(self, kind: PromptKind, space: PromptSpace, train: Evaluator) -> int:
-        """The starts that are scored: all given ones, and built-in ones for a quarter of the calls."""
+        """The starts that are scored: given ones, and built-in ones for a quarter of the calls."""
         starts, words, calls = len(space.starts), kind.given_words, self.settings.budget.calls
         if not self.settings.score_start:
             return 1

@@ -1,0 +1,346 @@
+"""What a run answers with: a head, its words, joined rows, and the mean of several prompts."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmaas_tune import (
+    Client,
+    ScoreReply,
+    ScoreRequest,
+    Settings,
+    Text,
+    TextPrompt,
+    TunedPrompt,
+    Tuner,
+    TuneResult,
+)
+from lmaas_tune.data import read_examples
+from lmaas_tune.errors import InputError
+from lmaas_tune.evaluator import Evaluator
+from lmaas_tune.heads import BiasHead, LinearHead
+from lmaas_tune.journal import FILE_NAME
+from lmaas_tune.objectives import cross_entropy
+from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune.settings import with_fields
+from lmaas_tune.task import Task, Template, Verbalizer
+from tests.support.small_models import Bowl, words_of
+
+LABELS = ("good", "bad")
+TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({word: word for word in LABELS}))
+TRAIN = [(f"{label} film {n}", label) for n in range(12) for label in LABELS]
+VALIDATION = [(f"{label} play {n}", label) for n in range(6) for label in LABELS]
+SETTINGS = Settings(
+    prompt=Text(prompt_init=("blunt", "sharp", "keen"), words=("so",), slots=0),
+    optimizer="random",
+    optimizer_options={"population": 2},
+    head="bias",
+)
+SKILL = {"blunt": 0.1, "sharp": 2.0, "keen": 2.0}
+MANY = [(f"{label} book {n}", label) for n in range(80) for label in LABELS]
+KNOWN = tuple(f"{a}{b}{c}" for a in "bcdf" for b in "aeiou" for c in "klmn")  # 80 words
+
+
+class Noisy(Bowl):
+    """Knows the labels by the skill of a prompt, with noise of its own for each row and prompt.
+
+    Attributes:
+        requests: All of them, in order.
+    """
+
+    def __init__(self, skill: dict[str, float] | None = None, **can: Any) -> None:
+        super().__init__(identity="noisy", **can)
+        self.skill = skill or SKILL
+        self.requests: list[ScoreRequest] = []
+
+    def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+        self.requests += requests
+        return super().score(requests)
+
+    def logprobs(self, request: ScoreRequest) -> FloatArray:
+        skill = self.skill[text_of(request.prompt)]
+        rows = [
+            [
+                self.word(text_of(request.prompt), words_of(row), w, skill)
+                for w in request.candidates
+            ]
+            for row in request.batch.rows
+        ]
+        return np.array(rows) - 20.0
+
+    def word(self, prompt: str, row: list[str], word: str, skill: float) -> float:
+        """The score of a word; that of others is noise."""
+        seed = zlib.crc32(" ".join([prompt, *row, word]).encode())
+        noise = float(np.random.default_rng(seed).normal())
+        return noise + skill * (word in row)
+
+
+class Knowing(Noisy):
+    """Scores further words, which tell the label where the label words tell little."""
+
+    def __init__(self, *, telling: float = 3.0, most: int | None = 40) -> None:
+        super().__init__(dict.fromkeys(SKILL, 0.1), extra_words=most)
+        self.telling = telling
+
+    def one_token_words(self) -> Sequence[str]:
+        return ("good", "bad", *KNOWN)
+
+    def word(self, prompt: str, row: list[str], word: str, skill: float) -> float:
+        of_label = word[0] in "bc" if "good" in row else word[0] in "df"
+        return super().word(prompt, row, word, skill) + self.telling * of_label * (word in KNOWN)
+
+
+def text_of(prompt: Prompt) -> str:
+    assert isinstance(prompt, TextPrompt)
+    return prompt.text
+
+
+def fit(
+    backend: Any,
+    train: Any = TRAIN,
+    validation: Any = None,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    **wish: Any,
+) -> TuneResult:
+    tuner = Tuner(
+        backend,
+        settings=with_fields(SETTINGS, wish),
+        budget="calls=5",
+        template=TASK.template.text,
+        labels=TASK.verbalizer.words,
+        callbacks=(),
+        out=out,
+    )
+    return tuner.fit(train, validation, resume=resume)
+
+
+def evaluator(rows: Any = TRAIN, head: Any = None) -> Evaluator:
+    examples = read_examples(rows)
+    return Evaluator(Client(Bowl()), TASK, examples, cross_entropy, head or BiasHead(), what="all")
+
+
+# Validation rows join the training rows
+
+
+def test_validation_rows_judge_with_the_training_rows_and_are_never_scored_apart() -> None:
+    backend = Noisy()
+    result = fit(backend, TRAIN, VALIDATION)
+    assert {len(request.batch) for request in backend.requests} == {len(TRAIN) + len(VALIDATION)}
+    assert (result.spent.validation_calls, result.best.validation) == (0, None)
+    both = fit(Noisy(), TRAIN + VALIDATION)
+    assert [e.loss for e in result.steps[0].evaluations] == [
+        e.loss for e in both.steps[0].evaluations
+    ]
+    np.testing.assert_array_equal(result.prompt.head.bias, both.prompt.head.bias)
+
+
+def test_own_validation_rows_are_scored_apart_where_they_select() -> None:
+    backend = Noisy()
+    result = fit(backend, TRAIN, VALIDATION, validation_rows="select", averaged=1)
+    assert {len(request.batch) for request in backend.requests} == {len(TRAIN), len(VALIDATION)}
+    assert result.spent.validation_calls > 0
+    assert result.best.validation is not None
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "sentence"),
+    [
+        (TRAIN, [("a", "good"), ("b", "god")], r"validation: row 2 has the label 'god'"),
+        ([*TRAIN, ("b", "god")], VALIDATION, r"train: row 25 has the label 'god'"),
+        (TRAIN, [*VALIDATION, {"words": "a", "label": "bad"}], r"validation: row 13.*'text'"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named_by_its_own_set_and_number(
+    train: Any, validation: Any, sentence: str
+) -> None:
+    backend = Noisy()
+    with pytest.raises(InputError, match=sentence):
+        fit(backend, train, validation)
+    assert backend.requests == []
+
+
+def test_a_run_goes_on_with_the_rows_of_both_sets_alone(tmp_path: Path) -> None:
+    fit(Noisy(), TRAIN, VALIDATION, out=tmp_path)
+    header = json.loads((tmp_path / FILE_NAME).read_text().splitlines()[0])
+    labels = list(LABELS)
+    assert header["label_words"] == dict(zip(labels, labels, strict=True))
+    assert header["rows"] == [evaluator(TRAIN + VALIDATION).digest]
+    for others in (VALIDATION[:-1], [*VALIDATION[:-1], ("bad play 9", "bad")], None):
+        with pytest.raises(InputError, match="rows"):
+            fit(Noisy(), TRAIN, others, out=tmp_path, resume=True)
+    apart = tmp_path / "select"
+    fit(Noisy(), TRAIN, VALIDATION, out=apart, validation_rows="select", averaged=1)
+    header = json.loads((apart / FILE_NAME).read_text().splitlines()[0])
+    assert header["rows"] == [evaluator(rows).digest for rows in (TRAIN, VALIDATION)]
+
+
+def test_validation_rows_that_are_training_rows_are_told() -> None:
+    with pytest.warns(UserWarning, match="validation: 1 of 13 rows are training rows too"):
+        fit(Noisy(), TRAIN, [*VALIDATION, TRAIN[0]])
+
+
+# Heads
+
+
+def test_the_words_of_the_head_are_scored_learned_from_and_saved(tmp_path: Path) -> None:
+    backend = Knowing()
+    result = fit(backend, head="words", averaged=1, out=tmp_path)
+    words = result.prompt.words
+    assert len(words) == len(set(words)) == 40
+    assert set(words) <= set(KNOWN)
+    assert {request.candidates for request in backend.requests} == {
+        (*(f"{label}" for label in LABELS), *words)
+    }
+    comparison = result.compare(VALIDATION)
+    assert comparison.baseline.accuracy < 0.8 < 0.95 < comparison.start.accuracy
+    assert comparison.tuned.accuracy > 0.95
+    loaded, backend = TunedPrompt.load(tmp_path), Knowing()
+    assert loaded.words == words
+    texts = [text for text, _ in VALIDATION]
+    np.testing.assert_array_equal(
+        loaded.scores(backend, texts), result.prompt.scores(backend, texts)
+    )
+
+
+def test_the_head_is_fitted_to_the_scores_that_were_paid() -> None:
+    backend = Knowing()
+    result = fit(backend, head="words", averaged=1)
+    assert result.best.train is not None
+    scores = result.best.train.scores.astype(np.float64)
+    expected = LinearHead(40).fit(scores, evaluator().targets, 2).head
+    assert expected.matrix is not None
+    np.testing.assert_array_equal(result.prompt.head.matrix, expected.matrix)
+    np.testing.assert_array_equal(result.prompt.head.bias, expected.bias)
+    assert len(backend.requests) == result.spent.calls - result.spent.hits
+
+
+@pytest.mark.parametrize(
+    ("wish", "most", "words"),
+    [
+        ({"head": "auto"}, 40, 40),
+        ({"head": "auto"}, None, 80),
+        ({"head": "words", "head_words": 7}, None, 7),
+        ({"head": "auto", "head_words": 300}, 12, 12),
+        ({"head": "auto"}, 0, 0),
+        ({"head": "affine"}, 40, 0),
+        ({"head": "bias"}, 40, 0),
+        ({"head": "none"}, 40, 0),
+    ],
+)
+def test_as_many_words_are_asked_for_as_setting_and_model_allow(
+    wish: dict[str, Any], most: int | None, words: int
+) -> None:
+    backend = Knowing(most=most)
+    fit(backend, **wish)
+    assert {len(request.candidates) for request in backend.requests} == {2 + words}
+
+
+def test_words_that_mislead_are_not_asked_for_again() -> None:
+    rows = [(f"{LABELS[n % 2]} film {n}", LABELS[n // 2 % 2]) for n in range(24)]
+    backend = Knowing(telling=0.0)
+    found = []
+    for seed in range(6):
+        tuner = Tuner(
+            backend,
+            settings=with_fields(SETTINGS, {"head": "words", "averaged": 1}),
+            budget="calls=5",
+            template=TASK.template.text,
+            callbacks=(),
+            seed=seed,
+        )
+        found.append(tuner.fit(rows).prompt)
+    misled = [prompt for prompt in found if prompt.head.matrix is None]
+    assert misled
+    for prompt in misled:
+        backend.requests.clear()
+        assert prompt.words == ()
+        prompt.predict(backend, ["good film"])
+        assert [len(request.candidates) for request in backend.requests] == [2]
+
+
+def test_words_without_a_model_that_knows_any_are_refused_for_free() -> None:
+    backend = Noisy(extra_words=None)
+    with pytest.raises(InputError, match="scores the label words only; take head='affine'"):
+        fit(backend, head="words")
+    assert backend.requests == []
+
+
+# The mean of several prompts
+
+
+def test_prompts_are_averaged_where_that_lowers_the_loss_of_rows_that_are_left_out() -> None:
+    result = fit(Noisy(), MANY)
+    assert [text_of(member.prompt) for member in result.prompt.members] in (
+        ["sharp", "keen"],
+        ["keen", "sharp"],
+    )
+    some = evaluator(MANY)
+    by_text = dict(zip(("blunt", "sharp", "keen"), result.steps[0].evaluations, strict=True))
+    of = [by_text[text_of(member.prompt)] for member in result.prompt.members]
+    blunt = by_text["blunt"]
+    assert some.loss_of_mean(of) < some.loss_of_mean(of[:1])
+    assert some.loss_of_mean(of) < some.loss_of_mean([*of, blunt])
+    for member, evaluation in zip(result.prompt.members, of, strict=True):
+        np.testing.assert_array_equal(member.head.bias, some.fit_head(evaluation).bias)
+
+
+def test_a_prompt_that_is_better_alone_stays_alone() -> None:
+    result = fit(Noisy({"blunt": 0.1, "sharp": 6.0, "keen": 0.1}), MANY)
+    assert [text_of(member.prompt) for member in result.prompt.members] == ["sharp"]
+    assert result.prompt.others == ()
+
+
+@pytest.mark.parametrize("averaged", [1, 2, 3])
+def test_no_more_prompts_are_averaged_than_allowed(averaged: int) -> None:
+    equal = Noisy(dict.fromkeys(SKILL, 1.5))
+    assert len(fit(equal, MANY, averaged=averaged).prompt.members) == averaged
+
+
+def test_an_average_is_saved_and_predicts_the_same_at_a_request_a_member(tmp_path: Path) -> None:
+    skill = dict.fromkeys(SKILL, 1.5)
+    result = fit(Noisy(skill), MANY, out=tmp_path)
+    loaded = TunedPrompt.load(tmp_path)
+    assert len(loaded.members) == len(result.prompt.members) == 3
+    texts = [text for text, _ in VALIDATION]
+    backend = Noisy(skill)
+    np.testing.assert_array_equal(
+        loaded.predict_proba(backend, texts), result.prompt.predict_proba(Noisy(skill), texts)
+    )
+    assert len(backend.requests) == 3
+    assert sorted(text_of(request.prompt) for request in backend.requests) == sorted(SKILL)
+    comparison = result.compare(VALIDATION)
+    assert comparison.tuned == result.score(VALIDATION)
+    assert comparison.start == result.start.score(result.client, VALIDATION)
+    assert result.start.others == ()
+
+
+def test_an_average_of_many_rows_is_better_than_each_of_its_prompts() -> None:
+    skill = dict.fromkeys(SKILL, 1.5)
+    rows = [(f"{label} play {n}", label) for n in range(300) for label in LABELS]
+    result = fit(Noisy(skill), MANY)
+    alone = [
+        TunedPrompt(member.prompt, TASK, member.head).score(Noisy(skill), rows).loss
+        for member in result.prompt.members
+    ]
+    assert result.prompt.score(Noisy(skill), rows).loss < min(alone)
+
+
+def test_a_run_that_goes_on_averages_the_same_prompts(tmp_path: Path) -> None:
+    skill = dict.fromkeys(SKILL, 1.5)
+    first = fit(Noisy(skill), MANY, out=tmp_path)
+    again = Noisy(skill)
+    resumed = fit(again, MANY, out=tmp_path, resume=True)
+    assert len(resumed.prompt.members) == 3
+    assert again.requests == []
+    for ours, theirs in zip(resumed.prompt.members, first.prompt.members, strict=True):
+        assert ours.prompt == theirs.prompt
+        np.testing.assert_array_equal(ours.head.bias, theirs.head.bias)
