@@ -182,10 +182,10 @@ class Search:
         if (answer := self._journal.get("starts", "")) is None:
             answer = self._journal.append("starts", "", {"most": most}, self.meter.spent)
         with self._journal.reading("starts"):
-            most = checked(int, answer.get("most"), "most")
-            if not 1 <= most <= every:
-                raise ValueError(f"{most} starts of {every}")
-            return most
+            recorded: int = checked(int, answer.get("most"), "most")
+            if not 1 <= recorded <= every:
+                raise ValueError(f"{recorded} starts of {every}")
+            return recorded
 
     def _screen(self, starts: Sequence[Prompt]) -> tuple[list[int], list[Evaluation], Spent]:
         """Score the starts by successive halving, see `lmaas_tune.screening`.

@@ -267,6 +267,27 @@ def test_words_that_mislead_are_not_asked_for_again() -> None:
         assert [len(request.candidates) for request in backend.requests] == [2]
 
 
+class Uneven(Knowing):
+    """One of its prompts reads the label words well, another the words beside them."""
+
+    def word(self, prompt: str, row: list[str], word: str, skill: float) -> float:
+        if prompt == "keen":
+            return super().word(prompt, row, word, skill)
+        return Noisy.word(self, prompt, row, word, 1.5 if prompt == "sharp" else 0.1)
+
+
+def test_one_of_several_heads_may_read_no_words(tmp_path: Path) -> None:
+    result = fit(Uneven(telling=0.3), MANY, head="words", averaged=2, out=tmp_path)
+    sharp, keen = result.prompt.members
+    assert (sharp.head.matrix is None, keen.head.matrix is None) == (True, False)
+    assert len(result.prompt.words) == 40
+    loaded, texts = TunedPrompt.load(tmp_path), [text for text, _ in VALIDATION]
+    assert loaded.words == result.prompt.words
+    np.testing.assert_array_equal(
+        loaded.scores(Uneven(), texts), result.prompt.scores(Uneven(), texts)
+    )
+
+
 def test_words_without_a_model_that_knows_any_are_refused_for_free() -> None:
     backend = Noisy(extra_words=None)
     with pytest.raises(InputError, match="scores the label words only; take head='affine'"):

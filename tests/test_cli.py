@@ -133,6 +133,25 @@ def test_baseline_is_the_starting_words_as_the_model_is(folder: Path, run: Run) 
     assert fitted["start"] != fitted["baseline"]
 
 
+def test_flags_of_the_head_reach_the_settings(folder: Path, run: Run) -> None:
+    flags = ["--validation", "validation.jsonl", "--head", "affine", "--head-words", "7"]
+    flags += ["--averaged", "1", "--validation-rows", "select", *ONE_START, *SMALL]
+    content = run(*tune(*flags, "--json")).content
+    expected = {"head": "affine", "head_words": 7, "averaged": 1, "validation_rows": "select"}
+    assert content["settings"].items() >= expected.items()
+    assert content["spent"]["sequences"] == (55 + 7) * 8  # the start, and 6 generations of 9
+    assert content["spent"]["validation_calls"] == 7
+    assert_refused(run(*tune("--calibration", "none", *SMALL)), "--calibration")
+
+
+@pytest.mark.parametrize("head", ["none", "bias"])
+def test_the_start_with_its_head_is_told_where_it_has_one(
+    folder: Path, run: Run, head: str
+) -> None:
+    printed = run(*tune("--test", "test.jsonl", "--head", head, *ONE_START, *SMALL))
+    assert ("starting words with their head" in printed.out) == (head != "none")
+
+
 def test_people_read_what_happened_and_a_next_command_that_works(folder: Path, run: Run) -> None:
     printed = run(*tune("--test", "test.jsonl", "--out", "a run", *SMALL))
     assert printed.out.startswith("Done. Budget calls=60")

@@ -25,7 +25,7 @@ from lmaas_tune.task import Task, Template, Verbalizer
 from tests.support.small_models import TRAIN, Bowl
 
 LABELS = ("good", "bad")
-ROWS = [(f"{label} film {n}", label) for n in range(10) for label in LABELS]
+ROWS = [(f"{label} film {n}", label) for label in LABELS for n in range(10)]
 WORDS = tuple(f"start {n}" for n in range(16))
 FAVOURITE = "start 11"
 TASK = Task(Template("{text} {prompt} {label}"), Verbalizer({word: word for word in LABELS}))
@@ -127,7 +127,7 @@ def test_a_turn_costs_the_share_of_a_call_that_its_rows_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "starts"), [(ROWS, 7), (ROWS, 1), (TRAIN, 48), (ROWS[:14] + ROWS[::2], 48)]
+    ("rows", "starts"), [(ROWS, 7), (ROWS, 1), (TRAIN, 48), (ROWS[:17], 48)]
 )
 def test_few_starts_or_few_rows_of_a_label_are_scored_at_once(rows: Any, starts: int) -> None:
     (turn,) = rungs(evaluator(rows), starts)

@@ -113,6 +113,15 @@ def test_a_preset_is_what_the_literature_says(name: str, own: dict[str, Any]) ->
         ({"alpha": float("nan")}, "alpha=nan"),
         ({"objective": "accuracy"}, "unknown objective 'accuracy'"),
         ({"head": "wrods"}, "unknown head 'wrods'; did you mean 'words'"),
+        ({"calibration": "fitted"}, "settings have no field 'calibration'"),
+        ({"head_words": 0}, "head_words=0: it must be 1 or more"),
+        ({"averaged": 0}, "averaged=0: it must be 1 or more"),
+        ({"validation_rows": "jion"}, "unknown validation_rows 'jion'; did you mean 'join'"),
+        ({"validation_rows": "select"}, "chooses a single prompt: set averaged=1"),
+        (
+            {"selection": "candidate@5"},
+            "validation rows of their own: set validation_rows='select'",
+        ),
         ({"selection": "best"}, "unknown selection 'best'"),
     ],
 )
