@@ -59,7 +59,7 @@ def score_table(scores: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 
 def comparison_table(content: Mapping[str, Any]) -> str:
-    """A table of the scores before and after calibration and search."""
+    """A table of the scores before and after head and search."""
     rows = [("starting words, as the model is", content["baseline"])]
     if content["settings"]["head"] != "none":
         rows.append(("starting words with their head", content["start"]))

@@ -399,7 +399,7 @@ def test_runs_end_early_only_where_asked_and_it_is_recorded(tmp_path: Path) -> N
     optimizers = [OptimizerSpec(optimizer="cma", options={"population": n}) for n in (8, 10, 12)]
     optimizers.append(OptimizerSpec(optimizer=Hopeless, label="hopeless"))
     rule = EarlyStop(after=0.5, rivals=3)
-    no_start = {"settings": changed(SMALL, score_start=False), "budget": "calls=60"}
+    no_start = {"settings": changed(SMALL, score_start=False, head="none"), "budget": "calls=60"}
     through = compare_films(tmp_path / "through", *optimizers, **no_start)
     assert not through.stopped_early
     result = compare_films(tmp_path / "early", *optimizers, **no_start, early_stop=rule)
