@@ -197,7 +197,7 @@ class Search:
         turns = rungs(self._train, len(starts))
         left = list(range(len(starts)))
         scores: dict[int, FloatArray] = {}
-        bounds = 0.0
+        bounds: dict[int, float] = {}
         for number, rung in enumerate(turns):
             if number:
                 seen = self._train.subset(np.concatenate([turn.rows for turn in turns[:number]]))
@@ -211,9 +211,14 @@ class Search:
             for index, evaluation in zip(left, found, strict=True):
                 earlier = scores.get(index, evaluation.scores[:0])
                 scores[index] = np.concatenate([earlier, evaluation.scores])
-                bounds = max(bounds, evaluation.bounds)
+                share = len(rung.rows) / len(self._train.batch)
+                bounds[index] = bounds.get(index, 0.0) + share * evaluation.bounds
         back = np.argsort(np.concatenate([turn.rows for turn in turns]))
-        return left, [self._train.judge(scores[index][back], bounds) for index in left], spent
+        return (
+            left,
+            [self._train.judge(scores[index][back], bounds[index]) for index in left],
+            spent,
+        )
 
     @property
     def _unmeasured(self) -> NeedsStds | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,7 @@ def test_a_turn_costs_the_share_of_a_call_that_its_rows_are() -> None:
     assert screening_calls(evaluator(ROWS), 48) == 12 + 7 + 7
 
 
-@pytest.mark.parametrize(
-    ("rows", "starts"), [(ROWS, 7), (ROWS, 1), (TRAIN, 48), (ROWS[:17], 48)]
-)
+@pytest.mark.parametrize(("rows", "starts"), [(ROWS, 7), (ROWS, 1), (TRAIN, 48), (ROWS[:17], 48)])
 def test_few_starts_or_few_rows_of_a_label_are_scored_at_once(rows: Any, starts: int) -> None:
     (turn,) = rungs(evaluator(rows), starts)
     assert list(turn.rows) == list(range(len(rows)))
@@ -160,6 +159,28 @@ def test_all_rows_count_for_the_starts_that_are_left_as_if_scored_at_once() -> N
     expected = Fond().logprobs(request).astype(np.float32)
     columns = [result.prompt.task.verbalizer.labels.index(label) for label in LABELS]
     np.testing.assert_array_equal(best.scores[:, columns], expected)
+
+
+def test_each_start_has_its_own_share_of_bounds_over_all_rows() -> None:
+    class Guessing(Fond):
+        """Gives bounds for the first two turns of some starts."""
+
+        def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+            return [
+                replace(reply, bounds=reply.logprobs.size * self.guesses(request))
+                for request, reply in zip(requests, super().score(requests), strict=True)
+            ]
+
+        def guesses(self, request: ScoreRequest) -> bool:
+            return number_of(text_of(request.prompt)) > 10 and len(request.batch) == 5
+
+    backend = Guessing()
+    with pytest.warns(UserWarning, match="20% of the scores are bounds"):
+        result = fit(backend, allow_bounds=True)
+    starts = sorted(screened(backend)[2], key=number_of)
+    assert starts == ["start 0", "start 9", "start 10", "start 11", "start 12"]
+    shares = [evaluation.bounds for evaluation in result.steps[0].evaluations]
+    assert shares == [0.0, 0.0, 0.0, 0.5, 0.5]
 
 
 def test_the_best_of_all_wordings_is_found_for_a_quarter_of_their_calls() -> None:
