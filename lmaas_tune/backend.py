@@ -20,8 +20,8 @@ class ScoreRequest:
         prompt: The prompt for the ``{prompt}`` slot.
         batch: The rows. The same batch is scored many times: cache token ids, or keys and values,
             by its digest.
-        candidates: Label words, as the user wrote them, then at most `Capabilities.extra_words`
-            words that the head reads.
+        candidates: Label words, as the user wrote them, then words that the head reads, if
+            `Capabilities.words_per_request` allows it.
     """
 
     prompt: Prompt

@@ -51,8 +51,9 @@ class Capabilities:
         rows_per_call: The most rows that one call of `Backend.score` takes; the client splits
             larger requests and sends the parts with several workers, one request a call. None:
             takes any number of requests and rows at once, and can share work between them.
-        extra_words: The most words that a request may name beside the label words, at no cost but
-            the bytes of the answer; None: any number. 0 if each word costs tokens or requests.
+        words_per_request: The most words that a request may name, label words and those that a
+            head reads together, at no cost but bytes; None: any number. 0 if each word costs
+            tokens or requests, so that requests name the label words only.
         speedups: Its optimizations, on or off.
     """
 
@@ -65,7 +66,7 @@ class Capabilities:
     deterministic: bool = True
     max_tokens: int | None = None
     rows_per_call: int | None = None
-    extra_words: int | None = 0
+    words_per_request: int | None = 0
     speedups: tuple[Speedup, ...] = ()
 
 
@@ -95,7 +96,7 @@ class Embeds(Protocol):
 
 @runtime_checkable
 class KnowsWords(Protocol):
-    """Optional interface of a backend that scores extra words: the words of its model."""
+    """Optional interface of a backend that scores words for a head: the words of its model."""
 
     def one_token_words(self) -> Sequence[str]:
         """Words that the model reads as one token behind a space, some thousands.

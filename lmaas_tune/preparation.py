@@ -149,8 +149,11 @@ class Job:
     def _head(self, task: Task, train: Sequence[Example]) -> tuple[Head, tuple[str, ...]]:
         """The head, and the words that it reads beside the label words."""
         backend = self.client.backend
-        knows = isinstance(backend, KnowsWords)
-        most = self.client.capabilities.extra_words if knows else 0
+        most = self.client.capabilities.words_per_request
+        if not isinstance(backend, KnowsWords):
+            most = 0
+        elif most is not None:
+            most = max(0, most - len(task.verbalizer.candidates))
         head = make_head(self.settings.head, words=self.settings.head_words, most=most)
         if not head.extra_words or not isinstance(backend, KnowsWords):
             return head, ()

@@ -17,7 +17,7 @@ def make_head(name: str, *, words: int, most: int | None) -> Head:
     Args:
         name: One of `HEADS`.
         words: The number of words that ``words`` reads beside the label words.
-        most: The most that the model scores in one request; None: any number.
+        most: The most of them that one request may name; None: any number.
 
     Raises:
         InputError: The name is unknown, or the model scores no further words.

@@ -130,6 +130,11 @@ def _add_registration(router: APIRouter, model: ServedModel) -> None:
     async def describe(key: Caller) -> wire.ModelAnswer:
         return model.describe(key)
 
+    @router.get("/v1/words", summary="Words that are one token to the model")
+    async def words(request: Request, key: Caller) -> wire.WordsAnswer:
+        work = model.reading.run(key.name, lambda _: model.words())
+        return await run_within(model.limits.wait_seconds, work, request)
+
     @router.post(
         "/v1/batches",
         status_code=201,

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from lmaas_tune.backend import Backend, Inspection, Inspects, ScoreRequest, Usage
+from lmaas_tune.backend import (
+    Backend,
+    Capabilities,
+    Inspection,
+    Inspects,
+    KnowsWords,
+    ScoreRequest,
+    Usage,
+)
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune.service import bodies, wire
 from lmaas_tune.service.batches import (
@@ -83,9 +92,15 @@ class ServedModel:
         return wire.ModelAnswer(
             protocol=wire.PROTOCOL,
             identity=self._backend.identity,
-            capabilities=wire.CapabilitiesAnswer.of(self._backend.capabilities),
+            capabilities=wire.CapabilitiesAnswer.of(self._capabilities),
             limits=wire.decode(wire.LimitsAnswer, limits),
         )
+
+    def words(self) -> wire.WordsAnswer:
+        """The words that a head may read; empty if the backend knows none."""
+        backend = self._backend
+        known = backend.one_token_words() if isinstance(backend, KnowsWords) else ()
+        return wire.WordsAnswer(words=list(known))
 
     def add_batch(self, key: Key, content: bytes) -> wire.BatchAnswer:
         """Register rows and label words, given as JSON, for a key.
@@ -199,6 +214,13 @@ class ServedModel:
     def _read(self, kind: TypeAdapter[T], content: bytes) -> T:
         values = 256 * self.limits.rows + self.limits.candidates
         return bodies.read(kind, content, values=values)
+
+    @property
+    def _capabilities(self) -> Capabilities:
+        """Those of the backend, with the service's own limit of words."""
+        can, limit = self._backend.capabilities, self.limits.candidates
+        most = limit if can.words_per_request is None else min(limit, can.words_per_request)
+        return replace(can, words_per_request=most)
 
     @property
     def _most_rows(self) -> int:

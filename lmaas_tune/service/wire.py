@@ -243,6 +243,7 @@ class CapabilitiesAnswer:
     label_anywhere: bool
     deterministic: bool
     max_tokens: int | None
+    words_per_request: int | None = 0
 
     @classmethod
     def of(cls, can: Capabilities) -> CapabilitiesAnswer:
@@ -283,6 +284,13 @@ class ModelAnswer:
     identity: str
     capabilities: CapabilitiesAnswer
     limits: LimitsAnswer
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsAnswer:
+    """The words that are one token to the model, see `lmaas_tune.capabilities.KnowsWords`."""
+
+    words: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)

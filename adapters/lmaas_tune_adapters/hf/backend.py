@@ -94,7 +94,7 @@ class HFBackend:
             deep_layers=len(self._scorer.layers) or None,
             label_anywhere=not self._scorer.label_last,
             max_tokens=max_tokens(self._model),
-            extra_words=None,
+            words_per_request=None,
             speedups=ready.speedups,
         )
         if speedups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from lmaas_tune.errors import InputError
@@ -22,6 +22,7 @@ from lmaas_tune_adapters.hf.marks import (
 _MAX_BATCHES = 8  # that stay encoded
 _MAX_WORDS = 4096  # label words that stay encoded
 _MAX_WORD_LISTS = 64
+_SEARCHED = 20_000  # tokens of the vocabulary that are searched for words
 _SHORTEST = 3  # letters of a word that a head reads
 
 
@@ -232,14 +233,11 @@ class RowEncoder:
             spaced=spaced,
         )
 
-    def one_token_words(self, most: int) -> tuple[str, ...]:
-        """Words that are one token behind a space, in the order of the vocabulary.
-
-        Args:
-            most: The most tokens of the vocabulary that are looked at.
-        """
+    @cached_property
+    def one_token_words(self) -> tuple[str, ...]:
+        """Words that are one token behind a space, among the first of the vocabulary."""
         found: dict[str, None] = {}
-        for token in range(min(most, len(self._tokenizer))):
+        for token in range(min(_SEARCHED, len(self._tokenizer))):
             word = self._tokenizer.decode([token]).strip()
             if len(word) >= _SHORTEST and word.isalpha() and self._word(word, True) == (token,):
                 found[word] = None

@@ -12,9 +12,6 @@ from lmaas_tune.prompts import DeepPrompt, Prompt, SoftPrompt, TextPrompt
 from lmaas_tune_adapters.hf.encoding import EncodedRow, PromptParts, RowEncoder, word_notes
 from lmaas_tune_adapters.hf.label_tokens import Word
 
-_SEARCHED = 20_000
-"""Tokens of the vocabulary, from its first, that are searched for words."""
-
 Count = Callable[[EncodedRow, Sequence[Word]], int]
 """Counts tokens or positions of a row and the label words that are scored in it."""
 
@@ -90,7 +87,7 @@ class RequestEncoder:
     def one_token_words(self) -> Sequence[str]:
         """See `lmaas_tune.capabilities.KnowsWords`."""
         with self._lock:
-            return self._encoder.one_token_words(_SEARCHED)
+            return self._encoder.one_token_words
 
     def usage(self, request: ScoreRequest, rows: Sequence[EncodedRow]) -> Usage:
         """Compute the usage of a request that takes one call."""

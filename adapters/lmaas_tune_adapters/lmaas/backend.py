@@ -55,6 +55,10 @@ class LMaaSBackend:
         self.identity = f"lmaas {self._model.identity}"
         self.capabilities = self._model.capabilities
 
+    def one_token_words(self) -> Sequence[str]:
+        """See `lmaas_tune.capabilities.KnowsWords`."""
+        return _FREE.run(self._service.words)
+
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
         """See `lmaas_tune.backend.Backend.score`; one request after the other."""
         return [self._registered_again(self._score, request) for request in requests]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -92,6 +92,10 @@ class Service:
         return Model(
             identity=found.identity, capabilities=capabilities, candidates=found.limits.candidates
         )
+
+    def words(self) -> Sequence[str]:
+        """The words that are one token to the model."""
+        return _decoded(self._ask("/v1/words"), wire.WordsAnswer).words
 
     def add_batch(self, batch: Batch, candidates: tuple[str, ...]) -> Registered:
         """Register rows and label words."""

@@ -25,6 +25,7 @@ from lmaas_tune_adapters.vllm.rows import RowWriter
 from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary
 
 KEY_VARIABLE = "VLLM_API_KEY"
+_LEFT_FOR_LABELS = 8  # further tokens of label words that have several
 
 _PROBE = "Three short words, then: a question? Yes or no, good or bad, 1 or 2."
 
@@ -112,6 +113,7 @@ class VLLMBackend:
             deterministic=False,  # other requests at the time change the order of sums
             max_tokens=longest and longest - 1,  # the server writes one token
             rows_per_call=self._completions.most_prompts,
+            words_per_request=MOST_TOKENS - _LEFT_FOR_LABELS,
         )
         self._encoder = RequestEncoder(
             vocabulary.tokenizer,
@@ -142,6 +144,10 @@ class VLLMBackend:
         self._encoder.check_ids(token_ids)
         vectors: FloatArray = self._table.rows(token_ids).numpy()
         return vectors
+
+    def one_token_words(self) -> Sequence[str]:
+        """See `lmaas_tune.capabilities.KnowsWords`."""
+        return self._encoder.one_token_words()
 
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
         """See `lmaas_tune.backend.Backend.score`."""
