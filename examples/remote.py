@@ -22,7 +22,11 @@ from lmaas_tune import Backend, Settings, Soft, Tuner, load_backend
 from lmaas_tune.demo import demo_rows
 from lmaas_tune.demo_model import SMOLLM2, ready_model
 
-SETTINGS = Settings(prompt=Soft(intrinsic_dim=10), optimizer_options={"population": 6})
+SETTINGS = Settings(
+    prompt=Soft(intrinsic_dim=10),
+    head_words=100,  # vLLM scores at most 128 tokens in a request
+    optimizer_options={"population": 6},
+)
 
 
 @contextlib.contextmanager

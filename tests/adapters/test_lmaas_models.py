@@ -21,8 +21,10 @@ import torch
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.lmaas import LMaaSBackend
 
+from lmaas_tune import Budget, Settings, Text, Tuner
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.prompts import PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
+from lmaas_tune.service.server_limits import ServerLimits
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing import BackendConformance
 from tests.support import models
@@ -113,3 +115,30 @@ def test_answers_are_the_models_own(pair: Pair) -> None:
         assert remote.usage.tokens == local.usage.tokens
         told, own = pair.remote.inspect(there), pair.local.inspect(here)
         assert (told.notes, told.usage.tokens) == (own.notes, own.usage.tokens)
+
+
+def test_a_run_with_a_head_of_words_is_that_of_the_model_itself(pair: Pair) -> None:
+    words = pair.local.one_token_words()
+    assert list(pair.remote.one_token_words()) == list(words)
+    assert pair.remote.capabilities.words_per_request == ServerLimits().candidates
+    train = [(f"a {word} film of {n} hours", word) for word in ("great", "bad") for n in range(8)]
+    runs = [
+        Tuner(
+            backend,
+            settings=Settings(
+                prompt=Text(prompt_init=("it was", "so it is", "a")),
+                head="words",
+                head_words=40,
+                budget=Budget(calls=23),
+            ),
+            optimizer="random",
+            template="{text} {prompt} {label}",
+            callbacks=(),
+        )
+        for backend in (pair.local, pair.remote)
+    ]
+    here, there = (run.fit(train) for run in runs)
+    assert len(here.prompt.words) == min(40, len(words))
+    losses = [[e.loss for step in run.steps for e in step.evaluations] for run in (here, there)]
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    np.testing.assert_allclose(there.predict_proba(train), here.predict_proba(train), atol=1e-4)

@@ -97,7 +97,9 @@ def test_answers_are_taken_at_their_word(vllm_server: VLLMServer, endpoint: Any)
 
 @pytest.mark.filterwarnings("ignore:a row is sent 2 times")
 def test_the_same_text_is_found_as_with_the_local_model(vllm_server: VLLMServer) -> None:
-    settings = Settings(prompt=Text(), optimizer="cma", optimizer_options={"population": 5})
+    settings = Settings(
+        prompt=Text(), head="affine", optimizer="cma", optimizer_options={"population": 5}
+    )
     found = [
         Tuner(scored, settings=settings, budget="calls=25", seed=3, callbacks=()).fit(TRAIN)
         for scored in (backend(vllm_server), HFBackend(vllm_server.model, device="cpu"))
