@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,10 +18,13 @@ from lmaas_tune.calls.cost import CostModel
 from lmaas_tune.calls.meter import Meter
 from lmaas_tune.errors import InputError
 from lmaas_tune.heads import Fit, FittedHead, Head
-from lmaas_tune.objectives import Objective, error_rate, mean_log_probabilities
+from lmaas_tune.objectives import Objective, Targets, error_rate, mean_log_probabilities
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.task import Batch, Example, Task
 from lmaas_tune.typed_json import checked
+
+_FOLDS = 8
+"""The parts of the rows whose heads are fitted to the other parts, in `Evaluator.linearised`."""
 
 IntArray: TypeAlias = "np.typing.NDArray[np.integer]"
 
@@ -185,6 +188,31 @@ class Evaluator:
     def loss_of_mean(self, evaluations: Sequence[Evaluation]) -> float:
         """Loss of the mean log-probabilities of several prompts on rows that are left out."""
         return self._loss(mean_log_probabilities([self.held_out(each) for each in evaluations]))
+
+    def linearised(
+        self, scores: FloatArray, /
+    ) -> tuple[Callable[[FloatArray], FloatArray], Targets]:
+        """See `lmaas_tune.optimizers.base.ScoreLoss.linearised`; the rows are in eight parts."""
+        fold = np.arange(len(self.targets)) % min(_FOLDS, len(self.targets))
+        order = np.lexsort((np.arange(len(fold)), self.targets))
+        fold[order] = fold.copy()  # each part has about the same share of each label
+        parts = [np.flatnonzero(fold == number) for number in range(fold.max() + 1)]
+        heads = [
+            self._head.fit(
+                np.delete(scores, rows, axis=0).astype(np.float64),
+                np.delete(self.targets, rows),
+                self._labels,
+            ).head
+            for rows in parts
+        ]
+
+        def odds(other: FloatArray) -> FloatArray:
+            found = np.empty((len(self.targets), self._labels))
+            for rows, head in zip(parts, heads, strict=True):
+                found[rows] = head(other[rows].astype(np.float64))
+            return found
+
+        return odds, self.targets
 
     def fit_head(self, evaluation: Evaluation) -> FittedHead:
         """The head of an evaluated prompt, fitted to all rows."""

@@ -20,7 +20,7 @@ from lmaas_tune.evaluator import Evaluation, Evaluator
 from lmaas_tune.exactness import NOTED, explain_bounds, refuse_bounds
 from lmaas_tune.journal import Journal, Record
 from lmaas_tune.notes import OnNote, warn
-from lmaas_tune.optimizers.base import Ends, Optimizer
+from lmaas_tune.optimizers.base import Ends, Optimizer, UsesScores
 from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
 from lmaas_tune.screening import rungs, screening_calls
 from lmaas_tune.selection import Selection
@@ -141,6 +141,8 @@ class Search:
         """
         self._journal = journal
         self.meter = Meter(self._budget, spent=journal.spent, clock=self._clock)
+        if isinstance(self._optimizer, UsesScores):
+            self._optimizer.begin(self._train)
         for callback in self._callbacks:
             callback.on_start(self._budget)
         try:
@@ -248,12 +250,21 @@ class Search:
         evaluations, spent = self._score_on_train(number, points, prompts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
         finite = self._penalised(losses, number)
-        with self._timed():
-            self._optimizer.tell(points, finite)
+        self._tell(points, finite, evaluations)
         chosen = self._selection.nominate(list(losses), self._calls_before(number), self._lowest)
         nominated = [Candidate(number, prompts[i], evaluations[i]) for i in chosen or ()]
         validated, spent = self._score_on_validation(number, nominated, spent)
         self._step(number, points, evaluations, validated, spent, considered=chosen is not None)
+
+    def _tell(
+        self, points: FloatArray, losses: FloatArray, evaluations: Sequence[Evaluation]
+    ) -> None:
+        optimizer = self._optimizer
+        with self._timed():
+            if isinstance(optimizer, UsesScores):
+                optimizer.tell_scores(points, losses, np.stack([e.scores for e in evaluations]))
+            else:
+                optimizer.tell(points, losses)
 
     def _penalised(self, losses: FloatArray, number: int) -> FloatArray:
         """See `penalised`; a note names the prompts without a finite loss."""

@@ -17,11 +17,37 @@ def fit_logistic(
     prior: FloatArray,
     penalty: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
-    """Minimise the mean cross-entropy plus penalty/2 (v - prior)² over v, by Newton's method.
+    """Fit a logistic regression, and predict each row by the others.
 
-    The log-odds of a row are offset + v @ design. The prediction for a row that is left out starts
-    at the fit to all rows, and takes one Newton step on the loss of the others (Rad and Maleki, "A
-    scalable estimate of the out-of-sample prediction error", JRSS B 82, 2020).
+    The prediction for a row starts at the fit to all rows, and takes one Newton step on the loss of
+    the others (Rad and Maleki, "A scalable estimate of the out-of-sample prediction error", JRSS B
+    82, 2020).
+
+    Args:
+        offset: See `minimise`.
+        design: See `minimise`.
+        targets: See `minimise`.
+        prior: See `minimise`.
+        penalty: See `minimise`.
+
+    Returns:
+        (parameters,) v, and (rows, labels) the log-odds of each row as predicted by the others.
+    """
+    v = minimise(offset, design, targets, prior, penalty)
+    others = _without_each_row(offset, design, targets, v, penalty) if len(targets) > 1 else v[None]
+    return v, offset + np.einsum("np,npc->nc", others, design)
+
+
+def minimise(
+    offset: FloatArray,
+    design: FloatArray,
+    targets: Targets,
+    prior: FloatArray,
+    penalty: FloatArray,
+) -> FloatArray:
+    """The v with the least mean cross-entropy + penalty/2 (v - prior)², by Newton's method.
+
+    The log-odds of a row are offset + v @ design.
 
     Args:
         offset: (rows, labels).
@@ -29,29 +55,18 @@ def fit_logistic(
         targets: (rows,).
         prior: (parameters,).
         penalty: (parameters,) positive.
-
-    Returns:
-        (parameters,) v, and (rows, labels) the log-odds of each row as predicted by the others.
     """
-    rows = np.arange(len(targets))
 
     def loss(v: FloatArray) -> float:
         odds = offset + np.tensordot(design, v, (1, 0))
         return cross_entropy(odds, targets) + float(penalty @ (v - prior) ** 2) / 2
 
-    def slopes(v: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """The design weighted by each row's probabilities, its mean, and each row's gradient."""
-        p = np.exp(log_softmax(offset + np.tensordot(design, v, (1, 0))))
-        weighted = design * p[:, None]
-        mean = weighted.sum(axis=2)
-        return weighted, mean, mean - design[rows, :, targets]
-
     v, now = prior.copy(), loss(prior)
     for _ in range(_STEPS):
-        weighted, mean, gradients = slopes(v)
+        weighted, mean, gradients = _slopes(offset, design, targets, v)
         hessian = np.tensordot(weighted, design, ((0, 2), (0, 2))) - mean.T @ mean
         gradient = gradients.mean(axis=0) + penalty * (v - prior)
-        step = np.linalg.solve(hessian / len(rows) + np.diag(penalty), gradient)
+        step = np.linalg.solve(hessian / len(targets) + np.diag(penalty), gradient)
         gain = float(gradient @ step)  # twice the gain of a full step on a quadratic loss
         if gain < 1e-12:
             break
@@ -59,19 +74,28 @@ def fit_logistic(
         while (after := loss(v - step)) > now - 1e-4 * gain:
             step, gain = step / 2, gain / 2
         v, now = v - step, after
-    others = _without_each_row(v, *slopes(v), design, penalty) if len(rows) > 1 else v[None]
-    return v, offset + np.einsum("np,npc->nc", others, design)
+    return v
+
+
+def _slopes(
+    offset: FloatArray, design: FloatArray, targets: Targets, v: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The design weighted by each row's probabilities, its mean, and each row's gradient."""
+    p = np.exp(log_softmax(offset + np.tensordot(design, v, (1, 0))))
+    weighted = design * p[:, None]
+    mean = weighted.sum(axis=2)
+    return weighted, mean, mean - design[np.arange(len(targets)), :, targets]
 
 
 def _without_each_row(
-    v: FloatArray,
-    weighted: FloatArray,
-    mean: FloatArray,
-    gradients: FloatArray,
+    offset: FloatArray,
     design: FloatArray,
+    targets: Targets,
+    v: FloatArray,
     penalty: FloatArray,
 ) -> FloatArray:
     """(rows, parameters) v after one Newton step on the loss of all rows but one."""
+    weighted, mean, gradients = _slopes(offset, design, targets, v)
     curvatures = weighted @ design.transpose(0, 2, 1) - mean[:, :, None] * mean[:, None]
     n = len(design)
     hessians = (curvatures.sum(axis=0) - curvatures) / (n - 1) + np.diag(penalty)

@@ -8,7 +8,14 @@ from typing import cast
 import numpy as np
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.optimizers.base import Ends, Optimizer, OptimizerFactory, Recommends
+from lmaas_tune.optimizers.base import (
+    Ends,
+    Optimizer,
+    OptimizerFactory,
+    Recommends,
+    ScoreLoss,
+    UsesScores,
+)
 from lmaas_tune.optimizers.blockwise import Blockwise
 from lmaas_tune.optimizers.settings import check_options
 from lmaas_tune.registry import Registry
@@ -24,6 +31,7 @@ OPTIMIZERS = Registry(
         "de": "lmaas_tune.optimizers.nevergrad:differential_evolution",
         "pso": "lmaas_tune.optimizers.nevergrad:particle_swarm",
         "tbpsa": "lmaas_tune.optimizers.nevergrad:tbpsa",
+        "gauss-newton": "lmaas_tune.optimizers.gauss_newton:GaussNewton",
         "random": "lmaas_tune.optimizers.random:RandomSearch",
     },
 )
@@ -140,6 +148,8 @@ __all__ = [
     "Optimizer",
     "OptimizerFactory",
     "Recommends",
+    "ScoreLoss",
+    "UsesScores",
     "describe_optimizer",
     "make_blockwise",
     "make_optimizer",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+from lmaas_tune.objectives import Targets
 from lmaas_tune.prompts import FloatArray
 
 
@@ -28,6 +30,49 @@ class Optimizer(Protocol):
         """Take the (population, dim) points of the last `ask` and their (population,) losses.
 
         Losses are finite: failed points have a penalty.
+        """
+        ...
+
+
+class ScoreLoss(Protocol):
+    """The loss of scores, as an optimizer may know it.
+
+    It is the cross-entropy of log-odds, which are linear in the scores as long as the heads stay
+    the same.
+    """
+
+    def linearised(
+        self, scores: FloatArray, /
+    ) -> tuple[Callable[[FloatArray], FloatArray], Targets]:
+        """The log-odds of other scores by the heads that are fitted to these.
+
+        Each row's head is fitted to other rows.
+
+        Args:
+            scores: (rows, words).
+
+        Returns:
+            A function from (rows, words) scores to (rows, labels) log-odds, and the (rows,)
+            right columns.
+        """
+        ...
+
+
+@runtime_checkable
+class UsesScores(Protocol):
+    """An optimizer that is told the scores beside the losses, by `tell_scores` instead of `tell`.
+
+    It works without them too: a search may not give them.
+    """
+
+    def begin(self, loss: ScoreLoss, /) -> None:
+        """Take the loss of scores, before the first `ask`."""
+        ...
+
+    def tell_scores(self, points: FloatArray, losses: FloatArray, scores: FloatArray, /) -> None:
+        """Take what `tell` takes, and the (population, rows, words) scores of the points.
+
+        The scores of points that failed are not all finite.
         """
         ...
 
