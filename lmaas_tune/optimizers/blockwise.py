@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.optimizers.base import Optimizer
+from lmaas_tune.optimizers.base import Optimizer, ScoreLoss, UsesScores
 from lmaas_tune.optimizers.generation import check_no_pending_ask, losses_in_ask_order
 from lmaas_tune.optimizers.settings import check_calls, check_dim
 from lmaas_tune.prompts import FloatArray
@@ -63,17 +63,35 @@ class Blockwise:
 
     def tell(self, points: FloatArray, losses: FloatArray, /) -> None:
         """See `lmaas_tune.optimizers.base.Optimizer.tell`; the order of the points is free."""
-        ordered = losses_in_ask_order(self._asked, points, losses)
-        turn, asked = self._turn, self._asked
-        if asked is None:  # losses_in_ask_order has refused it
+        own = self._told(points, losses)
+        self._blocks[self._turn].tell(own, losses)
+        self._done += 1
+
+    def begin(self, loss: ScoreLoss, /) -> None:
+        """See `lmaas_tune.optimizers.base.UsesScores.begin`."""
+        for block in self._blocks:
+            if isinstance(block, UsesScores):
+                block.begin(loss)
+
+    def tell_scores(self, points: FloatArray, losses: FloatArray, scores: FloatArray, /) -> None:
+        """See `lmaas_tune.optimizers.base.UsesScores.tell_scores`."""
+        block = self._blocks[self._turn]
+        if not isinstance(block, UsesScores):
+            self.tell(points, losses)
             return
-        own = asked.reshape(len(asked), len(self._blocks), self._dim)[:, turn].copy()
+        own = self._told(points, losses)
+        block.tell_scores(own, losses, scores)
+        self._done += 1
+
+    def _told(self, points: FloatArray, losses: FloatArray) -> FloatArray:
+        """(population, block's dim) the points of the block whose turn it is."""
+        ordered, turn = losses_in_ask_order(self._asked, points, losses), self._turn
+        asked = np.asarray(self._asked).reshape(len(ordered), len(self._blocks), self._dim)
         lowest = int(ordered.argmin())
         if ordered[lowest] < self._lowest[turn]:
-            self._lowest[turn], self._best[turn] = ordered[lowest], own[lowest]
-        self._blocks[turn].tell(own, ordered)
+            self._lowest[turn], self._best[turn] = ordered[lowest], asked[lowest, turn]
         self._asked = None
-        self._done += 1
+        return np.array(points).reshape(asked.shape)[:, turn].copy()
 
     @property
     def _turn(self) -> int:

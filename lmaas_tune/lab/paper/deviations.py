@@ -17,9 +17,9 @@ SHOTS = 16
 Records: TypeAlias = Sequence[Record]
 
 _PRESETS = {
-    "default": "Black-box rows have this library's defaults: a head maps scores to labels, "
-    "training and validation rows fit it together, and the loss of rows that are left out chooses "
-    "the prompt.",
+    "default": "Black-box rows fit a bias a label to the training rows, and the lowest validation "
+    "loss chooses the prompt. In a call of this library's default, the training and the validation "
+    "rows are scored; it has half of the calls.",
     "paper-icml22": "The paper does not give the first step of CMA-ES; it is 0.5 here, as in the "
     "reference code of that year.",
     "repo-head": "Black-box rows have the settings of the reference code as it stood last, not the "

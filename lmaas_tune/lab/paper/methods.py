@@ -220,6 +220,7 @@ METHODS: Mapping[str, Method] = {
     "bbt": _search("Black-Box Tuning", Setup.bbt),
     "bbt-pretrained": _search("  + Pre-trained prompt", Setup.bbt, pretrained=True),
     "bbtv2": _search("BBTv2", Setup.bbtv2),
+    "default": _search("This library's default", Setup.ours),
 }
 """All methods, in the order of the paper's table; one that it lacks follows its relative."""
 

@@ -78,7 +78,25 @@ class Setup:
 
     def bbt(self, task: PaperTask, wording: Wording) -> Settings:
         """Settings of a search over the prompt of the first layer."""
-        return self._fitted(preset(self.preset), task, wording)
+        return self._fitted(with_fields(preset(self.preset), self._papers_rules), task, wording)
+
+    def ours(self, task: PaperTask, wording: Wording) -> Settings:
+        """This library's default.
+
+        A call scores the training and the validation rows, so it gets half of the calls.
+        """
+        words = (wording.words, BUILT_IN) if wording.words else BUILT_IN
+        settings = with_fields(preset(_OURS), {"prompt_init": words})
+        calls = (self.budget or settings.budget).calls
+        half = None if calls is None else max(1, calls // 2)
+        return replace(settings, budget=replace(self.budget or settings.budget, calls=half))
+
+    @property
+    def _papers_rules(self) -> dict[str, Any]:
+        """The validation rows select, and one bias a label at most is fitted, as in the paper."""
+        if self.is_papers:
+            return {}
+        return {"head": "bias", "validation_rows": "select", "averaged": 1}
 
     def bbtv2(self, task: PaperTask, wording: Wording) -> Settings:
         """Settings of a search over the prompts of all layers."""
@@ -89,7 +107,7 @@ class Setup:
             "projection": "normal",
             "optimizer_options": {"population": 4},  # a small budget makes whole rounds of layers
         }
-        deep = with_fields(preset(_OURS), changes)
+        deep = with_fields(preset(_OURS), {**changes, **self._papers_rules})
         return self._fitted(deep, task, wording)
 
     def _fitted(self, settings: Settings, task: PaperTask, wording: Wording) -> Settings:
@@ -97,8 +115,7 @@ class Setup:
         if self.is_papers:
             changes |= {"objective": task.objective, "budget": Budget(calls=task.calls)}
         if wording.words and settings.soft is not None and settings.soft.start == "words":
-            ours = (wording.words, BUILT_IN)
-            changes["prompt_init"] = wording.words if self.is_papers else ours
+            changes["prompt_init"] = wording.words
         if self.budget is not None:
             changes["budget"] = self.budget
         return with_fields(settings, changes)
