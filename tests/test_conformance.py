@@ -17,6 +17,7 @@ from lmaas_tune.backend import Inspection, ScoreReply, ScoreRequest, Spread, Usa
 from lmaas_tune.errors import InputError
 from lmaas_tune.optimizers import make_blockwise, make_optimizer, optimizer_names
 from lmaas_tune.optimizers.cma import CMA
+from lmaas_tune.optimizers.gauss_newton import GaussNewton
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import DeepPrompt, FloatArray, Prompt, SoftPrompt
 from lmaas_tune.task import Batch, Part, Slot
@@ -236,6 +237,43 @@ class AsksWhenItRecommends(Sound):
 class LendsOutItsMean(Sound):
     def recommend(self) -> FloatArray:
         return self.inner._es.mean
+
+
+class ReadsScores(GaussNewton):
+    """A sound optimizer that uses scores, whose heirs have one fault each."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(6, seed=seed, population=12)
+
+
+class ClimbsOnScores(ReadsScores):
+    def tell_scores(self, points: FloatArray, losses: FloatArray, scores: FloatArray, /) -> None:
+        super().tell_scores(points, -losses, scores[:, ::-1])
+
+
+class KeepsTheCallersScores(ReadsScores):
+    def tell_scores(self, points: FloatArray, losses: FloatArray, scores: FloatArray, /) -> None:
+        super().tell_scores(points, losses, scores)
+        self._scores[-len(scores) :] = list(scores)
+
+
+class BelievesInNaN(ReadsScores):
+    def tell_scores(self, points: FloatArray, losses: FloatArray, scores: FloatArray, /) -> None:
+        super().tell_scores(points, losses, np.nan_to_num(scores, nan=-1e300))
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        (ClimbsOnScores, "test_scores_lead_further_than_losses"),
+        (KeepsTheCallersScores, "test_a_replay_with_scores_equals_the_run"),
+        (BelievesInNaN, "test_points_without_scores_are_survived"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_optimizer_suite_fails_on_a_fault_with_scores(fault: Any, name: str) -> None:
+    assert passes(OptimizerConformance, name, ReadsScores)
+    assert not passes(OptimizerConformance, name, fault)
 
 
 @pytest.mark.parametrize(

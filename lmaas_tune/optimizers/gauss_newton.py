@@ -21,6 +21,9 @@ from lmaas_tune.prompts import FloatArray
 _FACTORS = 4.0 ** np.arange(-2, 3)
 """Dampings that are tried at once, as multiples of the best one so far."""
 
+_LONGER, _SHORTER = 1.5, 0.7
+"""Factors of the exploring steps in a search without scores."""
+
 _NOISE = 0.03
 """Share of the error of the linear model at the radius; it grows with the distance squared."""
 
@@ -32,7 +35,8 @@ class GaussNewton:
     five dampings, and steps along further coordinates from the best point. A point's weight in
     the model falls with its distance from the best one, because the model is exact only nearby.
 
-    Without scores (`tell`), it takes steps along coordinates from the best point.
+    Without scores (`tell`), it is a coordinate search: steps from the best point, which grow
+    after a better one and shrink otherwise.
 
     Args:
         dim: Dimension of the search space.
@@ -69,6 +73,7 @@ class GaussNewton:
         self._scores: list[FloatArray] = []
         self._best, self._lowest = np.zeros(dim), np.inf
         self._coordinates: list[int] = []  # left to explore in this round
+        self._length = self._radius  # of the exploring steps
 
     def begin(self, loss: ScoreLoss) -> None:
         """See `lmaas_tune.optimizers.base.UsesScores.begin`."""
@@ -90,6 +95,8 @@ class GaussNewton:
         asked, self._asked = self._asked, None
         if asked is None:  # losses_in_ask_order has refused it
             return
+        if not self._scores and np.isfinite(self._lowest):
+            self._length *= _LONGER if ordered.min() < self._lowest else _SHORTER
         if len(self._dampings):
             found = ordered[: len(self._dampings)]
             better = found.min() < self._lowest
@@ -99,10 +106,10 @@ class GaussNewton:
 
     def tell_scores(self, points: FloatArray, losses: FloatArray, scores: FloatArray, /) -> None:
         """See `lmaas_tune.optimizers.base.UsesScores.tell_scores`."""
-        self.tell(points, losses)
         whole = np.isfinite(scores).all(axis=(1, 2))
         self._points = np.concatenate([self._points, points[whole]])
-        self._scores += list(scores[whole])
+        self._scores += [each.copy() for each in scores[whole]]
+        self.tell(points, losses)
 
     def _minimisers(self) -> FloatArray:
         """The minimisers of the linear model, one for each damping; none without scores."""
@@ -151,5 +158,5 @@ class GaussNewton:
             self._coordinates += self._rng.permutation(self._dim).tolist()
         chosen, self._coordinates = self._coordinates[:count], self._coordinates[count:]
         steps = np.zeros((count, self._dim))
-        steps[np.arange(count), chosen] = self._radius * self._rng.choice([-1.0, 1.0], count)
+        steps[np.arange(count), chosen] = self._length * self._rng.choice([-1.0, 1.0], count)
         return steps

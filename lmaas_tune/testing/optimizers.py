@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 
-from lmaas_tune.optimizers.base import Optimizer, Recommends
+from lmaas_tune.objectives import Targets, cross_entropy, log_softmax
+from lmaas_tune.optimizers.base import Optimizer, Recommends, UsesScores
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.testing.suite import Conformance, check, require
 
@@ -39,9 +40,12 @@ class OptimizerConformance(Conformance):
         raise NotImplementedError("give the suite a fixture make(seed) -> Optimizer")
 
     def switches(self, subject: Make) -> dict[str, str | None]:
-        """The one optional protocol."""
-        recommends = isinstance(subject(0), Recommends)
-        return {"Recommends": None if recommends else "it has no `recommend`"}
+        """The optional protocols."""
+        optimizer = subject(0)
+        return {
+            "Recommends": None if isinstance(optimizer, Recommends) else "it has no `recommend`",
+            "UsesScores": None if isinstance(optimizer, UsesScores) else "it has no `tell_scores`",
+        }
 
     def test_tally(self, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
         """Print which checks run."""
@@ -220,6 +224,36 @@ class OptimizerConformance(Conformance):
             optimizer.recommend().fill(1e3)  # type: ignore[attr-defined]
         require(_equal(run, _run(make(0), _sphere)), "recommend changes the points of ask")
 
+    @check(needs="UsesScores")
+    def test_scores_lead_further_than_losses(self, make: Make) -> None:
+        """On scores that are linear in the point; random search has ten times the calls."""
+        dim = make(0).ask().shape[1]
+        ours, randoms = [], []
+        for seed in range(3):
+            planted = _Planted(dim, seed)
+            ours.append(min(planted.losses(points).min() for points in _scored_run(make, planted)))
+            rng = np.random.default_rng(seed)
+            randoms.append(planted.losses(rng.standard_normal((2000, dim))).min())
+        require(
+            np.median(ours) < np.median(randoms),
+            f"its loss is {np.median(ours):.3g}; random search reaches {np.median(randoms):.3g}",
+        )
+
+    @check(needs="UsesScores")
+    def test_a_replay_with_scores_equals_the_run(self, make: Make) -> None:
+        """The same points, and arrays that the caller may write into afterwards."""
+        planted = _Planted(make(0).ask().shape[1], 0)
+        run = _scored_run(make, planted)
+        require(_equal(run, _scored_run(make, planted, spoil=True)), "a replay asks other points")
+
+    @check(needs="UsesScores")
+    def test_points_without_scores_are_survived(self, make: Make) -> None:
+        """Some points of a generation, or all of them, have no finite scores."""
+        planted = _Planted(make(0).ask().shape[1], 0)
+        for every in (1, 2):
+            run = _scored_run(make, planted, missing=every)
+            require(all(np.isfinite(points).all() for points in run), "ask gives NaN or infinity")
+
     def _survives(self, make: Make, loss: Loss, losses: str) -> None:
         optimizer = make(0)
         calls = 0
@@ -230,6 +264,56 @@ class OptimizerConformance(Conformance):
             )
             optimizer.tell(points, loss(points))
             calls += len(points)
+
+
+class _Planted:
+    """Scores of 20 rows that are linear in the point, up to normalisation; see `ScoreLoss`."""
+
+    def __init__(self, dim: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.targets = rng.integers(0, 2, 20)
+        self._offset = rng.standard_normal((20, 2))
+        self._slopes = rng.standard_normal((dim, 20, 2)) / dim**0.5
+
+    def linearised(
+        self, scores: FloatArray, /
+    ) -> tuple[Callable[[FloatArray], FloatArray], Targets]:
+        """The scores are the log-odds."""
+        return lambda other: np.asarray(other, dtype=np.float64), self.targets
+
+    def scores(self, points: FloatArray) -> FloatArray:
+        """(population, rows, labels)."""
+        return log_softmax(self._offset + np.tensordot(points, self._slopes, (1, 0)))
+
+    def losses(self, points: FloatArray) -> FloatArray:
+        """(population,) cross-entropies."""
+        return np.array([cross_entropy(each, self.targets) for each in self.scores(points)])
+
+
+def _scored_run(
+    make: Make, planted: _Planted, *, spoil: bool = False, missing: int = 0
+) -> list[FloatArray]:
+    """The points of a run of 200 calls that is told scores.
+
+    Args:
+        make: Builds the optimizer.
+        planted: Gives the scores.
+        spoil: Write into all arrays after they are told.
+        missing: Every n-th point has no scores; 0 for none.
+    """
+    optimizer: Any = make(0)
+    optimizer.begin(planted)
+    run: list[FloatArray] = []
+    while sum(map(len, run)) < 200:
+        points = optimizer.ask()
+        run.append(points.copy())
+        losses, scores = planted.losses(points), planted.scores(points)
+        if missing:
+            losses[::missing], scores[::missing] = losses.max() + 1.0, np.nan
+        optimizer.tell_scores(points, losses, scores)
+        for array in (points, losses, scores) if spoil else ():
+            array.fill(1e3)
+    return run
 
 
 def _sphere(points: FloatArray) -> FloatArray:
