@@ -49,6 +49,6 @@ keep() { # adds the runs of $work to the others
 trap keep EXIT
 lmaas-tune compare --model "$model" --backend-options dtype=bfloat16,max_kept_bytes=4000000000 \
   --tasks "$work/tasks.json" --optimizers "$optimizers" --seeds 13,21,42,87,100 \
-  --budget calls=150 --jobs "$jobs" --out "$work/comparison"
+  --head bias --validation-rows select --averaged 1 --budget calls=150 --jobs "$jobs" --out "$work/comparison"
 keep
 lmaas-tune report "$here/comparison.jsonl" -o "$here/comparison.html"

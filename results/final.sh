@@ -25,28 +25,28 @@ tune() { # name train-folder test-file seed, then what is the task's own
   grep -q "^{\"run\": \"$name\", \"seed\": $seed," "$out" && return
   lmaas-tune tune --backend hf --model "$model" --train "$folder/train.jsonl" \
     --validation "$folder/dev.jsonl" --test "$test" --budget calls=300 --seed "$seed" \
-    --json "$@" >"$work/run.json"
+    --validation-rows select --averaged 1 --json "$@" >"$work/run.json"
   python "$here/final_table.py" "$out" --add "$name" <"$work/run.json"
 }
 
-sst2() { # calibration
+sst2() { # head
   for seed in 13 21 42; do
     tune "sst2-$1" "$data/sst2/seed-$seed" "$data/sst2/test.jsonl" "$seed" \
       --template $'Review: {sentence}\n {prompt} {label}' --prompt-init "The sentiment is" \
-      --labels '{"0": "negative", "1": "positive"}' --calibration "$1"
+      --labels '{"0": "negative", "1": "positive"}' --head "$1"
   done
 }
 
-agnews() { # calibration
+agnews() { # head
   for seed in 13 21 42; do
     tune "agnews-$1" "$data/agnews/seed-$seed" "$work/agnews-test.jsonl" "$seed" \
       --template $'Text: {text}\n {prompt} {label}' --prompt-init "The topic is" \
       --labels '{"0": "World", "1": "Sports", "2": "Business", "3": "Technology"}' \
-      --calibration "$1"
+      --head "$1"
   done
 }
 
-sst2 fitted
-agnews fitted
+sst2 bias
+agnews bias
 sst2 none
 python "$here/final_table.py" "$out"

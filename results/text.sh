@@ -16,14 +16,15 @@ trap 'kill %1; rm -rf "$work"' EXIT
 until [ -s "$work/service" ]; do sleep 1; done
 url=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["url"])' "$work/service")
 
-for calibration in none fitted; do
+for head in none bias; do
   for seed in 13; do
-    name=sst2-text-$calibration
+    name=sst2-text-$head
     grep -q "^{\"run\": \"$name\", \"seed\": $seed," "$out" && continue
     lmaas-tune tune --backend lmaas --url "$url" --api-key-file "$work/key" --prompt text --seed "$seed" \
       --train "$data/sst2/seed-$seed/train.jsonl" --validation "$data/sst2/seed-$seed/dev.jsonl" \
       --test "$data/sst2/test.jsonl" --template $'Review: {sentence}\n{prompt} {label}' \
-      --labels '{"0": "negative", "1": "positive"}' --calibration "$calibration" \
+      --labels '{"0": "negative", "1": "positive"}' --head "$head" \
+      --validation-rows select --averaged 1 \
       --budget calls=200 --json >"$work/run.json"
     python "$here/final_table.py" "$out" --add "$name" <"$work/run.json"
   done
