@@ -17,6 +17,7 @@ from lmaas_tune.backend import (
     Embeds,
     Inspection,
     Inspects,
+    KnowsWords,
     Measures,
     ScoreReply,
     ScoreRequest,
@@ -95,6 +96,7 @@ class BackendConformance(Conformance):
             "deterministic": (can.deterministic, "it does not claim to be deterministic"),
             "max_tokens": (can.max_tokens is not None, "it does not state its longest row"),
             "Embeds": (isinstance(subject, Embeds), "it gives no word embeddings"),
+            "KnowsWords": (_scores_words(subject), "it scores no further words for a head"),
             "Inspects": (isinstance(subject, Inspects), "it has no `inspect`"),
             "Measures": (_measures(subject), "it measures no layers"),
         }
@@ -344,6 +346,31 @@ class BackendConformance(Conformance):
         )
         require(not np.array_equal(one, other), "text prompts do not change the scores")
 
+    @check(needs="KnowsWords")
+    def test_further_words_change_no_score(self, backend: Backend) -> None:
+        """As many as a request may name, or 300; they have scores, and the label words' stay."""
+        known = [
+            word
+            for word in backend.one_token_words()  # type: ignore[attr-defined]
+            if word not in self.candidates
+        ]
+        require(
+            len(known) == len(set(known)) and known, "one_token_words repeats words, or is empty"
+        )
+        most = backend.capabilities.words_per_request
+        words = known[: 300 if most is None else min(300, most - len(self.candidates))]
+        plain = self._request(backend)
+        longer = self._request(backend, candidates=(*self.candidates, *words))
+        scores = self._score(backend, longer)
+        count = len(self.candidates)
+        self._same(self._score(backend, plain), scores[:, :count], "with further words and without")
+        require(
+            np.isfinite(scores).all() and (scores <= 0).all(),
+            "a further word has a score that is no log-probability",
+        )
+        total = np.exp(scores).sum(axis=1).max()
+        require(total < 1.001, f"words of one token each have a total probability of {total:.3g}")
+
     @check(needs="prompts left out")
     def test_a_prompt_outside_the_capabilities_is_refused(self, backend: Backend) -> None:
         """The kinds of prompt that the capabilities leave out."""
@@ -541,6 +568,11 @@ def _refuses(action: Callable[[], object], subject: str) -> None:
 
 def _measures(subject: Backend) -> bool:
     return isinstance(subject, Measures) and subject.capabilities.deep_layers is not None
+
+
+def _scores_words(backend: Backend) -> bool:
+    """Whether it scores further words beside the label words."""
+    return isinstance(backend, KnowsWords) and backend.capabilities.words_per_request != 0
 
 
 def _leaves_out(can: Capabilities) -> bool:
