@@ -506,6 +506,43 @@ class TestInspecting(TestToyBackend):
         return Inspecting()
 
 
+class KnowsItsWords(Altered):
+    """A toy that scores further words, whose heirs have one fault each."""
+
+    words = tuple(f"word{number}" for number in range(350))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.capabilities = replace(self.capabilities, words_per_request=None)
+
+    def one_token_words(self) -> Sequence[str]:
+        return self.words
+
+    def alter(self, logprobs: FloatArray, request: ScoreRequest) -> FloatArray:
+        return logprobs - 6.0  # 303 words have a total probability below 1
+
+
+class DividesByTheWordsNamed(KnowsItsWords):
+    def alter(self, logprobs: FloatArray, request: ScoreRequest) -> FloatArray:
+        return logprobs - np.log(1000.0 + len(request.candidates))
+
+
+class TakesEachWordForItself(KnowsItsWords):
+    def alter(self, logprobs: FloatArray, request: ScoreRequest) -> FloatArray:
+        return logprobs
+
+
+class KnowsWordsTwice(KnowsItsWords):
+    words = (*KnowsItsWords.words, *KnowsItsWords.words)
+
+
+@pytest.mark.parametrize("fault", [DividesByTheWordsNamed, TakesEachWordForItself, KnowsWordsTwice])
+def test_the_backend_suite_fails_on_faults_with_further_words(fault: Any) -> None:
+    name = "test_further_words_change_no_score"
+    assert passes(BackendConformance, name, KnowsItsWords())
+    assert not passes(BackendConformance, name, fault())
+
+
 class TellsAnotherBill(Inspecting):
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         return Inspection(usage=Usage(sequences=1, tokens=1))
