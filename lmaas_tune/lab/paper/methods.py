@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lmaas_tune.artifact import TunedPrompt
+from lmaas_tune.artifact import Score, TunedPrompt
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, named
 from lmaas_tune.heads import BiasHead
@@ -192,8 +192,11 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
     result = fit_whole(tuner, trial.rows.train, trial.rows.validation, folder=trial.folder)
     prompt = result.prompt
     parameters = result.steps[0].points.shape[1] + prompt.head.parameters
+    targets = task.verbalizer.targets(trial.rows.test)
+    start = result.start.scores(trial.client, trial.rows.test)
     details = {
         "validation_loss": None if result.best.validation is None else result.best.validation.loss,
+        "start": vars(Score.of(start, targets)),  # with its head; the rest is the search's share
         "settings": prompt.provenance["settings"],
     }
     return Outcome(
