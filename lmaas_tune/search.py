@@ -200,6 +200,7 @@ class Search:
         left = list(range(len(starts)))
         scores: dict[int, FloatArray] = {}
         bounds: dict[int, float] = {}
+        spent = self.meter.spent
         for number, rung in enumerate(turns):
             if number:
                 seen = self._train.subset(np.concatenate([turn.rows for turn in turns[:number]]))
