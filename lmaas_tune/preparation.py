@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -300,12 +301,18 @@ class PreparedRun:
 
         Only the best of them, the best two and so on are tried.
         """
-        scored = [c for c in (best, *self.search.runners_up) if c.train is not None]
-        means = [scored[:count] for count in range(1, min(self.averaged, len(scored)) + 1)]
-        if len(means) < 2:
+        scored = [
+            (candidate, candidate.train)
+            for candidate in (best, *self.search.runners_up)
+            if candidate.train is not None and math.isfinite(candidate.train.loss)
+        ][: self.averaged]
+        if len(scored) < 2 or scored[0][0] is not best:
             return []
-        losses = [self.evaluator.loss_of_mean([c.train for c in mean if c.train]) for mean in means]
-        return means[int(np.nanargmin(losses))][1:]
+        losses = [
+            self.evaluator.loss_of_mean([train for _, train in scored[:count]])
+            for count in range(1, len(scored) + 1)
+        ]
+        return [candidate for candidate, _ in scored[1 : 1 + int(np.nanargmin(losses))]]
 
     def _tuned(self, candidates: Sequence[Candidate], **more: Any) -> TunedPrompt:
         first, *others = [Member(c.prompt, self._head_of(c)) for c in candidates]

@@ -320,6 +320,18 @@ def test_a_prompt_that_is_better_alone_stays_alone() -> None:
     assert result.prompt.others == ()
 
 
+@pytest.mark.filterwarnings("ignore:generation 0. no finite loss")
+@pytest.mark.parametrize("head", ["bias", "affine"])
+def test_a_start_without_finite_scores_is_not_averaged(head: str) -> None:
+    class Overflowing(Noisy):
+        def logprobs(self, request: ScoreRequest) -> FloatArray:
+            scores = super().logprobs(request)
+            return scores * np.nan if text_of(request.prompt) == "keen" else scores
+
+    result = fit(Overflowing(dict.fromkeys(SKILL, 1.5)), MANY, head=head, prompt_init=tuple(SKILL))
+    assert sorted(text_of(member.prompt) for member in result.prompt.members) == ["blunt", "sharp"]
+
+
 @pytest.mark.parametrize("averaged", [1, 2, 3])
 def test_no_more_prompts_are_averaged_than_allowed(averaged: int) -> None:
     equal = Noisy(dict.fromkeys(SKILL, 1.5))
