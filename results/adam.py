@@ -116,6 +116,7 @@ def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed
         prompt=Soft(prompt_init=wording.words, intrinsic_dim=dim),
         head="none",
         validation_rows="select",
+        averaged=1,
         budget=Budget(calls=arguments.calls),
     )
     train, validation = (
