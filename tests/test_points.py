@@ -64,16 +64,17 @@ def tuner(backend: Backend, **wish: Any) -> Tuner:
 @pytest.mark.parametrize("start", ["words", "vocabulary", "zero"])
 @pytest.mark.parametrize("projection", ["vocabulary", "normal", "uniform", "hadamard"])
 def test_a_search_over_points_is_the_search_over_their_vectors(start: str, projection: str) -> None:
-    wish = {"start": start, "projection": projection}
+    wish = {"start": start, "projection": projection, "head": "none"}
     if start != "words":
         wish["prompt_length"] = 2
     remote, local = Drawing(), ToyBackend()
     points = tuner(remote, **wish).fit(TRAIN)
     vectors = tuner(local, **wish).fit(TRAIN)
     assert set(remote.seen) == {"PointPrompt"}
-    # one point at a time and many at once differ in the last bits
+    # one point at a time and many at once differ in the last bit of float32 scores, two a row
+    largest = max(np.abs(e.scores).max() for step in vectors.steps for e in step.evaluations)
     losses = [[step.loss for step in result.steps] for result in (points, vectors)]
-    np.testing.assert_allclose(*losses, atol=1e-7)
+    np.testing.assert_allclose(*losses, rtol=0, atol=2 * np.spacing(largest))
     there = points.prompt.prompt.for_model(local)
     assert isinstance(there, SoftPrompt)
     assert isinstance(vectors.prompt.prompt, SoftPrompt)
@@ -159,7 +160,7 @@ def test_a_point_is_drawn_as_its_vectors(numbers: list[float]) -> None:
 
 def test_a_saved_point_serves_its_provider_and_who_has_the_model(tmp_path: Path) -> None:
     remote = Drawing()
-    result = tuner(remote).fit(TRAIN)
+    result = tuner(remote, head="bias").fit(TRAIN)
     saved = TunedPrompt.load(result.save(tmp_path))
     assert not (tmp_path / "prompt.safetensors").exists()
     assert saved.prompt.digest == result.prompt.prompt.digest
