@@ -64,17 +64,16 @@ def tuner(backend: Backend, **wish: Any) -> Tuner:
 @pytest.mark.parametrize("start", ["words", "vocabulary", "zero"])
 @pytest.mark.parametrize("projection", ["vocabulary", "normal", "uniform", "hadamard"])
 def test_a_search_over_points_is_the_search_over_their_vectors(start: str, projection: str) -> None:
-    wish = {"start": start, "projection": projection, "head": "none"}
+    wish = {"start": start, "projection": projection, "head": "none", "alpha": 5.0}
     if start != "words":
         wish["prompt_length"] = 2
     remote, local = Drawing(), ToyBackend()
     points = tuner(remote, **wish).fit(TRAIN)
     vectors = tuner(local, **wish).fit(TRAIN)
     assert set(remote.seen) == {"PointPrompt"}
-    # one point at a time and many at once differ in the last bit of float32 scores, two a row
-    largest = max(np.abs(e.scores).max() for step in vectors.steps for e in step.evaluations)
+    # one point at a time and many at once differ in the last bits
     losses = [[step.loss for step in result.steps] for result in (points, vectors)]
-    np.testing.assert_allclose(*losses, rtol=0, atol=2 * np.spacing(largest))
+    np.testing.assert_allclose(*losses, atol=1e-7)
     there = points.prompt.prompt.for_model(local)
     assert isinstance(there, SoftPrompt)
     assert isinstance(vectors.prompt.prompt, SoftPrompt)
