@@ -78,7 +78,7 @@ class Dataset:
         if seen:
             notes.append(
                 f"{self.name}: {seen} of {len(self.examples)} rows are training rows too, so the "
-                "selection on them may overfit"
+                "loss of the selected prompt may be too low"
             )
         return notes
 

@@ -54,14 +54,17 @@ TASKS: dict[str, dict[str, Any]] = {
         "intrinsic_dim": 100,
     },
 }
+# as the paper: one number a label, and the validation rows select
+SETTINGS = Settings(head="bias", validation_rows="select", averaged=1)
+
 # name of the variant: what it changes, of the settings or of the task
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "head none": {"head": "none"},
+    "calibration none": {"head": "none"},
     "alpha 1": {"alpha": 1.0},
     "projection normal": {"projection": "normal"},
     "calibration none + projection normal + alpha 1": {
-        "calibration": "none",
+        "head": "none",
         "alpha": 1.0,
         "projection": "normal",
     },
@@ -77,9 +80,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "d 10": {"intrinsic_dim": 10},
     "d 20": {"intrinsic_dim": 20},
     "d 20 + projection normal": {"intrinsic_dim": 20, "projection": "normal"},
-    "calibration none + d 20": {"calibration": "none", "intrinsic_dim": 20},
-    "calibration none + projection normal": {"calibration": "none", "projection": "normal"},
-    "calibration none + projection hadamard": {"calibration": "none", "projection": "hadamard"},
+    "calibration none + d 20": {"head": "none", "intrinsic_dim": 20},
+    "calibration none + projection normal": {"head": "none", "projection": "normal"},
+    "calibration none + projection hadamard": {"head": "none", "projection": "hadamard"},
     "projection hadamard": {"projection": "hadamard"},
     "one-plus-one": {"optimizer": "one-plus-one"},
     "one token": {"prompt_length": 1},
@@ -92,7 +95,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "error rate": {"objective": "error_rate"},
     "prompt first": {"prompt_first": True},
     "hinge": {"objective": "hinge"},
-    "calibration mean": {"calibration": "mean"},
 }
 
 
@@ -119,7 +121,7 @@ def run(backend: Backend, data: Path, task: str, variant: str, seed: int) -> dic
     if setup.pop("prompt_first", False):
         first, label = template.split("\n {prompt}")
         template = "{prompt} " + first + "\n" + label
-    settings = with_fields(Settings(), {"prompt_init": words, **setup})
+    settings = with_fields(SETTINGS, {"prompt_init": words, **setup})
     start = time.perf_counter()
     tuner = Tuner(
         backend,

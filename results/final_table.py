@@ -26,7 +26,7 @@ def main(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     for run in sorted(map(json.loads, lines), key=lambda run: (run["run"], run["seed"])):
         runs.setdefault(run["run"], {})[run["seed"]] = run
-    print("| run | seed | words alone | words + calibration | tuned | calls | seconds |")
+    print("| run | seed | words alone | words + head | tuned | calls | seconds |")
     print("|---|---|---|---|---|---|---|")
     for name, seeds in runs.items():
         for seed, run in seeds.items():

@@ -57,7 +57,7 @@ def _add_tasks(command: Parser) -> None:
     )
     group.add_argument("--train", metavar="FILE", help="labelled rows that each call scores")
     group.add_argument(
-        "--validation", metavar="FILE", help="labelled rows that select the best prompt"
+        "--validation", metavar="FILE", help="further labelled rows (--validation-rows: their use)"
     )
     group.add_argument(
         "--test", metavar="FILE", help="labelled rows that compare the final prompts"

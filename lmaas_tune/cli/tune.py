@@ -53,7 +53,7 @@ def _add_task(command: Parser) -> None:
         "--train", metavar="FILE", required=True, help="labelled rows that each call scores"
     )
     group.add_argument(
-        "--validation", metavar="FILE", help="labelled rows that select the best prompt"
+        "--validation", metavar="FILE", help="further labelled rows (--validation-rows: their use)"
     )
     group.add_argument(
         "--test", metavar="FILE", help="labelled rows that are scored before and after the search"
