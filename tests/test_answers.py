@@ -86,7 +86,8 @@ class Knowing(Noisy):
     """Scores further words, which tell the label where the label words tell little."""
 
     def __init__(self, *, telling: float = 3.0, most: int | None = 40) -> None:
-        super().__init__(dict.fromkeys(SKILL, 0.1), extra_words=most)
+        # a request names the two label words too
+        super().__init__(dict.fromkeys(SKILL, 0.1), words_per_request=most + 2 if most else most)
         self.telling = telling
 
     def one_token_words(self) -> Sequence[str]:
@@ -289,7 +290,7 @@ def test_one_of_several_heads_may_read_no_words(tmp_path: Path) -> None:
 
 
 def test_words_without_a_model_that_knows_any_are_refused_for_free() -> None:
-    backend = Noisy(extra_words=None)
+    backend = Noisy(words_per_request=None)
     with pytest.raises(InputError, match="scores the label words only; take head='affine'"):
         fit(backend, head="words")
     assert backend.requests == []

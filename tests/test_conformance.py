@@ -804,10 +804,10 @@ def test_an_outsiders_run_prints_its_tally(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest("-p", "no:xdist", "-p", "no:cacheprovider")
     checks = len(BackendConformance.checks())
-    result.assert_outcomes(passed=checks - 7 + 1, skipped=6, xfailed=1)
+    result.assert_outcomes(passed=checks - 8 + 1, skipped=7, xfailed=1)
     result.stdout.fnmatch_lines(
         [
-            f"TestMine: {checks - 6} checks, 6 skipped",
+            f"TestMine: {checks - 7} checks, 7 skipped",
             "  skipped test_inspecting_states_the_usage: it has no `inspect`",
             "  deviates test_other_settings_have_another_identity: it has no settings",
         ]

@@ -35,7 +35,7 @@ def scores(backend: HFBackend, words: tuple[str, ...], template: str = TEMPLATE)
 def test_a_models_words_are_single_tokens_behind_a_space(load: Load, name: str) -> None:
     backend = load(name)
     assert isinstance(backend, KnowsWords)
-    assert backend.capabilities.extra_words is None
+    assert backend.capabilities.words_per_request is None
     words = backend.one_token_words()
     assert len(words) == len(set(words)) > 1
     assert all(word.isalpha() and len(word) >= 3 for word in words)

@@ -102,6 +102,7 @@ def test_the_model_tells_who_it_is_what_it_can_do_and_within_which_limits(alice:
         "label_anywhere": True,
         "deterministic": True,
         "max_tokens": 512,
+        "words_per_request": 0,
     }
     limits = content["limits"]
     assert limits["rows"] == ServerLimits().rows
@@ -270,6 +271,7 @@ def test_there_is_no_endpoint_that_gives_more_than_scores(site: Site) -> None:
         "/health",
         "/metrics",
         "/v1/model",
+        "/v1/words",
         "/v1/batches",
         "/v1/subspaces",
         "/v1/inspect/{batch}",

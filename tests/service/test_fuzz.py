@@ -72,7 +72,7 @@ def test_its_openapi_is_true_and_nothing_made_from_it_breaks_it(
         env=os.environ | {"NO_PROXY": "127.0.0.1"},
     )
     assert printed.returncode == 0, printed.stdout + printed.stderr
-    assert "Tested: 8" in printed.stdout
+    assert "Tested: 9" in printed.stdout
 
 
 def test_bodies_that_chance_made_are_answered_with_a_reason(monitor: Visitor) -> None:
