@@ -48,10 +48,10 @@ class Improvements(Callback):
     """Prints a line for every better prompt, if the output is no terminal."""
 
     def on_step(self, step: Step) -> None:
-        """Print the validation loss of a better prompt."""
+        """Print the loss of a better prompt on rows that are left out."""
         best = step.best.evaluation
         if step.improved and best is not None:
-            print(f"  call {step.spent.calls:>4}  validation loss {number(best.loss)}", flush=True)
+            print(f"  call {step.spent.calls:>4}  loss {number(best.loss)}", flush=True)
 
 
 def add_to(commands: Commands) -> None:
