@@ -95,9 +95,9 @@ class Demo:
         self._before: FloatArray | None = None
 
     @property
-    def training_rows(self) -> int:
+    def labelled_rows(self) -> int:
         """Number of messages that each call scores."""
-        return len(self._train)
+        return len(self._train) + len(self._validation)
 
     def before(self) -> Score:
         """Score of the starting words on the test rows, without a head."""

@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     before = demo.before()
     print(
         f"{before.accuracy:.1%} of {count('test message', before.rows)} right (chance: 25%).\n"
-        f"Searching for a better prompt with {count('training message', demo.training_rows)} ...",
+        f"Searching for a better prompt with {count('labelled message', demo.labelled_rows)} ...",
         flush=True,
     )
     progress = ProgressBar() if sys.stderr.isatty() else Improvements()
@@ -152,7 +152,7 @@ def _shares(comparison: Comparison) -> str:
     head = comparison.start.accuracy - comparison.baseline.accuracy
     search = comparison.tuned.accuracy - comparison.start.accuracy
     return (
-        f"The head (fitted to the answers for the training messages) gave "
+        f"The head (fitted to the answers for the labelled messages) gave "
         f"{100 * head:+.1f} points, the search on top of it {100 * search:+.1f}."
     )
 
