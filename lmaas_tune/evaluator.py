@@ -193,10 +193,11 @@ class Evaluator:
         self, scores: FloatArray, /
     ) -> tuple[Callable[[FloatArray], FloatArray], Targets]:
         """See `lmaas_tune.optimizers.base.ScoreLoss.linearised`; the rows are in eight parts."""
-        fold = np.arange(len(self.targets)) % min(_FOLDS, len(self.targets))
-        order = np.lexsort((np.arange(len(fold)), self.targets))
-        fold[order] = fold.copy()  # each part has about the same share of each label
-        parts = [np.flatnonzero(fold == number) for number in range(fold.max() + 1)]
+        order = self.targets.argsort(
+            kind="stable"
+        )  # each part has about the same share of each label
+        folds = min(_FOLDS, len(order))
+        parts = [order[number::folds] for number in range(folds)]
         heads = [
             self._head.fit(
                 np.delete(scores, rows, axis=0).astype(np.float64),

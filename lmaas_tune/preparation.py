@@ -149,14 +149,14 @@ class Job:
 
     def _head(self, task: Task, train: Sequence[Example]) -> tuple[Head, tuple[str, ...]]:
         """The head, and the words that it reads beside the label words."""
-        backend = self.client.backend
-        most = self.client.capabilities.words_per_request
+        backend, settings = self.client.backend, self.settings
         if not isinstance(backend, KnowsWords):
-            most = 0
-        elif most is not None:
+            return make_head(settings.head, words=settings.head_words, most=0), ()
+        most = self.client.capabilities.words_per_request
+        if most is not None:
             most = max(0, most - len(task.verbalizer.candidates))
-        head = make_head(self.settings.head, words=self.settings.head_words, most=most)
-        if not head.extra_words or not isinstance(backend, KnowsWords):
+        head = make_head(settings.head, words=settings.head_words, most=most)
+        if not head.extra_words:
             return head, ()
         known = backend.one_token_words()
         return head, head_words(task, train, known, head.extra_words, seed=self.seed)

@@ -198,6 +198,9 @@ class Search:
         """
         turns = rungs(self._train, len(starts))
         left = list(range(len(starts)))
+        if len(turns) == 1:
+            found, spent = self._score("start/0", str(left), self._train, starts, turns[0].calls)
+            return left, found, spent
         scores: dict[int, FloatArray] = {}
         bounds: dict[int, float] = {}
         spent = self.meter.spent
@@ -207,7 +210,7 @@ class Search:
                 losses = np.array([seen.judge(scores[index]).loss for index in left])
                 best = [left[i] for i in self._penalised(losses, 0).argsort(kind="stable")]
                 left = sorted([0, *[index for index in best if index][: rung.starts - 1]])
-            part = self._train if len(turns) == 1 else self._train.subset(rung.rows)
+            part = self._train.subset(rung.rows)
             found, spent = self._score(
                 f"start/{number}", str(left), part, [starts[index] for index in left], rung.calls
             )

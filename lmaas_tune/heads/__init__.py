@@ -27,9 +27,13 @@ def make_head(name: str, *, words: int, most: int | None) -> Head:
         raise InputError(
             "head='words': this backend scores the label words only; take head='affine'"
         )
-    if name in (AUTO, "words", "affine"):
-        return LinearHead(0 if name == "affine" else count)
-    heads: dict[str, Head] = {"none": NoHead(), "bias": BiasHead()}
+    heads: dict[str, Head] = {
+        AUTO: LinearHead(count),
+        "none": NoHead(),
+        "bias": BiasHead(),
+        "affine": LinearHead(),
+        "words": LinearHead(count),
+    }
     return named("head", name, heads)
 
 

@@ -23,7 +23,7 @@ class NoHead:
 
     def fit(self, scores: FloatArray, targets: Targets, labels: int, /) -> Fit:
         """See `lmaas_tune.heads.base.Head.fit`."""
-        head = FittedHead(np.zeros(labels))
+        head = FittedHead.none(labels)
         return Fit(head, head(scores))
 
 
