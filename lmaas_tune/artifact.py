@@ -238,6 +238,13 @@ class TunedPrompt:
             if (reason := member.prompt.incompatibility(client)) is not None:
                 origin = self.provenance.get("backend", "another model")
                 raise InputError(f"{reason}: it was tuned for {origin}")
+        most = client.capabilities.words_per_request
+        if self.words and most is not None and len(self.candidates) > most:
+            raise InputError(
+                f"the head reads {len(self.words)} words beside the label words, and "
+                f"{client.identity} scores {most} words a request at no further cost: tune with "
+                "this backend, or with head='affine' (--head affine)"
+            )
         made_for = self.provenance.get("backend", client.identity)
         if made_for != client.identity:
             client.on_note(

@@ -378,3 +378,11 @@ def test_a_run_that_goes_on_averages_the_same_prompts(tmp_path: Path) -> None:
     for ours, theirs in zip(resumed.prompt.members, first.prompt.members, strict=True):
         assert ours.prompt == theirs.prompt
         np.testing.assert_array_equal(ours.head.bias, theirs.head.bias)
+
+
+def test_a_backend_that_charges_for_the_words_of_a_head_is_not_asked() -> None:
+    tuned = fit(Knowing(), head="words").prompt
+    other = Noisy(words_per_request=0)
+    with pytest.raises(InputError, match=r"the head reads 40 words .* tune with this backend"):
+        tuned.predict(other, ["a film"])
+    assert not other.requests

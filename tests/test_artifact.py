@@ -177,7 +177,7 @@ def test_the_bias_is_added_to_what_the_model_says() -> None:
 
 
 def test_the_head_mixes_the_label_words_and_the_words_beside_them() -> None:
-    backend = Bowl()
+    backend = Bowl(words_per_request=None)
     tuned = replace(MIXED, others=())
     request = ScoreRequest(SOFT, TASK.template.batch(EXAMPLES), ("bad", "good", "very"))
     expected = HEAD.bias + backend.logprobs(request) @ MATRIX
@@ -185,7 +185,7 @@ def test_the_head_mixes_the_label_words_and_the_words_beside_them() -> None:
 
 
 def test_several_prompts_answer_by_the_mean_of_their_log_probabilities() -> None:
-    backend = Bowl()
+    backend = Bowl(words_per_request=None)
     members = [replace(MIXED, prompt=m.prompt, head=m.head, others=()) for m in MIXED.members]
     alone = [log_softmax(one.scores(backend, TEXTS)) for one in members]
     backend.asked.clear()
@@ -195,7 +195,7 @@ def test_several_prompts_answer_by_the_mean_of_their_log_probabilities() -> None
 
 def test_one_of_several_prompts_that_does_not_fit_is_refused_too() -> None:
     wide = Member(SoftPrompt(np.zeros((2, 4))), HEAD)
-    backend = Bowl()
+    backend = Bowl(words_per_request=None)
     with pytest.raises(InputError, match="has width 4, and bowl takes width 3"):
         replace(TUNED, others=(wide,)).predict(backend, ["a"])
     assert backend.asked == []
@@ -280,7 +280,10 @@ def test_the_arrays_of_heads_and_of_other_prompts_are_plain_files_too(tmp_path: 
     assert content["head_words"] == ["very"]
     assert [other["kind"] for other in content["others"]] == ["text", "soft"]
     back = TunedPrompt.load(tmp_path)
-    np.testing.assert_array_equal(back.scores(Bowl(), TEXTS), MIXED.scores(Bowl(), TEXTS))
+    np.testing.assert_array_equal(
+        back.scores(Bowl(words_per_request=None), TEXTS),
+        MIXED.scores(Bowl(words_per_request=None), TEXTS),
+    )
 
 
 def test_a_prompt_of_format_1_from_before_there_were_heads_is_read(tmp_path: Path) -> None:
@@ -293,14 +296,20 @@ def test_a_prompt_of_format_1_from_before_there_were_heads_is_read(tmp_path: Pat
     path.write_text(json.dumps(content))
     back = TunedPrompt.load(tmp_path)
     assert (back.words, back.others, back.provenance) == ((), (), TUNED.provenance)
-    np.testing.assert_array_equal(back.scores(Bowl(), TEXTS), TUNED.scores(Bowl(), TEXTS))
+    np.testing.assert_array_equal(
+        back.scores(Bowl(words_per_request=None), TEXTS),
+        TUNED.scores(Bowl(words_per_request=None), TEXTS),
+    )
 
 
 def test_a_head_of_a_text_prompt_is_saved_beside_it(tmp_path: Path) -> None:
     tuned = replace(MIXED, prompt=TextPrompt("so"), others=())
     back = TunedPrompt.load(tuned.save(tmp_path))
     assert back.prompt == tuned.prompt
-    np.testing.assert_array_equal(back.scores(Bowl(), TEXTS), tuned.scores(Bowl(), TEXTS))
+    np.testing.assert_array_equal(
+        back.scores(Bowl(words_per_request=None), TEXTS),
+        tuned.scores(Bowl(words_per_request=None), TEXTS),
+    )
 
 
 @pytest.mark.parametrize(
