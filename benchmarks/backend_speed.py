@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def tokenizer(*, masked: bool) -> Any:
         bpe.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
         )
-    return transformers.PreTrainedTokenizerFast(
+    fast: Any = transformers.PreTrainedTokenizerFast
+    return fast(
         tokenizer_object=bpe,
         bos_token="<s>",
         pad_token="<pad>",
@@ -157,7 +159,10 @@ def plain_loop(backend: HFBackend, model: Any, tok: Any, batch: Batch) -> Callab
             )
         logits = model(inputs_embeds=embeddings, attention_mask=attention).logits
         table_of_all = logits.log_softmax(-1)
-        return table_of_all[torch.arange(len(rows)), reads][:, words].double().cpu().numpy()
+        scores: FloatArray = (
+            table_of_all[torch.arange(len(rows)), reads][:, words].double().cpu().numpy()
+        )
+        return scores
 
     return score
 
@@ -247,7 +252,7 @@ def compare(
     """Score generations both ways, turn by turn."""
     batch = Template(template).batch([Example({"text": text}) for text in sentences()])
     rng = np.random.default_rng(0)
-    width = backend.capabilities.soft_prompt_width
+    width = backend.capabilities.soft_prompt_width or 0
     vectors = rng.standard_normal((args.population, length, width)) * backend.embedding_std
     prompts = [SoftPrompt(v) for v in vectors]
     requests = [ScoreRequest(prompt, batch, CANDIDATES) for prompt in prompts]
@@ -259,10 +264,11 @@ def compare(
     with torch.inference_mode():
         for turn in range(args.turns):
             prompt = prompts[turn]
-            expected = theirs.measure(1, lambda prompt=prompt: plain(prompt))
-            replies = ours.measure(len(requests), lambda: backend.score(requests))
-            for _ in range(5 if rate else 0):
-                rate.measure()
+            expected = theirs.measure(1, partial(plain, prompt))
+            replies = ours.measure(len(requests), partial(backend.score, requests))
+            for _ in range(5):
+                if rate is not None:
+                    rate.measure()
             difference = max(difference, float(np.abs(replies[turn].logprobs - expected).max()))
             asked.append((prompt, expected))
         exact = plain_loop(backend, copy.deepcopy(loop[0]).double(), loop[1], batch)
@@ -319,7 +325,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    transformers.utils.logging.disable_progress_bar()
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
         causal = args.causal or causal_model(Path(temporary) / "smollm2-shape")
         masked = masked_model(Path(temporary) / "roberta-base-shape")

@@ -18,7 +18,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +25,7 @@ import torch
 from backend_speed import LENGTHS, WORDS, causal_model
 from lmaas_tune_adapters.hf import HFBackend
 
-from lmaas_tune import Budget, Callback, Settings, Tuner
+from lmaas_tune import Budget, Callback, Settings, Soft, Tuner
 from lmaas_tune.step import Step
 
 MIDDLE = {"dimension": 50, "prompt length": 10, "rows": 16, "population": 10}
@@ -63,11 +62,10 @@ def seconds_a_call(
 ) -> float:
     """Of a search on made-up rows; its first generation, which reads the texts, is left out."""
     population = at["population"]
-    settings = replace(
-        Settings(),
-        start="vocabulary",
-        prompt_length=at["prompt length"],
-        intrinsic_dim=at["dimension"],
+    length, dim = at["prompt length"], at["dimension"]
+    settings = Settings(
+        prompt=Soft(start="vocabulary", prompt_length=length, intrinsic_dim=dim),
+        optimizer="cma",
         optimizer_options={"population": population},
         budget=Budget(calls=1 + population * (1 + generations)),
     )

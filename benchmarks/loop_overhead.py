@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import cma
 import numpy as np
 
-from lmaas_tune import Capabilities, ScoreReply, ScoreRequest, Settings, Tuner
+from lmaas_tune import Capabilities, ScoreReply, ScoreRequest, Settings, Soft, Tuner
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.versions import versions
 
@@ -57,9 +57,8 @@ def bare_pycma(dim: int) -> float:
 def whole_run(dim: int) -> float:
     """Milliseconds an evaluation of a whole `fit`, journal included."""
     settings = Settings(
-        intrinsic_dim=dim,
-        prompt_init="five tokens",
-        prompt_length=5,
+        prompt=Soft(prompt_init="five tokens", prompt_length=5, intrinsic_dim=dim),
+        optimizer="cma",
         optimizer_options={"population": POPULATION},
         score_start=False,
     )

@@ -14,6 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import cma
@@ -86,15 +87,15 @@ def main() -> None:
             row(
                 name,
                 dim,
-                lambda name=name, dim=dim: ours(name, dim, population=20),
-                lambda diagonal=diagonal, dim=dim: bare_pycma(dim, diagonal=diagonal),
+                partial(ours, name, dim, population=20),
+                partial(bare_pycma, dim, diagonal=diagonal),
             )
         for name, (registered, population) in NEVERGRAD.items():
             row(
                 name,
                 dim,
-                lambda name=name, dim=dim: ours(name, dim),
-                lambda r=registered, p=population, dim=dim: bare_nevergrad(r, p, dim),
+                partial(ours, name, dim),
+                partial(bare_nevergrad, registered, population, dim),
             )
 
 

@@ -74,6 +74,12 @@ class Demo:
     Args:
         client: The model.
 
+    Attributes:
+        client: The model.
+        train: Labelled messages for training.
+        validation: As many others.
+        test: Messages that only score.
+
     Raises:
         InputError: The backend takes no soft prompts.
     """
@@ -84,10 +90,10 @@ class Demo:
                 f"{client.identity} gives no word embeddings, which the demo needs: "
                 "use a local model"
             )
-        self._client = client
-        self._train, self._validation = demo_rows("train"), demo_rows("dev")
-        self._test = demo_rows("test")
-        self._targets = TASK.verbalizer.targets(self._test)
+        self.client = client
+        self.train, self.validation = demo_rows("train"), demo_rows("dev")
+        self.test = demo_rows("test")
+        self._targets = TASK.verbalizer.targets(self.test)
         start = start_from_words(
             client.backend, " " + SETTINGS.prompt.given_words[0], insertion="concat"
         )
@@ -97,7 +103,7 @@ class Demo:
     @property
     def labelled_rows(self) -> int:
         """Number of messages that each call scores."""
-        return len(self._train) + len(self._validation)
+        return len(self.train) + len(self.validation)
 
     def before(self) -> Score:
         """Score of the starting words on the test rows, without a head."""
@@ -114,7 +120,7 @@ class Demo:
     ) -> TuneResult:
         """Search for a better prompt on the training rows; test rows are not used."""
         tuner = Tuner(
-            self._client,
+            self.client,
             settings=SETTINGS if budget is None else replace(SETTINGS, budget=budget),
             template=TASK.template,
             labels=TASK.verbalizer.words,
@@ -122,15 +128,15 @@ class Demo:
             out=out,
             callbacks=callbacks,
         )
-        return tuner.fit(self._train, self._validation, resume=resume)
+        return tuner.fit(self.train, self.validation, resume=resume)
 
     def after(self, result: TuneResult) -> After:
         """Scores of the tuned prompt on the test rows, and the changed answers."""
         plain = self._plain_scores()
-        tuned = result.prompt.scores(self._client, self._test)
+        tuned = result.prompt.scores(self.client, self.test)
         comparison = Comparison(
             Score.of(plain, self._targets),
-            Score.of(result.start.scores(self._client, self._test), self._targets),
+            Score.of(result.start.scores(self.client, self.test), self._targets),
             Score.of(tuned, self._targets),
         )
         labels = TASK.verbalizer.labels
@@ -139,7 +145,7 @@ class Demo:
                 text=row.fields["text"], before=labels[old], after=labels[new], label=str(row.label)
             )
             for row, old, new in zip(
-                self._test, plain.argmax(axis=1), tuned.argmax(axis=1), strict=True
+                self.test, plain.argmax(axis=1), tuned.argmax(axis=1), strict=True
             )
             if old != new
         ]
@@ -147,7 +153,7 @@ class Demo:
 
     def _plain_scores(self) -> FloatArray:
         if self._before is None:
-            self._before = self._plain.scores(self._client, self._test)
+            self._before = self._plain.scores(self.client, self.test)
         return self._before
 
 

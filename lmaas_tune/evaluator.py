@@ -18,7 +18,7 @@ from lmaas_tune.calls.cost import CostModel
 from lmaas_tune.calls.meter import Meter
 from lmaas_tune.errors import InputError
 from lmaas_tune.heads import Fit, FittedHead, Head
-from lmaas_tune.objectives import Objective, Targets, error_rate, mean_log_probabilities
+from lmaas_tune.objectives import Objective, Targets, error_rate, log_softmax
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.task import Batch, Example, Task
 from lmaas_tune.typed_json import checked
@@ -36,13 +36,14 @@ class Evaluation:
     Attributes:
         loss: Value of the objective; NaN if the scores or the objective were not finite.
         accuracy: Share of rows whose highest log-odds are those of the right label.
-        scores: (rows, words) float32 log-probabilities, the label words first.
+        scores: (rows, words) float32 log-probabilities, the label words first; None where they
+            are no longer needed.
         bounds: Share of the scores that are bounds, see `lmaas_tune.backend.ScoreReply`.
     """
 
     loss: float
     accuracy: float
-    scores: FloatArray = field(repr=False)
+    scores: FloatArray | None = field(repr=False)
     bounds: float = 0.0
 
     @property
@@ -53,11 +54,11 @@ class Evaluation:
         return {**content, "bounds": self.bounds} if self.bounds else content
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, as JSON has them; the scores as base64."""
-        return {
-            **self.summary,
-            "scores": base64.b64encode(self.scores.astype("<f4").tobytes()).decode(),
-        }
+        """The fields, as JSON has them; the scores, if there are any, as base64."""
+        if self.scores is None:
+            return self.summary
+        scores = base64.b64encode(self.scores.astype("<f4").tobytes()).decode()
+        return {**self.summary, "scores": scores}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], shape: tuple[int, int]) -> Evaluation:
@@ -72,13 +73,25 @@ class Evaluation:
             ValueError: The scores are invalid, or do not have this shape.
         """
         loss = checked(float | None, content.get("loss"), "loss")
-        data = base64.b64decode(checked(str, content.get("scores"), "scores"), validate=True)
+        text = checked(str | None, content.get("scores"), "scores")
+        data = None if text is None else base64.b64decode(text, validate=True)
         return cls(
             math.nan if loss is None else loss,
             checked(float, content.get("accuracy"), "accuracy"),
-            np.frombuffer(data, "<f4").reshape(shape),
+            None if data is None else np.frombuffer(data, "<f4").reshape(shape),
             checked(float, content.get("bounds", 0.0), "bounds"),
         )
+
+
+def known_scores(evaluation: Evaluation) -> FloatArray:
+    """The scores of an evaluation.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if evaluation.scores is None:
+        raise ValueError("the scores of this evaluation were not kept")
+    return evaluation.scores
 
 
 class Evaluator:
@@ -127,7 +140,8 @@ class Evaluator:
             raise InputError(f"{what}: {error}") from error
         self._labels = len(task.verbalizer.candidates)
         self._candidates = (*task.verbalizer.candidates, *words)
-        self._loss(np.zeros((len(examples), self._labels)))  # checks that the objective runs
+        # checks that the objective runs
+        self._loss(np.zeros((len(examples), self._labels)), self.targets)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -157,6 +171,7 @@ class Evaluator:
         recorder: Recorder | None = None,
         *,
         heads: Sequence[FittedHead] | None = None,
+        rows: IntArray | None = None,
     ) -> list[Evaluation]:
         """Evaluate prompts.
 
@@ -166,12 +181,13 @@ class Evaluator:
             recorder: Recorder of the run.
             heads: The head of each prompt; by default one is fitted to its scores, and each row
                 is judged by a head that was fitted to the other rows.
+            rows: Indices of the rows that the loss and accuracy are of; by default all.
         """
         replies = self._client.score(
             self._requests(prompts), meter=meter, recorder=recorder, cost=self.cost
         )
         if heads is None:
-            return [self._evaluate(reply) for reply in replies]
+            return [self._evaluate(reply, rows=rows) for reply in replies]
         return [self._evaluate(reply, head) for reply, head in zip(replies, heads, strict=True)]
 
     def subset(self, rows: IntArray) -> Evaluator:
@@ -181,13 +197,11 @@ class Evaluator:
         part.targets = self.targets[rows]
         return part
 
-    def held_out(self, evaluation: Evaluation) -> FloatArray:
-        """(rows, labels) log-odds of an evaluated prompt, each by a head fitted to other rows."""
-        return self._fit(evaluation.scores).held_out
-
-    def loss_of_mean(self, evaluations: Sequence[Evaluation]) -> float:
-        """Loss of the mean log-probabilities of several prompts on rows that are left out."""
-        return self._loss(mean_log_probabilities([self.held_out(each) for each in evaluations]))
+    def row_losses(self, evaluation: Evaluation) -> FloatArray:
+        """(rows,) cross-entropy of an evaluated prompt, each by a head fitted to other rows."""
+        odds = log_softmax(self._fit(known_scores(evaluation)).held_out)
+        losses: FloatArray = -odds[np.arange(len(odds)), self.targets]
+        return losses
 
     def linearised(
         self, scores: FloatArray, /
@@ -217,9 +231,10 @@ class Evaluator:
 
     def fit_head(self, evaluation: Evaluation) -> FittedHead:
         """The head of an evaluated prompt, fitted to all rows."""
-        if not np.isfinite(evaluation.scores).all():
+        scores = known_scores(evaluation)
+        if not np.isfinite(scores).all():
             return FittedHead.none(self._labels)
-        return self._fit(evaluation.scores).head
+        return self._fit(scores).head
 
     def measure(self, prompt: Prompt, meter: Meter) -> Spread:
         """Measure the stds of the inputs of the model's layers, on these rows with a prompt."""
@@ -231,29 +246,39 @@ class Evaluator:
     def _fit(self, scores: FloatArray) -> Fit:
         return self._head.fit(scores.astype(np.float64), self.targets, self._labels)
 
-    def _evaluate(self, reply: ScoreReply, head: FittedHead | None = None) -> Evaluation:
+    def _evaluate(
+        self, reply: ScoreReply, head: FittedHead | None = None, *, rows: IntArray | None = None
+    ) -> Evaluation:
         # float32 as in the journal, so that a resumed run computes the same
         scores = reply.logprobs.astype(np.float32)
-        return self.judge(scores, reply.bounds / scores.size, head)
+        return self.judge(scores, reply.bounds / scores.size, head, rows=rows)
 
     def judge(
-        self, scores: FloatArray, bounds: float = 0.0, head: FittedHead | None = None
+        self,
+        scores: FloatArray,
+        bounds: float = 0.0,
+        head: FittedHead | None = None,
+        *,
+        rows: IntArray | None = None,
     ) -> Evaluation:
         """The evaluation of (rows, words) scores, see `evaluate`."""
         if not np.isfinite(scores).all():  # argmax of NaN would look like an answer
             return Evaluation(math.nan, 0.0, scores, bounds)
         odds = self._fit(scores).held_out if head is None else head(scores.astype(np.float64))
-        loss = self._loss(odds)
-        accuracy = 1.0 - error_rate(odds, self.targets)
+        targets = self.targets
+        if rows is not None:
+            odds, targets = odds[rows], targets[rows]
+        loss = self._loss(odds, targets)
+        accuracy = 1.0 - error_rate(odds, targets)
         return Evaluation(loss if math.isfinite(loss) else math.nan, accuracy, scores, bounds)
 
-    def _loss(self, scores: FloatArray) -> float:
+    def _loss(self, scores: FloatArray, targets: Targets) -> float:
         try:
             # copies, because a user's function may work in place
-            return float(self._objective(scores.copy(), self.targets.copy()))
+            return float(self._objective(scores.copy(), targets.copy()))
         except Exception as error:  # a user's function may raise anything
             raise InputError(
                 f"{self._what}: the objective gives no number for {scores.shape} (rows, labels) "
-                f"log-probabilities and {self.targets.shape} (rows,) targets "
+                f"log-probabilities and {targets.shape} (rows,) targets "
                 f"({type(error).__name__}: {error})"
             ) from error

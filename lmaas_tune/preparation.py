@@ -17,13 +17,21 @@ from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.client import Client
 from lmaas_tune.dataset import Dataset, default_template, default_verbalizer
 from lmaas_tune.errors import InputError
-from lmaas_tune.evaluator import Evaluator
-from lmaas_tune.heads import FittedHead, Head, make_head
+from lmaas_tune.evaluator import Evaluator, IntArray
+from lmaas_tune.heads import AUTO, FittedHead, Head, make_head
 from lmaas_tune.heads.words import head_words
-from lmaas_tune.objectives import Objective, objective_named
+from lmaas_tune.objectives import Objective, cross_entropy, objective_named
 from lmaas_tune.optimizers import make_blockwise, make_optimizer
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
-from lmaas_tune.prompts import NeedsStds, Prompt, PromptKind, PromptSpace, Setup, resolve
+from lmaas_tune.prompts import (
+    FloatArray,
+    NeedsStds,
+    Prompt,
+    PromptKind,
+    PromptSpace,
+    Setup,
+    resolve,
+)
 from lmaas_tune.prompts.phrases import BUILT_IN
 from lmaas_tune.prompts.text import draw_demonstrations
 from lmaas_tune.registry import name_of
@@ -75,6 +83,10 @@ class Job:
         """
         train.check_classes()
         kind, note = resolve(self.settings.prompt, self.client, self._embeds, self.start)
+        if self.optimizer == AUTO:
+            return replace(self, optimizer=self._optimizer_for_kind(kind)).prepared(
+                train, validation
+            )
         count = kind.demonstrations
         shown, rows = (
             draw_demonstrations(train.examples, count, seed=self.seed)
@@ -86,10 +98,13 @@ class Job:
         space = kind.space(self._setup(task, rows, shown))
         head, words = self._head(task, rows)
         evaluators = self._evaluators(task, scored, head, words)  # names wrong rows
-        if len(scored) > 1 and self.settings.validation_rows == JOIN:
-            evaluators = self._evaluators(task, [scored[0].joined(scored[1])], head, words)
+        told, digests = None, [evaluator.digest for evaluator in evaluators]
+        if self.settings.validation_rows == JOIN:
+            told = _told_rows(evaluators)
+            if len(scored) > 1:
+                evaluators = self._evaluators(task, [scored[0].joined(scored[1])], head, words)
         most_starts = self._most_starts(kind, space, evaluators[0])
-        search = self._search(evaluators, space, most_starts)
+        search = self._search(evaluators, told, space, most_starts)
         notes = [
             *([note] if note else []),
             *_notes_on_rows(scored, shown),
@@ -105,7 +120,7 @@ class Job:
             search=search,
             averaged=self.settings.averaged,
             provenance=self._provenance(replace(self.settings, prompt=kind), space),
-            digests=[evaluator.digest for evaluator in evaluators],
+            digests=digests,
         )
 
     @cached_property
@@ -189,13 +204,18 @@ class Job:
         ]
 
     def _search(
-        self, evaluators: Sequence[Evaluator], space: PromptSpace, most_starts: int
+        self,
+        evaluators: Sequence[Evaluator],
+        told: IntArray | None,
+        space: PromptSpace,
+        most_starts: int,
     ) -> Search:
         settings = self.settings
         validation = evaluators[1] if len(evaluators) > 1 else None
         return Search(
             train=evaluators[0],
             validation=validation,
+            told=told,
             space=space,
             optimizer=self._optimizer_for(space, evaluators[0], most_starts),
             selection=LowestLoss() if validation is None else selection_named(settings.selection),
@@ -206,6 +226,11 @@ class Job:
             callbacks=self.callbacks,
             on_note=self.client.on_note,
         )
+
+    def _optimizer_for_kind(self, kind: PromptKind) -> str:
+        """The optimizer where none is named; Gauss-Newton knows the cross-entropy alone."""
+        objective = self.objective or objective_named(self.settings.objective)
+        return kind.optimizer if objective is cross_entropy else "cma"
 
     def _optimizer_for(self, space: PromptSpace, train: Evaluator, most_starts: int) -> Optimizer:
         calls, seed, options = self.settings.budget.calls, self.seed, self.optimizer_options
@@ -275,6 +300,7 @@ class PreparedRun:
             out: Folder of the run.
         """
         search, best, spent = self.search, self.search.best, self.search.meter.spent
+        first = search.scored_starts[0] if search.scored_starts else search.start
         return TuneResult(
             prompt=self._tuned(
                 [best, *self._others(best)],
@@ -285,6 +311,7 @@ class PreparedRun:
                 stop_reason=stop_reason,
             ),
             start=self._tuned([search.start]),
+            best_starts=self._tuned([first, *self._others(first)]),
             best=best,
             steps=tuple(search.steps),
             spent=spent,
@@ -297,22 +324,28 @@ class PreparedRun:
         )
 
     def _others(self, best: Candidate) -> Sequence[Candidate]:
-        """The other starts that lower the loss of rows that are left out, as a mean with the best.
+        """The other starts whose loss on rows that are left out is not clearly higher.
 
-        Only the best of them, the best two and so on are tried.
+        Clearly is by two standard errors of the mean difference over the rows. The mean of such
+        prompts is better than the one that seems the best of them. The first is the start of the
+        search: what the search found stands for it.
         """
         scored = [
             (candidate, candidate.train)
-            for candidate in (best, *self.search.runners_up)
+            for candidate in self.search.scored_starts[1:]
             if candidate.train is not None and math.isfinite(candidate.train.loss)
-        ][: self.averaged]
-        if len(scored) < 2 or scored[0][0] is not best:
+        ][: self.averaged - 1]
+        if not scored or best.train is None or not math.isfinite(best.train.loss):
             return []
-        losses = [
-            self.evaluator.loss_of_mean([train for _, train in scored[:count]])
-            for count in range(1, len(scored) + 1)
+        # the loss of a prompt that the search found is too low on the rows that it was told
+        choosing = self.search.choosing if best.generation else None
+        rows = slice(None) if choosing is None else choosing
+        least = self.evaluator.row_losses(best.train)
+        return [
+            candidate
+            for candidate, train in scored
+            if not _clearly_higher((self.evaluator.row_losses(train) - least)[rows])
         ]
-        return [candidate for candidate, _ in scored[1 : 1 + int(np.nanargmin(losses))]]
 
     def _tuned(self, candidates: Sequence[Candidate], **more: Any) -> TunedPrompt:
         first, *others = [Member(c.prompt, self._head_of(c)) for c in candidates]
@@ -338,6 +371,27 @@ class PreparedRun:
             "label_words": dict(self.task.verbalizer.words),
             "rows": self.digests,
         }
+
+
+_FEWEST = 8  # rows of a label in each half
+
+
+def _told_rows(evaluators: Sequence[Evaluator]) -> IntArray | None:
+    """The rows whose loss the optimizer is told: the training rows, if others can select.
+
+    Without validation rows it is every other row of each label, or None if they are few.
+    """
+    targets = evaluators[0].targets
+    if len(evaluators) > 1:
+        return np.arange(len(targets))
+    counts = np.bincount(targets)
+    if counts[counts > 0].min() < 2 * _FEWEST:
+        return None
+    return np.sort(np.concatenate([np.flatnonzero(targets == each)[::2] for each in set(targets)]))
+
+
+def _clearly_higher(differences: FloatArray) -> bool:
+    return bool(differences.mean() > 2 * differences.std() / len(differences) ** 0.5)
 
 
 def _notes_on_rows(sets: Sequence[Dataset], shown: Sequence[Example]) -> list[str]:

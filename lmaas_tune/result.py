@@ -42,7 +42,9 @@ class TuneResult:
 
     Attributes:
         prompt: The best prompt, ready to use and to save.
-        start: The prompt the search started from, with its own head.
+        start: The first start, with its own head.
+        best_starts: The best of the starts, averaged as the result is; what `prompt` is above them
+            is the share of the search.
         best: The best candidate, with its losses.
         steps: All steps; `history` has them as a data frame.
         spent: Total spending.
@@ -56,6 +58,7 @@ class TuneResult:
 
     prompt: TunedPrompt
     start: TunedPrompt = field(repr=False)
+    best_starts: TunedPrompt = field(repr=False)
     best: Candidate
     steps: Sequence[Step] = field(repr=False)
     spent: Spent

@@ -16,10 +16,11 @@ from lmaas_tune.backend import Usage
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.meter import Budget, Meter, Spent
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
-from lmaas_tune.evaluator import Evaluation, Evaluator
+from lmaas_tune.evaluator import Evaluation, Evaluator, IntArray, known_scores
 from lmaas_tune.exactness import NOTED, explain_bounds, refuse_bounds
 from lmaas_tune.journal import Journal, Record
 from lmaas_tune.notes import OnNote, warn
+from lmaas_tune.objectives import Targets
 from lmaas_tune.optimizers.base import Ends, Optimizer, UsesScores
 from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
 from lmaas_tune.screening import rungs, screening_calls
@@ -33,8 +34,10 @@ class Search:
 
     Args:
         train: Scores prompts on the training rows; one prompt is one call.
-        validation: Scores nominated prompts on the validation rows; None: the training loss
-            selects.
+        validation: Scores nominated prompts on the validation rows; None: the training rows
+            select.
+        told: Indices of the training rows whose loss the optimizer is told; the others select.
+            None: all rows are told, and select. All of them judge the starts.
         space: Maps points to prompts.
         optimizer: The optimizer.
         selection: Nominates candidates for validation, and compares them.
@@ -49,7 +52,8 @@ class Search:
     Attributes:
         start: The first start, with its losses once it is scored.
         best: The best candidate so far.
-        runners_up: The other starts that were scored on all rows, the best first.
+        choosing: Indices of the training rows that select; None: all of them, or validation rows.
+        scored_starts: The starts that were scored on all rows, the best first.
         steps: All steps so far.
         meter: Spending so far.
         optimizer_seconds: Time in the optimizer's ask and tell, including replays.
@@ -60,6 +64,7 @@ class Search:
         *,
         train: Evaluator,
         validation: Evaluator | None,
+        told: IntArray | None = None,
         space: PromptSpace,
         optimizer: Optimizer,
         selection: Selection,
@@ -72,6 +77,8 @@ class Search:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._train, self._validation = train, validation
+        self._told = told
+        self.choosing = None if told is None else np.delete(np.arange(train.shape[0]), told)
         self._space, self._optimizer = space, optimizer
         self._selection, self._score_start, self._budget = selection, score_start, budget
         self._most_starts = min(most_starts or len(space.starts), len(space.starts))
@@ -80,7 +87,7 @@ class Search:
         self._journal = Journal(None, {})
         self.meter = Meter(budget, clock=clock)
         self.start = self.best = Candidate(0, space.starts[0], None)
-        self.runners_up: list[Candidate] = []
+        self.scored_starts: list[Candidate] = []
         self.steps: list[Step] = []
         self.optimizer_seconds = 0.0
         self._lowest = math.inf  # training loss
@@ -142,7 +149,7 @@ class Search:
         self._journal = journal
         self.meter = Meter(self._budget, spent=journal.spent, clock=self._clock)
         if isinstance(self._optimizer, UsesScores):
-            self._optimizer.begin(self._train)
+            self._optimizer.begin(_LossOfRows(self._train, self._told))
         for callback in self._callbacks:
             callback.on_start(self._budget)
         try:
@@ -163,9 +170,9 @@ class Search:
         order = self._penalised(losses, 0).argsort(kind="stable")
         self._space = self._space.begin_at(left[order[0]])
         scored = [Candidate(0, starts[left[i]], evaluations[i]) for i in order]
-        self.runners_up = scored[1:]
+        self.scored_starts = scored
         first = [scored[0], *(one for one in scored[1:] if one.prompt is starts[0])]
-        validated, spent = self._score_on_validation(0, first, spent)
+        validated, spent = self._validated(0, [self._on_told(one) for one in first], spent)
         self.start = validated[-1]
         if self.start.validation is not None and math.isnan(self.start.validation.loss):
             raise PermanentError(
@@ -175,6 +182,7 @@ class Search:
             )
         origin = np.zeros((len(left), self._space.dim))
         self._step(0, origin, evaluations, validated[:1], spent, considered=True)
+        self._lowest = math.nan if self.best.train is None else self.best.train.loss
 
     def _scored_starts(self) -> int:
         """The number of starts that are scored; a run keeps it if its budget changes."""
@@ -215,8 +223,8 @@ class Search:
                 f"start/{number}", str(left), part, [starts[index] for index in left], rung.calls
             )
             for index, evaluation in zip(left, found, strict=True):
-                earlier = scores.get(index, evaluation.scores[:0])
-                scores[index] = np.concatenate([earlier, evaluation.scores])
+                new = known_scores(evaluation)
+                scores[index] = np.concatenate([scores.get(index, new[:0]), new])
                 share = len(rung.rows) / len(self._train.batch)
                 bounds[index] = bounds.get(index, 0.0) + share * evaluation.bounds
         back = np.argsort(np.concatenate([turn.rows for turn in turns]))
@@ -255,10 +263,13 @@ class Search:
         losses = np.array([evaluation.loss for evaluation in evaluations])
         finite = self._penalised(losses, number)
         self._tell(points, finite, evaluations)
-        chosen = self._selection.nominate(list(losses), self._calls_before(number), self._lowest)
+        chosen = self._nominate(number, losses)
         nominated = [Candidate(number, prompts[i], evaluations[i]) for i in chosen or ()]
-        validated, spent = self._score_on_validation(number, nominated, spent)
+        validated, spent = self._validated(number, nominated, spent)
         self._step(number, points, evaluations, validated, spent, considered=chosen is not None)
+
+    def _nominate(self, number: int, losses: FloatArray) -> list[int] | None:
+        return self._selection.nominate(list(losses), self._calls_before(number), self._lowest)
 
     def _tell(
         self, points: FloatArray, losses: FloatArray, evaluations: Sequence[Evaluation]
@@ -266,7 +277,9 @@ class Search:
         optimizer = self._optimizer
         with self._timed():
             if isinstance(optimizer, UsesScores):
-                optimizer.tell_scores(points, losses, np.stack([e.scores for e in evaluations]))
+                optimizer.tell_scores(
+                    points, losses, np.stack(list(map(known_scores, evaluations)))
+                )
             else:
                 optimizer.tell(points, losses)
 
@@ -336,24 +349,68 @@ class Search:
     def _score_on_train(
         self, number: int, points: FloatArray, prompts: Sequence[Prompt]
     ) -> tuple[list[Evaluation], Spent]:
-        """The evaluations of a generation on the training rows, and the total spent by then."""
-        return self._score(f"train/{number}", _digest(points), self._train, prompts, len(prompts))
+        """The evaluations of a generation on the training rows, and the total spent by then.
+
+        Only those that may be selected keep their scores, if the optimizer does not use them.
+        """
+
+        def kept(evaluations: Sequence[Evaluation]) -> Sequence[int]:
+            if isinstance(self._optimizer, UsesScores):
+                return range(len(evaluations))
+            return self._nominate(number, np.array([e.loss for e in evaluations])) or ()
+
+        key, of = f"train/{number}", _digest(points)
+        return self._score(key, of, self._train, prompts, len(prompts), kept, rows=self._told)
 
     def _score(
-        self, key: str, of: str, evaluator: Evaluator, prompts: Sequence[Prompt], calls: int
+        self,
+        key: str,
+        of: str,
+        evaluator: Evaluator,
+        prompts: Sequence[Prompt],
+        calls: int,
+        kept: Callable[[Sequence[Evaluation]], Sequence[int]] = lambda every: range(len(every)),
+        *,
+        rows: IntArray | None = None,
     ) -> tuple[list[Evaluation], Spent]:
         """The evaluations of prompts, and the total spent by then; `calls` are booked."""
         if (answer := self._journal.get(key, of)) is None:
             before = self.meter.spent.seconds
-            evaluations = evaluator.evaluate(prompts, self.meter, self._journal)
+            evaluations = evaluator.evaluate(prompts, self.meter, self._journal, rows=rows)
             self.meter.book(Spent(calls=calls))
+            keep = set(kept(evaluations))
+            evaluations = [
+                e if i in keep else replace(e, scores=None) for i, e in enumerate(evaluations)
+            ]
             answer = self._append(key, of, evaluator, evaluations, before)
-        return self._read(key, answer, len(prompts), evaluator)
+        evaluations, spent = self._read(key, answer, len(prompts), evaluator)
+        with self._journal.reading(key):
+            if any(evaluations[i].scores is None for i in kept(evaluations)):
+                raise ValueError("scores are missing")
+        return evaluations, spent
 
-    def _score_on_validation(
+    def _on_told(self, candidate: Candidate) -> Candidate:
+        """A start with the loss that the optimizer is told of it."""
+        if self._told is None or candidate.train is None:
+            return candidate
+        of, train = candidate.train, self._train
+        return replace(candidate, train=train.judge(known_scores(of), of.bounds, rows=self._told))
+
+    def _validated(
         self, number: int, candidates: Sequence[Candidate], spent: Spent
     ) -> tuple[list[Candidate], Spent]:
-        """The candidates with their validation losses, and the total spent by then."""
+        """The candidates with the losses that select, and the total spent by then."""
+        if self.choosing is not None:
+            return [
+                replace(
+                    c,
+                    validation=self._train.judge(
+                        known_scores(c.train), c.train.bounds, rows=self.choosing
+                    ),
+                )
+                for c in candidates
+                if c.train is not None
+            ], spent
         validation = self._validation
         if validation is None or not candidates:
             return list(candidates), spent
@@ -464,6 +521,24 @@ class Search:
         first = self._calls_before(self._next)
         nominated = self._selection.nominate([0.0] * population, first, math.inf)
         return planned + self._planned(self._validation, len(nominated or ()))
+
+
+@dataclass(frozen=True, eq=False)
+class _LossOfRows:
+    """The loss of some rows, or of all, by heads that are fitted to the others."""
+
+    evaluator: Evaluator
+    rows: IntArray | None
+
+    def linearised(
+        self, scores: FloatArray, /
+    ) -> tuple[Callable[[FloatArray], FloatArray], Targets]:
+        """See `lmaas_tune.optimizers.base.ScoreLoss.linearised`."""
+        odds, targets = self.evaluator.linearised(scores)
+        if self.rows is None:
+            return odds, targets
+        rows = self.rows
+        return lambda other: odds(other)[rows], targets[rows]
 
 
 @dataclass(frozen=True, kw_only=True)

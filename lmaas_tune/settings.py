@@ -54,7 +54,8 @@ class Settings:
     Attributes:
         prompt: The kind of prompt to search, with its settings: `Soft`, `Deep` or `Text`; or
             `Auto`, which searches soft prompts if the model takes them, else text prompts.
-        optimizer: Name of the optimizer; ``lmaas-tune optimizers`` lists the names.
+        optimizer: Name of the optimizer; ``lmaas-tune optimizers`` lists the names. ``auto`` is
+            ``gauss-newton`` for soft prompts and the objective ``cross_entropy``, else ``cma``.
         optimizer_options: Options of the optimizer by name.
         objective: ``cross_entropy``, ``hinge``, ``error_rate`` or ``negative_f1``.
         head: From scores to labels, see `lmaas_tune.heads`: ``none`` passes the scores of the
@@ -63,11 +64,14 @@ class Settings:
             scores further words at no cost, else ``affine``.
         head_words: The most further words that the head reads.
         averaged: The most prompts whose log-probabilities the result averages: the best one, and
-            the best of the other starting words, as long as that lowers the loss of rows that are
+            the best of the other starting words whose loss is not clearly higher on rows that are
             left out. Each costs a call at prediction.
-        validation_rows: ``join``: validation rows join the training rows, and each row is judged
-            by a head that was fitted to all the others. ``select``: the search sees the training
-            rows only, and the validation rows compare its candidates, as in the paper.
+        validation_rows: ``join``: each call scores training and validation rows. Heads are fitted
+            to all of them, and all judge the starts, each by a head that was fitted to the others.
+            Then the search lowers the loss of the training rows, and the validation rows compare
+            its candidates. Without validation rows, half of the training rows compare them, if
+            there are 16 of each label. ``select``: the search and the heads see the training rows
+            only, and the validation rows compare its candidates, as in the paper.
         selection: ``lowest-loss``, or ``candidate@N`` for the reference code's rule.
         score_start: Whether p0 is scored first, at the cost of one call; then the selection
             never returns a prompt that it ranks below the start.
@@ -80,13 +84,13 @@ class Settings:
     """
 
     prompt: PromptKind | Auto = field(default_factory=Auto)
-    optimizer: str = "cma"
+    optimizer: str = AUTO
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     objective: str = "cross_entropy"
     head: str = one_of(HEADS, default=AUTO)
-    head_words: int = whole(least=1, default=300)
+    head_words: int = whole(least=1, default=600)
     validation_rows: str = one_of(VALIDATION_ROWS, default=JOIN)
-    averaged: int = whole(least=1, default=3)
+    averaged: int = whole(least=1, default=5)
     selection: str = LOWEST_LOSS
     score_start: bool = True
     budget: Budget = DEFAULT_BUDGET

@@ -99,7 +99,7 @@ def adam(
     for step in range(settings.budget.calls or 0):
         optimizer.zero_grad()
         vectors = p0 + torch.tensordot(z, A, 1)
-        loss = torch.nn.functional.cross_entropy(scorers[0](vectors), targets[0])
+        loss: Any = torch.nn.functional.cross_entropy(scorers[0](vectors), targets[0])
         if step % 10 == 0:
             with torch.no_grad():
                 other = float(torch.nn.functional.cross_entropy(scorers[1](vectors), targets[1]))
@@ -113,6 +113,7 @@ def adam(
 def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed: int) -> Any:
     wording = PAPER_TASKS[arguments.task].wording("text-first", "causal")
     settings = Settings(
+        optimizer="cma",
         prompt=Soft(prompt_init=wording.words, intrinsic_dim=dim),
         head="none",
         validation_rows="select",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 # as the paper: one number a label, and the validation rows select
-SETTINGS = Settings(head="bias", validation_rows="select", averaged=1)
+SETTINGS = Settings(optimizer="cma", head="bias", validation_rows="select", averaged=1)
 
 # name of the variant: what it changes, of the settings or of the task
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ def held_out(data: Path, task: str, seed: int) -> list[Example]:
     """The other splits' rows, without those that this split has."""
     own = [*rows(data, task, seed, "train"), *rows(data, task, seed, "dev")]
     seen = {tuple(row.fields.values()) for row in own}
-    pool = {}
+    pool: dict[tuple[str, ...], Example] = {}
     for other in SPLITS:
         for part in ("train", "dev"):
             for row in rows(data, task, other, part):
@@ -181,7 +181,7 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _mean(records: list[Mapping[str, Any]], kind: str) -> str:
+def _mean(records: Sequence[Mapping[str, Any]], kind: str) -> str:
     values = [record[kind]["accuracy"] for record in records]
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"

@@ -25,7 +25,7 @@ tune() { # name train-folder test-file seed, then what is the task's own
   grep -q "^{\"run\": \"$name\", \"seed\": $seed," "$out" && return
   lmaas-tune tune --backend hf --model "$model" --train "$folder/train.jsonl" \
     --validation "$folder/dev.jsonl" --test "$test" --budget calls=300 --seed "$seed" \
-    --validation-rows select --averaged 1 --json "$@" >"$work/run.json"
+    --optimizer cma --validation-rows select --averaged 1 --json "$@" >"$work/run.json"
   python "$here/final_table.py" "$out" --add "$name" <"$work/run.json"
 }
 

@@ -33,12 +33,12 @@ def main(path: Path) -> None:
             cells = " | ".join(f"{run[kind]['accuracy']:.3f}" for kind in KINDS)
             spent = run["spent"]
             print(f"| {name} | {seed} | {cells} | {spent['calls']} | {spent['seconds']:.0f} |")
-        cells = []
+        means = []
         for kind in KINDS:
             values = [run[kind]["accuracy"] for run in seeds.values()]
             spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"**{mean(values):.3f}**{spread}")
-        print(f"| {name} | mean | {' | '.join(cells)} | | |")
+            means.append(f"**{mean(values):.3f}**{spread}")
+        print(f"| {name} | mean | {' | '.join(means)} | | |")
     for name, seeds in runs.items():
         for seed, run in seeds.items():
             if run.get("prompt_text") is not None:

@@ -6,7 +6,7 @@
 # Goes on where it was stopped. Needs `lmaas-tune` on the path, with the extra `reproduce`.
 set -euo pipefail
 model=$1 data=$2
-methods=${3:-manual manual-calibrated bbt bbtv2 icl feature-mlp feature-bilstm prompt-tuning \
+methods=${3:-default manual manual-calibrated bbt bbtv2 icl tfidf mean-states feature-mlp feature-bilstm prompt-tuning \
   p-tuning-v2 model-tuning prompt-tuning-pretrained bbt-pretrained}
 tasks=${4:-sst2 agnews mrpc snli rte yelpp dbpedia}
 here=$(cd "$(dirname "$0")" && pwd)

@@ -24,7 +24,7 @@ for head in none bias; do
       --train "$data/sst2/seed-$seed/train.jsonl" --validation "$data/sst2/seed-$seed/dev.jsonl" \
       --test "$data/sst2/test.jsonl" --template $'Review: {sentence}\n{prompt} {label}' \
       --labels '{"0": "negative", "1": "positive"}' --head "$head" \
-      --validation-rows select --averaged 1 \
+      --optimizer cma --validation-rows select --averaged 1 \
       --budget calls=200 --json >"$work/run.json"
     python "$here/final_table.py" "$out" --add "$name" <"$work/run.json"
   done

@@ -16,6 +16,7 @@ from lmaas_tune import (
     ScoreReply,
     ScoreRequest,
     Settings,
+    Soft,
     Text,
     TextPrompt,
     TunedPrompt,
@@ -28,9 +29,11 @@ from lmaas_tune.evaluator import Evaluator
 from lmaas_tune.heads import BiasHead, LinearHead
 from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.objectives import cross_entropy
+from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.settings import with_fields
 from lmaas_tune.task import Task, Template, Verbalizer
+from lmaas_tune.testing.toy import ToyBackend
 from tests.support.small_models import Bowl, words_of
 
 LABELS = ("good", "bad")
@@ -136,12 +139,63 @@ def test_validation_rows_judge_with_the_training_rows_and_are_never_scored_apart
     backend = Noisy()
     result = fit(backend, TRAIN, VALIDATION)
     assert {len(request.batch) for request in backend.requests} == {len(TRAIN) + len(VALIDATION)}
-    assert (result.spent.validation_calls, result.best.validation) == (0, None)
+    assert result.spent.validation_calls == 0
     both = fit(Noisy(), TRAIN + VALIDATION)
     assert [e.loss for e in result.steps[0].evaluations] == [
         e.loss for e in both.steps[0].evaluations
     ]
     np.testing.assert_array_equal(result.prompt.head.bias, both.prompt.head.bias)
+
+
+def soft_search(train: Any, validation: Any, optimizer: Any = "cma", **soft: Any) -> TuneResult:
+    soft = {"prompt_init": "it was", "intrinsic_dim": 4, **soft}
+    tuner = Tuner(
+        ToyBackend(),
+        optimizer,
+        settings=Settings(prompt=Soft(**soft), head="bias"),
+        template=TASK.template.text,
+        labels=TASK.verbalizer.words,
+        budget="calls=60",
+        callbacks=(),
+    )
+    return tuner.fit(train, validation)
+
+
+def test_training_rows_tell_the_optimizer_and_validation_rows_choose() -> None:
+    told: list[float] = []
+
+    class Told(RandomSearch):
+        def tell(self, points: Any, losses: Any, /) -> None:
+            told.extend(losses)
+            super().tell(points, losses)
+
+    result = soft_search(TRAIN, VALIDATION, Told)
+    both, count = evaluator(TRAIN + VALIDATION), len(TRAIN)
+    assert told == [e.loss for step in result.steps[1:] for e in step.evaluations]
+    chosen = [step.best for step in result.steps if step.improved]
+    assert len(chosen) > 2
+    for best in chosen:
+        assert best.train is not None and best.validation is not None
+        scores = best.train.scores
+        assert scores is not None
+        whole, train, others = (
+            both.judge(scores, rows=rows).loss
+            for rows in (None, np.arange(count), np.arange(count, len(both.targets)))
+        )
+        assert (best.train.loss, best.validation.loss) == (train, others)
+        assert whole == pytest.approx((2 * train + others) / 3)  # two of three rows are told
+    losses = [best.evaluation.loss for best in chosen if best.evaluation is not None]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize(("each", "parted"), [(15, False), (16, True)])
+def test_half_of_enough_training_rows_choose_where_there_are_no_others(
+    each: int, parted: bool
+) -> None:
+    rows = [(f"{label} book {n}", label) for n in range(each) for label in LABELS]
+    result = soft_search(rows, None)
+    assert (result.best.validation is not None) == parted
+    assert result.spent.validation_calls == 0
 
 
 def test_own_validation_rows_are_scored_apart_where_they_select() -> None:
@@ -174,7 +228,7 @@ def test_a_run_goes_on_with_the_rows_of_both_sets_alone(tmp_path: Path) -> None:
     header = json.loads((tmp_path / FILE_NAME).read_text().splitlines()[0])
     labels = list(LABELS)
     assert header["label_words"] == dict(zip(labels, labels, strict=True))
-    assert header["rows"] == [evaluator(TRAIN + VALIDATION).digest]
+    assert header["rows"] == [evaluator(TRAIN).digest, evaluator(VALIDATION).digest]
     for others in (VALIDATION[:-1], [*VALIDATION[:-1], ("bad play 9", "bad")], None):
         with pytest.raises(InputError, match="rows"):
             fit(Noisy(), TRAIN, others, out=tmp_path, resume=True)
@@ -299,26 +353,36 @@ def test_words_without_a_model_that_knows_any_are_refused_for_free() -> None:
 # The mean of several prompts
 
 
-def test_prompts_are_averaged_where_that_lowers_the_loss_of_rows_that_are_left_out() -> None:
+def test_starts_are_averaged_unless_one_is_clearly_worse_on_rows_that_are_left_out() -> None:
     result = fit(Noisy(), MANY)
-    assert [text_of(member.prompt) for member in result.prompt.members] in (
-        ["sharp", "keen"],
-        ["keen", "sharp"],
-    )
+    assert {text_of(member.prompt) for member in result.prompt.members} == {"sharp", "keen"}
     some = evaluator(MANY)
     by_text = dict(zip(("blunt", "sharp", "keen"), result.steps[0].evaluations, strict=True))
-    of = [by_text[text_of(member.prompt)] for member in result.prompt.members]
-    blunt = by_text["blunt"]
-    assert some.loss_of_mean(of) < some.loss_of_mean(of[:1])
-    assert some.loss_of_mean(of) < some.loss_of_mean([*of, blunt])
-    for member, evaluation in zip(result.prompt.members, of, strict=True):
-        np.testing.assert_array_equal(member.head.bias, some.fit_head(evaluation).bias)
+    least = some.row_losses(by_text[text_of(result.prompt.prompt)])
+    for text, evaluation in by_text.items():
+        differences = some.row_losses(evaluation) - least
+        error = differences.std() / len(differences) ** 0.5
+        assert (differences.mean() > 2 * error) == (text == "blunt")
+    for member in result.prompt.members:
+        head = some.fit_head(by_text[text_of(member.prompt)])
+        np.testing.assert_array_equal(member.head.bias, head.bias)
 
 
-def test_a_prompt_that_is_better_alone_stays_alone() -> None:
+def test_a_start_that_is_clearly_better_stays_alone() -> None:
     result = fit(Noisy({"blunt": 0.1, "sharp": 6.0, "keen": 0.1}), MANY)
     assert [text_of(member.prompt) for member in result.prompt.members] == ["sharp"]
     assert result.prompt.others == ()
+
+
+def test_what_the_search_found_stands_for_the_start_that_it_began_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lmaas_tune.preparation._clearly_higher", lambda differences: False)
+    result = soft_search(TRAIN, VALIDATION, prompt_init=("it was", "so", "very"))
+    assert result.best.generation > 0
+    began, *others = [member.prompt.digest for member in result.best_starts.members]
+    assert began == result.steps[0].best.prompt.digest
+    assert len(others) == 2 and [m.prompt.digest for m in result.prompt.others] == others
 
 
 @pytest.mark.filterwarnings("ignore:generation 0. no finite loss")

@@ -22,7 +22,7 @@ from lmaas_tune.cli import list_commands, main
 from lmaas_tune.testing.toy import ToyBackend
 
 WORDS = {"good": ["great", "lovely", "superb"], "bad": ["awful", "dull", "poor"]}
-SMALL = ["--budget", "calls=60", "--intrinsic-dim", "6", "--seed", "13"]
+SMALL = ["--budget", "calls=60", "--intrinsic-dim", "6", "--seed", "13", "--optimizer", "cma"]
 ONE_START = ["--prompt-init", "so very"]
 
 
@@ -195,6 +195,7 @@ def test_an_argument_that_is_no_text_is_refused_before_anything_is_paid(
 
 def test_a_resumed_run_with_more_budget_goes_on(folder: Path, run: Run) -> None:
     flags = ["--intrinsic-dim", "6", *ONE_START, "--prompt-init", "it was", "--json"]
+    flags += ["--optimizer", "cma"]
     command = tune("--test", "test.jsonl", "--out", "run", *flags)
     first = run(*command, "--budget", "calls=20").content
     more = run(*command, "--budget", "calls=60", "--resume").content
@@ -246,8 +247,9 @@ def test_another_optimizer_leaves_the_presets_options_behind(folder: Path, run: 
 
 
 def test_a_search_can_start_from_a_saved_prompt(folder: Path, run: Run) -> None:
-    first = run(*tune("--test", "test.jsonl", "--out", "run", *SMALL, "--json")).content
-    flags = ["--test", "test.jsonl", "--start-from", "run", "--alpha", "0.1", *SMALL, "--json"]
+    flags = ["--test", "test.jsonl", *SMALL, "--averaged", "1", "--json"]
+    first = run(*tune(*flags, "--out", "run")).content
+    flags += ["--start-from", "run", "--alpha", "0.1"]
     second = run(*tune(*flags)).content
     assert second["start"] == first["tuned"]
 
@@ -713,7 +715,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     child.wait(timeout=60)
 
 
-LONG = ["--budget", "calls=400", "--intrinsic-dim", "6", "--seed", "5"]
+LONG = ["--budget", "calls=400", "--intrinsic-dim", "6", "--seed", "5", "--optimizer", "cma"]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TUNE = ["tune", "--train", "train.jsonl", "--intrinsic-dim", "4", "--budget", "calls=200"]
+TUNE += ["--optimizer", "cma"]
 
 AT_IMPORT = """
 import os, signal, sys

@@ -24,7 +24,7 @@ PAPER = {
     "optimizer": "cma",
     "objective": "cross_entropy",
     "head": "none",
-    "head_words": 300,
+    "head_words": 600,
     "averaged": 1,
     "validation_rows": "select",
     "selection": "candidate@100",

@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+from lmaas_tune.artifact import Score
 from lmaas_tune.callbacks import Callback, ProgressBar
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
@@ -23,10 +24,11 @@ from lmaas_tune.cli.formatting import (
     result_json,
 )
 from lmaas_tune.cli.tune_report import interrupted
-from lmaas_tune.demo import SETTINGS, Changed, Demo
+from lmaas_tune.demo import SETTINGS, TASK, Changed, Demo
 from lmaas_tune.demo_model import SMOLLM2, ready_model
 from lmaas_tune.errors import InputError
 from lmaas_tune.journal import FILE_NAME
+from lmaas_tune.lab.baselines import fit_baseline
 from lmaas_tune.registry import load_backend
 from lmaas_tune.result import Comparison
 from lmaas_tune.step import Step
@@ -34,6 +36,10 @@ from lmaas_tune.step import Step
 BACKEND = "hf"
 OUT = "lmaas-tune-demo"
 SHOWN = 3
+PROBES = {
+    "tfidf": "TF-IDF of the words and logistic regression",
+    "mean-states": "the model's own states, which no API gives, and the same",
+}
 MESSAGE = "The courier left my parcel in the rain and the box is soaked."
 INTRO = """\
 A language model sorts customers' messages by department. Its weights are not changed. The search
@@ -100,13 +106,15 @@ def run(arguments: argparse.Namespace) -> Outcome:
     )
     if not result.finished:
         return interrupted(result, _resume_command(arguments, out))
-    after = demo.after(result)
+    print("Scoring the test messages with it, and with two usual methods ...", flush=True)
+    after, probes = demo.after(result), _probes(demo)
     next_command = command_line(
         "predict", "--prompt", str(out), "--backend", BACKEND, "--model", model, "--text", MESSAGE
     )
     content = {
         **comparison_json(after.comparison),
         **result_json(result),
+        "probes": {name: asdict(score) for name, score in probes.items()},
         "changed": [asdict(changed) for changed in after.changed[:SHOWN]],
         "prompt": str(out.resolve()),
         "next_command": next_command,
@@ -116,6 +124,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
         comparison_table(content),
         _shares(after.comparison),
         "",
+        "Without a prompt, on the same labelled messages:",
+        *(f"  {PROBES[name]:<62}{score.accuracy:>6.1%}" for name, score in probes.items()),
+        "",
         *_changed_lines(after.changed),
         "",
         f"Spent: {format_spent(result.spent)}.",
@@ -123,6 +134,16 @@ def run(arguments: argparse.Namespace) -> Outcome:
         f"  {next_command}",
     ]
     return Outcome(content, "\n".join(lines))
+
+
+def _probes(demo: Demo) -> dict[str, Score]:
+    """The scores of what users try first, fitted to all labelled messages."""
+    backend: Any = demo.client.backend
+    scores = {}
+    for name in PROBES:
+        fitted = fit_baseline(name, backend, TASK, demo.train, demo.validation, seed=0, words="")
+        scores[name] = Score.of(fitted.scores(demo.test), TASK.verbalizer.targets(demo.test))
+    return scores
 
 
 def _own_model() -> Path:

@@ -29,6 +29,7 @@ from lmaas_tune.lab.paper import (
     Record,
     Setup,
     Table,
+    differences_text,
     read_table,
     reproduce,
     table_text,
@@ -197,11 +198,15 @@ def _outcome(table: Table, out: str) -> Outcome:
             task: {name: asdict(cell) for name, cell in row.items()}
             for task, row in table.cells.items()
         },
+        "differences": [asdict(difference) for difference in table.differences],
         "deviations": table.deviations,
         "failed": [record.to_json() for record in table.failed],
         "out": out,
     }
-    lines = ["Per cent; mean and standard deviation over seeds.", "", table_text(table.cells), ""]
+    lines = ["Means over seeds, with standard deviations.", "", table_text(table.cells), ""]
+    if table.differences:
+        lines += ["Differences with 95% intervals over seeds and test rows:", ""]
+        lines += [differences_text(table.differences), ""]
     lines += table.deviations
     errors = "\n".join(f"failed: {record.name}: {record.reason}" for record in table.failed)
     return Outcome(content, "\n".join(lines), errors, FAILED if table.failed else 0)

@@ -10,7 +10,7 @@ from typing import Any
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import Parser, parse_options
 from lmaas_tune.errors import InputError
-from lmaas_tune.heads import HEADS
+from lmaas_tune.heads import AUTO, HEADS
 from lmaas_tune.optimizers import NEVERGRAD, OPTIMIZERS
 from lmaas_tune.prompts import Text
 from lmaas_tune.prompts.projections import PROJECTIONS
@@ -169,7 +169,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     if arguments.budget is not None:
         given["budget"] = Budget.parse(arguments.budget)
     optimizer = given.get("optimizer", base.optimizer)
-    if not optimizer.startswith(NEVERGRAD):
+    if optimizer != AUTO and not optimizer.startswith(NEVERGRAD):
         OPTIMIZERS.entry(optimizer)  # checks the name before a model is loaded
     options = dict(base.optimizer_options) if optimizer == base.optimizer else {}
     options |= parse_options(arguments.optimizer_options or "")

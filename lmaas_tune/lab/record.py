@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import math
 from bisect import bisect_right
@@ -9,10 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from lmaas_tune.artifact import Score
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.evaluator import Evaluation
+from lmaas_tune.objectives import Targets, log_softmax, negative_f1
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune.step import Step, step_row
 from lmaas_tune.typed_json import checked
 
@@ -77,15 +82,75 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalScore:
-    """Loss and accuracy of the final prompt on some rows."""
+    """The score of the final prompt on some rows.
+
+    Attributes:
+        loss: Mean cross-entropy, or the objective of the search.
+        accuracy: Share of rows answered right.
+        f1: Of the second label, where there are two labels.
+        calibration_error: See `expected_calibration_error`.
+        row_losses: The loss of each row as float16 in base64, negative where the answer is wrong.
+    """
 
     loss: Number = None
     accuracy: Number = None
+    f1: Number = None
+    calibration_error: Number = None
+    row_losses: str | None = None
 
     @classmethod
     def of(cls, score: Score | Evaluation | None) -> FinalScore | None:
         """Of a score of the core; a loss that is not finite is left out."""
         return None if score is None else cls(loss=_finite(score.loss), accuracy=score.accuracy)
+
+    @classmethod
+    def of_log_odds(cls, odds: FloatArray, targets: Targets) -> FinalScore:
+        """Of (rows, labels) log-odds, given (rows,) right columns."""
+        losses = np.abs(log_softmax(odds)[np.arange(len(targets)), targets])  # and no -0.0
+        wrong = odds.argmax(axis=1) != targets
+        signed = np.where(wrong, -losses, losses).clip(-_MOST_LOSS, _MOST_LOSS)
+        return cls(
+            loss=float(losses.mean()),
+            accuracy=1 - float(wrong.mean()),
+            f1=-negative_f1(odds, targets) if odds.shape[1] == 2 else None,
+            calibration_error=expected_calibration_error(odds, targets),
+            row_losses=base64.b64encode(signed.astype("<f2").tobytes()).decode(),
+        )
+
+    @property
+    def by_row(self) -> tuple[FloatArray, FloatArray] | None:
+        """(rows,) losses, and (rows,) 1 where the answer is right, else 0; None if not kept.
+
+        Raises:
+            InputError: The text is damaged.
+        """
+        if self.row_losses is None:
+            return None
+        try:
+            signed = np.frombuffer(base64.b64decode(self.row_losses, validate=True), "<f2")
+        except ValueError as error:
+            raise InputError(f"row_losses: {error}") from error
+        return np.abs(signed).astype(np.float64), (~np.signbit(signed)).astype(np.float64)
+
+
+_MOST_LOSS = 60000.0  # that float16 holds
+_BINS = 10
+
+
+def expected_calibration_error(odds: FloatArray, targets: Targets) -> float:
+    """The mean distance of accuracy and probability of the answers, in ten bins of probability.
+
+    Guo et al., "On calibration of modern neural networks", ICML 2017.
+
+    Args:
+        odds: (rows, labels) log-odds.
+        targets: (rows,) right columns.
+    """
+    probabilities = np.exp(log_softmax(odds)).max(axis=1)
+    right = odds.argmax(axis=1) == targets
+    bins = np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
+    excess = np.bincount(bins, weights=probabilities - right, minlength=_BINS)
+    return float(np.abs(excess).sum() / len(targets))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,10 +166,12 @@ class PromptKind(Protocol):
     Attributes:
         kind: Name for ``--prompt``.
         starts_from: Kinds of prompts from which the search can start.
+        optimizer: Name of the optimizer that serves it best.
     """
 
     kind: ClassVar[str]
     starts_from: ClassVar[frozenset[str]]
+    optimizer: ClassVar[str]
 
     @property
     def given_words(self) -> tuple[str, ...]:

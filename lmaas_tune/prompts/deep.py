@@ -340,6 +340,7 @@ class Deep(Soft):
     layers: Layers = checked_by(_layers, default="all")
 
     starts_from: ClassVar[frozenset[str]] = frozenset({"soft", "deep"})
+    optimizer: ClassVar[str] = "cma"
 
     def space(self, setup: Setup) -> PromptSpace:
         """See `lmaas_tune.prompts.base.PromptKind.space`."""

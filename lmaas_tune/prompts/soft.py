@@ -511,6 +511,7 @@ class Soft:
 
     kind: ClassVar[str] = "soft"
     starts_from: ClassVar[frozenset[str]] = frozenset({"soft"})
+    optimizer: ClassVar[str] = "gauss-newton"
 
     def __post_init__(self) -> None:
         validate(self)

@@ -305,6 +305,7 @@ class Text:
 
     kind: ClassVar[str] = "text"
     starts_from: ClassVar[frozenset[str]] = frozenset({"text"})
+    optimizer: ClassVar[str] = "cma"
 
     def __post_init__(self) -> None:
         validate(self)

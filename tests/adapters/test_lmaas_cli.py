@@ -78,6 +78,7 @@ def at(url: str) -> list[str]:
 
 def tune(url: str, *more: str) -> list[str]:
     search = ["--budget", "calls=30", "--intrinsic-dim", "6", "--prompt-init", "so very"]
+    search += ["--optimizer", "cma"]
     return ["tune", *at(url), "--train", "train.jsonl", *search, *more]
 
 

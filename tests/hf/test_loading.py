@@ -369,7 +369,8 @@ ROWS = [
     ("a fine story", "good"),
     ("no", "bad"),
 ]
-SEARCH = ["--budget", "calls=12", "--intrinsic-dim", "4", "--optimizer-options", "population=4"]
+SEARCH = ["--budget", "calls=12", "--intrinsic-dim", "4", "--optimizer", "cma"]
+SEARCH += ["--optimizer-options", "population=4"]
 
 
 END = "-- end of a command --"

@@ -32,6 +32,7 @@ from lmaas_tune.lab.baselines.settings import (
     ManualSettings,
     ModelTuningSettings,
     PrefixTuningSettings,
+    ProbeSettings,
     PromptTuningSettings,
 )
 from lmaas_tune.prompts import SoftPrompt
@@ -50,12 +51,14 @@ class Baseline:
         settings: Type of its settings.
         where: Module and function that fit it; imported when it is fitted.
         takes_start: Whether it can start from a soft prompt.
+        needs: Packages that it needs beside torch and transformers.
     """
 
     title: str
     settings: type[Any]
     where: str
     takes_start: bool = False
+    needs: tuple[str, ...] = ()
 
     @property
     def fit(self) -> Callable[[Job, Any], FittedBaseline]:
@@ -70,12 +73,18 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
         "manual": Baseline("Manual Prompt", ManualSettings, "in_context:fit_manual"),
         "icl": Baseline("In-Context Learning", InContextSettings, "in_context:fit"),
+        "tfidf": Baseline("TF-IDF + Logistic Regression", ProbeSettings, "probes:fit_tfidf"),
+        "mean-states": Baseline(
+            "Mean States + Logistic Regression", ProbeSettings, "probes:fit_mean_states"
+        ),
         "feature-mlp": Baseline("Feature-MLP", FeatureSettings, "features:fit_mlp"),
         "feature-bilstm": Baseline("Feature-BiLSTM", FeatureSettings, "features:fit_bilstm"),
         "prompt-tuning": Baseline(
             "Prompt Tuning", PromptTuningSettings, "prompt_tuning:fit", takes_start=True
         ),
-        "p-tuning-v2": Baseline("P-Tuning v2", PrefixTuningSettings, "prefix_tuning:fit"),
+        "p-tuning-v2": Baseline(
+            "P-Tuning v2", PrefixTuningSettings, "prefix_tuning:fit", needs=("peft",)
+        ),
         "model-tuning": Baseline("Model Tuning", ModelTuningSettings, "model_tuning:fit"),
     }
 )
@@ -126,7 +135,7 @@ def fit_baseline(
         raise InputError(f"{name} starts from no soft prompt: leave start out")
     if not train:
         raise InputError(f"{name} has no training rows")
-    need("a baseline", "torch", "transformers", "peft", extra="reproduce")
+    need("a baseline", "torch", "transformers", *baseline.needs, extra="reproduce")
     began = time.perf_counter()
     job = Job(
         backend=_local(backend),
@@ -162,6 +171,7 @@ __all__ = [
     "ManualSettings",
     "ModelTuningSettings",
     "PrefixTuningSettings",
+    "ProbeSettings",
     "PromptTuningSettings",
     "fit_baseline",
 ]

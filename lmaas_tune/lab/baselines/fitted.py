@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Score: TypeAlias = Callable[[Sequence[Example]], FloatArray]
 """From examples to (rows, labels) scores, up to a constant a row."""
 
+ScoreWords: TypeAlias = Callable[[Sequence[Example], Sequence[str]], FloatArray]
+"""From examples and further words to (rows, label words and words) log-probabilities."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
@@ -30,14 +33,23 @@ class Job:
     words: str
     start: SoftPrompt | None = None
 
-    def ask(self, prompt: Prompt, examples: Sequence[Example]) -> FloatArray:
-        """(rows, labels) log-probabilities, the same as in a black-box search."""
-        return self.backend.score([self.request(prompt, examples)])[0].logprobs
+    def ask(
+        self, prompt: Prompt, examples: Sequence[Example], words: Sequence[str] = ()
+    ) -> FloatArray:
+        """(rows, label words and words) log-probabilities, as in a black-box search."""
+        return self.backend.score([self.request(prompt, examples, words)])[0].logprobs
 
-    def request(self, prompt: Prompt, examples: Sequence[Example]) -> ScoreRequest:
-        """The examples under a prompt."""
+    def request(
+        self, prompt: Prompt, examples: Sequence[Example], words: Sequence[str] = ()
+    ) -> ScoreRequest:
+        """The examples under a prompt, with the label words and further words."""
         batch = self.task.template.batch(examples)
-        return ScoreRequest(prompt, batch, self.task.verbalizer.candidates)
+        return ScoreRequest(prompt, batch, (*self.task.verbalizer.candidates, *words))
+
+    def texts(self, examples: Sequence[Example]) -> list[str]:
+        """The rows' own text: the template without prompt and label."""
+        rows = self.task.template.batch(examples).rows
+        return ["".join(part for part in row if isinstance(part, str)).strip() for row in rows]
 
     def validation_loss(self, score: Score) -> float | None:
         """Cross-entropy on the validation rows; None without any."""
@@ -60,6 +72,7 @@ class FittedBaseline:
         prompt: The text or soft prompt, if the baseline is one.
         notes: For a reader of the table.
         score: Scores examples.
+        score_words: Scores further words too, for a head; None if it has a head of its own.
     """
 
     name: str = ""
@@ -70,6 +83,7 @@ class FittedBaseline:
     prompt: Prompt | None = None
     notes: tuple[str, ...] = ()
     score: Score
+    score_words: ScoreWords | None = None
 
     def scores(self, examples: Sequence[Example]) -> FloatArray:
         """(rows, labels) log-probabilities over the labels; the highest is the answer.

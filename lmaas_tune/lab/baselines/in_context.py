@@ -23,7 +23,8 @@ def fit_manual(job: Job, _settings: ManualSettings) -> FittedBaseline:
     """The template and its words as they are; there are no parameters."""
     prompt = TextPrompt(job.words)
     score = partial(job.ask, prompt)
-    return FittedBaseline(validation_loss=job.validation_loss(score), prompt=prompt, score=score)
+    loss = job.validation_loss(score)
+    return FittedBaseline(validation_loss=loss, prompt=prompt, score=score, score_words=score)
 
 
 def fit(job: Job, settings: InContextSettings) -> FittedBaseline:

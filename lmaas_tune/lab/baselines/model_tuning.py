@@ -31,7 +31,7 @@ def fit(job: Job, settings: ModelTuningSettings) -> FittedBaseline:
         classifier = _Classifier(box, len(job.task.verbalizer.labels))
 
         def read(examples: Sequence[Example]) -> Logits:
-            ids = classifier.encode(_texts(job, examples))
+            ids = classifier.encode(job.texts(examples))
             return lambda numbers: classifier([ids[number] for number in numbers])
 
         trained = train_on(
@@ -39,18 +39,12 @@ def fit(job: Job, settings: ModelTuningSettings) -> FittedBaseline:
         )
 
     def score(examples: Sequence[Example]) -> FloatArray:
-        ids = classifier.encode(_texts(job, examples))
+        ids = classifier.encode(job.texts(examples))
         with torch.no_grad():
             parts = [classifier(chunk) for chunk in slices(ids, _ROWS)]
         return torch.cat(parts).double().cpu().numpy()
 
     return FittedBaseline(**vars(trained), score=score)
-
-
-def _texts(job: Job, examples: Sequence[Example]) -> list[str]:
-    """The rows' own text: the template without prompt and label."""
-    rows = job.task.template.batch(examples).rows
-    return ["".join(part for part in row if isinstance(part, str)).strip() for row in rows]
 
 
 class _Classifier:

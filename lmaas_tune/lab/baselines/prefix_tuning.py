@@ -44,18 +44,18 @@ def fit(job: Job, settings: PrefixTuningSettings) -> FittedBaseline:
         tuned = with_prefix(box, _starting_tokens(job, settings.length))
     parameters = [weight for weight in tuned.parameters() if weight.requires_grad]
 
-    def read(examples: Sequence[Example]) -> Logits:
-        scorer = LabelScorer(box, job.request(prompt, examples), before=settings.length)
+    def read(examples: Sequence[Example], words: Sequence[str] = ()) -> Logits:
+        scorer = LabelScorer(box, job.request(prompt, examples, words), before=settings.length)
         return partial(scorer, None)
 
     with seeded(job.seed):
         trained = train_on(job, settings, parameters, read)
 
-    def score(examples: Sequence[Example]) -> FloatArray:
+    def score(examples: Sequence[Example], words: Sequence[str] = ()) -> FloatArray:
         with torch.no_grad():
-            return read(examples)(range(len(examples))).numpy()
+            return read(examples, words)(range(len(examples))).numpy()
 
-    return FittedBaseline(**vars(trained), score=score)
+    return FittedBaseline(**vars(trained), score=score, score_words=score)
 
 
 def _starting_tokens(job: Job, length: int) -> list[int]:

@@ -66,7 +66,8 @@ def fit(job: Job, settings: PromptTuningSettings) -> FittedBaseline:
     with seeded(job.seed):
         trained = train_on(job, settings, [vectors], read)
     prompt = SoftPrompt(vectors.detach().cpu().numpy(), start.insertion, start.anchor)
-    return FittedBaseline(**vars(trained), prompt=prompt, score=partial(job.ask, prompt))
+    ask = partial(job.ask, prompt)
+    return FittedBaseline(**vars(trained), prompt=prompt, score=ask, score_words=ask)
 
 
 def starting_prompt(job: Job, length: int | None) -> SoftPrompt:

@@ -38,6 +38,19 @@ class InContextSettings(BaselineSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeSettings(BaselineSettings):
+    """A logistic regression, whose penalty cross-validation chooses.
+
+    Attributes:
+        penalties: Number of penalties that are tried.
+        folds: Of the cross-validation; fewer where a label has fewer rows.
+    """
+
+    penalties: int = whole(least=1, default=10)
+    folds: int = whole(least=2, default=5)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GradientSettings(BaselineSettings):
     """Settings of all methods with a gradient: Adam, and the epoch of the lowest validation loss.
 

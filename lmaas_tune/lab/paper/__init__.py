@@ -28,6 +28,7 @@ from pathlib import Path
 from lmaas_tune.backend import Backend
 from lmaas_tune.calls.client import Client
 from lmaas_tune.lab.paper.cell import TABLE
+from lmaas_tune.lab.paper.contrasts import Difference, differences, differences_text
 from lmaas_tune.lab.paper.deviations import deviations
 from lmaas_tune.lab.paper.methods import METHODS, family_of
 from lmaas_tune.lab.paper.rows import DataSource
@@ -46,11 +47,13 @@ class Table:
     Attributes:
         cells: ``cells[task][method]``, see `lmaas_tune.lab.paper.table.Cell`.
         records: The runs.
+        differences: What the parts of the default add, and how it compares with other rows.
         deviations: Differences from the paper's runs, a sentence each.
     """
 
     cells: Cells
     records: Sequence[Record]
+    differences: Sequence[Difference]
     deviations: Sequence[str]
 
     @property
@@ -120,7 +123,7 @@ def read_table(out: str | os.PathLike[str]) -> Table:
 
 
 def _table(records: Sequence[Record]) -> Table:
-    return Table(table_cells(records), records, deviations(records))
+    return Table(table_cells(records), records, differences(records), deviations(records))
 
 
 __all__ = [
@@ -130,9 +133,11 @@ __all__ = [
     "PUBLISHED",
     "TABLE",
     "DataSource",
+    "Difference",
     "Record",
     "Setup",
     "Table",
+    "differences_text",
     "read_table",
     "reproduce",
     "table_cells",

@@ -6,19 +6,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from lmaas_tune.artifact import Score, TunedPrompt
+from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, named
-from lmaas_tune.heads import BiasHead
+from lmaas_tune.heads import BiasHead, LinearHead
+from lmaas_tune.heads.words import head_words
 from lmaas_tune.lab.baselines import BASELINES, fit_baseline
+from lmaas_tune.lab.baselines.fitted import FittedBaseline
 from lmaas_tune.lab.paper.rows import FewShot
 from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording
 from lmaas_tune.lab.pool import fit_whole
 from lmaas_tune.prompts import FloatArray, Soft, SoftPrompt, TextPrompt
 from lmaas_tune.prompts.soft import start_from_vocabulary
+from lmaas_tune.result import TuneResult
 from lmaas_tune.settings import Settings
 from lmaas_tune.tuner import Tuner
 
@@ -49,6 +53,7 @@ class Outcome:
 
     Attributes:
         scores: (test rows, labels) log-probabilities; the highest is the answer.
+        others: The same for variants of the method, see `Method.variants`.
         reason: Why a search ended; `spent` is its spending.
         notes: For the reader of the table.
         details: Other plain values.
@@ -56,6 +61,7 @@ class Outcome:
 
     scores: FloatArray
     parameters: int
+    others: Mapping[str, FloatArray] = field(default_factory=dict)
     reason: str = ""
     spent: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -77,6 +83,7 @@ class Method:
         varies: Whether the result depends on the seed; if not, it is run once.
         pretrained: Whether it starts from a pre-trained prompt.
         searches: Whether it is a black-box search.
+        variants: Titles of further rows that a run of it gives, by name.
     """
 
     title: str
@@ -85,10 +92,23 @@ class Method:
     varies: bool = True
     pretrained: bool = False
     searches: bool = False
+    variants: Mapping[str, str] = field(default_factory=dict)
+
+
+TEST = "test"
+"""The name of a method's own scores on the test rows, beside its variants."""
+
+HEAD, BIAS, START, STARTS = "head", "bias", "start", "starts"
+_HEADS = {HEAD: "  + words head (ours)"}
 
 
 def _baseline(
-    name: str, *, title: str | None = None, tunes_prompt: bool = False, **more: bool
+    name: str,
+    *,
+    title: str | None = None,
+    tunes_prompt: bool = False,
+    variants: Mapping[str, str] = MappingProxyType({}),
+    **more: bool,
 ) -> Method:
     """A method of `lmaas_tune.lab.baselines`."""
     baseline = BASELINES[name]
@@ -110,12 +130,35 @@ def _baseline(
         loss = fitted.validation_loss
         known = loss is not None and math.isfinite(loss)
         details = {"steps": fitted.steps, "validation_loss": loss if known else None}
-        scores = fitted.scores(trial.rows.test)
-        return Outcome(scores, fitted.parameters, notes=fitted.notes, details=details)
+        return Outcome(
+            fitted.scores(trial.rows.test),
+            fitted.parameters,
+            others={HEAD: _with_head(trial, fitted)} if HEAD in variants else {},
+            notes=fitted.notes,
+            details=details,
+        )
 
     return Method(
-        title=title or baseline.title, make=make, settings=lambda setup, task, wording: own, **more
+        title=title or baseline.title,
+        make=make,
+        settings=lambda setup, task, wording: own,
+        variants=variants,
+        **more,
     )
+
+
+def _with_head(trial: Trial, fitted: FittedBaseline) -> FloatArray:
+    """The scores of the test rows under the head of our default, fitted to all labelled rows."""
+    settings, rows = trial.setup.ours(trial.task, trial.wording), trial.rows
+    task, labelled = trial.wording.task, [*rows.train, *rows.validation]
+    backend: Any = trial.client.backend
+    known = backend.one_token_words()
+    words = head_words(task, labelled, known, settings.head_words, seed=trial.seed)
+    score_words: Any = fitted.score_words
+    head = LinearHead(len(words)).fit(
+        score_words(labelled, words), task.verbalizer.targets(labelled), len(task.verbalizer.labels)
+    )
+    return head.head(score_words(rows.test, words))
 
 
 def _search(
@@ -123,14 +166,21 @@ def _search(
     settings: Callable[[Setup, PaperTask, Wording], Settings],
     *,
     pretrained: bool = False,
+    variants: Mapping[str, str] = MappingProxyType({}),
 ) -> Method:
     """A black-box search."""
+
+    def make(trial: Trial) -> Outcome:
+        result = _searched(trial, settings(trial.setup, trial.task, trial.wording))
+        return _outcome(trial, result, list(variants))
+
     return Method(
         title=title,
-        make=lambda trial: _searched(trial, settings(trial.setup, trial.task, trial.wording)),
+        make=make,
         settings=lambda setup, task, wording: settings(setup, task, wording).to_json(),
         pretrained=pretrained,
         searches=True,
+        variants=variants,
     )
 
 
@@ -178,7 +228,7 @@ def _calibrated(trial: Trial) -> Outcome:
     return Outcome(head(plain.scores(trial.client, trial.rows.test)), len(head.bias))
 
 
-def _searched(trial: Trial, settings: Settings) -> Outcome:
+def _searched(trial: Trial, settings: Settings) -> TuneResult:
     task = trial.wording.task
     tuner = Tuner(
         trial.client,
@@ -189,19 +239,30 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
         seed=trial.seed,
         out=trial.folder,
     )
-    result = fit_whole(tuner, trial.rows.train, trial.rows.validation, folder=trial.folder)
-    prompt = result.prompt
-    parameters = result.steps[0].points.shape[1] + prompt.head.parameters
-    targets = task.verbalizer.targets(trial.rows.test)
-    start = result.start.scores(trial.client, trial.rows.test)
+    return fit_whole(tuner, trial.rows.train, trial.rows.validation, folder=trial.folder)
+
+
+def _outcome(trial: Trial, result: TuneResult, variants: Sequence[str]) -> Outcome:
+    prompt, best, test = result.prompt, result.best, trial.rows.test
     details = {
-        "validation_loss": None if result.best.validation is None else result.best.validation.loss,
-        "start": vars(Score.of(start, targets)),  # with its head; the rest is the search's share
+        "validation_loss": None if best.validation is None else best.validation.loss,
         "settings": prompt.provenance["settings"],
     }
+    others = {}
+    if variants:  # what the head gives without the search, and one number a label without both
+        start, labelled = result.start, [*trial.rows.train, *trial.rows.validation]
+        targets, labels = start.task.verbalizer.targets(labelled), len(start.head.bias)
+        plain = TunedPrompt.without_head(start.prompt, start.task)
+        bias = BiasHead().fit(plain.scores(trial.client, labelled), targets, labels).head
+        others = {
+            BIAS: bias(plain.scores(trial.client, test)),
+            START: start.scores(trial.client, test),
+            STARTS: result.best_starts.scores(trial.client, test),
+        }
     return Outcome(
-        prompt.scores(trial.client, trial.rows.test),
-        parameters,
+        prompt.scores(trial.client, test),
+        result.steps[0].points.shape[1] + prompt.head.parameters,
+        others=others,
         reason=result.stop_reason,
         spent=result.spent.to_json(),
         details=details,
@@ -209,21 +270,31 @@ def _searched(trial: Trial, settings: Settings) -> Outcome:
 
 
 METHODS: Mapping[str, Method] = {
-    "prompt-tuning": _baseline("prompt-tuning", tunes_prompt=True),
+    "prompt-tuning": _baseline("prompt-tuning", tunes_prompt=True, variants=_HEADS),
     "prompt-tuning-pretrained": _baseline(
         "prompt-tuning", title="  + Pre-trained prompt", tunes_prompt=True, pretrained=True
     ),
-    "p-tuning-v2": _baseline("p-tuning-v2"),
+    "p-tuning-v2": _baseline("p-tuning-v2", variants=_HEADS),
     "model-tuning": _baseline("model-tuning"),
     "manual": _baseline("manual", varies=False),
     "manual-calibrated": Method(title="  + Calibration (ours)", make=_calibrated),
     "icl": _baseline("icl"),
+    "tfidf": _baseline("tfidf"),
+    "mean-states": _baseline("mean-states"),
     "feature-mlp": _baseline("feature-mlp"),
     "feature-bilstm": _baseline("feature-bilstm"),
     "bbt": _search("Black-Box Tuning", Setup.bbt),
     "bbt-pretrained": _search("  + Pre-trained prompt", Setup.bbt, pretrained=True),
     "bbtv2": _search("BBTv2", Setup.bbtv2),
-    "default": _search("This library's default", Setup.ours),
+    "default": _search(
+        "This library's default",
+        Setup.ours,
+        variants={
+            BIAS: "  its first wording + one bias a label",
+            START: "  its first wording + words head",
+            STARTS: "  its best wordings, averaged",
+        },
+    ),
 }
 """All methods, in the order of the paper's table; one that it lacks follows its relative."""
 

@@ -16,15 +16,14 @@ from lmaas_tune.backend import Inspects, ScoreRequest
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.lab.paper.cell import Conditions, LeftOut
-from lmaas_tune.lab.paper.methods import Trial, family_of, gradient_start, method
+from lmaas_tune.lab.paper.methods import TEST, Trial, family_of, gradient_start, method
 from lmaas_tune.lab.paper.rows import DataSource, FewShot
 from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording, paper_task
 from lmaas_tune.lab.pool import check_listed, run_serially
 from lmaas_tune.lab.record import FinalScore, Key, Record, RowSet, failure
 from lmaas_tune.lab.store import Store
-from lmaas_tune.objectives import Targets, cross_entropy, error_rate, negative_f1
-from lmaas_tune.prompts import FloatArray, SoftPrompt, TextPrompt
+from lmaas_tune.prompts import SoftPrompt, TextPrompt
 from lmaas_tune.task import Example
 from lmaas_tune.versions import versions
 
@@ -58,27 +57,22 @@ class TableRun:
 
     def _made(self, trial: Trial) -> Record:
         outcome = method(self.planned.method).make(trial)
-        if not np.isfinite(outcome.scores).all():
+        scores = {TEST: outcome.scores, **outcome.others}
+        if not all(np.isfinite(each).all() for each in scores.values()):
             raise PermanentError("not all scores of the test rows are finite")
         targets = trial.wording.task.verbalizer.targets(trial.rows.test)
-        accuracy = 1 - error_rate(outcome.scores, targets)
-        loss = cross_entropy(outcome.scores, targets)
+        final = {name: FinalScore.of_log_odds(each, targets) for name, each in scores.items()}
         return replace(
             self.planned,
             status="finished",
             reason=outcome.reason,
-            value=_metric(trial.task.metric, outcome.scores, targets),
-            final={"test": FinalScore(loss=loss, accuracy=accuracy)},
+            value=getattr(final[TEST], trial.task.metric),
+            final=final,
             parameters=outcome.parameters,
             spent=outcome.spent,
             notes=outcome.notes,
             details=outcome.details,
         )
-
-
-def _metric(name: str, scores: FloatArray, targets: Targets) -> float:
-    """The metric that the paper reports, of (rows, labels) scores."""
-    return -negative_f1(scores, targets) if name == "f1" else 1 - error_rate(scores, targets)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -96,7 +96,8 @@ class Setup:
         """The validation rows select, and one bias a label at most is fitted, as in the paper."""
         if self.is_papers:
             return {}
-        return {"head": "bias", "validation_rows": "select", "averaged": 1}
+        rules = {"head": "bias", "validation_rows": "select", "averaged": 1}
+        return {**rules, "optimizer": "cma"}
 
     def bbtv2(self, task: PaperTask, wording: Wording) -> Settings:
         """Settings of a search over the prompts of all layers."""

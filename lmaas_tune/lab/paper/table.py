@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import TypeAlias
 
-from lmaas_tune.lab.paper.methods import METHODS
-from lmaas_tune.lab.paper.tasks import PAPER_TASKS, Metric, paper_task
-from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.paper.methods import METHODS, TEST
+from lmaas_tune.lab.paper.tasks import PAPER_TASKS
+from lmaas_tune.lab.record import FinalScore, Record
 
-_SHORT = {"sst2": "SST-2", "yelpp": "Yelp P.", "agnews": "AG's News", "dbpedia": "DBPedia"}
+SHORT = {"sst2": "SST-2", "yelpp": "Yelp P.", "agnews": "AG's News", "dbpedia": "DBPedia"}
+"""Titles of columns that are not the task's name."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds, 0 to 1; None if no run succeeded. `std` is None for a single run."""
+    """A mean over seeds, 0 to 1; None if it is not known. `std` is None for a single run."""
 
     mean: float | None
     std: float | None
 
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Mean:
+        """Of the values that are known."""
+        known = [value for value in values if value is not None]
+        return cls(mean(known) if known else None, stdev(known) if len(known) > 1 else None)
 
-@dataclass(frozen=True)
-class Cell(Mean):
-    """A method on a task.
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A row of the table on a task.
 
     Attributes:
+        accuracy: On the test rows.
+        f1: Of the second label, on the tasks for which the paper reports it.
+        loss: Mean cross-entropy.
+        calibration_error: Expected calibration error.
         n: Number of runs that succeeded.
         parameters: Number of tuned parameters.
         seconds: Mean wall time of a run.
-        paper: The published value, if there is one.
+        paper: The published value, if there is one: an accuracy, or where there is `f1`, that.
     """
 
+    accuracy: Mean
+    f1: Mean | None
+    loss: Mean
+    calibration_error: Mean
     n: int
-    metric: Metric
     parameters: int | None
     seconds: float
     paper: Mean | None
 
 
 Cells: TypeAlias = Mapping[str, Mapping[str, Cell]]
-"""``cells[task][method]``."""
+"""``cells[task][row]``; a row is a method, or a variant as ``method/variant``."""
 
 
 _TABLE = """
@@ -82,50 +96,128 @@ PUBLISHED: Mapping[str, Mapping[str, Mean]] = {
 """The published numbers, ``PUBLISHED[method][task]``."""
 
 
+def table_rows() -> dict[str, str]:
+    """The names of all rows with their titles, in order."""
+    rows = {}
+    for name, method in METHODS.items():
+        rows[name] = method.title
+        rows |= {f"{name}/{variant}": title for variant, title in method.variants.items()}
+    return rows
+
+
+def final_of(record: Record, row: str) -> FinalScore | None:
+    """The score of a run for a row of its method."""
+    return record.final.get(row.partition("/")[2] or TEST)
+
+
 def table_cells(records: Sequence[Record]) -> Cells:
     """The cells of the table, from its runs."""
-    runs: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        runs.setdefault((record.task, record.method), []).append(record)
     cells: dict[str, dict[str, Cell]] = {}
-    for (task, name), own in runs.items():
-        cells.setdefault(task, {})[name] = _cell(task, name, own)
+    for row in table_rows():
+        name = row.partition("/")[0]
+        for task in PAPER_TASKS:
+            own = [r for r in records if (r.task, r.method) == (task, name)]
+            if own and (row == name or any(final_of(record, row) for record in own)):
+                cells.setdefault(task, {})[row] = _cell(task, row, own)
     return cells
 
 
-def _cell(task: str, name: str, records: Sequence[Record]) -> Cell:
-    values = [record.value for record in records if record.value is not None]
+def _cell(task: str, row: str, records: Sequence[Record]) -> Cell:
+    scores = [score for record in records if (score := final_of(record, row)) is not None]
+    f1 = None
+    if PAPER_TASKS[task].metric == "f1":
+        # older records have it as their value alone
+        f1 = Mean.of([s.f1 for s in scores] if "/" in row else [r.value for r in records])
     return Cell(
-        mean=mean(values) if values else None,
-        std=stdev(values) if len(values) > 1 else None,
-        n=len(values),
-        metric=paper_task(task).metric,
+        accuracy=Mean.of([score.accuracy for score in scores]),
+        f1=f1,
+        loss=Mean.of([score.loss for score in scores]),
+        calibration_error=Mean.of([score.calibration_error for score in scores]),
+        n=len(scores),
         parameters=records[0].parameters,
         seconds=mean(record.wall_seconds for record in records),
-        paper=PUBLISHED.get(name, {}).get(task),
+        paper=PUBLISHED.get(row, {}).get(task),
     )
 
 
+Read: TypeAlias = Callable[[Cell], Mean | None]
+
+
 def table_text(cells: Cells) -> str:
-    """Rows and columns in the paper's order, in per cent; the paper's row is below each row."""
-    tasks = [task for task in PAPER_TASKS if task in cells]
-    lines = [["", *map(_title, tasks), "average"]]
-    for name in METHODS:
-        row = [cells[task].get(name) for task in tasks]
-        if any(row):
-            lines.append([METHODS[name].title, *map(_text, row), _average(row)])
-        paper = [cell and cell.paper for cell in row]
+    """Accuracies with the paper's below each row, then losses and calibration errors."""
+    parts = [
+        "Accuracy in per cent, and F1; the average is of accuracies.",
+        _accuracies(cells),
+        "Loss: mean cross-entropy.",
+        _numbers(cells, lambda cell: cell.loss),
+    ]
+    if any(
+        cell.calibration_error.mean is not None for row in cells.values() for cell in row.values()
+    ):
+        parts += [
+            "Expected calibration error.",
+            _numbers(cells, lambda cell: cell.calibration_error),
+        ]
+    return "\n\n".join(parts)
+
+
+def _accuracies(cells: Cells) -> str:
+    columns: list[tuple[str, str, Read, Read]] = []  # task, title, our value, the paper's
+    for task in _tasks(cells):
+        in_f1 = PAPER_TASKS[task].metric == "f1"
+        columns.append((task, _title(task), _accuracy, _nothing if in_f1 else _paper))
+        if in_f1:
+            columns.append((task, f"{_title(task)} F1", lambda c: c.f1, _paper))
+    lines = [["", *(title for _, title, _, _ in columns), "average"]]
+    for row, title in table_rows().items():
+        own = [cells[task].get(row) for task, *_ in columns]
+        if not any(own):
+            continue
+        values = [_read(c, read) for c, (_, _, read, _) in zip(own, columns, strict=True)]
+        average = _average([_read(cells[task].get(row), _accuracy) for task in _tasks(cells)])
+        lines.append([title, *map(_per_cent, values), average])
+        paper = [_read(c, read) for c, (_, _, _, read) in zip(own, columns, strict=True)]
         if any(paper):
-            lines.append(["  (paper)", *map(_text, paper), _average(paper)])
+            lines.append(["  (paper)", *map(_per_cent, paper), ""])
     return _columns(lines)
 
 
+def _numbers(cells: Cells, read: Read) -> str:
+    tasks = _tasks(cells)
+    lines = [["", *map(_title, tasks), "average"]]
+    for row, title in table_rows().items():
+        own = [cells[task].get(row) for task in tasks]
+        values = [_read(c, read) for c in own]
+        if any(value is not None and value.mean is not None for value in values):
+            lines.append([title, *map(_number, values), _average(values, scale=1, form=".3f")])
+    return _columns(lines)
+
+
+def _read(cell: Cell | None, read: Read) -> Mean | None:
+    return None if cell is None else read(cell)
+
+
+def _accuracy(cell: Cell) -> Mean | None:
+    return cell.accuracy
+
+
+def _paper(cell: Cell) -> Mean | None:
+    return cell.paper
+
+
+def _nothing(cell: Cell) -> Mean | None:
+    return None
+
+
+def _tasks(cells: Cells) -> list[str]:
+    return [task for task in PAPER_TASKS if task in cells]
+
+
 def _title(task: str) -> str:
-    title = _SHORT.get(task, task.upper())
-    return f"{title} F1" if PAPER_TASKS[task].metric == "f1" else title
+    return SHORT.get(task, task.upper())
 
 
-def _text(value: Mean | None) -> str:
+def _per_cent(value: Mean | None) -> str:
     if value is None:
         return "/"
     if value.mean is None:
@@ -134,10 +226,14 @@ def _text(value: Mean | None) -> str:
     return f"{100 * value.mean:.1f}{spread}"
 
 
-def _average(row: Sequence[Mean | None]) -> str:
+def _number(value: Mean | None) -> str:
+    return "/" if value is None or value.mean is None else f"{value.mean:.3f}"
+
+
+def _average(row: Sequence[Mean | None], scale: float = 100, form: str = ".1f") -> str:
     """The average of a complete row; others could not be compared."""
     values = [value.mean for value in row if value is not None and value.mean is not None]
-    return f"{100 * mean(values):.1f}" if values and len(values) == len(row) else "/"
+    return f"{scale * mean(values):{form}}" if values and len(values) == len(row) else "/"
 
 
 def _columns(lines: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 from lmaas_tune import SoftPrompt, TextPrompt
 from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.errors import InputError
 from lmaas_tune.lab.baselines import (
     BASELINES,
     FeatureSettings,
@@ -72,6 +73,38 @@ def test_a_row_with_a_gradient_learns_the_planted_task(taught: Load, name: str, 
     assert row.validation_loss < 0.6
 
 
+@pytest.mark.parametrize("name", ["tfidf", "mean-states"])
+def test_a_probe_learns_the_planted_task_from_all_labelled_rows(taught: Load, name: str) -> None:
+    backend = taught("llama")
+    assert accuracy(backend, fitted(backend, name)) >= 0.75
+    job = {"task": planted.task(backend.family), "seed": 0, "words": ""}
+    swapped = fit_baseline(name, backend, train=planted.VALIDATION, validation=planted.TRAIN, **job)
+    once = fit_baseline(name, backend, train=planted.TRAIN, validation=[], **job)
+    assert accuracy(backend, swapped) >= 0.75
+    assert not np.allclose(swapped.scores(planted.TEST), once.scores(planted.TEST))
+
+
+@pytest.mark.parametrize("name", ["tfidf", "mean-states"])
+def test_a_probe_needs_two_rows_of_two_labels(taught: Load, name: str) -> None:
+    backend = taught("llama")
+    task = planted.task(backend.family)
+    of_one_label = [row for row in planted.TRAIN if row.label == planted.TRAIN[0].label]
+    for rows in (planted.TRAIN[:1], of_one_label):
+        with pytest.raises(InputError, match="two labelled rows of each"):
+            fit_baseline(name, backend, task, rows, [], seed=0, words="")
+
+
+@pytest.mark.parametrize("name", ["manual", "prompt-tuning", "p-tuning-v2"])
+def test_rows_that_read_words_score_further_words_for_a_head(taught: Load, name: str) -> None:
+    backend = taught("llama")
+    row = fitted(backend, name, **({"epochs": 1} if name in SETTINGS else {}))
+    assert row.score_words is not None
+    words = backend.one_token_words()[:5]
+    more = row.score_words(planted.TEST, words)
+    assert more.shape == (len(planted.TEST), LABELS + 5)
+    np.testing.assert_allclose(more[:, :LABELS], row.score(planted.TEST), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_without_steps_that_lead_somewhere_it_learns_nothing(taught: Load, name: str) -> None:
     backend = taught("llama")
@@ -95,6 +128,7 @@ def test_parameters_are_counted_by_the_formulas(load: Load, model: str) -> None:
     assert counts["model-tuning"] == body_size(backend, model) + HEADS[model]
     for name in ("manual", "icl"):
         assert fitted(backend, name).parameters == 0
+    assert fitted(backend, "mean-states").parameters == WIDTH + 1  # of two labels, one is enough
 
 
 HEADS = {

@@ -64,6 +64,8 @@ def test_every_row_has_settings_of_its_own_that_stand() -> None:
     assert list(BASELINES) == [
         "manual",
         "icl",
+        "tfidf",
+        "mean-states",
         "feature-mlp",
         "feature-bilstm",
         "prompt-tuning",
@@ -150,7 +152,8 @@ def test_without_peft_the_extra_is_named(load: Load, monkeypatch: pytest.MonkeyP
         "lmaas_tune.extras.find_spec", lambda name: None if name == "peft" else name
     )
     with pytest.raises(MissingExtraError, match=r"lmaas-tune\[reproduce\]"):
-        fit(load("llama"))
+        fit(load("llama"), "p-tuning-v2")
+    assert fit(load("llama"), "tfidf").parameters > 0  # which needs no peft
 
 
 def test_the_room_s_door_needs_no_torch() -> None:
