@@ -1,13 +1,16 @@
-"""CMA-ES against Adam in the same subspace, as its dimension grows (the poster's last figure).
+"""CMA-ES and Gauss-Newton against Adam in the same subspace, as its dimension grows.
+
+The poster's last figure, with a further method.
 
     python results/adam.py --model M --data DIR --task sst2 --seeds 13,21,42 --out results/adam
 
-Both start at the same words, move p = p0 + A z with the same A, and minimise the same training
-loss without calibration; the lowest validation loss chooses. CMA-ES gets as many prompts scored as
-Adam gets gradients; a gradient takes the model's weights and about three times the work. Each is
-judged on the rows of the other splits. Every run is a line of OUT.jsonl, which is for one model and
-number of calls, so that the command goes on where it was stopped; the table and OUT.svg are of what
-there is (``--table``: and stop).
+All start at the same words, move p = p0 + A z with the same A, and minimise the same training
+loss without a head; the lowest validation loss chooses. CMA-ES and Gauss-Newton get as many prompts
+scored as Adam gets gradients; a gradient takes the model's weights and about three times the work.
+Gauss-Newton is told the scores of each row, CMA-ES their loss. Each is judged on the rows of the
+other splits. Every run is a line of OUT.jsonl, which is for one model and number of calls, so that
+the command goes on where it was stopped; the table and OUT.svg are of what there is (``--table``:
+and stop).
 """
 
 from __future__ import annotations
@@ -43,11 +46,13 @@ from lmaas_tune.prompts.soft import draw
 from lmaas_tune.versions import versions
 
 DIMENSIONS = (5, 10, 20, 50, 100, 200, 500)
-METHODS = ("CMA-ES", "Adam")
+OPTIMIZERS = {"CMA-ES": "cma", "Gauss-Newton": "gauss-newton"}
+METHODS = (*OPTIMIZERS, "Adam")
+COLOURS = ("#1f6f8b", "#5b8c3e", "#c8553d")
 LEARNING_RATE = 0.1  # of z, a tenth of the first step of CMA-ES
 
 
-def cma(backend: Any, task: Task, settings: Settings, seed: int, *parts: Any) -> SoftPrompt:
+def search(backend: Any, task: Task, settings: Settings, seed: int, *parts: Any) -> SoftPrompt:
     """The prompt that a search finds."""
     tuner = Tuner(
         backend,
@@ -113,7 +118,7 @@ def adam(
 def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed: int) -> Any:
     wording = PAPER_TASKS[arguments.task].wording("text-first", "causal")
     settings = Settings(
-        optimizer="cma",
+        optimizer=OPTIMIZERS.get(method, "cma"),
         prompt=Soft(prompt_init=wording.words, intrinsic_dim=dim),
         head="none",
         validation_rows="select",
@@ -129,7 +134,7 @@ def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed
             backend, wording.task, settings, seed, train, validation, arguments.learning_rate
         )
     else:
-        prompt = cma(backend, wording.task, settings, seed, train, validation)
+        prompt = search(backend, wording.task, settings, seed, train, validation)
     seconds = time.perf_counter() - began
     tuned = TunedPrompt.without_head(prompt, wording.task)
     other = tuned.score(backend, held_out(arguments.data, arguments.task, seed))
@@ -151,8 +156,10 @@ def run(arguments: argparse.Namespace, backend: Any, method: str, dim: int, seed
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| task | d | seeds | CMA-ES: train loss | held out | Adam: train loss | held out |",
-        "|---|---|---|---|---|---|---|",
+        "| task | d | seeds | "
+        + " | ".join(f"{method}: train loss | held out" for method in METHODS)
+        + " |",
+        "|---" * (3 + 2 * len(METHODS)) + "|",
     ]
     for task in dict.fromkeys(record["task"] for record in records):
         for dim in DIMENSIONS:
@@ -191,7 +198,7 @@ def draw_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
         for axis, (name, label) in zip(
             row, (("train_loss", "training loss"), ("accuracy", "accuracy, held out")), strict=True
         ):
-            for method, colour in zip(METHODS, ("#1f6f8b", "#c8553d"), strict=True):
+            for method, colour in zip(METHODS, COLOURS, strict=True):
                 found = [(d, [r[name] for r in of(records, task, method, d)]) for d in DIMENSIONS]
                 found = [(d, values) for d, values in found if values]
                 dims = [d for d, _ in found]
