@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from lmaas_tune.objectives import cross_entropy
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.optimizers.base import UsesScores
