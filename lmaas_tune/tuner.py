@@ -18,6 +18,7 @@ from lmaas_tune.calls.meter import Budget
 from lmaas_tune.data import Rows
 from lmaas_tune.dataset import Dataset
 from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.heads import AUTO
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.notes import OnNote
 from lmaas_tune.objectives import Objective
@@ -88,8 +89,8 @@ class Tuner:
         client = Client.of(backend)
         if on_note is not None:
             client = client.with_notes(on_note)
-        # the options of the settings belong to the optimizer of the settings
-        uses_settings = optimizer is None or optimizer == settings.optimizer
+        # the options of the settings belong to the optimizer of the settings, if they name one
+        uses_settings = optimizer is None or settings.optimizer in (AUTO, optimizer)
         self._job = Job(
             client=client,
             settings=settings if budget is None else replace(settings, budget=budget),

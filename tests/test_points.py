@@ -58,7 +58,7 @@ class Drawing:
 def tuner(backend: Backend, **wish: Any) -> Tuner:
     wish = {"prompt_init": ("It was", "This is"), "intrinsic_dim": 4, **wish}
     settings = changed(Settings(), **wish)
-    return Tuner(backend, settings=settings, budget="calls=60", seed=5, callbacks=[])
+    return Tuner(backend, "cma", settings=settings, budget="calls=60", seed=5, callbacks=[])
 
 
 @pytest.mark.parametrize("start", ["words", "vocabulary", "zero"])

@@ -270,7 +270,7 @@ def plain(lines: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _sorted(lines: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """Lines by the names in their index and sorted by columns; tasks keep their order."""
+    """Lines by the names in their index, sorted by columns and name; tasks keep their order."""
     lines = lines.reset_index()
 
     def place(column: pd.Series[Any]) -> Any:
@@ -278,7 +278,8 @@ def _sorted(lines: pd.DataFrame, *by: str) -> pd.DataFrame:
             return column
         return column.map({task: place for place, task in enumerate(column.unique())})
 
-    found: pd.DataFrame = lines.sort_values(list(by), kind="stable", ignore_index=True, key=place)
+    order = [*by, "optimizer"]
+    found: pd.DataFrame = lines.sort_values(order, kind="stable", ignore_index=True, key=place)
     return found
 
 

@@ -138,11 +138,14 @@ class GaussNewton:
         if self._scores is None and len(at_base):
             self._scores = scores[at_base[0]].copy()
         if self._scores is not None:
-            self._differences += [
+            new = [
                 _Difference(step / length, base + step / 2, (each - self._scores) / length)
                 for step, each in zip(points[whole] - base, scores[whole], strict=True)
                 if (length := float(np.linalg.norm(step)))
             ]
+            self._differences += new
+            if new and not any(each.slopes.any() for each in new):
+                self._step *= 2  # the steps change nothing, as where points stand for words
         self.tell(points, losses)
         at_best = np.flatnonzero((points == self._best).all(axis=1) & whole)
         if len(at_best):
