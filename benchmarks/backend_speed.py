@@ -313,7 +313,7 @@ def _share(row: dict[str, Any], bound: str) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--causal", type=Path, help="folder of a causal model, for random weights")
     parser.add_argument("--population", type=int, default=20, help="candidates of a generation")
     parser.add_argument("--turns", type=int, default=2, help="turns a side; the best one counts")

@@ -107,7 +107,7 @@ def draw(measured: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of a causal model")
     parser.add_argument("--generations", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

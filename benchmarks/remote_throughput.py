@@ -152,6 +152,7 @@ def measure(backend: Any, bare: Bare, *, workers: int, prompts: int, rounds: int
     rows = ROWS * prompts
     walls: dict[str, list[float]] = {"bare": [], "backend": []}
     processor = dict.fromkeys(walls, 0.0)
+    ready: list[Ready] = []
     for number in range(rounds):
         ready = ready_of(backend, requests_of(backend, rng, prompts))
         fresh = requests_of(backend, rng, prompts)

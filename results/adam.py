@@ -216,7 +216,7 @@ def draw_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--task", default="sst2", choices=PAPER_TASKS)

@@ -188,7 +188,7 @@ def _mean(records: Sequence[Mapping[str, Any]], kind: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--task", default="sst2", choices=TASKS)

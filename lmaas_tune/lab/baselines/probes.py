@@ -72,6 +72,6 @@ def _fit(
         scores[:, labels] = model.predict_log_proba(look(examples))
         return scores
 
-    logistic = model[-1]
+    logistic: Any = model[-1]
     parameters = logistic.coef_.size + logistic.intercept_.size
     return FittedBaseline(parameters=parameters, validation_loss=None, score=score)
