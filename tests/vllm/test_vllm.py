@@ -155,7 +155,9 @@ def test_a_run_is_the_run_of_the_local_backend_and_its_prompt_predicts_there(
         client = Client(backend, pace=Pace(workers=4))
         soft = Soft(intrinsic_dim=8, prompt_init="overall , it was")
         settings = Settings(prompt=soft, head="words", head_words=100)
-        return Tuner(client, settings=settings, budget="calls=41", seed=3, callbacks=()).fit(train)
+        return Tuner(client, "cma", settings=settings, budget="calls=41", seed=3, callbacks=()).fit(
+            train
+        )
 
     there, here = run(remote), run(local)
     for column in ("train_loss", "best_loss"):

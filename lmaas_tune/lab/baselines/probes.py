@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from lmaas_tune_adapters.hf.whitebox import read_hidden
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import StratifiedKFold
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -59,11 +59,11 @@ def _fit(
         raise InputError("a probe needs two labels, and two labelled rows of each")
     model = make_pipeline(
         scale,
-        LogisticRegressionCV(
-            Cs=settings.penalties,
+        GridSearchCV(
+            LogisticRegression(max_iter=1000),
+            {"C": np.logspace(-4, 4, settings.penalties)},
             cv=StratifiedKFold(folds, shuffle=True, random_state=job.seed),
             scoring="neg_log_loss",
-            max_iter=1000,
         ),
     ).fit(look(rows), targets)
 
@@ -72,6 +72,6 @@ def _fit(
         scores[:, labels] = model.predict_log_proba(look(examples))
         return scores
 
-    logistic: Any = model[-1]
+    logistic: Any = model[-1].best_estimator_
     parameters = logistic.coef_.size + logistic.intercept_.size
     return FittedBaseline(parameters=parameters, validation_loss=None, score=score)
