@@ -34,7 +34,7 @@ TASK = Task(
 )
 SETTINGS = Settings(
     prompt=Soft(prompt_init=("This message is about", BUILT_IN)),
-    budget=Budget(calls=150, seconds=150),
+    budget=Budget(calls=150, seconds=100),
 )
 
 
