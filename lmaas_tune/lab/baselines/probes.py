@@ -57,7 +57,7 @@ def _fit(
     folds = min(settings.folds, int(counts.min()))
     if len(labels) < 2 or folds < 2:
         raise InputError("a probe needs two labels, and two labelled rows of each")
-    model = make_pipeline(
+    model: Any = make_pipeline(
         scale,
         GridSearchCV(
             LogisticRegression(max_iter=1000),
@@ -65,13 +65,14 @@ def _fit(
             cv=StratifiedKFold(folds, shuffle=True, random_state=job.seed),
             scoring="neg_log_loss",
         ),
-    ).fit(look(rows), targets)
+    )
+    model.fit(look(rows), targets)
 
     def score(examples: Sequence[Example]) -> FloatArray:
         scores = np.full((len(examples), len(job.task.verbalizer.labels)), _UNSEEN)
         scores[:, labels] = model.predict_log_proba(look(examples))
         return scores
 
-    logistic: Any = model[-1].best_estimator_
+    logistic = model[-1].best_estimator_
     parameters = logistic.coef_.size + logistic.intercept_.size
     return FittedBaseline(parameters=parameters, validation_loss=None, score=score)
