@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from lmaas_tune_adapters.hf.request_batch import slices
 from lmaas_tune_adapters.hf.whitebox import read_hidden
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -36,8 +37,8 @@ def fit_mean_states(job: Job, settings: ProbeSettings) -> FittedBaseline:
     def look(examples: Sequence[Example]) -> FloatArray:
         means = [
             row.tokens.mean(dim=0).double().numpy()
-            for first in range(0, len(examples), _ROWS)
-            for row in read_hidden(box, job.request(TextPrompt(""), examples[first:][:_ROWS]))
+            for chunk in slices(examples, _ROWS)
+            for row in read_hidden(box, job.request(TextPrompt(""), chunk))
         ]
         return np.stack(means)
 

@@ -96,8 +96,7 @@ class Setup:
         """The validation rows select, and one bias a label at most is fitted, as in the paper."""
         if self.is_papers:
             return {}
-        rules = {"head": "bias", "validation_rows": "select", "averaged": 1}
-        return {**rules, "optimizer": "cma"}
+        return {"optimizer": "cma", "head": "bias", "validation_rows": "select", "averaged": 1}
 
     def bbtv2(self, task: PaperTask, wording: Wording) -> Settings:
         """Settings of a search over the prompts of all layers."""
