@@ -393,8 +393,11 @@ class Search:
         """A start with the loss that the optimizer is told of it."""
         if self._told is None or candidate.train is None:
             return candidate
-        of, train = candidate.train, self._train
-        return replace(candidate, train=train.judge(known_scores(of), of.bounds, rows=self._told))
+        return replace(candidate, train=self._judged(candidate.train, self._told))
+
+    def _judged(self, evaluation: Evaluation, rows: IntArray) -> Evaluation:
+        """The evaluation of some of its rows."""
+        return self._train.judge(known_scores(evaluation), evaluation.bounds, rows=rows)
 
     def _validated(
         self, number: int, candidates: Sequence[Candidate], spent: Spent
@@ -402,12 +405,7 @@ class Search:
         """The candidates with the losses that select, and the total spent by then."""
         if self.choosing is not None:
             return [
-                replace(
-                    c,
-                    validation=self._train.judge(
-                        known_scores(c.train), c.train.bounds, rows=self.choosing
-                    ),
-                )
+                replace(c, validation=self._judged(c.train, self.choosing))
                 for c in candidates
                 if c.train is not None
             ], spent
