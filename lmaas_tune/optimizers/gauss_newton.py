@@ -23,6 +23,9 @@ from lmaas_tune.prompts import FloatArray
 _FACTORS = np.array([1.0, 0.25])
 """Dampings that are tried at once, as multiples of the best one so far."""
 
+_DAMPINGS = 1e-6, 1e6
+"""The least and the largest damping: without bounds, a long search reaches infinity."""
+
 _LONGER, _SHORTER = 1.5, 0.7
 """Factors of the exploring steps in a search without scores."""
 
@@ -127,7 +130,8 @@ class GaussNewton:
         if len(self._dampings):
             found = ordered[: len(self._dampings)]
             better = found.min() < self._lowest
-            self._damping = self._dampings[found.argmin()] if better else 4 * self._damping
+            damping = self._dampings[found.argmin()] if better else 4 * self._damping
+            self._damping = float(np.clip(damping, *_DAMPINGS))
         if ordered.min() < self._lowest:
             self._best, self._lowest = asked[ordered.argmin()], float(ordered.min())
 
