@@ -103,3 +103,13 @@ def test_no_more_differences_are_kept_than_the_memory_allows() -> None:
         losses = np.array([cross_entropy(each, TARGETS) for each in found])
         optimizer.tell_scores(points, losses, found)
     assert len(optimizer._differences) == 500
+
+
+def test_a_long_search_that_finds_nothing_better_keeps_its_damping_finite() -> None:
+    optimizer: Any = make_optimizer("gauss-newton", DIM, seed=1)
+    optimizer.begin(Plain())
+    for _ in range(600):  # 4 to this power is not finite
+        points = optimizer.ask()
+        assert np.isfinite(points).all()
+        away = np.abs(points).sum(axis=1)
+        optimizer.tell_scores(points, 1 + away, np.array([curved(point) for point in points]))
