@@ -264,7 +264,7 @@ def score_prompts(
     """(rows, words) log-probabilities of each member of each prompt; heads are not applied.
 
     All are scored on a part of the rows before the next part, so that a backend can share work
-    between them.
+    between them; a prompt that stands in several places is scored once.
 
     Args:
         prompts: Of one task.
@@ -275,24 +275,30 @@ def score_prompts(
         PermanentError: A score is not finite.
     """
     task = prompts[0].task
-    members = [(member, tuned) for tuned in prompts for member in tuned.members]
+    wanted = {
+        (member.prompt.digest, tuned.candidates): member.prompt
+        for tuned in prompts
+        for member in tuned.members
+    }
     parts: list[list[FloatArray]] = []
     bounds = 0.0
     for first in range(0, len(examples), ROWS_A_REQUEST):
         batch = task.template.batch(examples[first : first + ROWS_A_REQUEST])
         replies = client.score(
-            [ScoreRequest(member.prompt, batch, tuned.candidates) for member, tuned in members]
+            [ScoreRequest(prompt, batch, words) for (_, words), prompt in wanted.items()]
         )
         parts.append([reply.logprobs for reply in replies])
         bounds += sum(reply.bounds / reply.logprobs.size * len(batch) for reply in replies)
-    scores = iter([np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
-    share = bounds / max(1, len(examples) * len(members))
+    scores = dict(zip(wanted, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    share = bounds / max(1, len(examples) * len(wanted))
     if share > NOTED:
         client.on_note(explain_bounds(share))
-    found = [[next(scores) for _ in tuned.members] for tuned in prompts]
-    for each in (array for arrays in found for array in arrays):
+    for each in scores.values():
         _check_finite(each, client)
-    return found
+    return [
+        [scores[member.prompt.digest, tuned.candidates] for member in tuned.members]
+        for tuned in prompts
+    ]
 
 
 def _check_finite(scores: FloatArray, client: Client) -> None:

@@ -25,7 +25,7 @@ from lmaas_tune import (
     TunedPrompt,
     Verbalizer,
 )
-from lmaas_tune.artifact import ROWS_A_REQUEST, Member, Score
+from lmaas_tune.artifact import ROWS_A_REQUEST, Member, Score, score_prompts
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.heads import FittedHead
@@ -191,6 +191,15 @@ def test_several_prompts_answer_by_the_mean_of_their_log_probabilities() -> None
     backend.asked.clear()
     np.testing.assert_allclose(MIXED.scores(backend, TEXTS), np.mean(alone, axis=0))
     assert [digest for digest, _ in backend.asked] == [m.prompt.digest for m in members]
+
+
+def test_a_prompt_that_several_results_share_is_scored_once() -> None:
+    backend = Bowl(words_per_request=None)
+    alone = replace(MIXED, prompt=MIXED.others[0].prompt, others=())
+    mixed, single, plain = score_prompts([MIXED, alone, TUNED], Client(backend), EXAMPLES)
+    assert len(backend.asked) == len(MIXED.members) + 1  # the last one reads other words
+    assert single[0] is mixed[1]
+    np.testing.assert_allclose(TUNED.log_odds(plain), TUNED.scores(backend, TEXTS))
 
 
 def test_one_of_several_prompts_that_does_not_fit_is_refused_too() -> None:

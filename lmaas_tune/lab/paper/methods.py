@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from lmaas_tune.artifact import TunedPrompt
+from lmaas_tune.artifact import TunedPrompt, score_prompts
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, named
 from lmaas_tune.heads import BiasHead, LinearHead
@@ -243,30 +243,40 @@ def _searched(trial: Trial, settings: Settings) -> TuneResult:
 
 
 def _outcome(trial: Trial, result: TuneResult, variants: Sequence[str]) -> Outcome:
-    prompt, best, test = result.prompt, result.best, trial.rows.test
+    prompt, best = result.prompt, result.best
     details = {
         "validation_loss": None if best.validation is None else best.validation.loss,
         "settings": prompt.provenance["settings"],
     }
-    others = {}
+    parts = [prompt]
     if variants:  # what the head gives without the search, and one number a label without both
-        start, labelled = result.start, [*trial.rows.train, *trial.rows.validation]
-        targets, labels = start.task.verbalizer.targets(labelled), len(start.head.bias)
-        plain = TunedPrompt.without_head(start.prompt, start.task)
-        bias = BiasHead().fit(plain.scores(trial.client, labelled), targets, labels).head
-        others = {
-            BIAS: bias(plain.scores(trial.client, test)),
-            START: start.scores(trial.client, test),
-            STARTS: result.best_starts.scores(trial.client, test),
-        }
+        parts += [result.start, result.best_starts]
+    first, *others = score_prompts(parts, trial.client, trial.rows.test)
     return Outcome(
-        prompt.scores(trial.client, test),
+        prompt.log_odds(first),
         result.steps[0].points.shape[1] + prompt.head.parameters,
-        others=others,
+        others=_shares(trial, result, *others) if variants else {},
         reason=result.stop_reason,
         spent=result.spent.to_json(),
         details=details,
     )
+
+
+def _shares(
+    trial: Trial, result: TuneResult, start: Sequence[FloatArray], starts: Sequence[FloatArray]
+) -> Mapping[str, FloatArray]:
+    """Log-odds of the test rows without the search, and with one number a label."""
+    task, labelled = result.start.task, [*trial.rows.train, *trial.rows.validation]
+    plain = TunedPrompt.without_head(result.start.prompt, task)
+    labels = len(task.verbalizer.labels)
+    bias = BiasHead().fit(
+        plain.scores(trial.client, labelled), task.verbalizer.targets(labelled), labels
+    )
+    return {
+        BIAS: bias.head(start[0][:, :labels]),
+        START: result.start.log_odds(start),
+        STARTS: result.best_starts.log_odds(starts),
+    }
 
 
 METHODS: Mapping[str, Method] = {
