@@ -19,6 +19,7 @@ def check_types(
     template: object,
     labels: object,
     objective: object,
+    head: object,
     callbacks: object,
 ) -> None:
     """Check the types of the arguments.
@@ -42,6 +43,11 @@ def check_types(
     if objective is not None and not callable(objective):
         raise InputError(
             f"objective={objective!r:.60} is no function: a name goes into Settings(objective=...)"
+        )
+    if head is not None and not hasattr(head, "fit"):
+        raise InputError(
+            f"head={head!r:.60} is no head: give an object with the methods of "
+            "lmaas_tune.heads.Head; a name goes into Settings(head=...)"
         )
     if not isinstance(callbacks, Iterable | None):
         raise InputError(f"callbacks={callbacks!r:.60}: give a list of them")

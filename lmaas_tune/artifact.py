@@ -185,7 +185,9 @@ class TunedPrompt:
         try:
             path.mkdir(parents=True, exist_ok=True)
             if arrays:
-                data = safetensors.numpy.save(arrays, {"format": "pt"})
+                # safetensors writes the memory of an array as it lies
+                rows = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+                data = safetensors.numpy.save(rows, {"format": "pt"})
                 write_atomically(path / "prompt.safetensors", data)
             text = json.dumps(content, indent=1, ensure_ascii=False)
             write_atomically(path / FILE_NAME, text.encode() + b"\n")

@@ -60,6 +60,7 @@ class Job:
         verbalizer: None uses each label as its label word.
         start: The initial prompt p0, if one is given.
         objective: None for the objective of the settings.
+        head: None for the head of the settings.
         seed: Seed of all random draws.
         callbacks: Observers of the run.
     """
@@ -72,6 +73,7 @@ class Job:
     verbalizer: Verbalizer | None
     start: Prompt | None
     objective: Objective | None
+    head: Head | None
     seed: int
     callbacks: Sequence[Callback]
 
@@ -165,16 +167,16 @@ class Job:
     def _head(self, task: Task, train: Sequence[Example]) -> tuple[Head, tuple[str, ...]]:
         """The head, and the words that it reads beside the label words."""
         backend, settings = self.client.backend, self.settings
-        if not isinstance(backend, KnowsWords):
-            return make_head(settings.head, words=settings.head_words, most=0), ()
-        most = self.client.capabilities.words_per_request
-        if most is not None:
-            most = max(0, most - len(task.verbalizer.candidates))
-        head = make_head(settings.head, words=settings.head_words, most=most)
-        if not head.extra_words:
+        most: int | None = 0
+        if isinstance(backend, KnowsWords):
+            most = self.client.capabilities.words_per_request
+            if most is not None:
+                most = max(0, most - len(task.verbalizer.candidates))
+        head = self.head or make_head(settings.head, words=settings.head_words, most=most)
+        count = head.extra_words if most is None else min(head.extra_words, most)
+        if not count or not isinstance(backend, KnowsWords):
             return head, ()
-        known = backend.one_token_words()
-        return head, head_words(task, train, known, head.extra_words, seed=self.seed)
+        return head, head_words(task, train, backend.one_token_words(), count, seed=self.seed)
 
     def _evaluators(
         self, task: Task, sets: Sequence[Dataset], head: Head, words: Sequence[str]
@@ -257,6 +259,8 @@ class Job:
             content |= {"start": "given", "prompt_init": None, "prompt_length": None}
         if self.objective is not None:
             content["objective"] = name_of(self.objective)
+        if self.head is not None:
+            content["head"] = name_of(self.head)
         return {
             "backend": self.client.identity,
             "seed": self.seed,

@@ -18,7 +18,7 @@ from lmaas_tune.calls.meter import Budget
 from lmaas_tune.data import Rows
 from lmaas_tune.dataset import Dataset
 from lmaas_tune.errors import InputError, StorageError
-from lmaas_tune.heads import AUTO
+from lmaas_tune.heads import AUTO, Head
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.notes import OnNote
 from lmaas_tune.objectives import Objective
@@ -52,6 +52,7 @@ class Tuner:
             or text prompt, or a saved one.
         objective: A function of (rows, labels) log-probabilities and (rows,) targets, instead
             of the objective that the settings name.
+        head: A `lmaas_tune.heads.Head` of your own, instead of the head that the settings name.
         budget: The limits that end the run, as a `Budget` or as text,
             ``"calls=300,seconds=60"``; instead of the budget of the settings.
         seed: Random seed; the same seed, data, settings and answers give the same run.
@@ -75,6 +76,7 @@ class Tuner:
         labels: Mapping[str, str] | None = None,
         start: Prompt | TunedPrompt | None = None,
         objective: Objective | None = None,
+        head: Head | None = None,
         budget: Budget | str | None = None,
         seed: int = 0,
         out: str | os.PathLike[str] | None = None,
@@ -85,7 +87,7 @@ class Tuner:
             settings = preset(settings)
         if isinstance(budget, str):
             budget = Budget.parse(budget)
-        check_types(backend, settings, template, labels, objective, callbacks)
+        check_types(backend, settings, template, labels, objective, head, callbacks)
         client = Client.of(backend)
         if on_note is not None:
             client = client.with_notes(on_note)
@@ -100,6 +102,7 @@ class Tuner:
             verbalizer=None if labels is None else Verbalizer(labels),
             start=initial_prompt(client, start),
             objective=objective,
+            head=head,
             seed=checked_seed(seed),
             callbacks=(ProgressBar(),) if callbacks is None else tuple(callbacks),
         )

@@ -26,7 +26,7 @@ from lmaas_tune import (
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
 from lmaas_tune.evaluator import Evaluator
-from lmaas_tune.heads import BiasHead, LinearHead
+from lmaas_tune.heads import BiasHead, Fit, FittedHead, LinearHead
 from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.objectives import cross_entropy
 from lmaas_tune.optimizers.random import RandomSearch
@@ -113,11 +113,13 @@ def fit(
     *,
     out: Path | None = None,
     resume: bool = False,
+    own_head: Any = None,
     **wish: Any,
 ) -> TuneResult:
     tuner = Tuner(
         backend,
         settings=with_fields(SETTINGS, wish),
+        head=own_head,
         budget="calls=5",
         template=TASK.template.text,
         labels=TASK.verbalizer.words,
@@ -244,6 +246,48 @@ def test_validation_rows_that_are_training_rows_are_told() -> None:
 
 
 # Heads
+
+
+class Centroids:
+    """The label whose mean is nearest to a row; a user's own head."""
+
+    extra_words = 12
+
+    def fit(self, scores: FloatArray, targets: Any, labels: int, /) -> Fit:
+        return Fit(self.head(scores, targets, labels), self.held_out(scores, targets, labels))
+
+    def head(self, scores: FloatArray, targets: Any, labels: int) -> FittedHead:
+        means = np.array([scores[targets == label].mean(axis=0) for label in range(labels)])
+        return FittedHead(-(means**2).sum(axis=1) / 2, means.T)
+
+    def held_out(self, scores: FloatArray, targets: Any, labels: int) -> FloatArray:
+        rows = range(len(scores))
+        return np.array(
+            [
+                self.head(np.delete(scores, row, 0), np.delete(targets, row), labels)(scores[row])
+                for row in rows
+            ]
+        )
+
+
+@pytest.mark.parametrize(("most", "words"), [(40, 12), (5, 5), (None, 12)])
+def test_a_head_of_ones_own_reads_the_words_it_asks_for_and_is_saved(
+    most: int | None, words: int, tmp_path: Path
+) -> None:
+    result = fit(Knowing(most=most), own_head=Centroids(), averaged=1, out=tmp_path)
+    assert len(result.prompt.words) == words
+    assert result.compare(VALIDATION).tuned.accuracy > 0.9
+    loaded = TunedPrompt.load(tmp_path)
+    assert loaded.provenance["settings"]["head"] == "tests.test_answers:Centroids"
+    backend = Knowing(most=most)
+    assert loaded.predict(backend, ["good play 1"]) == result.predict(["good play 1"])
+
+
+def test_a_head_of_ones_own_reads_the_label_words_where_no_others_are_scored() -> None:
+    result = fit(Noisy(), own_head=Centroids(), averaged=1)
+    assert result.prompt.words == ()
+    assert result.prompt.head.matrix is not None
+    assert result.prompt.head.matrix.shape == (2, 2)
 
 
 def test_the_words_of_the_head_are_scored_learned_from_and_saved(tmp_path: Path) -> None:

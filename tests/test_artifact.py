@@ -193,6 +193,14 @@ def test_several_prompts_answer_by_the_mean_of_their_log_probabilities() -> None
     assert [digest for digest, _ in backend.asked] == [m.prompt.digest for m in members]
 
 
+def test_arrays_that_lie_in_columns_are_saved_as_they_read(tmp_path: Path) -> None:
+    vectors, matrix = np.asfortranarray(np.eye(2, 3) + 0.5), np.asfortranarray(MATRIX)
+    tuned = replace(MIXED, prompt=SoftPrompt(vectors), head=FittedHead(HEAD.bias, matrix))
+    loaded = TunedPrompt.load(tuned.save(tmp_path))
+    np.testing.assert_array_equal(loaded.head.matrix, MATRIX)  # type: ignore[arg-type]
+    assert loaded.prompt.digest == tuned.prompt.digest
+
+
 def test_a_prompt_that_several_results_share_is_scored_once() -> None:
     backend = Bowl(words_per_request=None)
     alone = replace(MIXED, prompt=MIXED.others[0].prompt, others=())

@@ -317,6 +317,7 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
             TRAIN,
             "objective='hinge' is no function: a name goes into",
         ),
+        ({"settings": SMALL, "head": "bias"}, TRAIN, "head='bias' is no head: .* a name goes"),
         ({"callbacks": ProgressBar()}, TRAIN, "callbacks=<.*ProgressBar.*: give a list of them"),
         ({"start": "It was"}, TRAIN, "start='It was' is no prompt: .* into the settings, as Soft"),
         ({"start": SoftPrompt(np.zeros((2, 4)))}, TRAIN, "must be a soft one of width 3 for bowl"),
