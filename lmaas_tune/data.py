@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
 import numbers
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +14,7 @@ import numpy as np
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.notes import OnNote, warn
+from lmaas_tune.row_files import read_file
 from lmaas_tune.task import Example, check_text, label_name
 
 Rows: TypeAlias = (
@@ -41,11 +38,13 @@ def read_examples(
     label_field: str = "label",
     labelled: bool = True,
     what: str = "rows",
+    encoding: str | None = None,
     on_note: OnNote = warn,
 ) -> list[Example]:
     """Read examples from one of many forms.
 
-    - a path to a ``.jsonl``, ``.json`` (a list), ``.csv`` or ``.tsv`` file with a header,
+    - a path to a file, see `lmaas_tune.row_files.read_file`: ``.jsonl``, ``.json`` (a list),
+      ``.csv`` or ``.tsv`` with a header, ``.parquet``, ``.xlsx``,
     - a sequence of (text, label) pairs; the text becomes the field ``text``,
     - a sequence of mappings, a pandas or polars frame, a pyarrow table, a ``datasets.Dataset`` or
       ``IterableDataset``: every column with a text or a number is a field, the column
@@ -60,7 +59,8 @@ def read_examples(
         label_field: Name of the label column.
         labelled: Whether each row must have a label; if not, an invalid label counts as none.
         what: Name of the rows in error messages ("train", "validation").
-        on_note: Called with a note on a .csv file whose quotation marks may have joined rows.
+        encoding: Encoding of a text file; by default it is found.
+        on_note: Called with notes on how a file was read.
 
     Raises:
         InputError: No rows, an unreadable file, a row of another shape, or a missing label.
@@ -68,7 +68,7 @@ def read_examples(
     if isinstance(rows, (str, os.PathLike)):
         path = Path(rows)
         what = f"{what} ({path})"
-        raw: Iterable[Any] = _read_file(path, on_note)
+        raw: Iterable[Any] = read_file(path, encoding=encoding, on_note=on_note)
     elif (records := _records(rows)) is not None:
         raw = records
     elif hasattr(rows, "features") and hasattr(rows, "column_names"):  # a datasets.Dataset
@@ -179,141 +179,6 @@ def _named_labels(dataset: Any, label_field: str) -> Iterator[dict[str, Any]]:
             # datasets marks rows with a hidden label by -1
             row = {**row, label_field: names[label] if label >= 0 else None}
         yield row
-
-
-def _read_file(path: Path, on_note: OnNote) -> list[Any]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # keep line breaks inside cells
-            text = file.read()
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file (a string is read as a path: texts themselves go in a list)"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    kind = path.suffix.lower()
-    if kind in (".jsonl", ".ndjson"):
-        return [
-            _json(line, f"{path}, line {number}")
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
-    if kind == ".json":
-        rows = _json(text, str(path))
-        if not isinstance(rows, list):
-            raise InputError(
-                f"{path}: a .json file holds one list of rows; for a row a line use .jsonl"
-            )
-        return rows
-    if kind in (".csv", ".tsv"):
-        lines = (
-            _comma_separated(text, path, on_note) if kind == ".csv" else _tab_separated(text, path)
-        )
-        return _table_rows(lines, path)
-    raise InputError(f"{path}: a file of rows ends in .jsonl, .json, .csv or .tsv, not in {kind!r}")
-
-
-def _table_rows(lines: _Lines, path: Path) -> list[dict[str, str]]:
-    """Rows of a table, by the names in the header."""
-    if not lines:
-        return []
-    (_, names), *rows = lines
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{path}: the column {name!r} stands twice in the header")
-    for number, cells in rows:
-        if len(cells) != len(names):
-            raise InputError(
-                f"{path}, line {number}: not as many cells as the header's {len(names)}"
-            )
-    return [dict(zip(names, cells, strict=True)) for _, cells in rows]
-
-
-_Lines: TypeAlias = list[tuple[int, list[str]]]
-"""For each row, the number of its first line, and its cells."""
-
-
-def _comma_separated(text: str, path: Path, on_note: OnNote) -> _Lines:
-    """Read a .csv file; a note says if a missing quotation mark may have joined rows."""
-    lines, plain = _quoted_lines(text, path, ","), _plain_lines(text, ",")
-    if len(plain) > len(lines) and _is_even(plain):
-        on_note(
-            f"{path}, line {_first_long(lines)}: a quoted cell spans lines that look like rows, so "
-            f"that {len(plain) - 1} lines are {len(lines) - 1} rows: check its quotation marks"
-        )
-    return lines
-
-
-def _tab_separated(text: str, path: Path) -> _Lines:
-    """Read a .tsv file, with or without quoted cells (GLUE has none).
-
-    A writer that quotes leaves no quotation mark outside a quoted cell. A file with such a mark
-    is read without quoting. Any other is read in the way that gives all rows equally many cells.
-
-    Raises:
-        InputError: Both ways do, and give different rows.
-    """
-    ways = [_plain_lines(text, "\t")]
-    if '"' not in _QUOTED_CELL.sub("", text):
-        ways.append(_quoted_lines(text, path, "\t"))
-    even = [lines for lines in ways if _is_even(lines)]
-    if len({len(lines) for lines in even}) > 1:
-        plain, quoted = even
-        raise InputError(
-            f"{path}, line {_first_long(quoted)}: a cell begins with a quotation mark, and the "
-            f"file has {len(plain) - 1} rows if that is text and {len(quoted) - 1} if it quotes "
-            "line breaks: give the rows as .jsonl"
-        )
-    return (even or ways)[-1]
-
-
-# a cell between tabs or line breaks; quotation marks inside it are doubled (RFC 4180)
-_QUOTED_CELL = re.compile(r'(?:\A|(?<=[\t\r\n]))"[^"]*(?:""[^"]*)*"(?=[\t\r\n]|\Z)')
-
-
-def _plain_lines(text: str, delimiter: str) -> _Lines:
-    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
-    return [(n, line.split(delimiter)) for n, line in lines if line.strip(" ") or delimiter in line]
-
-
-def _quoted_lines(text: str, path: Path, delimiter: str) -> _Lines:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    lines: _Lines = []
-    longest = csv.field_size_limit(
-        len(text) + 1
-    )  # the limit is global to the csv module, and is restored
-    began = 1
-    try:
-        for cells in reader:
-            if len(cells) > 1 or cells == [""] or "".join(cells).strip():  # no blank line
-                lines.append((began, cells))
-            began = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(
-            f"{path}, line {began}: a cell begins with a quotation mark and does not end with one "
-            f"({error})"
-        ) from error
-    finally:
-        csv.field_size_limit(longest)
-    return lines
-
-
-def _is_even(lines: _Lines) -> bool:
-    return len({len(cells) for _, cells in lines}) == 1
-
-
-def _first_long(lines: _Lines) -> int:
-    """First line of the first row with a line break inside."""
-    return next((n for n, cells in lines if re.search(r"[\r\n]", "".join(cells))), 1)
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise InputError(f"{where}: not JSON (nested too deeply)") from None
-    except ValueError as error:  # also for numbers with too many digits
-        raise InputError(f"{where}: not JSON ({error})") from error
 
 
 def labels_of(examples: Iterable[Example]) -> tuple[str, ...]:

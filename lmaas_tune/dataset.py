@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from lmaas_tune.columns import unread_columns
 from lmaas_tune.data import Rows, labels_of, read_examples
-from lmaas_tune.errors import InputError
+from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.notes import OnNote, warn
-from lmaas_tune.task import Example, Template, Verbalizer
+from lmaas_tune.task import Example, Task, Template, Verbalizer
 
 
 @dataclass(frozen=True)
@@ -87,27 +88,81 @@ class Dataset:
         return sum(tuple(row.fields.values()) in other.texts for row in self.examples)
 
 
-def default_template(example: Example, *, prompt_first: bool = False) -> Template:
+def task_for(
+    examples: Sequence[Example],
+    *,
+    template: Template | None = None,
+    verbalizer: Verbalizer | None = None,
+    fields: Sequence[str] | None = None,
+    prompt_first: bool = False,
+    on_note: OnNote = warn,
+) -> Task:
+    """The task of labelled rows, with defaults for what is not given.
+
+    Args:
+        examples: Labelled rows.
+        template: None for that of `default_template`.
+        verbalizer: None for that of `default_verbalizer`.
+        fields: See `default_template`.
+        prompt_first: See `default_template`.
+        on_note: Called with notes on the defaults.
+
+    Raises:
+        InputError: A field is missing, or its name has another meaning in a template.
+    """
+    return Task(
+        template
+        or default_template(examples, fields=fields, prompt_first=prompt_first, on_note=on_note),
+        verbalizer or default_verbalizer(examples, on_note=on_note),
+    )
+
+
+def default_template(
+    examples: Sequence[Example],
+    *,
+    fields: Sequence[str] | None = None,
+    prompt_first: bool = False,
+    on_note: OnNote = warn,
+) -> Template:
     """Each field on a line with its name, then the prompt and the label; for any task.
 
     Args:
-        example: An example with the fields.
+        examples: Rows with the fields.
+        fields: The fields that the model reads, in this order; None for all but those that look
+            like ids, dates or addresses.
         prompt_first: Whether the prompt comes first, as demonstrations need it.
+        on_note: Called with a note on the fields, if there are several.
 
     Raises:
-        InputError: The name of a field has another meaning in a template.
+        InputError: A field is missing, or its name has another meaning in a template.
     """
+    known = tuple(examples[0].fields)
+    for name in fields or ():
+        if name not in known:
+            raise InputError(f"the rows have no field {name!r}; {did_you_mean(name, known)}")
+    unread = {} if fields else unread_columns(examples)
+    read = tuple(fields or (name for name in known if name not in unread))
     lines = []
-    for name in example.fields:
+    for name in read:
         if not name or {"{", "}"} & set(name) or name in ("prompt", "label"):
             raise InputError(
                 f"the column {name!r} cannot stand in a template, where braces and the names "
                 "prompt and label mean something else: rename the column"
             )
         lines.append(f"{name.replace('_', ' ').capitalize()}: {{{name}}}\n")
-    if prompt_first:
-        return Template("{prompt}\n\n" + "".join(lines) + "Answer: {label}")
-    return Template("".join(lines) + " {prompt} {label}")
+    texts = "".join(lines)
+    template = Template(
+        f"{{prompt}}\n\n{texts}Answer: {{label}}"
+        if prompt_first
+        else f"{texts} {{prompt}} {{label}}"
+    )
+    if len(known) > 1 and not fields:
+        left_out = ", ".join(f"{name} (looks like {kind})" for name, kind in unread.items())
+        on_note(
+            f"no template is given, so the model reads {', '.join(read)}: {template.text!r}"
+            + (f"; it does not read {left_out}" if left_out else "")
+        )
+    return template
 
 
 def default_verbalizer(examples: Sequence[Example], *, on_note: OnNote = warn) -> Verbalizer:

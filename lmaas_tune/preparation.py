@@ -15,7 +15,7 @@ from lmaas_tune.artifact import Member, TunedPrompt
 from lmaas_tune.backend import Embeds, KnowsWords, Measures
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.client import Client
-from lmaas_tune.dataset import Dataset, default_template, default_verbalizer
+from lmaas_tune.dataset import Dataset, task_for
 from lmaas_tune.errors import InputError
 from lmaas_tune.evaluator import Evaluator, IntArray
 from lmaas_tune.heads import AUTO, FittedHead, Head, make_head
@@ -110,7 +110,6 @@ class Job:
         notes = [
             *([note] if note else []),
             *_notes_on_rows(scored, shown),
-            *self._notes_on_template(task),
             *search.check(),
         ]
         for note in notes:
@@ -132,14 +131,20 @@ class Job:
         return backend if isinstance(backend, Embeds) else None
 
     def _task(self, rows: Sequence[Example], *, prompt_first: bool) -> Task:
-        template = self.template or default_template(rows[0], prompt_first=prompt_first)
-        verbalizer = self.verbalizer or default_verbalizer(rows, on_note=self.client.on_note)
+        task = task_for(
+            rows,
+            template=self.template,
+            verbalizer=self.verbalizer,
+            prompt_first=prompt_first,
+            on_note=self.client.on_note,
+        )
+        template = task.template
         if template.parts[-1] is not Slot.LABEL and not self.client.capabilities.label_anywhere:
             raise InputError(
                 f"{self.client.identity} reads left to right, so {{label}} must come last: "
                 f"remove the text after it from the template {template.text!r}"
             )
-        return Task(template, verbalizer)
+        return task
 
     def _setup(self, task: Task, train: Sequence[Example], shown: Sequence[Example]) -> Setup:
         return Setup(
@@ -195,14 +200,6 @@ class Job:
                 cost=cost,
             )
             for rows in sets
-        ]
-
-    def _notes_on_template(self, task: Task) -> list[str]:
-        fields = task.template.fields
-        if self.template is not None or len(fields) < 2:
-            return []
-        return [
-            f"no template is given, so the model reads {', '.join(fields)}: {task.template.text!r}"
         ]
 
     def _search(

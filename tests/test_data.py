@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -247,9 +248,13 @@ def test_what_is_no_set_of_rows_gets_one_sentence(rows: Any, sentence: str) -> N
         ("rows.csv", b'text,label\n"a,b\nc,d\n', r"line 2: a cell begins .* \(unexpected end of"),
         ("rows.tsv", b'text\tlabel\n"a\tb\tc\td\n', "line 2: not as many cells as the header's 2"),
         ("rows.tsv", b'text\tlabel\na\tb\n"a\tb"\tc\td\n', "line 3: not as many cells"),
-        ("rows.tsv", b"text\tlabel\ncaf\xe9\tx\n", "cannot be read as UTF-8 text"),
-        ("rows.txt", b"a", "ends in .jsonl, .json, .csv or .tsv, not in '.txt'"),
-        ("rows", b"a", "or .tsv, not in ''"),
+        ("rows.jsonl", b'{"text": "caf\xe9", "label": 1}', "cannot be read as UTF-8 .* --encoding"),
+        ("rows.csv", "text,label\na,b\n".encode("utf-16-le"), "UTF-16 without a mark: give"),
+        ("rows.csv", b"text,label\ncaf\x81,x\n", "cannot be read as UTF-8 text .* --encoding"),
+        ("rows.xlsx", b"PK", "cannot be read as .xlsx"),
+        ("rows.parquet", b"PAR1", "cannot be read as .parquet"),
+        ("rows.txt", b"a", "ends in .jsonl, .json, .csv, .tsv, .parquet or .xlsx, not in '.txt'"),
+        ("rows", b"a", "or .xlsx, not in ''"),
     ],
 )
 def test_a_file_that_cannot_be_read_gets_one_sentence(
@@ -259,6 +264,86 @@ def test_a_file_that_cannot_be_read_gets_one_sentence(
     with pytest.raises(InputError, match=sentence) as caught:
         read_examples(tmp_path / name, what="train")
     assert name in str(caught.value)
+
+
+TABLE = 'Betreff;Text;label\n"Rück;frage";é € ok;Zahlung\nzwei;"a\nb";Retoure\n'
+TABLE_ROWS = [
+    Example({"Betreff": "Rück;frage", "Text": "é € ok"}, "Zahlung"),
+    Example({"Betreff": "zwei", "Text": "a\nb"}, "Retoure"),
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (TABLE.encode(), "read as UTF-8, with semicolons between cells"),
+        (TABLE.encode("utf-8-sig"), "read as UTF-8, with semicolons between cells"),
+        (TABLE.encode("cp1252"), "read as cp1252, with semicolons .*; --encoding"),
+        (TABLE.encode("utf-16"), "read as utf-16, with semicolons"),
+        (("sep=;\r\n" + TABLE).encode("cp1252"), "read as cp1252, with semicolons"),
+        (TABLE.replace(";", "|").replace("Rück|", "Rück;").encode(), "UTF-8, with bars"),
+        (TABLE.replace(";", "\t").replace("Rück\t", "Rück;").encode(), "UTF-8, with tabs"),
+        (("sep=#\n" + TABLE.replace(";", "#").replace("Rück#", "Rück;")).encode(), "with '#'"),
+    ],
+)
+def test_tables_of_spreadsheets_are_read_and_how_is_told(
+    tmp_path: Path, data: bytes, told: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(data)
+    notes: list[str] = []
+    assert read_examples(path, on_note=notes.append) == TABLE_ROWS
+    (note,) = notes
+    assert re.search(f"rows.csv: .*{told}", note)
+
+
+def test_commas_in_utf8_are_nothing_to_tell_and_an_encoding_may_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    notes: list[str] = []
+    path.write_text("text,label\na; b; c,x\n", encoding="utf-8-sig")
+    assert read_examples(path, on_note=notes.append) == [Example({"text": "a; b; c"}, "x")]
+    assert notes == []
+    path.write_bytes("text,label\nżółw,x\n".encode("cp1250"))
+    rows = read_examples(path, encoding="cp1250", on_note=notes.append)
+    assert rows == [Example({"text": "żółw"}, "x")]
+    assert notes == [f"{path}: read as cp1250, with commas between cells"]
+    with pytest.raises(InputError, match="unknown encoding 'latin-99'"):
+        read_examples(path, encoding="latin-99")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "xlsx"])
+def test_parquet_and_excel_are_read(tmp_path: Path, ending: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip({"parquet": "pyarrow", "xlsx": "openpyxl"}[ending])
+    frame = pandas.DataFrame(
+        {
+            "text": ["a", "b"],
+            "when": [pandas.Timestamp("2026-01-02")] * 2,
+            "amount": [3, 4],
+            "label": [1, 0],
+        }
+    )
+    path = tmp_path / f"rows.{ending}"
+    frame.to_parquet(path) if ending == "parquet" else frame.to_excel(path, index=False)
+    assert read_examples(path) == [
+        Example({"text": "a", "amount": "3"}, "1"),
+        Example({"text": "b", "amount": "4"}, "0"),
+    ]
+    with pytest.raises(InputError, match="no such file"):
+        read_examples(path.with_stem("other"))
+
+
+def test_of_several_sheets_the_first_with_rows_is_read(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("openpyxl")
+    frame = pandas.DataFrame({"text": ["a"], "label": ["x"]})
+    path, notes = tmp_path / "rows.xlsx", list[str]()
+    with pandas.ExcelWriter(path) as book:
+        pandas.DataFrame().to_excel(book, sheet_name="empty")
+        frame.to_excel(book, sheet_name="one", index=False)
+        frame.assign(text="b").to_excel(book, sheet_name="two", index=False)
+    assert read_examples(path, on_note=notes.append) == [Example({"text": "a"}, "x")]
+    assert notes == [f"{path}: read the first of its sheets 'one', 'two'"]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_a_result_saves_its_prompt(result: TuneResult, tmp_path: Path) -> None:
 
 
 def test_the_default_template_holds_every_field_and_ends_with_the_label() -> None:
-    template = default_template(Example({"a_b": "x", "c": "y"}))
+    template = default_template([Example({"a_b": "x", "c": "y"})])
     assert template.fields == ("a_b", "c")
     row = template.render(Example({"a_b": "x", "c": "y"}))
     assert [str(part) for part in row][-1] == "Slot.LABEL"
@@ -222,7 +222,7 @@ def test_the_default_template_holds_every_field_and_ends_with_the_label() -> Non
 @pytest.mark.parametrize("name", ["prompt", "label", "a{b", "}", ""])
 def test_a_column_that_means_something_else_in_a_template_is_to_be_renamed(name: str) -> None:
     with pytest.raises(InputError, match=r"the column '.*' cannot stand in a template.* rename"):
-        default_template(Example({name: "x"}))
+        default_template([Example({name: "x"})])
 
 
 def test_labels_are_their_own_words_and_numbers_are_warned_of() -> None:

@@ -195,12 +195,20 @@ def open_client(arguments: argparse.Namespace, on_note: OnNote = warn) -> Client
     return Client(backend, cache=arguments.cache, pace=pace, price=price, on_note=on_note)
 
 
+def add_encoding(group: argparse._ArgumentGroup | Parser) -> None:
+    """Add the flag for files of rows."""
+    group.add_argument(
+        "--encoding", metavar="NAME", help="encoding of files of rows, as cp1252 (it is found)"
+    )
+
+
 def read_rows(arguments: argparse.Namespace, name: str) -> list[Example]:
     """The labelled rows of the file that the flag `name` gives."""
     return read_examples(
         getattr(arguments, name),
         label_field=arguments.label_field,
         what=name,
+        encoding=arguments.encoding,
         on_note=arguments.on_note,
     )
 

@@ -10,6 +10,7 @@ from lmaas_tune.cli.arguments import (
     Outcome,
     add_backend,
     add_command,
+    add_encoding,
     open_client,
     read_rows,
 )
@@ -27,6 +28,7 @@ def add_to(commands: Commands) -> None:
     command.add_argument(
         "--label-field", default="label", metavar="NAME", help="the field with the label (label)"
     )
+    add_encoding(command)
     add_backend(command)
     command.set_defaults(run=run)
 

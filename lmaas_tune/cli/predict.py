@@ -6,9 +6,17 @@ import argparse
 from collections.abc import Sequence
 
 from lmaas_tune.artifact import TunedPrompt
-from lmaas_tune.cli.arguments import Commands, Outcome, add_backend, add_command, open_client
+from lmaas_tune.cli.arguments import (
+    Commands,
+    Outcome,
+    add_backend,
+    add_command,
+    add_encoding,
+    open_client,
+)
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
+from lmaas_tune.row_files import KINDS
 from lmaas_tune.task import Example, Template
 
 
@@ -20,7 +28,8 @@ def add_to(commands: Commands) -> None:
     )
     rows = command.add_mutually_exclusive_group(required=True)
     rows.add_argument("--text", action="append", help="a text; may be repeated")
-    rows.add_argument("--input", metavar="FILE", help=".jsonl, .json, .csv or .tsv rows")
+    rows.add_argument("--input", metavar="FILE", help=f"rows ({', '.join(KINDS)})")
+    add_encoding(command)
     add_backend(command)
     command.set_defaults(run=run)
 
@@ -30,7 +39,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
     prompt = TunedPrompt.load(arguments.prompt)
     if arguments.text is None:
         rows = read_examples(
-            arguments.input, labelled=False, what="input", on_note=arguments.on_note
+            arguments.input,
+            labelled=False,
+            what="input",
+            encoding=arguments.encoding,
+            on_note=arguments.on_note,
         )
     else:
         rows = _examples(arguments.text, prompt.task.template)

@@ -15,6 +15,7 @@ from lmaas_tune.cli.arguments import (
     Parser,
     add_backend,
     add_command,
+    add_encoding,
     backend_flags,
     command_line,
     open_client,
@@ -28,9 +29,10 @@ from lmaas_tune.cli.search_flags import (
     read_settings,
 )
 from lmaas_tune.cli.tune_report import check_test_rows, interrupted, report
-from lmaas_tune.dataset import Dataset, default_template, default_verbalizer
+from lmaas_tune.dataset import Dataset, task_for
 from lmaas_tune.errors import BackendError, InputError
 from lmaas_tune.exactness import describe_bounds
+from lmaas_tune.row_files import KINDS
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.tuner import Tuner
 
@@ -47,7 +49,7 @@ def add_to(commands: Commands) -> None:
 
 def _add_task(command: Parser) -> None:
     group = command.add_argument_group(
-        "the task", "Labelled rows come in .jsonl, .json, .csv or .tsv files."
+        "the task", f"Labelled rows come in files that end in {', '.join(KINDS)}."
     )
     group.add_argument(
         "--train", metavar="FILE", required=True, help="labelled rows that each call scores"
@@ -59,6 +61,12 @@ def _add_task(command: Parser) -> None:
         "--test", metavar="FILE", help="labelled rows that are scored before and after the search"
     )
     add_template_flags(group)
+    add_encoding(group)
+    group.add_argument(
+        "--fields",
+        metavar="NAME,...",
+        help="the fields that the model reads (all but ids, dates and addresses)",
+    )
 
 
 def _add_run(command: Parser) -> None:
@@ -115,14 +123,17 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _task(arguments: argparse.Namespace, train: Sequence[Example], *, prompt_first: bool) -> Task:
-    template = arguments.template
-    return Task(
-        default_template(train[0], prompt_first=prompt_first)
-        if template is None
-        else Template(template),
-        default_verbalizer(train, on_note=arguments.on_note)
-        if arguments.labels is None
-        else Verbalizer(label_words(arguments.labels)),
+    template, labels = arguments.template, arguments.labels
+    if template is not None and arguments.fields is not None:
+        raise InputError("--fields and --template exclude each other: a template names its fields")
+    fields = None if arguments.fields is None else arguments.fields.split(",")
+    return task_for(
+        train,
+        template=None if template is None else Template(template),
+        verbalizer=None if labels is None else Verbalizer(label_words(labels)),
+        fields=None if fields is None else [name.strip() for name in fields],
+        prompt_first=prompt_first,
+        on_note=arguments.on_note,
     )
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmaas_tune.calls.meter import Budget
-from lmaas_tune.dataset import default_template, default_verbalizer
+from lmaas_tune.dataset import task_for
 from lmaas_tune.errors import InputError
 from lmaas_tune.extras import need
 from lmaas_tune.lab.comparison import (
@@ -224,14 +224,12 @@ class _Plan:
         return replace(self.settings, optimizer=name, optimizer_options=dict(spec.options or own))
 
     def _task(self, named: NamedTask, split: Split) -> Task:
-        first = self.settings.prompt.demonstrations > 0
-        task = Task(
-            default_template(split.train[0], prompt_first=first)
-            if named.template is None
-            else Template(named.template),
-            default_verbalizer(split.train, on_note=self.on_note)
-            if named.labels is None
-            else Verbalizer(named.labels),
+        task = task_for(
+            split.train,
+            template=None if named.template is None else Template(named.template),
+            verbalizer=None if named.labels is None else Verbalizer(named.labels),
+            prompt_first=self.settings.prompt.demonstrations > 0,
+            on_note=self.on_note,
         )
         for part, rows in vars(split).items():
             try:

@@ -1,0 +1,278 @@
+"""Reads rows from files: JSON, tables of spreadsheets, Parquet and Excel."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from lmaas_tune.errors import InputError
+from lmaas_tune.extras import need
+from lmaas_tune.notes import OnNote, warn
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encodings by the bytes that a file begins with."""
+
+_OFFICE = "cp1252"
+"""What spreadsheets write on Windows where it is not UTF-8."""
+
+_TABLES = {".csv": ",", ".tsv": "\t"}
+"""Endings of tables, and what usually stands between their cells."""
+
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+_NAMED_DELIMITER = re.compile(r"sep=(.)(?=[\r\n])")
+"""The line with which Excel names the delimiter."""
+
+_LIBRARIES = {".parquet": "pyarrow", ".xlsx": "openpyxl"}
+
+KINDS = (".jsonl", ".json", ".csv", ".tsv", *_LIBRARIES)
+"""Endings of files of rows."""
+
+
+def read_file(path: Path, *, encoding: str | None = None, on_note: OnNote = warn) -> list[Any]:
+    """Read the rows of a file.
+
+    A ``.csv`` file may have commas, semicolons, tabs or bars between its cells. Text is UTF-8 or
+    UTF-16 with a mark; a table that is neither is read as cp1252. What is not UTF-8 with commas
+    (``.tsv``: tabs) is told in a note.
+
+    Args:
+        path: A file that ends in one of `KINDS`.
+        encoding: Encoding of a text file; by default it is found.
+        on_note: Called with notes on how the file was read.
+
+    Raises:
+        InputError: The file cannot be read.
+        MissingExtraError: The extra ``tables``, for Parquet and Excel, is not installed.
+    """
+    kind = path.suffix.lower()
+    if kind in _LIBRARIES:
+        return _frame_rows(path, kind, on_note)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    text, found = _decoded(data, path, encoding, is_table=kind in _TABLES)
+    if kind in (".jsonl", ".ndjson"):
+        return [
+            _json(line, f"{path}, line {number}")
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
+    if kind == ".json":
+        rows = _json(text, str(path))
+        if not isinstance(rows, list):
+            raise InputError(
+                f"{path}: a .json file holds one list of rows; for a row a line use .jsonl"
+            )
+        return rows
+    if kind in _TABLES:
+        return _table(text, found, path, on_note)
+    known = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+    raise InputError(f"{path}: a file of rows ends in {known}, not in {kind!r}")
+
+
+def _table(text: str, encoding: str | None, path: Path, on_note: OnNote) -> list[dict[str, str]]:
+    """The rows of a table; a note says how it was read, unless it is the usual way."""
+    usual = _TABLES[path.suffix.lower()]
+    if usual == "\t":
+        delimiter = usual
+    elif named := _NAMED_DELIMITER.match(text):
+        delimiter, text = named[1], text[named.end(1) :]  # the line break stays, for line numbers
+    else:
+        delimiter = _delimiter(text)
+    if encoding is not None or delimiter != usual:
+        between = _DELIMITERS.get(delimiter, repr(delimiter))
+        other = "; --encoding (encoding=...) names another" if encoding == _OFFICE else ""
+        on_note(f"{path}: read as {encoding or 'UTF-8'}, with {between} between cells{other}")
+    if usual == "\t":
+        return _table_rows(_tab_separated(text, path), path)
+    return _table_rows(_separated(text, delimiter, path, on_note), path)
+
+
+def _missing(path: Path) -> InputError:
+    return InputError(
+        f"{path}: no such file (a string is read as a path: texts themselves go in a list)"
+    )
+
+
+def _decoded(
+    data: bytes, path: Path, encoding: str | None, *, is_table: bool
+) -> tuple[str, str | None]:
+    """The text of a file, and its encoding if that is not UTF-8."""
+    mark = next((mark for mark in _MARKS if data.startswith(mark)), None)
+    chosen = encoding or (_MARKS[mark] if mark else "utf-8")
+    try:
+        text = data.decode(chosen)
+    except LookupError:
+        raise InputError(f"{path}: unknown encoding {encoding!r}, as utf-8 or cp1252") from None
+    except UnicodeDecodeError as error:
+        if encoding is None and is_table and b"\0" not in data:
+            with contextlib.suppress(UnicodeDecodeError):
+                return data.decode(_OFFICE), _OFFICE
+        raise InputError(
+            f"{path}: cannot be read as {chosen.upper()} text ({error}); --encoding "
+            "(encoding=...) names another, as cp1252 or utf-16-le"
+        ) from error
+    if encoding is None and text[:2].count("\0"):
+        raise InputError(f"{path}: seems to be UTF-16 without a mark: give --encoding utf-16-le")
+    is_utf8 = chosen.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
+    return text.removeprefix("\ufeff"), None if is_utf8 else chosen
+
+
+def _delimiter(text: str) -> str:
+    """What stands between the cells of the header; a comma if in doubt."""
+    counts = {each: _header_cells(text, each) for each in _DELIMITERS}
+    if counts[","] > 1 and _is_even(_plain_lines(text, ",")):
+        return ","
+    return max(_DELIMITERS, key=lambda each: counts[each])  # the first of equals
+
+
+def _header_cells(text: str, delimiter: str) -> int:
+    with contextlib.suppress(csv.Error):
+        return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), ()))
+    return 0
+
+
+def _frame_rows(path: Path, kind: str, on_note: OnNote) -> list[dict[str, Any]]:
+    """The rows of a file that pandas reads."""
+    need(f"a {kind} file", _LIBRARIES[kind], extra="tables")
+    import pandas as pd  # slow to import
+
+    try:
+        if kind == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            frame = _first_sheet(pd.read_excel(path, sheet_name=None), path, on_note)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except Exception as error:  # whatever pandas, pyarrow and openpyxl raise
+        raise InputError(f"{path}: cannot be read as {kind} ({error})") from error
+    return cast("list[dict[str, Any]]", frame.to_dict(orient="records"))
+
+
+def _first_sheet(sheets: Mapping[str, pd.DataFrame], path: Path, on_note: OnNote) -> pd.DataFrame:
+    filled = {name: sheet for name, sheet in sheets.items() if len(sheet)}
+    if len(filled) > 1:
+        on_note(f"{path}: read the first of its sheets {', '.join(map(repr, filled))}")
+    return next(iter({**filled, **sheets}.values()))
+
+
+def _table_rows(lines: _Lines, path: Path) -> list[dict[str, str]]:
+    """Rows of a table, by the names in the header."""
+    if not lines:
+        return []
+    (_, names), *rows = lines
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{path}: the column {name!r} stands twice in the header")
+    for number, cells in rows:
+        if len(cells) != len(names):
+            raise InputError(
+                f"{path}, line {number}: not as many cells as the header's {len(names)}"
+            )
+    return [dict(zip(names, cells, strict=True)) for _, cells in rows]
+
+
+_Lines: TypeAlias = list[tuple[int, list[str]]]
+"""For each row, the number of its first line, and its cells."""
+
+
+def _separated(text: str, delimiter: str, path: Path, on_note: OnNote) -> _Lines:
+    """Read a .csv file; a note says if a missing quotation mark may have joined rows."""
+    lines, plain = _quoted_lines(text, path, delimiter), _plain_lines(text, delimiter)
+    if len(plain) > len(lines) and _is_even(plain):
+        on_note(
+            f"{path}, line {_first_long(lines)}: a quoted cell spans lines that look like rows, so "
+            f"that {len(plain) - 1} lines are {len(lines) - 1} rows: check its quotation marks"
+        )
+    return lines
+
+
+def _tab_separated(text: str, path: Path) -> _Lines:
+    """Read a .tsv file, with or without quoted cells (GLUE has none).
+
+    A writer that quotes leaves no quotation mark outside a quoted cell. A file with such a mark
+    is read without quoting. Any other is read in the way that gives all rows equally many cells.
+
+    Raises:
+        InputError: Both ways do, and give different rows.
+    """
+    ways = [_plain_lines(text, "\t")]
+    if '"' not in _QUOTED_CELL.sub("", text):
+        ways.append(_quoted_lines(text, path, "\t"))
+    even = [lines for lines in ways if _is_even(lines)]
+    if len({len(lines) for lines in even}) > 1:
+        plain, quoted = even
+        raise InputError(
+            f"{path}, line {_first_long(quoted)}: a cell begins with a quotation mark, and the "
+            f"file has {len(plain) - 1} rows if that is text and {len(quoted) - 1} if it quotes "
+            "line breaks: give the rows as .jsonl"
+        )
+    return (even or ways)[-1]
+
+
+# a cell between tabs or line breaks; quotation marks inside it are doubled (RFC 4180)
+_QUOTED_CELL = re.compile(r'(?:\A|(?<=[\t\r\n]))"[^"]*(?:""[^"]*)*"(?=[\t\r\n]|\Z)')
+
+
+def _plain_lines(text: str, delimiter: str) -> _Lines:
+    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+    return [(n, line.split(delimiter)) for n, line in lines if line.strip(" ") or delimiter in line]
+
+
+def _quoted_lines(text: str, path: Path, delimiter: str) -> _Lines:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines: _Lines = []
+    longest = csv.field_size_limit(
+        len(text) + 1
+    )  # the limit is global to the csv module, and is restored
+    began = 1
+    try:
+        for cells in reader:
+            if len(cells) > 1 or cells == [""] or "".join(cells).strip():  # no blank line
+                lines.append((began, cells))
+            began = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {began}: a cell begins with a quotation mark and does not end with one "
+            f"({error})"
+        ) from error
+    finally:
+        csv.field_size_limit(longest)
+    return lines
+
+
+def _is_even(lines: _Lines) -> bool:
+    return len({len(cells) for _, cells in lines}) == 1
+
+
+def _first_long(lines: _Lines) -> int:
+    """First line of the first row with a line break inside."""
+    return next((n for n, cells in lines if re.search(r"[\r\n]", "".join(cells))), 1)
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise InputError(f"{where}: not JSON (nested too deeply)") from None
+    except ValueError as error:  # also for numbers with too many digits
+        raise InputError(f"{where}: not JSON ({error})") from error
