@@ -25,6 +25,7 @@ import safetensors.numpy
 from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.calls.client import Client
 from lmaas_tune.data import Rows, read_examples
+from lmaas_tune.dataset import LABEL_TYPES
 from lmaas_tune.errors import InputError, PermanentError, StorageError, named
 from lmaas_tune.exactness import NOTED, explain_bounds
 from lmaas_tune.files import read_limited, read_object, reading, write_atomically
@@ -92,6 +93,8 @@ class TunedPrompt:
         others: Further prompts, whose log-probabilities of the labels are averaged with those of
             the first. Each costs as much at prediction as the first.
         provenance: Origin: backend identity, settings, seed, versions, spent.
+        label_type: The type of the labels that `predict` returns, see
+            `lmaas_tune.dataset.LABEL_TYPES`.
     """
 
     prompt: Prompt
@@ -100,6 +103,12 @@ class TunedPrompt:
     words: tuple[str, ...] = ()
     others: tuple[Member, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    label_type: str = "str"
+
+    @property
+    def classes(self) -> list[Any]:
+        """The labels as they were given, in the order of the columns of all scores."""
+        return [LABEL_TYPES[self.label_type](label) for label in self.task.verbalizer.labels]
 
     @classmethod
     def without_head(cls, prompt: Prompt, task: Task) -> TunedPrompt:
@@ -151,9 +160,9 @@ class TunedPrompt:
         probabilities: FloatArray = np.exp(log_softmax(self.scores(backend, rows)))
         return probabilities
 
-    def predict(self, backend: Backend | Client, rows: Rows) -> list[str]:
-        """The most probable label of each row."""
-        labels = self.task.verbalizer.labels
+    def predict(self, backend: Backend | Client, rows: Rows) -> list[Any]:
+        """The most probable label of each row, of the type that labels had in training."""
+        labels = self.classes
         return [labels[column] for column in self.scores(backend, rows).argmax(axis=1)]
 
     def score(self, backend: Backend | Client, rows: Rows) -> Score:
@@ -177,6 +186,7 @@ class TunedPrompt:
             "format": FORMAT if others or self.head.matrix is not None else 1,
             "template": self.task.template.text,
             "label_words": dict(self.task.verbalizer.words),
+            "label_type": self.label_type,
             "head_words": list(self.words),
             **self.provenance,
             **first,
@@ -224,7 +234,16 @@ class TunedPrompt:
                 provenance = {key: content[key] for key in content if key not in known}
                 words = tuple(saved.head_words)
                 task = saved.task()
-                return cls(first.prompt, task, first.head, words, tuple(others), provenance)
+                named("label_type", saved.label_type, LABEL_TYPES)
+                return cls(
+                    first.prompt,
+                    task,
+                    first.head,
+                    words,
+                    tuple(others),
+                    provenance,
+                    saved.label_type,
+                )
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{path}: no saved prompt there ({error.filename} is missing)"
@@ -319,6 +338,7 @@ class _Saved:
 
     template: str
     label_words: Mapping[str, str]
+    label_type: str = "str"
     head_words: Sequence[str] = ()
     others: Sequence[Mapping[str, Any]] = ()
 

@@ -91,6 +91,37 @@ def read_examples(
     return examples
 
 
+def paired(texts: Rows, labels: object) -> Rows:
+    """(text, label) pairs of bare texts and their labels, as scikit-learn's methods take them.
+
+    Args:
+        texts: Rows; a sequence of texts if `labels` are given.
+        labels: A sequence of labels, one a text; None: the rows have their own.
+
+    Raises:
+        InputError: They do not fit together.
+    """
+    if labels is None:
+        return texts
+    if not are_labels(texts, labels):
+        raise InputError("labels are for a sequence of texts, with one label for each")
+    rows, names = list(cast("Iterable[Any]", texts)), list(cast("Iterable[Any]", labels))
+    if len(rows) != len(names):
+        raise InputError(f"{len(rows)} texts and {len(names)} labels: give one label for each text")
+    return list(zip(rows, names, strict=True))
+
+
+def are_labels(texts: Rows, labels: object) -> bool:
+    """Whether these are bare texts and their labels, and not two sets of rows."""
+    return _is_sequence_of(texts, str) and _is_sequence_of(labels, _SCALARS)
+
+
+def _is_sequence_of(values: object, kind: Any) -> bool:
+    if isinstance(values, (str, os.PathLike, Mapping)) or not isinstance(values, Iterable):
+        return False
+    return hasattr(values, "__len__") and all(isinstance(each, kind) for each in values)
+
+
 def _records(rows: Any) -> list[Any] | None:
     """The rows of a frame or table, recognised by its methods; None for other objects."""
     for name in ("to_dicts", "to_pylist"):  # polars, pyarrow
@@ -116,14 +147,15 @@ def _columns(example: Example, label_field: str) -> str:
 
 
 def _example(row: object, label_field: str, where: str, labelled: bool) -> Example:
-    def label(value: object) -> str | None:
-        return _label(value, where) if labelled or _is_text(value) else None
+    def labelled_as(value: object, fields: Mapping[str, str]) -> Example:
+        name = _label(value, where) if labelled or _is_text(value) else None
+        return Example(fields, name, None if name is None else value)
 
     if isinstance(row, Example):
         if not isinstance(row.fields, Mapping):
             raise InputError(f"{where}: the fields {row.fields!r:.60} are no mapping")
         texts = {n: _text(value, f"{where}, field {n!r}") for n, value in row.fields.items()}
-        return Example(texts, label(row.label))
+        return labelled_as(row.label if row.value is None else row.value, texts)
     if isinstance(row, str):
         return Example({TEXT_FIELD: check_text(row, where)})
     if isinstance(row, Mapping):
@@ -136,9 +168,9 @@ def _example(row: object, label_field: str, where: str, labelled: bool) -> Examp
         if columns and not fields:
             name, value = next(iter(columns.items()))
             raise InputError(f"{where}, field {name!r}: {value!r:.60} is not text")
-        return Example(fields, label(row.get(label_field)))
+        return labelled_as(row.get(label_field), fields)
     if isinstance(row, Sequence) and len(row) == 2:
-        return Example({TEXT_FIELD: _text(row[0], where)}, label(row[1]))
+        return labelled_as(row[1], {TEXT_FIELD: _text(row[0], where)})
     raise InputError(f"{where}: {row!r:.60} is neither a mapping nor a (text, label) pair")
 
 

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+
+import numpy as np
 
 from lmaas_tune.columns import unread_columns
 from lmaas_tune.data import Rows, labels_of, read_examples
 from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.task import Example, Task, Template, Verbalizer
+
+LABEL_TYPES: Mapping[str, Callable[[str], object]] = {
+    "str": str,
+    "bool": lambda text: text == "True",
+    "int": int,
+    "float": float,
+}
+"""Types of labels by name, with what makes one of its text."""
+
+_KINDS: Mapping[str, tuple[type, ...]] = {  # True is an int, and an int a float to `numbers`
+    "bool": (bool, np.bool_),
+    "int": (numbers.Integral, np.integer),
+    "float": (numbers.Real, np.floating),
+}
+
+_FEW, _ENOUGH = 4, 8  # rows of a label
+_UNEVEN = 5  # times the rows of another label
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
@@ -44,6 +69,15 @@ class Dataset:
         return tuple(labels_of(self.examples))
 
     @cached_property
+    def label_type(self) -> str:
+        """The type of all labels as they were given: a name in `LABEL_TYPES`."""
+        values = [row.label if row.value is None else row.value for row in self.examples]
+        for name, kinds in _KINDS.items():
+            if all(isinstance(value, kinds) for value in values):
+                return name
+        return "str"
+
+    @cached_property
     def texts(self) -> dict[tuple[str, ...], set[str | None]]:
         """The labels of each distinct text."""
         labels: dict[tuple[str, ...], set[str | None]] = {}
@@ -75,6 +109,8 @@ class Dataset:
                 f"{self.name}: {len(torn)} of the texts have several labels, the first is "
                 f"{torn[0][0]!r:.60}"
             )
+        if train is None:
+            notes += self._notes_on_counts()
         seen = 0 if train is None else self.overlap(train)
         if seen:
             notes.append(
@@ -82,6 +118,22 @@ class Dataset:
                 "loss of the selected prompt may be too low"
             )
         return notes
+
+    def _notes_on_counts(self) -> list[str]:
+        counts = Counter(row.label for row in self.examples).most_common()
+        (most, many), (least, few) = counts[0], counts[-1]
+        if few < _FEW:
+            return [
+                f"{self.name}: the label {least!r} has {_rows(few)}, and what is found for it is "
+                f"left to chance: give {_ENOUGH} or more of each label"
+            ]
+        if many >= _UNEVEN * few:
+            return [
+                f"{self.name}: the label {most!r} has {_rows(many)} and {least!r} has "
+                f"{_rows(few)}, so the search serves the first: lmaas_tune.few_shot_split draws "
+                "equally many of each"
+            ]
+        return []
 
     def overlap(self, other: Dataset) -> int:
         """Number of rows whose text is in the other data set too."""

@@ -116,6 +116,7 @@ class Job:
             self.client.on_note(note)
         return PreparedRun(
             task=task,
+            label_type=train.label_type,
             words=words,
             evaluator=evaluators[0],
             search=search,
@@ -273,6 +274,7 @@ class PreparedRun:
 
     Attributes:
         task: Template and label words.
+        label_type: Of the labels as they were given, see `lmaas_tune.dataset.LABEL_TYPES`.
         words: The words that the head reads beside the label words.
         evaluator: Of the rows that judge prompts in the search; it fits the head.
         search: The search.
@@ -282,6 +284,7 @@ class PreparedRun:
     """
 
     task: Task
+    label_type: str
     words: tuple[str, ...]
     evaluator: Evaluator
     search: Search
@@ -353,7 +356,15 @@ class PreparedRun:
         reads_words = any(member.head.matrix is not None for member in (first, *others))
         words = self.words if reads_words else ()
         provenance = {**self.provenance, **more}
-        return TunedPrompt(first.prompt, self.task, first.head, words, tuple(others), provenance)
+        return TunedPrompt(
+            first.prompt,
+            self.task,
+            first.head,
+            words,
+            tuple(others),
+            provenance,
+            self.label_type,
+        )
 
     def _head_of(self, candidate: Candidate) -> FittedHead:
         if candidate.train is None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmaas_tune.artifact import Score, TunedPrompt, score_prompts
 from lmaas_tune.calls.client import Client
@@ -69,7 +69,7 @@ class TuneResult:
     client: Client = field(repr=False)
     out: Path | None
 
-    def predict(self, rows: Rows) -> list[str]:
+    def predict(self, rows: Rows) -> list[Any]:
         """The most probable label of each row, see `TunedPrompt.predict`."""
         return self.prompt.predict(self.client, rows)
 

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import TypeAlias
@@ -53,10 +53,17 @@ Part: TypeAlias = str | Slot
 
 @dataclass(frozen=True)
 class Example:
-    """One example of a task: named texts, and its label if known."""
+    """One example of a task.
+
+    Attributes:
+        fields: Texts by name.
+        label: Its label as text, if it is known.
+        value: The label as it was given, say as a whole number.
+    """
 
     fields: Mapping[str, str]
     label: str | None = None
+    value: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lmaas_tune.arguments import check_types, checked_seed, initial_prompt
 from lmaas_tune.artifact import TunedPrompt, saved_prompt
@@ -15,7 +16,7 @@ from lmaas_tune.backend import Backend
 from lmaas_tune.callbacks import Callback, ProgressBar
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
-from lmaas_tune.data import Rows
+from lmaas_tune.data import Rows, are_labels, paired
 from lmaas_tune.dataset import Dataset
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.heads import AUTO, Head
@@ -114,7 +115,12 @@ class Tuner:
         return self._job.settings
 
     def fit(
-        self, train: Rows, validation: Rows | None = None, *, resume: bool = False
+        self,
+        train: Rows,
+        validation: Rows | None = None,
+        *,
+        labels: Sequence[Any] | None = None,
+        resume: bool = False,
     ) -> TuneResult:
         """Search for the prompt with the lowest loss.
 
@@ -124,8 +130,9 @@ class Tuner:
         Args:
             train: Labelled rows in any form that `lmaas_tune.read_examples` takes; each call
                 scores one prompt on all of them.
-            validation: Other labelled rows, on which the candidates are compared; without them
-                the training loss selects.
+            validation: Other labelled rows, see `Settings.validation_rows`.
+            labels: The label of each row, if `train` is a sequence of bare texts. ``fit(texts,
+                labels)`` is the same.
             resume: Resume the run whose journal is in `out`.
 
         Raises:
@@ -134,6 +141,9 @@ class Tuner:
                 loss. The journal has all paid answers.
             StorageError: `out` cannot be written.
         """
+        if labels is None and are_labels(train, validation):
+            validation, labels = None, validation
+        train = paired(train, labels)
         if resume and self._out is None:
             raise InputError("resume needs the folder of the run: give Tuner(..., out=...)")
         read = partial(Dataset.read, on_note=self._job.client.on_note)

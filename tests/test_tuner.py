@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lmaas_tune import (
@@ -159,6 +161,84 @@ def test_alpha_counts_in_the_models_own_spread(projection: str) -> None:
     assert reach(0.2, 0.5) == pytest.approx(reach(0.1, 0.5) * 2, rel=0.5)
     if projection != "vocabulary":
         assert reach(0.1, 5.0) > 3 * reach(0.1, 0.5)
+
+
+# Rows that tell little
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "sentence"),
+    [
+        (8, 3, "train: the label 'bad' has 3 rows, and .* give 8 or more of each label"),
+        (1, 8, "train: the label 'good' has 1 row, and"),
+        (4, 20, "train: the label 'bad' has 20 rows and 'good' has 4 rows, .*few_shot_split"),
+        (4, 19, None),
+    ],
+)
+def test_few_rows_of_a_label_are_noted(good: int, bad: int, sentence: str | None) -> None:
+    rows = [(f"good {n}", "good") for n in range(good)] + [(f"bad {n}", "bad") for n in range(bad)]
+    notes: list[str] = []
+    small_tuner(Bowl(), on_note=notes.append).fit(rows)
+    told = [note for note in notes if "label" in note]
+    assert len(told) == (sentence is not None)
+    assert sentence is None or re.search(sentence, told[0])
+
+
+# Labels as they were given
+
+
+def pairs_of(values: Any) -> list[tuple[str, Any]]:
+    return [(text, values[label == "good"]) for text, label in TRAIN]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(0, 1), (True, False), (-1.5, 2.0), ("no", "yes"), (np.int64(7), np.int64(8)), ("1", "2")],
+)
+def test_labels_come_back_as_they_were_given(values: Any, tmp_path: Path) -> None:
+    words = {str(label): word for label, word in zip(values, ("bad", "good"), strict=True)}
+    words = {label.removesuffix(".0"): word for label, word in words.items()}
+    result = small_tuner(Bowl(), labels=words, out=tmp_path).fit(pairs_of(values))
+    loaded = TunedPrompt.load(tmp_path)
+    for found in (result.predict(["good"]), loaded.predict(Bowl(), ["good"])):
+        assert found == [values[1]]
+        assert isinstance(found[0], type(values[1]) if isinstance(values[1], str) else (int, float))
+        assert isinstance(found[0], bool) == isinstance(values[1], bool)
+    assert sorted(loaded.classes) == sorted(values)
+
+
+def test_labels_of_several_types_come_back_as_text() -> None:
+    words = {"0": "bad", "no": "good"}
+    result = small_tuner(Bowl(), labels=words).fit(pairs_of((0, "no")))
+    assert set(result.prompt.classes) == {"0", "no"}
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array, pd.Series])
+def test_texts_and_labels_may_come_apart(form: Any) -> None:
+    texts, labels = zip(*TRAIN, strict=True)
+    expected = small_tuner(Bowl()).fit(TRAIN)
+    for found in (
+        small_tuner(Bowl()).fit(form(texts), form(labels)),
+        small_tuner(Bowl()).fit(form(texts), labels=form(labels)),
+    ):
+        assert found.prompt.prompt.digest == expected.prompt.prompt.digest
+        assert found.predict(list(texts)) == expected.predict(list(texts))
+
+
+@pytest.mark.parametrize(
+    ("train", "labels", "sentence"),
+    [
+        (["a", "b"], ["x"], "2 texts and 1 labels: give one label for each text"),
+        ([("a", "x")], ["x"], "labels are for a sequence of texts"),
+        ("rows.csv", ["x"], "labels are for a sequence of texts"),
+        (["a", "b"], None, "row 1: no label"),
+    ],
+)
+def test_texts_and_labels_that_do_not_fit_get_one_sentence(
+    train: Any, labels: Any, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        small_tuner(Bowl()).fit(train, labels=labels)
 
 
 # What a result gives
