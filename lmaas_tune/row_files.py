@@ -6,10 +6,12 @@ import codecs
 import contextlib
 import csv
 import io
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -38,6 +40,8 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAMED_DELIMITER = re.compile(r"sep=(.)(?=[\r\n])")
 """The line with which Excel names the delimiter."""
 
+_SAMPLE = 1 << 16  # characters
+
 _LIBRARIES = {".parquet": "pyarrow", ".xlsx": "openpyxl"}
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", *_LIBRARIES)
@@ -62,14 +66,14 @@ def read_file(path: Path, *, encoding: str | None = None, on_note: OnNote = warn
     """
     kind = path.suffix.lower()
     if kind in _LIBRARIES:
-        return _frame_rows(path, kind, on_note)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    text, found = _decoded(data, path, encoding, is_table=kind in _TABLES)
+        return [row for frame in read_frames(path, on_note=on_note) for row in records_of(frame)]
+    if kind in _TABLES:
+        layout = _layout(path, encoding, on_note)
+        text = layout.after_name(_text(path, layout.encoding))
+        if kind == ".tsv":
+            return _table_rows(_tab_separated(text, path), path)
+        return _table_rows(_separated(text, layout.delimiter, path, on_note), path)
+    text = _text(path, _encoding(path, encoding, is_table=False))
     if kind in (".jsonl", ".ndjson"):
         return [
             _json(line, f"{path}, line {number}")
@@ -83,28 +87,131 @@ def read_file(path: Path, *, encoding: str | None = None, on_note: OnNote = warn
                 f"{path}: a .json file holds one list of rows; for a row a line use .jsonl"
             )
         return rows
-    if kind in _TABLES:
-        return _table(text, found, path, on_note)
     known = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
     raise InputError(f"{path}: a file of rows ends in {known}, not in {kind!r}")
 
 
-def _table(text: str, encoding: str | None, path: Path, on_note: OnNote) -> list[dict[str, str]]:
-    """The rows of a table; a note says how it was read, unless it is the usual way."""
-    usual = _TABLES[path.suffix.lower()]
-    if usual == "\t":
-        delimiter = usual
-    elif named := _NAMED_DELIMITER.match(text):
-        delimiter, text = named[1], text[named.end(1) :]  # the line break stays, for line numbers
+def read_frames(
+    path: Path, *, rows: int = 512, encoding: str | None = None, on_note: OnNote = warn
+) -> Iterator[pd.DataFrame]:
+    """The rows of a file as frames of at most `rows` rows, with all columns.
+
+    ``.csv``, ``.jsonl`` and ``.parquet`` are read as they are used, so that they may be larger than
+    the memory. The cells of tables are texts.
+
+    Args:
+        path: See `read_file`.
+        rows: Most rows of a frame.
+        encoding: See `read_file`.
+        on_note: See `read_file`.
+
+    Raises:
+        InputError: The file cannot be read.
+        MissingExtraError: The extra ``tables``, for Parquet and Excel, is not installed.
+    """
+    import pandas as pd  # slow to import
+
+    kind = path.suffix.lower()
+    if kind in _LIBRARIES:
+        need(f"a {kind} file", _LIBRARIES[kind], extra="tables")
+    if not path.exists():
+        raise _missing(path)
+    if kind == ".csv":
+        layout = _layout(path, encoding, on_note)
+        frames: Iterable[pd.DataFrame] = pd.read_csv(
+            path,
+            sep=layout.delimiter,
+            encoding=layout.encoding,
+            skiprows=int(layout.named),
+            dtype=str,
+            keep_default_na=False,
+            chunksize=rows,
+        )
+    elif kind == ".parquet":
+        frames = _parquet(path, rows)
+    elif kind in (".jsonl", ".ndjson"):
+        frames = _lines(path, _encoding(path, encoding, is_table=False), rows)
     else:
-        delimiter = _delimiter(text)
-    if encoding is not None or delimiter != usual:
+        if kind == ".xlsx":
+            with _reading(path):
+                frame = _first_sheet(pd.read_excel(path, sheet_name=None), path, on_note)
+        else:
+            frame = pd.DataFrame(read_file(path, encoding=encoding, on_note=on_note))
+        frames = (frame[first : first + rows] for first in range(0, len(frame), rows))
+    with _reading(path):
+        yield from frames
+
+
+def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as mappings."""
+    return cast("list[dict[str, Any]]", frame.to_dict(orient="records"))
+
+
+def _parquet(path: Path, rows: int) -> Iterator[pd.DataFrame]:
+    from pyarrow.parquet import ParquetFile
+
+    with _reading(path), ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=rows):
+            yield batch.to_pandas()
+
+
+def _lines(path: Path, encoding: str, rows: int) -> Iterator[pd.DataFrame]:
+    import pandas as pd
+
+    with path.open(encoding=encoding, newline="\n") as file:
+        numbered = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+        while part := list(itertools.islice(numbered, rows)):
+            found = [_json(line, f"{path}, line {number}") for number, line in part]
+            yield pd.DataFrame(found, dtype=object)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Convert whatever pandas, pyarrow and openpyxl raise to an `InputError`."""
+    try:
+        yield
+    except (InputError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as {path.suffix.lower()} ({error})") from error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is written.
+
+    Attributes:
+        encoding: Its encoding.
+        delimiter: What stands between cells.
+        named: Whether its first line names the delimiter, as Excel writes it.
+    """
+
+    encoding: str
+    delimiter: str
+    named: bool = False
+
+    def after_name(self, text: str) -> str:
+        """The text without the name of the delimiter; the line stays, for line numbers."""
+        return text[len("sep=;") :] if self.named else text
+
+
+def _layout(path: Path, encoding: str | None, on_note: OnNote) -> Layout:
+    """How a table is written; a note says it, unless it is the usual way."""
+    usual = _TABLES[path.suffix.lower()]
+    found = _encoding(path, encoding, is_table=True)
+    with path.open(encoding=found, newline="", errors="ignore") as file:
+        sample = file.read(_SAMPLE)
+    if len(sample) == _SAMPLE:
+        sample = sample[: sample.rfind("\n") + 1] or sample
+    name = _NAMED_DELIMITER.match(sample) if usual == "," else None
+    found_between = name[1] if name else _delimiter(sample)
+    delimiter = usual if usual == "\t" else found_between
+    if delimiter != usual or not _is_utf8(found):
         between = _DELIMITERS.get(delimiter, repr(delimiter))
-        other = "; --encoding (encoding=...) names another" if encoding == _OFFICE else ""
-        on_note(f"{path}: read as {encoding or 'UTF-8'}, with {between} between cells{other}")
-    if usual == "\t":
-        return _table_rows(_tab_separated(text, path), path)
-    return _table_rows(_separated(text, delimiter, path, on_note), path)
+        other = "; --encoding (encoding=...) names another" if found == _OFFICE else ""
+        shown = "UTF-8" if _is_utf8(found) else found
+        on_note(f"{path}: read as {shown}, with {between} between cells{other}")
+    return Layout(found, delimiter, name is not None)
 
 
 def _missing(path: Path) -> InputError:
@@ -113,28 +220,56 @@ def _missing(path: Path) -> InputError:
     )
 
 
-def _decoded(
-    data: bytes, path: Path, encoding: str | None, *, is_table: bool
-) -> tuple[str, str | None]:
-    """The text of a file, and its encoding if that is not UTF-8."""
-    mark = next((mark for mark in _MARKS if data.startswith(mark)), None)
-    chosen = encoding or (_MARKS[mark] if mark else "utf-8")
+def _text(path: Path, encoding: str) -> str:
+    with path.open(encoding=encoding, newline="") as file:  # keeps line breaks inside cells
+        return file.read()
+
+
+def _encoding(path: Path, encoding: str | None, *, is_table: bool) -> str:
+    """The encoding of a file, which can be read in it from end to end.
+
+    Raises:
+        InputError: There is none.
+    """
     try:
-        text = data.decode(chosen)
+        with path.open("rb") as file:
+            begin = file.read(4)
+        mark = next((mark for mark in _MARKS if begin.startswith(mark)), None)
+        chosen = encoding or (_MARKS[mark] if mark else "utf-8")
+        error = _misread(path, chosen)
+        if error is None and encoding is None and mark is None and b"\0" in begin:
+            raise InputError(
+                f"{path}: seems to be UTF-16 without a mark: give --encoding utf-16-le"
+            )
+        if error is None:
+            return "utf-8-sig" if _is_utf8(chosen) else chosen
+        if encoding is None and is_table and _misread(path, _OFFICE) is None:
+            return _OFFICE
+    except FileNotFoundError:
+        raise _missing(path) from None
     except LookupError:
         raise InputError(f"{path}: unknown encoding {encoding!r}, as utf-8 or cp1252") from None
+    except OSError as failure:
+        raise InputError(f"{path}: cannot be read ({failure})") from failure
+    raise InputError(
+        f"{path}: cannot be read as {chosen.upper()} text ({error}); --encoding (encoding=...) "
+        "names another, as cp1252 or utf-16-le"
+    ) from error
+
+
+def _misread(path: Path, encoding: str) -> UnicodeDecodeError | None:
+    """The error of reading a file in an encoding; None if there is none."""
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            while file.read(_SAMPLE):
+                pass
     except UnicodeDecodeError as error:
-        if encoding is None and is_table and b"\0" not in data:
-            with contextlib.suppress(UnicodeDecodeError):
-                return data.decode(_OFFICE), _OFFICE
-        raise InputError(
-            f"{path}: cannot be read as {chosen.upper()} text ({error}); --encoding "
-            "(encoding=...) names another, as cp1252 or utf-16-le"
-        ) from error
-    if encoding is None and text[:2].count("\0"):
-        raise InputError(f"{path}: seems to be UTF-16 without a mark: give --encoding utf-16-le")
-    is_utf8 = chosen.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
-    return text.removeprefix("\ufeff"), None if is_utf8 else chosen
+        return error
+    return None
+
+
+def _is_utf8(encoding: str) -> bool:
+    return encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig")
 
 
 def _delimiter(text: str) -> str:
@@ -149,23 +284,6 @@ def _header_cells(text: str, delimiter: str) -> int:
     with contextlib.suppress(csv.Error):
         return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), ()))
     return 0
-
-
-def _frame_rows(path: Path, kind: str, on_note: OnNote) -> list[dict[str, Any]]:
-    """The rows of a file that pandas reads."""
-    need(f"a {kind} file", _LIBRARIES[kind], extra="tables")
-    import pandas as pd  # slow to import
-
-    try:
-        if kind == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            frame = _first_sheet(pd.read_excel(path, sheet_name=None), path, on_note)
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except Exception as error:  # whatever pandas, pyarrow and openpyxl raise
-        raise InputError(f"{path}: cannot be read as {kind} ({error})") from error
-    return cast("list[dict[str, Any]]", frame.to_dict(orient="records"))
 
 
 def _first_sheet(sheets: Mapping[str, pd.DataFrame], path: Path, on_note: OnNote) -> pd.DataFrame:

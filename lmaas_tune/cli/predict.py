@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+
+from tqdm import tqdm
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.cli.arguments import (
@@ -14,8 +17,10 @@ from lmaas_tune.cli.arguments import (
     add_encoding,
     open_client,
 )
+from lmaas_tune.cli.formatting import count, format_spent
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
+from lmaas_tune.labelling import OUTPUTS, label_file
 from lmaas_tune.row_files import KINDS
 from lmaas_tune.task import Example, Template
 
@@ -29,6 +34,19 @@ def add_to(commands: Commands) -> None:
     rows = command.add_mutually_exclusive_group(required=True)
     rows.add_argument("--text", action="append", help="a text; may be repeated")
     rows.add_argument("--input", metavar="FILE", help=f"rows ({', '.join(KINDS)})")
+    command.add_argument(
+        "--output",
+        metavar="FILE",
+        help=f"write the rows of --input with their labels to a new file ({', '.join(OUTPUTS)}); "
+        "the same command goes on where it was stopped",
+    )
+    command.add_argument(
+        "--min-probability",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="with --output, leave out labels that are less probable (0)",
+    )
     add_encoding(command)
     add_backend(command)
     command.set_defaults(run=run)
@@ -36,6 +54,8 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Label every text."""
+    if arguments.output is not None:
+        return _label_file(arguments)
     prompt = TunedPrompt.load(arguments.prompt)
     if arguments.text is None:
         rows = read_examples(
@@ -68,6 +88,41 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "spent": client.spent.to_json(),
     }
     return Outcome(content, "\n".join(lines))
+
+
+def _label_file(arguments: argparse.Namespace) -> Outcome:
+    """Label the rows of a file into another file."""
+    if arguments.input is None:
+        raise InputError("--output is for the rows of a file: give --input")
+    client = open_client(arguments, arguments.on_note)
+    counts = {"rows": 0, "without_label": 0}
+    with tqdm(unit=" rows", disable=not sys.stderr.isatty()) as bar:
+
+        def on_rows(done: int, left: int) -> None:
+            counts.update(rows=done, without_label=left)
+            bar.update(done - bar.n)
+
+        label_file(
+            arguments.input,
+            arguments.output,
+            arguments.prompt,
+            client,
+            min_probability=arguments.min_probability,
+            encoding=arguments.encoding,
+            on_rows=on_rows,
+            on_note=arguments.on_note,
+        )
+    content = {
+        **counts,
+        "output": arguments.output,
+        "identity": client.identity,
+        "spent": client.spent.to_json(),
+    }
+    left = f", {counts['without_label']} of them without a label" if counts["without_label"] else ""
+    text = (
+        f"{count('row', counts['rows'])} in {arguments.output}{left} ({format_spent(client.spent)})"
+    )
+    return Outcome(content, text)
 
 
 def _examples(texts: Sequence[str], template: Template) -> list[Example]:
