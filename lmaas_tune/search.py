@@ -22,6 +22,7 @@ from lmaas_tune.journal import Journal, Record
 from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.objectives import Targets
 from lmaas_tune.optimizers.base import Ends, Optimizer, UsesScores
+from lmaas_tune.plan import FEWEST_GENERATIONS, Plan, few_generations
 from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
 from lmaas_tune.screening import rungs, screening_calls
 from lmaas_tune.selection import Selection
@@ -108,6 +109,9 @@ class Search:
         self._inspect_longest(evaluators)
         notes = [note for e in evaluators for start in starts for note in e.inspect(start)]
         notes += self._selection.notes(self._candidates)
+        if self._candidates is not None:
+            generations = max(0, self._candidates) // self._optimizer.population
+            notes += [few_generations(generations)] * (generations < FEWEST_GENERATIONS)
         usage = self._train.cost.of_prompt(self._train.batch).usage
         if self._budget.money is not None and usage.tokens and not usage.money:
             raise InputError(f"nothing was paid: {_unpriced(self._budget)}")
@@ -138,6 +142,37 @@ class Search:
                 f"{error} (with the longest prompt that this search could try: fewer word slots or "
                 "demonstrations make it shorter)"
             ) from error
+
+    def plan(self) -> Plan:
+        """What the search would cost at most, by one paid call for a longest prompt.
+
+        Raises:
+            BackendError: The call failed.
+        """
+        train, meter, began = self._train, Meter(clock=self._clock), self._clock()
+        prompts = [*self._space.starts[: self._most_starts], *self._space.longest]
+        train.evaluate([max(prompts, key=lambda prompt: prompt.characters)], meter)
+        cost = train.cost.of_prompt(train.batch)
+        train.cost.learn(train.batch, cost.usage, cost.characters, self._clock() - began)
+        call = meter.spent + Spent(calls=1)
+        total = self._planned_start() if self._score_start else Spent()
+        if self._unmeasured is not None:
+            total += self._planned(train, 1) + Spent(calls=1)
+        generation, generations = self._planned_generation(), 0
+        while (reason := Meter(self._budget, spent=total).exceeded_limit(generation)) is None:
+            if generations == _MOST_PLANNED:
+                reason = f"no limit of {self._budget} ends it before"
+                break
+            total, generations = total + generation, generations + 1
+        return Plan(
+            rows=len(train.batch),
+            starts=self._most_starts if self._score_start else 0,
+            population=self._optimizer.population,
+            generations=generations,
+            call=call,
+            total=replace(total, requests=call.requests * total.calls),
+            reason=reason,
+        )
 
     def run(self, journal: Journal) -> str:
         """Search until a stop condition holds, and return it as a sentence.
@@ -555,6 +590,8 @@ def _unpriced(budget: Budget) -> str:
         "Client(price=Price(...))), or limit calls, sequences or tokens"
     )
 
+
+_MOST_PLANNED = 10_000  # generations
 
 _MAX_FAILURES = 10
 """Number of consecutive prompts without a finite loss that ends a run."""

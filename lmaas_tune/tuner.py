@@ -24,6 +24,7 @@ from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.notes import OnNote
 from lmaas_tune.objectives import Objective
 from lmaas_tune.optimizers.base import OptimizerFactory
+from lmaas_tune.plan import Plan
 from lmaas_tune.preparation import Job, PreparedRun
 from lmaas_tune.prompts import Prompt
 from lmaas_tune.result import TuneResult
@@ -141,14 +142,9 @@ class Tuner:
                 loss. The journal has all paid answers.
             StorageError: `out` cannot be written.
         """
-        if labels is None and are_labels(train, validation):
-            validation, labels = None, validation
-        train = paired(train, labels)
         if resume and self._out is None:
             raise InputError("resume needs the folder of the run: give Tuner(..., out=...)")
-        read = partial(Dataset.read, on_note=self._job.client.on_note)
-        other = None if validation is None else read(validation, "validation")
-        run = self._job.prepared(read(train, "train"), other)
+        run = self._prepared(train, validation, labels)
         with self._journal(run, resume) as journal:
             try:
                 stop_reason, finished = run.search.run(journal), True
@@ -162,6 +158,30 @@ class Tuner:
             result = self._result(run, stop_reason, finished)
             # the prompt saved before an interrupted replay may be better than its result
             return self._finish(result, keep=finished or not journal.replaying)
+
+    def plan(
+        self,
+        train: Rows,
+        validation: Rows | None = None,
+        *,
+        labels: Sequence[Any] | None = None,
+    ) -> Plan:
+        """What `fit` with the same arguments would cost, by one paid call.
+
+        Raises:
+            InputError: An argument cannot work.
+            BackendError: The call failed.
+        """
+        return self._prepared(train, validation, labels).search.plan()
+
+    def _prepared(
+        self, train: Rows, validation: Rows | None, labels: Sequence[Any] | None
+    ) -> PreparedRun:
+        if labels is None and are_labels(train, validation):
+            validation, labels = None, validation
+        read = partial(Dataset.read, on_note=self._job.client.on_note)
+        other = None if validation is None else read(validation, "validation")
+        return self._job.prepared(read(paired(train, labels), "train"), other)
 
     def _journal(self, run: PreparedRun, resume: bool) -> Journal:
         if self._out is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lmaas_tune.artifact import Score
 from lmaas_tune.calls.meter import Spent
+from lmaas_tune.plan import Plan
 from lmaas_tune.result import Comparison, TuneResult
 
 
@@ -90,6 +91,24 @@ def format_spent(spent: Spent) -> str:
     parts = [count(word, n) for word, n in counted if n]
     money = [f"{spent.money:,.4g} of money"] if spent.money else []
     return ", ".join([*parts, *money, duration(spent.seconds)])
+
+
+def format_plan(plan: Plan) -> str:
+    """What a search would cost, as text."""
+    lines = [
+        f"A call scores one prompt on {count('row', plan.rows)}: {_costs(plan.call)}.",
+        f"The search would score {count('start', plan.starts)} and "
+        f"{count('generation', plan.generations)} of {plan.population}, at most: "
+        f"{count('call', plan.total.calls)}, {_costs(plan.total)}.",
+        f"What would end it: {plan.reason}.",
+    ]
+    return "\n".join([*lines, *([sentence(plan.warning)] if plan.warning else [])])
+
+
+def _costs(spent: Spent) -> str:
+    return format_spent(replace(spent, calls=0, validation_calls=0)) + (
+        f", {count('request', spent.requests)}" if spent.requests else ""
+    )
 
 
 def count(word: str, n: int) -> str:

@@ -21,7 +21,13 @@ from lmaas_tune.cli.arguments import (
     open_client,
     read_rows,
 )
-from lmaas_tune.cli.formatting import comparison_table, format_best, format_spent, sentence
+from lmaas_tune.cli.formatting import (
+    comparison_table,
+    format_best,
+    format_plan,
+    format_spent,
+    sentence,
+)
 from lmaas_tune.cli.search_flags import (
     add_search_flags,
     add_template_flags,
@@ -73,6 +79,11 @@ def _add_run(command: Parser) -> None:
     group = command.add_argument_group("the run")
     group.add_argument("--out", metavar="DIR", help="folder for the run and its best prompt")
     group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="make one call, and tell what the search would cost",
+    )
+    group.add_argument(
         "--resume", action="store_true", help="resume the run in --out; no answer is paid twice"
     )
     group.add_argument("--csv", metavar="FILE", help="file for one line of CSV a generation")
@@ -109,6 +120,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
         out=arguments.out,
         callbacks=_callbacks(arguments),
     )
+    if arguments.dry_run:
+        plan = tuner.plan(train, validation)
+        return Outcome(plan.to_json(), format_plan(plan))
     resume = command_line(*(word for word in arguments.argv if word != "--resume"), "--resume")
     try:
         result = tuner.fit(train, validation, resume=arguments.resume)
