@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lmaas_tune.artifact import Score, TunedPrompt
+from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import (
     Backend,
     Capabilities,
@@ -45,7 +45,8 @@ from lmaas_tune.prompts import (
     TextPrompt,
 )
 from lmaas_tune.registry import load_backend
-from lmaas_tune.result import Comparison, TuneResult
+from lmaas_tune.result import TuneResult
+from lmaas_tune.scores import Comparison, Score
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.step import Candidate, Step
 from lmaas_tune.task import Batch, Example, Slot, Task, Template, Verbalizer

@@ -30,14 +30,9 @@ from lmaas_tune.errors import InputError, PermanentError, StorageError, named
 from lmaas_tune.exactness import NOTED, explain_bounds
 from lmaas_tune.files import read_limited, read_object, reading, write_atomically
 from lmaas_tune.heads import FittedHead
-from lmaas_tune.objectives import (
-    Targets,
-    cross_entropy,
-    error_rate,
-    log_softmax,
-    mean_log_probabilities,
-)
+from lmaas_tune.objectives import log_softmax, mean_log_probabilities
 from lmaas_tune.prompts import PROMPTS, FloatArray, Prompt
+from lmaas_tune.scores import Score
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.typed_json import checked
 
@@ -46,26 +41,6 @@ FILE_NAME = "prompt.json"
 ROWS_A_REQUEST = 512
 
 _HEAD = "head"  # the key of its matrix
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracy and loss of a prompt on labelled rows.
-
-    Attributes:
-        accuracy: Share of rows answered right.
-        loss: Mean cross-entropy over the label words.
-        rows: Number of rows.
-    """
-
-    accuracy: float
-    loss: float
-    rows: int
-
-    @classmethod
-    def of(cls, scores: FloatArray, targets: Targets) -> Score:
-        """The score of (rows, labels) log-odds, given (rows,) right columns."""
-        return cls(1 - error_rate(scores, targets), cross_entropy(scores, targets), len(targets))
 
 
 @dataclass(frozen=True, eq=False)

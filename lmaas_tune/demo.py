@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from lmaas_tune.artifact import Score, TunedPrompt
+from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Embeds
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.client import Client
@@ -21,7 +21,8 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, Soft
 from lmaas_tune.prompts.phrases import BUILT_IN
 from lmaas_tune.prompts.soft import start_from_words
-from lmaas_tune.result import Comparison, TuneResult
+from lmaas_tune.result import TuneResult
+from lmaas_tune.scores import Comparison, Score
 from lmaas_tune.settings import Settings
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.tuner import Tuner

@@ -8,32 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmaas_tune.artifact import Score, TunedPrompt, score_prompts
+from lmaas_tune.artifact import TunedPrompt, score_prompts
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.prompts import FloatArray
+from lmaas_tune.scores import Comparison, Score
 from lmaas_tune.step import COLUMNS, Candidate, Step, step_row
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Scores before and after tuning, on the same rows.
-
-    Attributes:
-        baseline: Score of the starting prompt by its label words alone, without a head.
-        start: Score of the starting prompt with its head, as after one call. What it is above
-            the baseline is the head's share.
-        tuned: Score of the best prompt with its head; the rest is the share of the search.
-    """
-
-    baseline: Score
-    start: Score
-    tuned: Score
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,11 +14,11 @@ import argparse
 from pathlib import Path
 
 from lmaas_tune import Client, Settings, Text, TextPrompt, TunedPrompt, Tuner, load_backend
-from lmaas_tune.artifact import Score
 from lmaas_tune.demo import SETTINGS, TASK, demo_rows
 from lmaas_tune.heads import make_head
 from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.prompts.phrases import BUILT_IN
+from lmaas_tune.scores import Score
 
 
 def main() -> None:

@@ -87,8 +87,11 @@ def test_tune_gives_scripts_one_object_with_all_they_rely_on(folder: Path, run: 
     assert printed.code == 0
     content = printed.content
     for name in ("baseline", "start", "tuned"):
-        assert set(content[name]) == {"accuracy", "loss", "rows"}
+        low, high = content[name]["interval"]
+        assert low < content[name]["accuracy"] < high or content[name]["accuracy"] in (0, 1)
+        assert content[name]["majority"] == 0.5
         assert content[name]["rows"] == 12
+    assert content["verdict"].startswith("The search ")
     assert content["spent"]["calls"] == 55  # the start, and 6 generations of 9
     assert content["spent"]["sequences"] == 55 * (8 + 8)  # the rows of both files judge together
     assert content["spent"]["validation_calls"] == 0

@@ -131,7 +131,7 @@ def test_the_demo_tells_programs_what_it_tells_people(
         "tuned prompt": content["tuned"],
     }
     table = [
-        rf"{name} +{score['accuracy']:.1%} +{score['loss']:.3f}" for name, score in rows.items()
+        rf"{name} +{score['accuracy']:.1%} .+ {score['loss']:.3f} " for name, score in rows.items()
     ]
     for pattern in (first_words, *table, "Spent: ", "saved in again"):
         assert re.search(pattern, out)

@@ -350,9 +350,10 @@ def test_every_note_of_a_run_goes_to_the_tuners_on_note(tmp_path: Path) -> None:
         tuner = small_tuner(client, on_note=said.append, out=tmp_path, budget="calls=11")
         result = tuner.fit(rows, resume=True)
         result.score(rows)
-    phrases = ["are numbers", "no run to resume", "trying again", "are bounds", "are bounds"]
+    phrases = ["are numbers", "after the starts, and a search learns", "no run to resume"]
+    phrases += ["trying again", "are bounds", "are bounds"]
     assert len(said) == len(phrases)
-    assert all(phrase in note for phrase, note in zip(phrases, said, strict=True))
+    assert [p for p, note in zip(phrases, said, strict=True) if p not in note] == []
     assert result.client.meter is client.meter
     client.on_note("its own")
     assert elsewhere == ["its own"]

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from lmaas_tune.artifact import Score
 from lmaas_tune.callbacks import Callback, ProgressBar
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
@@ -30,7 +29,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.lab.baselines import fit_baseline
 from lmaas_tune.registry import load_backend
-from lmaas_tune.result import Comparison
+from lmaas_tune.scores import Comparison, Score
 from lmaas_tune.step import Step
 
 BACKEND = "hf"
@@ -114,7 +113,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     content = {
         **comparison_json(after.comparison),
         **result_json(result),
-        "probes": {name: asdict(score) for name, score in probes.items()},
+        "probes": {name: score.to_json() for name, score in probes.items()},
         "changed": [asdict(changed) for changed in after.changed[:SHOWN]],
         "prompt": str(out.resolve()),
         "next_command": next_command,

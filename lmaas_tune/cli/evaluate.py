@@ -14,7 +14,7 @@ from lmaas_tune.cli.arguments import (
     open_client,
     read_rows,
 )
-from lmaas_tune.cli.formatting import count, format_spent, number, score_json
+from lmaas_tune.cli.formatting import count, format_spent, number
 from lmaas_tune.cli.tune_report import check_test_rows
 
 
@@ -39,10 +39,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
     test = read_rows(arguments, "test")
     check_test_rows(prompt.task, test)
     client = open_client(arguments, arguments.on_note)
-    score = score_json(prompt.score(client, test))
+    score = prompt.score(client, test).to_json()
+    low, high = score["interval"]
     content = {**score, "identity": client.identity, "spent": client.spent.to_json()}
     text = (
-        f"{score['accuracy']:.1%} of {count('row', score['rows'])} right, "
-        f"loss {number(score['loss'])} ({format_spent(client.spent)})"
+        f"{score['accuracy']:.1%} of {count('row', score['rows'])} right (95% interval "
+        f"{low:.1%} to {high:.1%}), loss {number(score['loss'])}, calibration error "
+        f"{number(score['calibration_error'])} ({format_spent(client.spent)})"
     )
     return Outcome(content, text)

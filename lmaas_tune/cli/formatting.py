@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from lmaas_tune.artifact import Score
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.plan import Plan
-from lmaas_tune.result import Comparison, TuneResult
-
-
-def score_json(score: Score) -> dict[str, Any]:
-    """Accuracy, loss and rows; a loss that is not finite is null."""
-    return {**asdict(score), "loss": score.loss if math.isfinite(score.loss) else None}
+from lmaas_tune.result import TuneResult
+from lmaas_tune.scores import Comparison
 
 
 def comparison_json(comparison: Comparison | None) -> dict[str, Any]:
-    """The three scores; null without test rows."""
+    """The three scores and what they say; null without test rows."""
     if comparison is None:
-        return {"baseline": None, "start": None, "tuned": None}
-    return {name: score_json(score) for name, score in vars(comparison).items()}
+        return {"baseline": None, "start": None, "tuned": None, "verdict": None}
+    scores = {name: score.to_json() for name, score in vars(comparison).items()}
+    return {**scores, "verdict": comparison.verdict}
 
 
 def result_json(result: TuneResult) -> dict[str, Any]:
@@ -49,23 +44,29 @@ def result_json(result: TuneResult) -> dict[str, Any]:
 
 
 def score_table(scores: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """A table with one line for each score of `score_json`."""
+    """A table with one line for each score, as JSON has it."""
     width = max(len(name) for name, _ in scores)
-    lines = [f"  {'':{width}}  accuracy   loss"]
-    lines += [
-        f"  {name:{width}}  {score['accuracy']:>8.1%}  {number(score['loss']):>5}"
-        for name, score in scores
-    ]
+    lines = [f"  {'':{width}}  accuracy  95% interval   loss  calibration error"]
+    for name, score in scores:
+        low, high = score["interval"]
+        lines.append(
+            f"  {name:{width}}  {score['accuracy']:>8.1%}  {f'{low:.1%} to {high:.1%}':>12}  "
+            f"{number(score['loss']):>5}  {number(score['calibration_error']):>17}"
+        )
     return "\n".join(lines)
 
 
 def comparison_table(content: Mapping[str, Any]) -> str:
-    """A table of the scores before and after head and search."""
+    """A table of the scores before and after head and search, and what they say."""
     rows = [("starting words, as the model is", content["baseline"])]
     if content["settings"]["head"] != "none":
         rows.append(("starting words with their head", content["start"]))
     rows.append(("tuned prompt", content["tuned"]))
-    return f"On {count('test row', content['tuned']['rows'])}:\n{score_table(rows)}"
+    tuned = content["tuned"]
+    return (
+        f"On {count('test row', tuned['rows'])}, of which {tuned['majority']:.1%} have the most "
+        f"frequent label:\n{score_table(rows)}\n{content['verdict']}"
+    )
 
 
 def format_best(best: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from lmaas_tune.task import Example, Task
 
 FILE_NAME = "report.json"
 
-_TESTED = frozenset({"baseline", "start", "tuned", "spent", "spent_on_test"})
+_TESTED = frozenset({"baseline", "start", "tuned", "verdict", "spent", "spent_on_test"})
 
 
 def check_test_rows(task: Task, test: Sequence[Example]) -> str:

@@ -12,12 +12,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from lmaas_tune.artifact import Score
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.evaluator import Evaluation
 from lmaas_tune.objectives import Targets, log_softmax, negative_f1
 from lmaas_tune.prompts import FloatArray
+from lmaas_tune.scores import Score, expected_calibration_error
 from lmaas_tune.step import Step, step_row
 from lmaas_tune.typed_json import checked
 
@@ -134,23 +134,6 @@ class FinalScore:
 
 
 _MOST_LOSS = 60000.0  # that float16 holds
-_BINS = 10
-
-
-def expected_calibration_error(odds: FloatArray, targets: Targets) -> float:
-    """The mean distance of accuracy and probability of the answers, in ten bins of probability.
-
-    Guo et al., "On calibration of modern neural networks", ICML 2017.
-
-    Args:
-        odds: (rows, labels) log-odds.
-        targets: (rows,) right columns.
-    """
-    probabilities = np.exp(log_softmax(odds)).max(axis=1)
-    right = odds.argmax(axis=1) == targets
-    bins = np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
-    excess = np.bincount(bins, weights=probabilities - right, minlength=_BINS)
-    return float(np.abs(excess).sum() / len(targets))
 
 
 @dataclass(frozen=True, kw_only=True)

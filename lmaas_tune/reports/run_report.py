@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmaas_tune.artifact import Score, TunedPrompt
+from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.reports.html import (
     Column,
@@ -22,6 +22,7 @@ from lmaas_tune.reports.html import (
     whole,
     write_page,
 )
+from lmaas_tune.scores import Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,10 @@ def _before_and_after(scores: Mapping[str, Score]) -> Section:
         [
             Column("Prompt", lambda line: _PROMPTS[line[0]]),
             Column("Accuracy", lambda line: line[1].accuracy, percent),
+            Column("from", lambda line: line[1].interval[0], percent),
+            Column("to (95%)", lambda line: line[1].interval[1], percent),
             Column("Loss", lambda line: line[1].loss, loss),
+            Column("Calibration error", lambda line: line[1].calibration_error, loss),
         ],
     )
     return Section(title="Before and after", tables=[table])

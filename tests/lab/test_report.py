@@ -134,9 +134,10 @@ def test_a_single_run_has_a_report_too(tmp_path: Path) -> None:
     path = result.report(tmp_path / "run.html", comparison=comparison)
     html = path.read_text(encoding="utf-8")
     page = Reader(html)
-    assert ["tuned prompt", f"{comparison.tuned.accuracy:.1%}", f"{comparison.tuned.loss:.4f}"] in (
-        page.rows
-    )
+    tuned = comparison.tuned
+    shares = [f"{share:.1%}" for share in (tuned.accuracy, *tuned.interval)]
+    losses = [f"{loss:.4f}" for loss in (tuned.loss, tuned.calibration_error)]
+    assert ["tuned prompt", *shares, *losses] in page.rows
     assert f"The run ended: {result.stop_reason}." in page.words
     assert ["intrinsic dim", "6"] in page.rows
     series = figures(html)[0]["series"]
