@@ -93,8 +93,8 @@ class Dataset:
         """
         if len(self.labels) < 2:
             raise InputError(
-                f"{self.name}: every row has the label {', '.join(self.labels)!r}, which leaves "
-                "nothing to tell apart: add rows of another class"
+                f"{self.name}: every row has the label {', '.join(self.labels)!r}, and one class "
+                "leaves nothing to tell apart: add rows of another class"
             )
 
     def notes(self, train: Dataset | None = None) -> list[str]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Backend
 from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.opening import Open, opened
 from lmaas_tune.errors import InputError, StorageError, did_you_mean
 from lmaas_tune.files import read_object, reading, write_atomically
 from lmaas_tune.notes import OnNote, warn
@@ -31,9 +31,6 @@ COLUMNS = ("label", "probability", "margin")
 
 OUTPUTS = (".csv", ".jsonl")
 """Endings of files that `label_file` writes."""
-
-Open: TypeAlias = "Callable[[], Backend]"
-"""Opens a model."""
 
 
 def label_frame(
@@ -72,7 +69,7 @@ def label_frame(
             Example({name: str(value) for name, value in row.items()})
             for row in records_of(texts.iloc[whole])
         ]
-        probabilities[whole] = tuned.predict_proba(_opened(backend), rows)
+        probabilities[whole] = tuned.predict_proba(opened(backend), rows)
     best = np.full(len(frame), np.nan)
     margin = best.copy()
     if len(whole):
@@ -94,19 +91,6 @@ def label_frame(
 def _names(frame: pd.DataFrame) -> tuple[str, ...]:
     taken = set(COLUMNS).intersection(frame.columns)
     return tuple(f"predicted_{name}" for name in COLUMNS) if taken else COLUMNS
-
-
-def _opened(backend: Backend | Client | Open) -> Backend | Client:
-    if hasattr(backend, "score"):
-        return cast("Backend | Client", backend)
-    key = pickle.dumps(backend)
-    if key not in _OPEN:
-        _OPEN[key] = Client.of(backend())
-    return _OPEN[key]
-
-
-_OPEN: dict[bytes, Client] = {}
-"""The models of this process, by what opened them."""
 
 
 @dataclass(frozen=True, kw_only=True)
