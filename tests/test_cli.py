@@ -101,6 +101,8 @@ def test_tune_gives_scripts_one_object_with_all_they_rely_on(folder: Path, run: 
     assert content["seed"] == 13
     assert content["identity"].startswith("toy width=16")
     assert content["versions"]["lmaas-tune"]
+    for name in ("train", "validation"):  # and not the scores of all words
+        assert set(content["best"][name]) == {"loss", "accuracy"}
     assert content["settings"]["prompt_length"] == 5
     assert content["out"] == str(folder / "run")
     assert TunedPrompt.load("run").prompt.digest == content["prompt_digest"]
@@ -120,6 +122,24 @@ def test_layers_are_searched_one_after_another_and_the_prompt_is_used_again(
     assert used.code == 0
     shallow = run("predict", "--prompt", "run", "--backend", "toy", "--text", "a film")
     assert "goes through 3 layers, and toy" in shallow.err
+
+
+def test_the_command_that_is_shown_works_with_several_fields_too(folder: Path, run: Run) -> None:
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    several = [json.dumps({**row, "body": row["text"]}) for row in rows]
+    (folder / "several.jsonl").write_text("\n".join(several))
+    for train in ("train.jsonl", "several.jsonl"):
+        command = ["tune", "--backend", "toy", "--train", train, "--budget", "calls=30"]
+        shown = run(*command, "--out", f"run-{train}").out.strip().splitlines()[-1]
+        program, *words = shlex.split(shown)
+        assert program == "lmaas-tune"
+        assert run(*words).code == 0
+
+
+def test_a_command_with_a_wrong_letter_is_named(folder: Path, run: Run) -> None:
+    printed = run("tun", "--train", "train.jsonl")
+    assert printed.code == 2
+    assert "no 'tun'; did you mean 'tune'?" in printed.err
 
 
 def test_without_test_rows_before_and_after_are_null(folder: Path, run: Run) -> None:

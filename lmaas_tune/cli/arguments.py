@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ class Outcome:
     code: int = 0
 
 
+_INVALID_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
+"""The message of argparse; from Python 3.12 on without quotation marks around the choices."""
+
+
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -58,6 +63,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise an `InputError` instead of exiting."""
+        if wrong := _INVALID_CHOICE.search(message):
+            choices = wrong[2].replace("'", "").split(", ")
+            message = (
+                message[: wrong.start()] + f"no {wrong[1]!r}; {did_you_mean(wrong[1], choices)}"
+            )
         raise InputError(f"{message} ({self.prog} --help lists the arguments)")
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:

@@ -33,12 +33,13 @@ def result_json(result: TuneResult) -> dict[str, Any]:
         "settings": provenance["settings"],
         "best": {
             "generation": best.generation,
-            "train": None if best.train is None else best.train.to_json(),
-            "validation": None if best.validation is None else best.validation.to_json(),
+            "train": None if best.train is None else best.train.summary,
+            "validation": None if best.validation is None else best.validation.summary,
         },
         "bounds": result.bounds,
         "prompt_digest": prompt.digest,
         "prompt_text": prompt.words,
+        "fields": list(result.prompt.task.template.fields),
         "out": None if result.out is None else str(result.out.resolve()),
     }
 

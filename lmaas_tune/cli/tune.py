@@ -174,7 +174,7 @@ def _text(content: Mapping[str, Any], arguments: argparse.Namespace) -> str:
     if arguments.out is None:
         lines.append("The prompt is not saved: give --out to keep it.")
         return "\n".join(lines)
-    command = command_line(
-        "predict", "--prompt", arguments.out, *backend_flags(arguments), "--text", "your text"
-    )
+    several = len(content["fields"]) > 1
+    rows = ("--input", arguments.train) if several else ("--text", "your text")
+    command = command_line("predict", "--prompt", arguments.out, *backend_flags(arguments), *rows)
     return "\n".join([*lines, f"Saved in {arguments.out}. To use it:", f"  {command}"])
