@@ -116,6 +116,18 @@ def read_frames(
         need(f"a {kind} file", _LIBRARIES[kind], extra="tables")
     if not path.exists():
         raise _missing(path)
+    with _reading(path):
+        for frame in _frames(path, rows, encoding, on_note):
+            if kind == ".csv" and not isinstance(frame.index, pd.RangeIndex):
+                # pandas takes a cell too many as the name of the row
+                raise InputError(f"{path}: a row has more cells than the header")
+            yield frame
+
+
+def _frames(path: Path, rows: int, encoding: str | None, on_note: OnNote) -> Iterable[pd.DataFrame]:
+    import pandas as pd
+
+    kind = path.suffix.lower()
     if kind == ".csv":
         layout = _layout(path, encoding, on_note)
         frames: Iterable[pd.DataFrame] = pd.read_csv(
@@ -127,19 +139,16 @@ def read_frames(
             keep_default_na=False,
             chunksize=rows,
         )
-    elif kind == ".parquet":
-        frames = _parquet(path, rows)
-    elif kind in (".jsonl", ".ndjson"):
-        frames = _lines(path, _encoding(path, encoding, is_table=False), rows)
+        return frames
+    if kind == ".parquet":
+        return _parquet(path, rows)
+    if kind in (".jsonl", ".ndjson"):
+        return _lines(path, _encoding(path, encoding, is_table=False), rows)
+    if kind == ".xlsx":
+        whole = _first_sheet(pd.read_excel(path, sheet_name=None), path, on_note)
     else:
-        if kind == ".xlsx":
-            with _reading(path):
-                frame = _first_sheet(pd.read_excel(path, sheet_name=None), path, on_note)
-        else:
-            frame = pd.DataFrame(read_file(path, encoding=encoding, on_note=on_note))
-        frames = (frame[first : first + rows] for first in range(0, len(frame), rows))
-    with _reading(path):
-        yield from frames
+        whole = pd.DataFrame(read_file(path, encoding=encoding, on_note=on_note))
+    return (whole[first : first + rows] for first in range(0, len(whole), rows))
 
 
 def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -150,7 +159,7 @@ def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _parquet(path: Path, rows: int) -> Iterator[pd.DataFrame]:
     from pyarrow.parquet import ParquetFile
 
-    with _reading(path), ParquetFile(path) as file:
+    with ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=rows):
             yield batch.to_pandas()
 
@@ -222,7 +231,7 @@ def _missing(path: Path) -> InputError:
 
 def _text(path: Path, encoding: str) -> str:
     with path.open(encoding=encoding, newline="") as file:  # keeps line breaks inside cells
-        return file.read()
+        return file.read().removeprefix("\ufeff")
 
 
 def _encoding(path: Path, encoding: str | None, *, is_table: bool) -> str:

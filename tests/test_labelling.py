@@ -213,6 +213,16 @@ def test_what_does_not_fit_gets_one_sentence_and_loses_nothing(saved: Path, tmp_
         label_file(source, tmp_path / "no" / "x.csv", saved, ToyBackend())
 
 
+@pytest.mark.parametrize("row", ["1,a,b,c\n", '1,a,"b\n', "1,a,b\n2,a,b,c\n"])
+def test_a_table_with_ragged_rows_gets_one_sentence(row: str, saved: Path, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    source.write_text("id,subject,body\n" + row)
+    with pytest.raises(
+        InputError, match=r"rows.csv: (a row has more cells|cannot be read as .csv)"
+    ):
+        label_file(source, tmp_path / "done.csv", saved, ToyBackend())
+
+
 def test_a_killed_command_goes_on(saved: Path, tmp_path: Path, capsys: Any) -> None:
     source, target = tmp_path / "rows.csv", tmp_path / "done.csv"
     write(source, 30_000)
