@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
     tests/hf/test_kernels.py tests/hf/test_speed_is_on.py
 
-.PHONY: demo test test-latest test-lowest lock test-families test-browser test-kills test-plugin test-vllm test-llamacpp check format examples benchmarks clean
+.PHONY: demo test release test-latest test-lowest lock test-families test-browser test-kills test-plugin test-vllm test-llamacpp check format examples benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -70,6 +70,21 @@ test-plugin:
 	$(VENV)-plugin/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt . tests/third_party pytest
 	$(VENV)-plugin/bin/pytest -q -p no:cacheprovider --confcutdir tests/third_party tests/third_party/check_neighbour.py
 	rm -rf $(VENV)-plugin
+
+# a wheel and a source archive in dist/, checked, and tried in an environment with nothing else
+release:
+	rm -rf dist $(VENV)-release
+	$(PYTHON) -m venv $(VENV)-release
+	$(VENV)-release/bin/python $(PIP_INSTALL) build twine
+	$(VENV)-release/bin/python -m build --outdir dist
+	$(VENV)-release/bin/twine check --strict dist/*
+	$(VENV)-release/bin/python -m zipfile --list dist/*.whl
+	$(VENV)-release/bin/python -m tarfile --list dist/*.tar.gz
+	rm -rf $(VENV)-release
+	$(PYTHON) -m venv $(VENV)-release
+	$(VENV)-release/bin/python $(PIP_INSTALL) -c constraints.txt dist/*.whl
+	cd dist && ../$(VENV)-release/bin/lmaas-tune doctor --backend toy
+	rm -rf $(VENV)-release
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
