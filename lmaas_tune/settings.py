@@ -18,7 +18,8 @@ from lmaas_tune.prompts.auto import changed_kind, kind_named, soft_of
 from lmaas_tune.selection import LOWEST_LOSS, selection_named
 from lmaas_tune.validate import one_of, validate, whole
 
-DEFAULT_BUDGET = Budget(calls=300)
+DEFAULT_BUDGET = Budget(calls=300, patience=5)
+"""Most of what a search finds, its starts find: it goes on for as long as it finds more."""
 
 JOIN = "join"
 VALIDATION_ROWS = (JOIN, "select")
