@@ -423,11 +423,12 @@ def test_no_library_speaks_while_a_prompt_is_searched_and_used(
 def test_no_library_speaks_while_optimizers_are_compared(
     folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    rows = [{"text": text, "label": label} for text, label in ROWS]
+    rows = [{"text": text, "label": label} for text, label in ROWS * 2]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     compare = [
         *("compare", "--backend", "hf", "--model", str(folder("llama")), "--train", "rows.jsonl"),
-        *("--optimizers", "cma,random", "--seeds", "1", "--jobs", "2", "--out", "runs"),
+        *("--optimizers", "cma(population=6),random(population=6)", "--seeds", "1"),
+        *("--jobs", "2", "--out", "runs"),
         *("--budget", "calls=40", "--intrinsic-dim", "4", "--prompt-init", "it was"),
     ]
     (said,) = lines_of(tmp_path, compare)

@@ -121,8 +121,9 @@ def test_notes_of_runs_are_recorded_and_given_once(tmp_path: Path, jobs: int | N
         warnings.simplefilter("error")
         result = compare_films(tmp_path, "random", tasks=task, jobs=jobs, on_note=said.append)
     assert [list(record.notes) for record in result.records] == [said, said]
-    (note,) = said
-    assert note.startswith("validation: 8 of 8 rows are training rows too")
+    overlap, few = said
+    assert overlap.startswith("validation: 8 of 8 rows are training rows too")
+    assert few.startswith("the budget pays ")
 
 
 # -- time ---------------------------------------------------------------------------------------
