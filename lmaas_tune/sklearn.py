@@ -78,7 +78,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def __sklearn_clone__(self) -> PromptClassifier:
         others = {k: v for k, v in self.get_params(deep=False).items() if k != "backend"}
-        copies = {name: clone(value, safe=False) for name, value in others.items()}
+        copies: dict[str, Any] = {name: clone(value, safe=False) for name, value in others.items()}
         return type(self)(self.backend, **copies)
 
     def __getstate__(self) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lmaas_tune.arguments import check_types, checked_seed, initial_prompt
 from lmaas_tune.artifact import TunedPrompt, saved_prompt
@@ -178,7 +178,8 @@ class Tuner:
         self, train: Rows, validation: Rows | None, labels: Sequence[Any] | None
     ) -> PreparedRun:
         if labels is None and are_labels(train, validation):
-            validation, labels = None, validation
+            labels = cast("Sequence[Any]", validation)
+            validation = None
         read = partial(Dataset.read, on_note=self._job.client.on_note)
         other = None if validation is None else read(validation, "validation")
         return self._job.prepared(read(paired(train, labels), "train"), other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from lmaas_tune.backend import Backend
 from lmaas_tune.calls.client import Client
@@ -20,7 +20,8 @@ def opened(model: Backend | Client | Open) -> Client:
     """A client for a model, which is opened if it is a function that opens one."""
     if hasattr(model, "score"):
         return Client.of(cast("Backend | Client", model))
-    key = pickle.dumps(model)
+    open_it: Any = model
+    key = pickle.dumps(open_it)
     if key not in _OPEN:
-        _OPEN[key] = Client.of(model())
+        _OPEN[key] = Client.of(open_it())
     return _OPEN[key]
