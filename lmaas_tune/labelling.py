@@ -63,22 +63,18 @@ def label_frame(
             raise InputError(f"the rows have no column {name!r}; {did_you_mean(name, known)}")
     texts = frame[list(tuned.task.template.fields)]
     whole = np.flatnonzero(texts.notna().all(axis=1).to_numpy())
-    probabilities = np.full((len(frame), len(labels)), np.nan)
+    chosen: list[object] = [None] * len(frame)
+    best, margin = np.full((2, len(frame)), np.nan)
     if len(whole):
         rows = [
             Example({name: str(value) for name, value in row.items()})
             for row in records_of(texts.iloc[whole])
         ]
-        probabilities[whole] = tuned.predict_proba(opened(backend), rows)
-    best = np.full(len(frame), np.nan)
-    margin = best.copy()
-    if len(whole):
-        two = np.sort(probabilities[whole])[:, -2:]
+        probabilities = tuned.predict_proba(opened(backend), rows)
+        two = np.sort(probabilities)[:, -2:]
         best[whole], margin[whole] = two[:, 1], two[:, 1] - two[:, 0]
-    chosen = [
-        labels[int(np.argmax(row))] if top >= min_probability else None
-        for row, top in zip(probabilities, best, strict=True)  # NaN is never as large
-    ]
+        for row, column in zip(whole, probabilities.argmax(axis=1), strict=True):
+            chosen[row] = labels[column] if best[row] >= min_probability else None
     import pandas as pd  # slow to import
 
     labelled: pd.DataFrame = frame.copy()
