@@ -119,6 +119,20 @@ class Dataset:
             )
         return notes
 
+    def note_on_limits(self, template: Template) -> list[str]:
+        """A note on rows whose text is longer than the template reads.
+
+        Raises:
+            InputError: A row lacks a field.
+        """
+        cut = template.cuts(self.examples)
+        if not cut:
+            return []
+        return [
+            f"{self.name}: {_rows(cut)} of {len(self.examples)} have more text than "
+            f"{template.text!r} reads, and the rest is left out"
+        ]
+
     def _notes_on_counts(self) -> list[str]:
         counts = Counter(row.label for row in self.examples).most_common()
         (most, many), (least, few) = counts[0], counts[-1]

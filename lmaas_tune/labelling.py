@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Backend
@@ -20,7 +21,7 @@ from lmaas_tune.errors import InputError, StorageError, did_you_mean
 from lmaas_tune.files import read_object, reading, write_atomically
 from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.row_files import read_frames, records_of
-from lmaas_tune.task import Example
+from lmaas_tune.task import Example, Template
 from lmaas_tune.typed_json import checked
 
 if TYPE_CHECKING:
@@ -61,15 +62,10 @@ def label_frame(
         if name not in frame.columns:
             known = [str(column) for column in frame.columns]
             raise InputError(f"the rows have no column {name!r}; {did_you_mean(name, known)}")
-    texts = frame[list(tuned.task.template.fields)]
-    whole = np.flatnonzero(texts.notna().all(axis=1).to_numpy())
+    whole, rows = _whole_rows(frame, tuned.task.template)
     chosen: list[object] = [None] * len(frame)
     best, margin = np.full((2, len(frame)), np.nan)
     if len(whole):
-        rows = [
-            Example({name: str(value) for name, value in row.items()})
-            for row in records_of(texts.iloc[whole])
-        ]
         probabilities = tuned.predict_proba(opened(backend), rows)
         two = np.sort(probabilities)[:, -2:]
         best[whole], margin[whole] = two[:, 1], two[:, 1] - two[:, 0]
@@ -84,25 +80,43 @@ def label_frame(
     return labelled
 
 
+def _whole_rows(
+    frame: pd.DataFrame, template: Template
+) -> tuple[npt.NDArray[np.intp], list[Example]]:
+    """The positions of the rows that have all texts, and these rows."""
+    texts = frame[list(template.fields)]
+    whole = np.flatnonzero(texts.notna().all(axis=1).to_numpy())
+    return whole, [
+        Example({name: str(value) for name, value in row.items()})
+        for row in records_of(texts.iloc[whole])
+    ]
+
+
+def _truncated(frame: pd.DataFrame, template: Template) -> int:
+    return template.cuts(_whole_rows(frame, template)[1])
+
+
 def _names(frame: pd.DataFrame) -> tuple[str, ...]:
     taken = set(COLUMNS).intersection(frame.columns)
     return tuple(f"predicted_{name}" for name in COLUMNS) if taken else COLUMNS
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Progress:
-    """What is written so far, beside an unfinished file.
+class Labelled:
+    """How far a file is labelled.
 
     Attributes:
-        task: SHA-256 of prompt, input file and settings.
+        task: SHA-256 of prompt, source and settings.
         rows: Rows that are done.
-        left: Rows among them without a label.
-        bytes: Length of the file with them.
+        without_label: Rows among them that have none.
+        truncated: Rows among them with more text than the prompt's template reads.
+        bytes: Length of the written file.
     """
 
     task: str
     rows: int = 0
-    left: int = 0
+    without_label: int = 0
+    truncated: int = 0
     bytes: int = 0
 
 
@@ -114,9 +128,9 @@ def label_file(
     *,
     min_probability: float = 0.0,
     encoding: str | None = None,
-    on_rows: Callable[[int, int], None] = lambda done, left: None,
+    on_rows: Callable[[Labelled], object] = lambda done: None,
     on_note: OnNote = warn,
-) -> None:
+) -> Labelled:
     """Label the rows of a file, part by part, into another file.
 
     The same call goes on where it was stopped; until the end, the file is ``TARGET.part``. A row
@@ -129,9 +143,11 @@ def label_file(
         backend: The model.
         min_probability: See `label_frame`.
         encoding: Encoding of the source; by default it is found.
-        on_rows: Called with the number of rows that are done after each part, and how many of
-            these are left without a label.
+        on_rows: Called after each part.
         on_note: Called with notes on the source.
+
+    Returns:
+        What was done, also by earlier calls.
 
     Raises:
         InputError: The files do not fit, see `label_frame`.
@@ -158,15 +174,18 @@ def label_file(
                 progress = replace(
                     progress,
                     rows=progress.rows + len(frame),
-                    left=progress.left + int(labelled[_names(frame)[0]].isna().sum()),
+                    without_label=progress.without_label
+                    + int(labelled[_names(frame)[0]].isna().sum()),
+                    truncated=progress.truncated + _truncated(frame, tuned.task.template),
                     bytes=file.tell(),
                 )
                 write_atomically(state, json.dumps(asdict(progress)).encode())
-                on_rows(progress.rows, progress.left)
+                on_rows(progress)
         part.replace(target)
         state.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{target}: the rows cannot be written ({error})") from error
+    return progress
 
 
 def _task(source: Path, prompt: Path, min_probability: float) -> str:
@@ -181,13 +200,13 @@ def _task(source: Path, prompt: Path, min_probability: float) -> str:
     return sha.hexdigest()
 
 
-def _resumed(part: Path, state: Path, task: str) -> _Progress:
+def _resumed(part: Path, state: Path, task: str) -> Labelled:
     """What is done of the task; what was written after it is cut off."""
     if not part.exists() or not state.exists():
         part.unlink(missing_ok=True)
-        return _Progress(task=task)
+        return Labelled(task=task)
     with reading(state, "the progress", f"remove {part} to begin anew"):
-        progress: _Progress = checked(_Progress, read_object(state), state.name)
+        progress: Labelled = checked(Labelled, read_object(state), state.name)
         if progress.bytes > part.stat().st_size:
             raise ValueError(f"{part.name} is shorter than it was")
     if progress.task != task:

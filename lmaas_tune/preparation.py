@@ -110,6 +110,7 @@ class Job:
         notes = [
             *([note] if note else []),
             *_notes_on_rows(scored, shown),
+            *(note for rows in scored for note in rows.note_on_limits(task.template)),
             *search.check(),
         ]
         for note in notes:

@@ -112,15 +112,55 @@ class Batch:
 
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_SLOTS = tuple(slot.value for slot in Slot)
+_LIMITED = re.compile(r"(.+):\.([1-9][0-9]{0,8})")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a template.
+
+    Attributes:
+        name: Its name in an example.
+        limit: The number of characters that are read; None for all.
+    """
+
+    name: str
+    limit: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Field:
+        """Read what stands in braces: ``name``, or ``name:.LIMIT``."""
+        match = _LIMITED.fullmatch(text)
+        return cls(match[1], int(match[2])) if match else cls(text)
+
+    def __str__(self) -> str:
+        limit = "" if self.limit is None else f":.{self.limit}"
+        return f"{{{self.name}{limit}}}"
+
+    def text(self, example: Example) -> str:
+        """The whole text of the field.
+
+        Raises:
+            InputError: The example lacks it.
+        """
+        try:
+            return example.fields[self.name]
+        except KeyError:
+            raise InputError(
+                f"no field {self.name!r}, which the template asks for, or no text in it; "
+                f"{did_you_mean(self.name, example.fields)}"
+            ) from None
 
 
 @dataclass(frozen=True)
 class Template:
     """The text that a model reads, with places for fields, prompt and label.
 
-    ``"{sentence} {prompt} It was {label}"``: a name in braces is a field of the example;
-    ``{prompt}`` and ``{label}`` are the slots; ``{{`` and ``}}`` are braces. The backend's
-    `Capabilities` restrict the order.
+    ``"{sentence} {prompt} It was {label}"``: a name in braces is a field of the example, and
+    ``{sentence:.2000}`` its first 2,000 characters, as in Python's format strings; ``{prompt}``
+    and ``{label}`` are the slots; ``{{`` and ``}}`` are braces. The backend's `Capabilities`
+    restrict the order.
 
     Raises:
         InputError: A slot is missing or repeated, or the braces do not match.
@@ -138,9 +178,9 @@ class Template:
                 )
 
     @cached_property
-    def parts(self) -> tuple[str | Slot | tuple[str], ...]:
-        """Literal text, slots, and fields as 1-tuples of their name."""
-        parts: list[str | Slot | tuple[str]] = []
+    def parts(self) -> tuple[str | Slot | Field, ...]:
+        """Literal text, slots and fields."""
+        parts: list[str | Slot | Field] = []
         end = 0
         for match in _PLACEHOLDER.finditer(self.text):
             literal = self.text[end : match.start()]
@@ -151,20 +191,20 @@ class Template:
             name = match.group(1)
             if not name:
                 raise InputError(f"template {self.text!r} has a lone brace at {match.start()}")
-            parts += [literal, Slot(name) if name in ("prompt", "label") else (name,)]
+            parts += [literal, Slot(name) if name in _SLOTS else Field.parse(name)]
         parts.append(self.text[end:])
         return tuple(part for part in parts if part != "")
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields, in reading order."""
-        return tuple(dict.fromkeys(part[0] for part in self.parts if isinstance(part, tuple)))
+        return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Field)))
 
     @property
     def prompt_is_first(self) -> bool:
         """Whether the prompt slot precedes all fields."""
         before = self.parts[: self.parts.index(Slot.PROMPT)]
-        return not any(isinstance(part, tuple) for part in before)
+        return not any(isinstance(part, Field) for part in before)
 
     @property
     def space_before_prompt(self) -> str:
@@ -173,13 +213,47 @@ class Template:
         before = self.parts[index - 1] if index else ""
         return " " if isinstance(before, str) and before.endswith(" ") else ""
 
+    def truncated(self, limit: int) -> Template:
+        """The template with a limit on the characters of each field that has none.
+
+        Args:
+            limit: Characters that are read of a field, from 1 on.
+
+        Raises:
+            InputError: The limit is smaller.
+        """
+        if limit < 1:
+            raise InputError(f"truncate={limit}: a field needs 1 character or more")
+
+        def limited(match: re.Match[str]) -> str:
+            name = match.group(1)
+            free = name and name not in _SLOTS and Field.parse(name).limit is None
+            return str(Field(name, limit)) if free else match.group()
+
+        return Template(_PLACEHOLDER.sub(limited, self.text))
+
+    def cuts(self, examples: Iterable[Example]) -> int:
+        """Number of examples with text beyond a limit.
+
+        Raises:
+            InputError: An example lacks a field.
+        """
+        limits = [(part, part.limit) for part in self.parts if isinstance(part, Field)]
+        return sum(
+            any(limit is not None and len(part.text(row)) > limit for part, limit in limits)
+            for row in examples
+        )
+
     def render(self, example: Example) -> tuple[Part, ...]:
         """The parts of one row, with adjacent texts joined.
 
         Raises:
             InputError: The example lacks a field.
         """
-        pieces = [_field(example, p[0]) if isinstance(p, tuple) else p for p in self.parts]
+        pieces = [
+            part.text(example)[: part.limit] if isinstance(part, Field) else part
+            for part in self.parts
+        ]
         row: list[Part] = []
         for is_slot, group in itertools.groupby(pieces, lambda piece: isinstance(piece, Slot)):
             same = list(group)
@@ -195,16 +269,6 @@ class Template:
             except InputError as error:
                 raise InputError(f"row {number}: {error}") from error
         return Batch(tuple(rows))
-
-
-def _field(example: Example, name: str) -> str:
-    try:
-        return example.fields[name]
-    except KeyError:
-        raise InputError(
-            f"no field {name!r}, which the template asks for, or no text in it; "
-            f"{did_you_mean(name, example.fields)}"
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -852,3 +852,27 @@ def test_ctrl_c_is_json_too(folder: Path, run: Run, monkeypatch: pytest.MonkeyPa
     resumed = run(*shlex.split(content["resume"])[1:])
     assert resumed.code == 0
     assert resumed.content["spent"]["calls"] == 55
+
+
+def test_rows_that_are_too_long_are_cut_in_every_command(folder: Path, run: Run) -> None:
+    rows = Path("train.jsonl").read_text().splitlines()
+    long = {**json.loads(rows[0]), "text": "good " * 3000}
+    Path("train.jsonl").write_text("\n".join([json.dumps(long), *rows]))
+    flags = (*SMALL, *ONE_START, "--out", "mine")
+    refused = run(*tune(*flags))
+    assert refused.code == 2 and "(--truncate N)" in refused.err
+    tuned = run(*tune(*flags, "--truncate", "40"))
+    note = "train: 1 row of 9 have more text than '{text:.40}\\n {prompt} {label}' reads"
+    assert tuned.code == 0 and note in tuned.err.replace("Text: ", "")
+    labelled = run(*predict("--input", "train.jsonl", "--output", "labels.csv"))
+    assert "9 rows in labels.csv, 1 of them with more text than the prompt's" in labelled.out
+    assert "input: 1 row of 9" in run(*predict("--input", "train.jsonl")).err
+    assert "test: 1 row of 9" in run(*evaluate("--test", "train.jsonl")).err
+
+
+def predict(*more: str) -> list[str]:
+    return ["predict", "--backend", "toy", "--prompt", "mine", *more]
+
+
+def evaluate(*more: str) -> list[str]:
+    return ["evaluate", "--backend", "toy", "--prompt", "mine", *more]

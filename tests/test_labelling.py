@@ -17,7 +17,7 @@ from lmaas_tune import Client, TextPrompt, TunedPrompt, load_backend
 from lmaas_tune.cli import main
 from lmaas_tune.errors import InputError, StorageError
 from lmaas_tune.heads import FittedHead
-from lmaas_tune.labelling import label_file, label_frame
+from lmaas_tune.labelling import Labelled, label_file, label_frame
 from lmaas_tune.task import Task, Template, Verbalizer
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.waiting import until
@@ -140,7 +140,7 @@ def test_a_file_is_labelled_part_by_part(
         tmp_path / target,
         saved,
         ToyBackend(),
-        on_rows=lambda done, left: seen.append(done),
+        on_rows=lambda done: seen.append(done.rows),
         on_note=lambda note: None,
     )
     assert seen == [512, 1024, 1100]
@@ -164,18 +164,20 @@ def test_a_stopped_file_goes_on_and_torn_rows_are_cut_off(saved: Path, tmp_path:
             asked.extend(len(request.batch) for request in requests)
             return super().score(requests)
 
-    def stop(done: int, left: int) -> None:
-        if done == stop_at:
+    def stop(done: Labelled) -> None:
+        if done.rows == stop_at:
             raise StoppedError
 
-    for stop_at in (512, 1024, 0):
+    for stop_at in (512, 1024, 1600, 0):  # the third before the file gets its name
         with pytest.raises(StoppedError) if stop_at else pytest.MonkeyPatch.context():
-            label_file(source, target, saved, Counting(), on_rows=stop, on_note=lambda note: None)
+            done = label_file(
+                source, target, saved, Counting(), on_rows=stop, on_note=lambda note: None
+            )
         if stop_at:
             assert not target.exists()
             with target.with_name("done.csv.part").open("ab") as file:
                 file.write(b'1234,"half a r')
-    assert sum(asked) == 1600
+    assert sum(asked) == 1600 == done.rows
     whole = tmp_path / "whole.csv"
     label_file(source, whole, saved, ToyBackend(), on_note=lambda note: None)
     assert target.read_bytes() == whole.read_bytes()
@@ -185,7 +187,7 @@ def test_what_does_not_fit_gets_one_sentence_and_loses_nothing(saved: Path, tmp_
     source, target = tmp_path / "rows.jsonl", tmp_path / "done.csv"
     write(source, 600)
 
-    def stop(done: int, left: int) -> None:
+    def stop(done: Labelled) -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):

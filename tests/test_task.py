@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.task import Batch, Example, Slot, Template, Verbalizer, check_text
+from lmaas_tune.task import Batch, Example, Field, Slot, Template, Verbalizer, check_text
 
 PROMPT, LABEL = Slot.PROMPT, Slot.LABEL
 
@@ -28,7 +28,7 @@ def escaped(text: str) -> str:
 
 def test_a_template_reads_in_order() -> None:
     template = Template("{sentence} {prompt} It was {label}.")
-    assert template.parts == (("sentence",), " ", PROMPT, " It was ", LABEL, ".")
+    assert template.parts == (Field("sentence"), " ", PROMPT, " It was ", LABEL, ".")
     assert template.fields == ("sentence",)
 
 
@@ -180,3 +180,25 @@ def test_sound_text_passes_as_it_is() -> None:
 def test_a_row_without_any_field_is_refused_in_a_whole_sentence() -> None:
     with pytest.raises(InputError, match=r"or no text in it; none is known$"):
         Template("{text} {prompt} {label}").batch([Example({})])
+
+
+def test_a_limit_reads_the_first_characters_of_a_field() -> None:
+    template = Template("{title}: {text:.4} {prompt} {label}")
+    row = Example({"title": "a long title", "text": "abcdef"})
+    assert template.fields == ("title", "text")
+    assert template.render(row)[0] == "a long title: abcd "
+    assert template.cuts([row, Example({"title": "a long title", "text": "abcd"})]) == 1
+
+
+def test_all_fields_without_a_limit_get_one() -> None:
+    template = Template("{{{title}}} {text:.4} {prompt} {label}").truncated(9)
+    assert template.text == "{{{title:.9}}} {text:.4} {prompt} {label}"
+    with pytest.raises(InputError, match="truncate=0: a field needs 1 character or more"):
+        template.truncated(0)
+
+
+@pytest.mark.parametrize("name", ["at 12:30", "text:.x", "text:.0", "x:4"])
+def test_a_column_with_a_colon_in_its_name_is_a_field(name: str) -> None:
+    template = Template(f"{{{name}}} {{prompt}} {{label}}")
+    assert template.fields == (name,)
+    assert template.render(Example({name: "text"}))[0] == "text "

@@ -15,7 +15,7 @@ from lmaas_tune.cli.arguments import (
     read_rows,
 )
 from lmaas_tune.cli.formatting import count, format_spent, number
-from lmaas_tune.cli.tune_report import check_test_rows
+from lmaas_tune.cli.tune_report import check_test_rows, note_limits
 
 
 def add_to(commands: Commands) -> None:
@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     prompt = TunedPrompt.load(arguments.prompt)
     test = read_rows(arguments, "test")
     check_test_rows(prompt.task, test)
+    note_limits(prompt.task.template, "test", test, arguments.on_note)
     client = open_client(arguments, arguments.on_note)
     score = prompt.score(client, test).to_json()
     low, high = score["interval"]

@@ -18,6 +18,7 @@ from lmaas_tune.cli.arguments import (
     open_client,
 )
 from lmaas_tune.cli.formatting import count, format_spent
+from lmaas_tune.cli.tune_report import note_limits
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
 from lmaas_tune.labelling import OUTPUTS, label_file
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     else:
         rows = _examples(arguments.text, prompt.task.template)
     prompt.task.template.batch(rows)  # checks the fields before a model is loaded
+    note_limits(prompt.task.template, "input", rows, arguments.on_note)
     client = open_client(arguments, arguments.on_note)
     probabilities = prompt.predict_proba(client, rows)
     labels = prompt.task.verbalizer.labels
@@ -95,34 +97,35 @@ def _label_file(arguments: argparse.Namespace) -> Outcome:
     if arguments.input is None:
         raise InputError("--output is for the rows of a file: give --input")
     client = open_client(arguments, arguments.on_note)
-    counts = {"rows": 0, "without_label": 0}
     with tqdm(unit=" rows", disable=not sys.stderr.isatty()) as bar:
-
-        def on_rows(done: int, left: int) -> None:
-            counts.update(rows=done, without_label=left)
-            bar.update(done - bar.n)
-
-        label_file(
+        done = label_file(
             arguments.input,
             arguments.output,
             arguments.prompt,
             client,
             min_probability=arguments.min_probability,
             encoding=arguments.encoding,
-            on_rows=on_rows,
+            on_rows=lambda done: bar.update(done.rows - bar.n),
             on_note=arguments.on_note,
         )
     content = {
-        **counts,
+        "rows": done.rows,
+        "without_label": done.without_label,
+        "truncated": done.truncated,
         "output": arguments.output,
         "identity": client.identity,
         "spent": client.spent.to_json(),
     }
-    left = f", {counts['without_label']} of them without a label" if counts["without_label"] else ""
-    text = (
-        f"{count('row', counts['rows'])} in {arguments.output}{left} ({format_spent(client.spent)})"
-    )
-    return Outcome(content, text)
+    counts = [
+        f", {number} of them {what}"
+        for number, what in (
+            (done.without_label, "without a label"),
+            (done.truncated, "with more text than the prompt's template reads"),
+        )
+        if number
+    ]
+    rows = f"{count('row', done.rows)} in {arguments.output}{''.join(counts)}"
+    return Outcome(content, f"{rows} ({format_spent(client.spent)})")
 
 
 def _examples(texts: Sequence[str], template: Template) -> list[Example]:

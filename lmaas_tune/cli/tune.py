@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lmaas_tune.artifact import TunedPrompt
@@ -34,7 +35,7 @@ from lmaas_tune.cli.search_flags import (
     label_words,
     read_settings,
 )
-from lmaas_tune.cli.tune_report import check_test_rows, interrupted, report
+from lmaas_tune.cli.tune_report import check_test_rows, interrupted, note_limits, report
 from lmaas_tune.dataset import Dataset, task_for
 from lmaas_tune.errors import BackendError, InputError
 from lmaas_tune.exactness import describe_bounds
@@ -73,6 +74,12 @@ def _add_task(command: Parser) -> None:
         metavar="NAME,...",
         help="the fields that the model reads (all but ids, dates and addresses)",
     )
+    group.add_argument(
+        "--truncate",
+        type=int,
+        metavar="N",
+        help="the model reads the first N characters of each field (all)",
+    )
 
 
 def _add_run(command: Parser) -> None:
@@ -110,6 +117,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
                 f"test: {again} of {len(test)} rows are training or validation rows too, so the "
                 "test scores are too optimistic"
             )
+        note_limits(task.template, "test", test, arguments.on_note)
     tuner = Tuner(
         open_client(arguments, arguments.on_note),
         settings=settings,
@@ -141,7 +149,7 @@ def _task(arguments: argparse.Namespace, train: Sequence[Example], *, prompt_fir
     if template is not None and arguments.fields is not None:
         raise InputError("--fields and --template exclude each other: a template names its fields")
     fields = None if arguments.fields is None else arguments.fields.split(",")
-    return task_for(
+    task = task_for(
         train,
         template=None if template is None else Template(template),
         verbalizer=None if labels is None else Verbalizer(label_words(labels)),
@@ -149,6 +157,9 @@ def _task(arguments: argparse.Namespace, train: Sequence[Example], *, prompt_fir
         prompt_first=prompt_first,
         on_note=arguments.on_note,
     )
+    if arguments.truncate is None:
+        return task
+    return replace(task, template=task.template.truncated(arguments.truncate))
 
 
 def _callbacks(arguments: argparse.Namespace) -> list[Callback]:

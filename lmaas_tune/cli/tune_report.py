@@ -9,10 +9,12 @@ from typing import Any
 
 from lmaas_tune.cli.arguments import INTERRUPTED, Outcome
 from lmaas_tune.cli.formatting import comparison_json, format_spent, result_json
+from lmaas_tune.dataset import Dataset
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.files import read_object, write_atomically
+from lmaas_tune.notes import OnNote
 from lmaas_tune.result import TuneResult
-from lmaas_tune.task import Example, Task
+from lmaas_tune.task import Example, Task, Template
 
 FILE_NAME = "report.json"
 
@@ -32,6 +34,12 @@ def check_test_rows(task: Task, test: Sequence[Example]) -> str:
         return task.digest(test)
     except InputError as error:
         raise InputError(f"test: {error}") from error
+
+
+def note_limits(template: Template, name: str, rows: Sequence[Example], on_note: OnNote) -> None:
+    """Note how many rows have more text than the template reads."""
+    for note in Dataset(name, rows).note_on_limits(template):
+        on_note(note)
 
 
 def report(result: TuneResult, test: Sequence[Example] | None) -> dict[str, Any]:

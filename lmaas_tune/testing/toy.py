@@ -133,7 +133,7 @@ class ToyBackend:
         if tokens > self._max_tokens:
             raise InputError(
                 f"a row of {tokens} tokens with its prompt is longer than the {self._max_tokens} "
-                "that toy reads: shorten the text or the prompt"
+                "that toy reads: shorten the text (--truncate N) or the prompt"
             )
         if Slot.LABEL not in row:
             raise InputError("a row has no {label} slot")

@@ -124,10 +124,15 @@ class RequestEncoder:
         self._check_known(max(words, key=max, default=()), number)
         limit, positions = self._capabilities.max_tokens, self._positions(row, words)
         if limit is not None and positions > limit:
+            tokens = positions + prompt.extra_positions
+            characters = sum(
+                len(part) for part in request.batch.rows[number - 1] if isinstance(part, str)
+            )
             raise InputError(
-                f"row {number} has {positions + prompt.extra_positions} tokens with its prompt "
-                f"and label, more than the {limit} that this model reads: shorten the text or "
-                "the prompt"
+                f"row {number} has {tokens} tokens with its prompt and label, more than the "
+                f"{limit} that this model reads: shorten the text (about "
+                f"{int(0.9 * characters * limit / tokens)} characters would fit; --truncate N, or "
+                "{field:.N} in the template, reads the first N of a field) or the prompt"
             )
 
     def _check_known(self, ids: Sequence[int], number: int) -> None:

@@ -123,7 +123,7 @@ class Server:
             if _TOO_LONG.search(error.reason):
                 raise InputError(
                     f"a row with its prompt is longer than {self.model!r} reads "
-                    f"({error.reason}): shorten the texts or the prompt"
+                    f"({error.reason}): shorten the texts (--truncate N) or the prompt"
                 ) from error
             raise
         choices, tokens = read(answer, count=prompts, logprobs="logprobs" in body)

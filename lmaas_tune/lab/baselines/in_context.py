@@ -100,7 +100,7 @@ def _spelled_out(template: Template, words: str) -> Template:
         elif part is Slot.LABEL:
             text += "{label}"
         else:
-            text += f"{{{part[0]}}}" if isinstance(part, tuple) else _escaped(part)
+            text += _escaped(part) if isinstance(part, str) else str(part)
     return Template(text)
 
 
