@@ -106,7 +106,7 @@ $(VENV)/.user: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("lmaas_tune needs Python 3.10 or later; set PYTHON=...") if sys.version_info < (3, 10) else None'
 	@echo "Setting up $(VENV) (a few minutes the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) -e '.[hf,plot]'
+	@$(INSTALL) -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.user

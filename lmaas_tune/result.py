@@ -85,7 +85,7 @@ class TuneResult:
     @property
     def history(self) -> pd.DataFrame:
         """One row a step, the columns of `lmaas_tune.step.step_row`."""
-        import pandas as pd  # comes with nevergrad; slow to import, so only when asked
+        import pandas as pd  # slow to import, so only when asked
 
         rows = [step_row(step) for step in self.steps]
         frame: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS))

@@ -26,6 +26,7 @@ from lmaas_tune.cli.tune_report import interrupted
 from lmaas_tune.demo import SETTINGS, TASK, Changed, Demo
 from lmaas_tune.demo_model import SMOLLM2, ready_model
 from lmaas_tune.errors import InputError
+from lmaas_tune.extras import need
 from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.lab.baselines import fit_baseline
 from lmaas_tune.registry import load_backend
@@ -82,6 +83,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Score the test messages, search, and score them again."""
     if arguments.resume and arguments.out is None:
         raise InputError("--resume needs the folder of the run: give --out")
+    need("the demo", "torch", "transformers", "gguf", "sklearn", extra="demo")
     budget = None if arguments.budget is None else Budget.parse(arguments.budget)
     out = _free_folder() if arguments.out is None else Path(arguments.out)
     if (out / FILE_NAME).exists() and not arguments.resume:

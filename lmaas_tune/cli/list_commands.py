@@ -27,7 +27,7 @@ def list_optimizers(_: argparse.Namespace) -> Outcome:
     rows.append(
         {
             "name": f"{NEVERGRAD}<Name>",
-            "description": "Any optimizer of nevergrad.",
+            "description": "Any optimizer of nevergrad (extra nevergrad).",
         }
     )
     return Outcome({"optimizers": rows}, _table(rows))

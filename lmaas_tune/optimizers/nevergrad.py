@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.extras import need
 from lmaas_tune.optimizers.base import OptimizerFactory
 from lmaas_tune.optimizers.generation import check_no_pending_ask, losses_in_ask_order
 from lmaas_tune.optimizers.isolation import BorrowedRandomness, quiet
@@ -212,13 +213,9 @@ def by_name(name: str) -> OptimizerFactory:
 
 def _library() -> Any:
     """Nevergrad, imported on first use: its import takes seconds and draws random numbers."""
-    try:
-        with quiet(), BorrowedRandomness(0)():
-            import nevergrad
-    except ImportError as error:
-        raise InputError(
-            f"nevergrad cannot be imported ({error}): pip install 'nevergrad>=1.0.12'"
-        ) from error
+    need("this optimizer", "nevergrad", extra="nevergrad")
+    with quiet(), BorrowedRandomness(0)():
+        import nevergrad
     return nevergrad
 
 

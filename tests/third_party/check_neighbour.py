@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lmaas_tune import Backend, Budget, Settings, Soft, Tuner, load_backend
+from lmaas_tune.errors import MissingExtraError
 from lmaas_tune.optimizers import make_optimizer
 from lmaas_tune.testing import BackendConformance, OptimizerConformance
 
@@ -61,6 +62,13 @@ def test_both_are_listed() -> None:
     assert not backends["hf"]["usable"]
     optimizers = {offer["name"]: offer for offer in lmaas_tune("optimizers")["optimizers"]}
     assert "from lmaas-tune-neighbour" in optimizers["hill"]["description"]
+
+
+@pytest.mark.parametrize("name", ["pso", "nevergrad:PSO"])
+def test_an_optimizer_of_nevergrad_names_its_extra(name: str) -> None:
+    assert importlib.util.find_spec("nevergrad") is None
+    with pytest.raises(MissingExtraError, match=r"pip install 'lmaas-tune\[nevergrad\]'"):
+        make_optimizer(name, 5, seed=1)
 
 
 def test_both_work_by_name_from_python() -> None:

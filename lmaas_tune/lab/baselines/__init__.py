@@ -73,9 +73,14 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
         "manual": Baseline("Manual Prompt", ManualSettings, "in_context:fit_manual"),
         "icl": Baseline("In-Context Learning", InContextSettings, "in_context:fit"),
-        "tfidf": Baseline("TF-IDF + Logistic Regression", ProbeSettings, "probes:fit_tfidf"),
+        "tfidf": Baseline(
+            "TF-IDF + Logistic Regression", ProbeSettings, "probes:fit_tfidf", needs=("sklearn",)
+        ),
         "mean-states": Baseline(
-            "Mean States + Logistic Regression", ProbeSettings, "probes:fit_mean_states"
+            "Mean States + Logistic Regression",
+            ProbeSettings,
+            "probes:fit_mean_states",
+            needs=("sklearn",),
         ),
         "feature-mlp": Baseline("Feature-MLP", FeatureSettings, "features:fit_mlp"),
         "feature-bilstm": Baseline("Feature-BiLSTM", FeatureSettings, "features:fit_bilstm"),
