@@ -31,12 +31,17 @@ _ID = re.compile(
 _NAME_OF_ID = re.compile(
     r"(?:^|[\W_])(?:id|ids|uuid|guid|nr|no|key|index|idx|ticket)$|[a-z](?:Id|ID)$", re.IGNORECASE
 )
+_NAMELESS = re.compile(r"Unnamed: \d+")
+"""What pandas calls a column without a name."""
+
 _ENOUGH = 0.9
 """The share of the values that must look alike, as a cell may be odd or empty."""
 
 
 def unread_columns(examples: Sequence[Example]) -> dict[str, str]:
     """The fields that look like ids, dates or addresses, with which of them, as ``"dates"``.
+
+    A column without a name looks like an index.
 
     None if every field does.
 
@@ -45,6 +50,9 @@ def unread_columns(examples: Sequence[Example]) -> dict[str, str]:
     """
     found = {}
     for name in examples[0].fields:
+        if not name or _NAMELESS.fullmatch(name):
+            found[name] = "an index"
+            continue
         values = [row.fields[name].strip() for row in examples if row.fields.get(name, "").strip()]
         if values and (kind := _kind(name, values)) is not None:
             found[name] = kind

@@ -30,6 +30,16 @@ their methods, so that their libraries need not be installed."""
 
 TEXT_FIELD = "text"
 _SCALARS = (str, numbers.Real, np.generic)
+_FORMS = (
+    "a path, (text, label) pairs, dicts, a pandas or polars frame, a pyarrow table or a "
+    "datasets.Dataset"
+)
+_EMPTY = "its {!r} is empty: fill it in, or leave the row out"
+_REMEDIES = {
+    "dict": "pandas.DataFrame(rows) of lists by column, or (text, label) pairs",
+    "DatasetDict": "one of its parts, as rows['train']",
+    "LazyFrame": "rows.collect()",
+}
 
 
 def read_examples(
@@ -76,15 +86,15 @@ def read_examples(
     elif isinstance(rows, Iterable) and not isinstance(rows, Mapping) and not _is_frame(rows):
         raw = rows
     else:
-        raise InputError(
-            f"{what}: cannot read examples from {type(rows).__name__}; give a path, (text, label) "
-            "pairs, dicts, a pandas or polars frame, a pyarrow table or a datasets.Dataset"
-        )
+        remedy = _REMEDIES.get(type(rows).__name__, _FORMS)
+        raise InputError(f"{what}: cannot read examples from {type(rows).__name__}; give {remedy}")
     examples = []
     for number, row in enumerate(raw, start=1):
         example = _example(row, label_field, f"{what}, row {number}", labelled)
         if labelled and example.label is None:
-            raise InputError(f"{what}, row {number}: no label; {_columns(example, label_field)}")
+            has_cell = isinstance(row, Mapping) and label_field in row
+            reason = _EMPTY.format(label_field) if has_cell else _columns(example, label_field)
+            raise InputError(f"{what}, row {number}: no label; {reason}")
         examples.append(example)
     if not examples:
         raise InputError(f"{what}: it has no rows")
@@ -139,10 +149,11 @@ def _is_frame(rows: object) -> bool:
 
 
 def _columns(example: Example, label_field: str) -> str:
-    has = ", ".join(list(example.fields)[:50]) or "nothing"
+    has = ", ".join(filter(None, list(example.fields)[:50])) or "nothing"
     return (
         f"it has {has}, and the label is read from {label_field!r}; name another column with "
-        "--label-field (read_examples(rows, label_field=...)), or give (text, label) pairs"
+        "--label-field (read_examples(rows, label_field=...)), or give (text, label) pairs; the "
+        "names of columns are read from the first line of a table"
     )
 
 
@@ -167,9 +178,9 @@ def _example(row: object, label_field: str, where: str, labelled: bool) -> Examp
         }
         if columns and not fields:
             name, value = next(iter(columns.items()))
-            raise InputError(f"{where}, field {name!r}: {value!r:.60} is not text")
+            raise _no_text(value, f"{where}, field {name!r}")
         return labelled_as(row.get(label_field), fields)
-    if isinstance(row, Sequence) and len(row) == 2:
+    if isinstance(row, (Sequence, np.ndarray)) and len(row) == 2:
         return labelled_as(row[1], {TEXT_FIELD: _text(row[0], where)})
     raise InputError(f"{where}: {row!r:.60} is neither a mapping nor a (text, label) pair")
 
@@ -181,7 +192,13 @@ def _is_text(value: object) -> bool:
 def _text(value: object, where: str) -> str:
     if _is_text(value):
         return check_text(str(value), where)
-    raise InputError(f"{where}: {value!r:.60} is not text")
+    raise _no_text(value, where)
+
+
+def _no_text(value: object, where: str) -> InputError:
+    if value is None or _is_missing(value):
+        return InputError(f"{where}: it is empty")
+    return InputError(f"{where}: {value!r:.60} is not text")
 
 
 def _label(value: object, where: str) -> str | None:

@@ -109,6 +109,9 @@ class Dataset:
                 f"{self.name}: {len(torn)} of the texts have several labels, the first is "
                 f"{torn[0][0]!r:.60}"
             )
+        blank = sum(not any(map(str.strip, texts)) for texts in self.texts)
+        if blank:
+            notes.append(f"{self.name}: a row has no text: remove it, or fill it in")
         if train is None:
             notes += self._notes_on_counts()
         seen = 0 if train is None else self.overlap(train)
@@ -223,7 +226,9 @@ def default_template(
         else f"{texts} {{prompt}} {{label}}"
     )
     if len(known) > 1 and not fields:
-        left_out = ", ".join(f"{name} (looks like {kind})" for name, kind in unread.items())
+        left_out = ", ".join(
+            f"{name or repr(name)} (looks like {kind})" for name, kind in unread.items()
+        )
         on_note(
             f"no template is given, so the model reads {', '.join(read)}: {template.text!r}"
             + (f"; it does not read {left_out}" if left_out else "")

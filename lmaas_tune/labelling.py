@@ -85,7 +85,8 @@ def _whole_rows(
 ) -> tuple[npt.NDArray[np.intp], list[Example]]:
     """The positions of the rows that have all texts, and these rows."""
     texts = frame[list(template.fields)]
-    whole = np.flatnonzero(texts.notna().all(axis=1).to_numpy())
+    blank = texts.astype(str).apply(lambda column: column.str.strip() == "").all(axis=1)
+    whole = np.flatnonzero((texts.notna().all(axis=1) & ~blank).to_numpy())
     return whole, [
         Example({name: str(value) for name, value in row.items()})
         for row in records_of(texts.iloc[whole])

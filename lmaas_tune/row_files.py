@@ -42,10 +42,21 @@ _NAMED_DELIMITER = re.compile(r"sep=(.)(?=[\r\n])")
 
 _SAMPLE = 1 << 16  # characters
 
+_UNSEEN = "\ufeff\u200b\u200c\u200d\u2060"
+
 _LIBRARIES = {".parquet": "pyarrow", ".xlsx": "openpyxl"}
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", *_LIBRARIES)
 """Endings of files of rows."""
+
+_NAMES = (*KINDS, ".ndjson")
+
+_REMEDIES = {
+    ".xls": "save it as .xlsx or .csv",
+    ".ods": "save it as .xlsx or .csv",
+    ".gz": "unpack it first",
+    ".zip": "unpack it first",
+}
 
 
 def read_file(path: Path, *, encoding: str | None = None, on_note: OnNote = warn) -> list[Any]:
@@ -64,7 +75,7 @@ def read_file(path: Path, *, encoding: str | None = None, on_note: OnNote = warn
         InputError: The file cannot be read.
         MissingExtraError: The extra ``tables``, for Parquet and Excel, is not installed.
     """
-    kind = path.suffix.lower()
+    kind = _kind(path)
     if kind in _LIBRARIES:
         return [row for frame in read_frames(path, on_note=on_note) for row in records_of(frame)]
     if kind in _TABLES:
@@ -80,15 +91,28 @@ def read_file(path: Path, *, encoding: str | None = None, on_note: OnNote = warn
             for number, line in enumerate(text.split("\n"), start=1)
             if line.strip()
         ]
-    if kind == ".json":
-        rows = _json(text, str(path))
-        if not isinstance(rows, list):
-            raise InputError(
-                f"{path}: a .json file holds one list of rows; for a row a line use .jsonl"
-            )
-        return rows
+    rows = _json(text, str(path))
+    if not isinstance(rows, list):
+        raise InputError(
+            f"{path}: a .json file holds one list of rows; for a row a line use .jsonl"
+        )
+    return rows
+
+
+def _kind(path: Path) -> str:
+    """The ending of a file of rows.
+
+    Raises:
+        InputError: It is another.
+    """
+    kind = path.suffix.lower()
+    if kind in _NAMES:
+        return kind
     known = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
-    raise InputError(f"{path}: a file of rows ends in {known}, not in {kind!r}")
+    remedy = f": {_REMEDIES[kind]}" if kind in _REMEDIES else ""
+    raise InputError(
+        f"{path}: a file of rows ends in {known}, and this one in {kind or 'nothing'}{remedy}"
+    )
 
 
 def read_frames(
@@ -111,7 +135,7 @@ def read_frames(
     """
     import pandas as pd  # slow to import
 
-    kind = path.suffix.lower()
+    kind = _kind(path)
     if kind in _LIBRARIES:
         need(f"a {kind} file", _LIBRARIES[kind], extra="tables")
     if not path.exists():
@@ -121,7 +145,7 @@ def read_frames(
             if kind == ".csv" and not isinstance(frame.index, pd.RangeIndex):
                 # pandas takes a cell too many as the name of the row
                 raise InputError(f"{path}: a row has more cells than the header")
-            yield frame
+            yield frame.rename(columns=_column_name) if kind in (".csv", ".xlsx") else frame
 
 
 def _frames(path: Path, rows: int, encoding: str | None, on_note: OnNote) -> Iterable[pd.DataFrame]:
@@ -145,7 +169,7 @@ def _frames(path: Path, rows: int, encoding: str | None, on_note: OnNote) -> Ite
     if kind in (".jsonl", ".ndjson"):
         return _lines(path, _encoding(path, encoding, is_table=False), rows)
     if kind == ".xlsx":
-        whole = _first_sheet(pd.read_excel(path, sheet_name=None), path, on_note)
+        whole = _first_sheet(pd.read_excel(path, sheet_name=None), path, on_note).dropna(how="all")
     else:
         whole = pd.DataFrame(read_file(path, encoding=encoding, on_note=on_note))
     return (whole[first : first + rows] for first in range(0, len(whole), rows))
@@ -306,16 +330,30 @@ def _table_rows(lines: _Lines, path: Path) -> list[dict[str, str]]:
     """Rows of a table, by the names in the header."""
     if not lines:
         return []
-    (_, names), *rows = lines
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{path}: the column {name!r} stands twice in the header")
+    (_, header), *rows = lines
+    names = [_column_name(name) for name in header]
     for number, cells in rows:
         if len(cells) != len(names):
             raise InputError(
                 f"{path}, line {number}: not as many cells as the header's {len(names)}"
             )
-    return [dict(zip(names, cells, strict=True)) for _, cells in rows]
+    # a spreadsheet writes columns that were formatted and never filled
+    filled = [
+        n for n, name in enumerate(names) if name or any(cells[n].strip() for _, cells in rows)
+    ]
+    name, count = Counter(names[n] for n in filled).most_common(1)[0]
+    if count > 1:
+        raise InputError(
+            f"{path}: the column {name!r} stands twice in the header"
+            if name
+            else f"{path}: columns have no name: is the first line the header?"
+        )
+    return [{names[n]: cells[n] for n in filled} for _, cells in rows]
+
+
+def _column_name(name: object) -> str:
+    """The name of a column without what is not seen: space, and marks that copying leaves."""
+    return str(name).strip().strip(_UNSEEN).strip()
 
 
 _Lines: TypeAlias = list[tuple[int, list[str]]]

@@ -35,6 +35,8 @@ def check_text(text: str, what: str) -> str:
 
 def label_name(value: object) -> str:
     """The name of a label: 1, 1.0 and "1" are the same label."""
+    if isinstance(value, Enum):  # of texts or numbers
+        value = value.value
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)  # a data frame turns integer labels into floats if a cell is empty
     return str(value).strip()

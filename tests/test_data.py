@@ -158,7 +158,7 @@ def test_empty_cells_of_a_frame_are_missing_labels() -> None:
     frame = pandas.DataFrame({"text": ["a", "b"], "label": [1, None]})
     assert [e.label for e in read_examples(frame, labelled=False)] == ["1", None]
     for column in (frame, frame.astype({"label": "Int64"})):
-        with pytest.raises(InputError, match="row 2: no label; it has text, and the label is read"):
+        with pytest.raises(InputError, match="row 2: no label; its 'label' is empty: fill it in"):
             read_examples(column)
 
 
@@ -213,14 +213,14 @@ class ColumnsFirst:
         (ColumnsFirst(), "cannot read examples from ColumnsFirst; .* a pandas or polars frame"),
         ([3], "row 1: 3 is neither a mapping nor a"),
         ([("a", "x"), ("a", "b", "c")], "row 2: .* is neither a mapping nor a"),
-        ([("a", "x"), (None, "x")], "row 2: None is not text"),
+        ([("a", "x"), (None, "x")], "row 2: it is empty"),
         ([{"text": ["a"], "label": 1}], r"row 1, field 'text': \['a'\] is not text"),
-        ([{"text": float("nan"), "label": 1}], "field 'text': nan is not text"),
+        ([{"text": float("nan"), "label": 1}], "field 'text': it is empty"),
         ([{"text": "a", "label": [1, 0]}], r"row 1: the label \[1, 0\] is neither text nor"),
         ([{"text": "a", "label": np.zeros(2)}], "row 1: the label .* is neither text nor"),
         ([{"text": "a", "lable": "x"}], "row 1: no label; it has text, lable, and the label is"),
         ([("caf\udce9", "x")], "row 1: .* is half a character"),
-        ([Example({"text": None}, "x")], "row 1, field 'text': None is not text"),  # type: ignore[dict-item]
+        ([Example({"text": None}, "x")], "row 1, field 'text': it is empty"),  # type: ignore[dict-item]
         ([Example("a", "x")], "row 1: the fields 'a' are no mapping"),  # type: ignore[arg-type]
         ([Example({"text": "a"}, [1])], r"row 1: the label \[1\] is"),  # type: ignore[arg-type]
     ],
@@ -253,8 +253,12 @@ def test_what_is_no_set_of_rows_gets_one_sentence(rows: Any, sentence: str) -> N
         ("rows.csv", b"text,label\ncaf\x81,x\n", "cannot be read as UTF-8 text .* --encoding"),
         ("rows.xlsx", b"PK", "cannot be read as .xlsx"),
         ("rows.parquet", b"PAR1", "cannot be read as .parquet"),
-        ("rows.txt", b"a", "ends in .jsonl, .json, .csv, .tsv, .parquet or .xlsx, not in '.txt'"),
-        ("rows", b"a", "or .xlsx, not in ''"),
+        (
+            "rows.txt",
+            b"a",
+            "ends in .jsonl, .json, .csv, .tsv, .parquet or .xlsx, and this one in .txt",
+        ),
+        ("rows", b"a", "or .xlsx, and this one in nothing"),
     ],
 )
 def test_a_file_that_cannot_be_read_gets_one_sentence(
@@ -349,7 +353,7 @@ def test_of_several_sheets_the_first_with_rows_is_read(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.csv: no such file"):
         read_examples(tmp_path / "nowhere.csv")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"ends in \.jsonl, .* or \.xlsx, and this one in nothing"):
         read_examples(tmp_path)
 
 
