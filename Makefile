@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 LLAMACPP_VENV ?= .venv-llamacpp
 # constraints.txt names the version of every package that the tests passed with
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# modules are compiled when they are first imported: most of torch's and transformers' never are
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 # what a release of a library could take away: equal scores, shared work, speed
 LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
@@ -67,7 +68,7 @@ test-kills: $(VENV)/.dev
 test-plugin:
 	rm -rf $(VENV)-plugin
 	$(PYTHON) -m venv $(VENV)-plugin
-	$(VENV)-plugin/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt . tests/third_party pytest
+	$(VENV)-plugin/bin/python $(PIP_INSTALL) -c constraints.txt . tests/third_party pytest
 	$(VENV)-plugin/bin/pytest -q -p no:cacheprovider --confcutdir tests/third_party tests/third_party/check_neighbour.py
 	rm -rf $(VENV)-plugin
 
@@ -118,7 +119,7 @@ $(VENV)/.dev: $(VENV)/.user
 $(VLLM_VENV)/.ready: tests/vllm/requirements.txt tests/vllm/overrides.txt constraints.txt
 	@echo "Setting up $(VLLM_VENV) (3 GB, about a minute) ..."
 	@$(PYTHON) -m venv $(VLLM_VENV)
-	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
+	@$(VLLM_VENV)/bin/python $(PIP_INSTALL) -c constraints.txt torch uv
 	@$(VLLM_VENV)/bin/uv pip install --quiet --python $(VLLM_VENV)/bin/python \
 	    --override tests/vllm/overrides.txt -r tests/vllm/requirements.txt
 	@touch $@
