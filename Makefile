@@ -72,7 +72,8 @@ test-plugin:
 	$(VENV)-plugin/bin/pytest -q -p no:cacheprovider --confcutdir tests/third_party tests/third_party/check_neighbour.py
 	rm -rf $(VENV)-plugin
 
-# a wheel and a source archive in dist/, checked, and tried in an environment with nothing else
+# a wheel and a source archive in dist/, checked, and used by a page of the documentation in an
+# environment with nothing else
 release:
 	rm -rf dist $(VENV)-release
 	$(PYTHON) -m venv $(VENV)-release
@@ -85,6 +86,8 @@ release:
 	$(PYTHON) -m venv $(VENV)-release
 	$(VENV)-release/bin/python $(PIP_INSTALL) -c constraints.txt dist/*.whl
 	cd dist && ../$(VENV)-release/bin/lmaas-tune doctor --backend toy
+	$(VENV)-release/bin/python $(PIP_INSTALL) -c constraints.txt "$$(echo dist/*.whl)[sklearn]" mypy
+	$(VENV)-release/bin/python tests/stranger/walk.py docs/spreadsheet.md
 	rm -rf $(VENV)-release
 
 check: $(VENV)/.dev

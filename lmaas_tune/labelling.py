@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 COLUMNS = ("label", "probability", "margin")
 """Columns that are added; ``predicted_label`` and so on if the rows have one of these."""
 
+_DIGITS = 6  # of probabilities in a file
+
 OUTPUTS = (".csv", ".jsonl")
 """Endings of files that `label_file` writes."""
 
@@ -169,14 +171,15 @@ def label_file(
                 read_frames(source, encoding=encoding, on_note=on_note), progress.rows
             ):
                 labelled = label_frame(frame, tuned, client, min_probability=min_probability)
+                names = list(_names(frame))
+                labelled[names[1:]] = labelled[names[1:]].round(_DIGITS)
                 file.write(_written(labelled, target, header=progress.rows == 0))
                 file.flush()
                 os.fsync(file.fileno())
                 progress = replace(
                     progress,
                     rows=progress.rows + len(frame),
-                    without_label=progress.without_label
-                    + int(labelled[_names(frame)[0]].isna().sum()),
+                    without_label=progress.without_label + int(labelled[names[0]].isna().sum()),
                     truncated=progress.truncated + _truncated(frame, tuned.task.template),
                     bytes=file.tell(),
                 )
