@@ -97,14 +97,14 @@ def format_spent(spent: Spent) -> str:
 
 def format_plan(plan: Plan) -> str:
     """What a search would cost, as text."""
-    lines = [
+    lines = [  # without the warning, which is a note of the search too
         f"A call scores one prompt on {count('row', plan.rows)}: {_costs(plan.call)}.",
         f"The search would score {count('start', plan.starts)} and "
         f"{count('generation', plan.generations)} of {plan.population}, at most: "
         f"{count('call', plan.total.calls)}, {_costs(plan.total)}.",
         f"What would end it: {plan.reason}.",
     ]
-    return "\n".join([*lines, *([sentence(plan.warning)] if plan.warning else [])])
+    return "\n".join(lines)
 
 
 def _costs(spent: Spent) -> str:
