@@ -33,6 +33,7 @@ from lmaas_tune.errors import (
     TransientError,
 )
 from lmaas_tune.optimizers.base import Optimizer, OptimizerFactory
+from lmaas_tune.peft import PeftPrompt
 from lmaas_tune.prompts import (
     Auto,
     Deep,
@@ -81,6 +82,7 @@ __all__ = [
     "Optimizer",
     "OptimizerFactory",
     "Pace",
+    "PeftPrompt",
     "PermanentError",
     "PointPrompt",
     "Price",

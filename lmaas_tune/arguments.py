@@ -8,6 +8,7 @@ from numbers import Integral
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError
+from lmaas_tune.peft import PeftPrompt, is_adapter, other_base
 from lmaas_tune.prompts import Prompt
 from lmaas_tune.settings import Settings
 from lmaas_tune.task import Template
@@ -64,24 +65,41 @@ def checked_seed(seed: object) -> int:
     return int(seed)
 
 
-def initial_prompt(client: Client, start: Prompt | TunedPrompt | None) -> Prompt | None:
+def load_start(folder: str) -> TunedPrompt | PeftPrompt:
+    """The prompt in a folder, saved by this package or by peft.
+
+    Raises:
+        InputError: There is none.
+        StorageError: The files are damaged.
+    """
+    return PeftPrompt.load(folder) if is_adapter(folder) else TunedPrompt.load(folder)
+
+
+def initial_prompt(
+    client: Client, start: Prompt | TunedPrompt | PeftPrompt | None
+) -> Prompt | None:
     """The initial prompt in the form that the model takes; None if none is given.
+
+    Notes if peft trained it for another model.
 
     Raises:
         InputError: It is no prompt, or its vectors need word embeddings that are not available.
     """
-    prompt = start.prompt.for_model(client.backend) if isinstance(start, TunedPrompt) else start
-    if prompt is None:
+    if isinstance(start, PeftPrompt) and (note := other_base(start.base_model, client.identity)):
+        client.on_note(note)
+    if isinstance(start, TunedPrompt | PeftPrompt):
+        start = start.prompt.for_model(client.backend)
+    if start is None:
         return None
-    if not hasattr(prompt, "kind"):
+    if not hasattr(start, "kind"):
         raise InputError(
-            f"start={prompt!r:.60} is no prompt: give a SoftPrompt, a TextPrompt or a saved one; "
+            f"start={start!r:.60} is no prompt: give a SoftPrompt, a TextPrompt or a saved one; "
             "words to start from go into the settings, as Soft(prompt_init=...)"
         )
-    if prompt.kind == "point":
+    if start.kind == "point":
         raise InputError(
-            f"the prompt to start from is {prompt}, whose vectors are computed from the model's "
+            f"the prompt to start from is {start}, whose vectors are computed from the model's "
             f"word embeddings, and {client.identity} does not give them: start from words, or use "
             "the model itself"
         )
-    return prompt
+    return start

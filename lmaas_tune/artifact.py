@@ -11,6 +11,7 @@ format 2, all others 1.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -31,9 +32,10 @@ from lmaas_tune.exactness import NOTED, explain_bounds
 from lmaas_tune.files import read_limited, read_object, reading, write_atomically
 from lmaas_tune.heads import FittedHead
 from lmaas_tune.objectives import log_softmax, mean_log_probabilities
+from lmaas_tune.peft import PeftPrompt, is_adapter, other_base
 from lmaas_tune.prompts import PROMPTS, FloatArray, Prompt
 from lmaas_tune.scores import Score
-from lmaas_tune.task import Example, Task, Template, Verbalizer
+from lmaas_tune.task import Example, Slot, Task, Template, Verbalizer
 from lmaas_tune.typed_json import checked
 
 FORMAT = 2
@@ -85,10 +87,42 @@ class TunedPrompt:
         """The labels as they were given, in the order of the columns of all scores."""
         return [LABEL_TYPES[self.label_type](label) for label in self.task.verbalizer.labels]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that determines its answers."""
+        members = [(m.prompt.digest, m.head.bias.tolist(), m.head.digest) for m in self.members]
+        task = self.task.template.text, dict(self.task.verbalizer.words), self.words
+        return hashlib.sha256(json.dumps([task, members]).encode()).hexdigest()
+
     @classmethod
     def without_head(cls, prompt: Prompt, task: Task) -> TunedPrompt:
         """A prompt whose answer is the likeliest label word."""
         return cls(prompt, task, FittedHead.none(len(task.verbalizer.labels)))
+
+    @classmethod
+    def from_peft(
+        cls, folder: str | os.PathLike[str], *, template: str, labels: Mapping[str, str]
+    ) -> TunedPrompt:
+        """A prompt that peft trained, for a task; its answer is the likeliest label word.
+
+        Args:
+            folder: See `PeftPrompt.load`.
+            template: Text with the fields, ``{prompt}`` and ``{label}``.
+            labels: The label word of each label.
+
+        Raises:
+            InputError: There is no such adapter, the template does not begin with ``{prompt}``, or
+                it or a label word cannot be used.
+            StorageError: The files are damaged.
+        """
+        task, peft = Task(Template(template), Verbalizer(labels)), PeftPrompt.load(folder)
+        if task.template.parts[0] is not Slot.PROMPT:
+            raise InputError(
+                f"peft puts a prompt before everything, and the template {template!r} does not "
+                "begin with {prompt}: give the one that the prompt was trained with"
+            )
+        tuned = cls.without_head(peft.prompt, task)
+        return replace(tuned, provenance={"base_model": peft.base_model})
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -222,6 +256,7 @@ class TunedPrompt:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{path}: no saved prompt there ({error.filename} is missing)"
+                + "; TunedPrompt.from_peft loads adapters of peft" * is_adapter(path)
             ) from None
 
     def check_fits(self, client: Client) -> None:
@@ -232,7 +267,7 @@ class TunedPrompt:
         """
         for member in self.members:
             if (reason := member.prompt.incompatibility(client)) is not None:
-                origin = self.provenance.get("backend", "another model")
+                origin = self.provenance.get("backend") or self._base_model or "another model"
                 raise InputError(f"{reason}: it was tuned for {origin}")
         most = client.capabilities.words_per_request
         if self.words and most is not None and len(self.candidates) > most:
@@ -247,6 +282,13 @@ class TunedPrompt:
                 f"the prompt was tuned for {made_for} and is used with {client.identity}, "
                 "which may answer differently"
             )
+        if note := other_base(self._base_model, client.identity):
+            client.on_note(note)
+
+    @property
+    def _base_model(self) -> str:
+        """The model that peft trained the prompt for; empty for a prompt of ours."""
+        return str(self.provenance.get("base_model", ""))
 
 
 def saved_prompt(folder: Path) -> bool:

@@ -126,7 +126,7 @@ class Labelled:
 def label_file(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    prompt: str | os.PathLike[str],
+    prompt: TunedPrompt | str | os.PathLike[str],
     backend: Backend | Client,
     *,
     min_probability: float = 0.0,
@@ -142,7 +142,7 @@ def label_file(
     Args:
         source: A file of rows, see `lmaas_tune.row_files.read_frames`.
         target: A new file that ends in one of `OUTPUTS`.
-        prompt: Folder of a saved prompt.
+        prompt: See `label_frame`.
         backend: The model.
         min_probability: See `label_frame`.
         encoding: Encoding of the source; by default it is found.
@@ -161,9 +161,9 @@ def label_file(
         raise InputError(f"{target}: the file to write ends in {' or '.join(OUTPUTS)}")
     if target.exists():
         raise InputError(f"{target} exists: name another file, or remove it")
-    tuned = TunedPrompt.load(prompt)
+    tuned = prompt if isinstance(prompt, TunedPrompt) else TunedPrompt.load(prompt)
     part, state = (target.with_name(target.name + end) for end in (".part", ".state"))
-    progress = _resumed(part, state, _task(source, Path(prompt), min_probability))
+    progress = _resumed(part, state, _task(source, tuned, min_probability))
     client = Client.of(backend)
     try:
         with part.open("ab") as file:
@@ -192,16 +192,13 @@ def label_file(
     return progress
 
 
-def _task(source: Path, prompt: Path, min_probability: float) -> str:
-    sha = hashlib.sha256()
+def _task(source: Path, tuned: TunedPrompt, min_probability: float) -> str:
     try:
         stat = source.stat()
-        sha.update(f"{source.name}|{stat.st_size}|{stat.st_mtime_ns}|{min_probability}".encode())
-        for file in sorted(prompt.glob("prompt.*")):
-            sha.update(file.read_bytes())
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return sha.hexdigest()
+    rows = f"{source.name}|{stat.st_size}|{stat.st_mtime_ns}|{min_probability}"
+    return hashlib.sha256(f"{rows}|{tuned.digest}".encode()).hexdigest()
 
 
 def _resumed(part: Path, state: Path, task: str) -> Labelled:

@@ -24,6 +24,7 @@ from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.notes import OnNote
 from lmaas_tune.objectives import Objective
 from lmaas_tune.optimizers.base import OptimizerFactory
+from lmaas_tune.peft import PeftPrompt
 from lmaas_tune.plan import Plan
 from lmaas_tune.preparation import Job, PreparedRun
 from lmaas_tune.prompts import Prompt
@@ -51,7 +52,7 @@ class Tuner:
             line, then the prompt and the label.
         labels: The label word of each label; by default the label itself.
         start: The initial prompt p0, instead of the starting words of the settings: a soft, deep
-            or text prompt, or a saved one.
+            or text prompt, a saved one, or one of peft.
         objective: A function of (rows, labels) log-probabilities and (rows,) targets, instead
             of the objective that the settings name.
         head: A `lmaas_tune.heads.Head` of your own, instead of the head that the settings name.
@@ -76,7 +77,7 @@ class Tuner:
         settings: Settings | str = "default",
         template: str | Template | None = None,
         labels: Mapping[str, str] | None = None,
-        start: Prompt | TunedPrompt | None = None,
+        start: Prompt | TunedPrompt | PeftPrompt | None = None,
         objective: Objective | None = None,
         head: Head | None = None,
         budget: Budget | str | None = None,

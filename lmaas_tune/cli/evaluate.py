@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.cli.arguments import (
     Commands,
     Outcome,
@@ -15,15 +14,14 @@ from lmaas_tune.cli.arguments import (
     read_rows,
 )
 from lmaas_tune.cli.formatting import count, format_spent, number
+from lmaas_tune.cli.saved_prompt import add_saved_prompt, load_saved_prompt
 from lmaas_tune.cli.tune_report import check_test_rows, note_limits
 
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(commands, "evaluate", "Score a saved prompt on labelled rows")
-    command.add_argument(
-        "--prompt", metavar="DIR", required=True, help="folder of the saved prompt"
-    )
+    add_saved_prompt(command)
     command.add_argument("--test", metavar="FILE", required=True, help="labelled rows")
     command.add_argument(
         "--label-field", default="label", metavar="NAME", help="the field with the label (label)"
@@ -35,7 +33,7 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Score every row."""
-    prompt = TunedPrompt.load(arguments.prompt)
+    prompt = load_saved_prompt(arguments)
     test = read_rows(arguments, "test")
     check_test_rows(prompt.task, test)
     note_limits(prompt.task.template, "test", test, arguments.on_note)

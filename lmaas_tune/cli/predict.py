@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.cli.arguments import (
     Commands,
     Outcome,
@@ -18,6 +17,7 @@ from lmaas_tune.cli.arguments import (
     open_client,
 )
 from lmaas_tune.cli.formatting import count, format_spent
+from lmaas_tune.cli.saved_prompt import add_saved_prompt, load_saved_prompt
 from lmaas_tune.cli.tune_report import note_limits
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError
@@ -29,9 +29,7 @@ from lmaas_tune.task import Example, Template
 def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(commands, "predict", "Label texts with a saved prompt")
-    command.add_argument(
-        "--prompt", metavar="DIR", required=True, help="folder of the saved prompt"
-    )
+    add_saved_prompt(command)
     rows = command.add_mutually_exclusive_group(required=True)
     rows.add_argument("--text", action="append", help="a text; may be repeated")
     rows.add_argument("--input", metavar="FILE", help=f"rows ({', '.join(KINDS)})")
@@ -57,7 +55,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Label every text."""
     if arguments.output is not None:
         return _label_file(arguments)
-    prompt = TunedPrompt.load(arguments.prompt)
+    prompt = load_saved_prompt(arguments)
     if arguments.text is None:
         rows = read_examples(
             arguments.input,
@@ -96,12 +94,13 @@ def _label_file(arguments: argparse.Namespace) -> Outcome:
     """Label the rows of a file into another file."""
     if arguments.input is None:
         raise InputError("--output is for the rows of a file: give --input")
+    prompt = load_saved_prompt(arguments)
     client = open_client(arguments, arguments.on_note)
     with tqdm(unit=" rows", disable=not sys.stderr.isatty()) as bar:
         done = label_file(
             arguments.input,
             arguments.output,
-            arguments.prompt,
+            prompt,
             client,
             min_probability=arguments.min_probability,
             encoding=arguments.encoding,

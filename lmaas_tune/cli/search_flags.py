@@ -65,7 +65,9 @@ def add_search_flags(command: Parser) -> None:
         help="settings of it, as population=20,step_rule=csa",
     )
     group.add_argument(
-        "--start-from", metavar="DIR", help="start from the saved prompt of another run"
+        "--start-from",
+        metavar="DIR",
+        help="start from the saved prompt of another run, or a prompt-tuning adapter of peft",
     )
     group.add_argument("--seed", type=int, default=0, help="random seed (0)")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lmaas_tune.artifact import TunedPrompt
+from lmaas_tune.arguments import load_start
 from lmaas_tune.callbacks import Callback, CSVLogger, ProgressBar, TensorBoardLogger
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.cli.arguments import (
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if arguments.resume and arguments.out is None:
         raise InputError("--resume needs the folder of the run: give --out")
     settings = read_settings(arguments)
-    start = None if arguments.start_from is None else TunedPrompt.load(arguments.start_from)
+    start = None if arguments.start_from is None else load_start(arguments.start_from)
     train = read_rows(arguments, "train")
     validation = None if arguments.validation is None else read_rows(arguments, "validation")
     test = None if arguments.test is None else read_rows(arguments, "test")

@@ -39,8 +39,10 @@ class SoftPrompt(Prompt):
             ``add``: the tokens of `anchor` fill the ``{prompt}`` slot, and the vectors are added
             to their embeddings; in BERT and RoBERTa after the embedding LayerNorm (the paper's
             main mode).
-            ``prepend``: before the whole input, including the start token, without position
-            embeddings and LayerNorm (BERT and RoBERTa; the reference code's "cat" mode).
+            ``prepend``: before the whole input, including the start token. A causal model reads
+            the vectors as tokens, as in peft; BERT and RoBERTa without position embeddings and
+            LayerNorm (the reference code's "cat" mode). The text behind ``{prompt}`` begins as
+            texts do, without a space.
         anchor: L token ids, for ``add`` only.
 
     Raises:

@@ -182,7 +182,8 @@ class HFBackend:
         """Write a prompt tuned on this model as a prompt-tuning adapter of peft.
 
         ``peft.PeftModel.from_pretrained`` loads the folder. It gives the same logits for the ids
-        of the text behind the prompt, without special tokens, unpadded or padded on the right.
+        of the text behind the prompt, unpadded or padded on the right: without special tokens if
+        the prompt is inserted by ``concat``, with them if by ``prepend``.
 
         Raises:
             InputError: The model is not causal, or peft does not support the prompt.

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from lmaas_tune.prompts import Insertion
+from lmaas_tune.prompts import INSERTIONS, Insertion
 from lmaas_tune_adapters.hf import label_tokens
 from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
 from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass, Item
@@ -114,7 +114,7 @@ class CausalScorer:
     label_last = True
     label_starts_text = False
     mask_token: Word = ()
-    insertions: frozenset[Insertion] = frozenset({"concat", "add"})
+    insertions: frozenset[Insertion] = frozenset(INSERTIONS)
 
     def __init__(
         self,

@@ -47,11 +47,6 @@ class PromptParts:
             return ()
         return self.soft.insertion, self.soft.length, self.above is not None
 
-    @property
-    def extra_positions(self) -> int:
-        """How many vectors stand outside the model's positions."""
-        return self.soft.length if self.soft and self.soft.insertion == "prepend" else 0
-
 
 @dataclass(frozen=True)
 class EncodedRow:
@@ -150,6 +145,8 @@ class RowEncoder:
             rows = self._with_text(batch, text)
         elif soft.insertion == "prepend":
             rows = self._open_rows(Batch(tuple(map(_without_prompt, batch.rows))))
+            if self._label_last:  # a causal model reads the vectors as tokens
+                rows = tuple(_with_soft(row, soft) for row in rows)
         else:
             rows = tuple(_with_soft(row, soft) for row in self._open_rows(batch))
         return tuple(self._started(row, number) for number, row in enumerate(rows, start=1))

@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.peft import CONFIG, START_TOKENS, WEIGHTS
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.prompts.soft import VECTORS_KEY
 from lmaas_tune.task import Slot
@@ -22,9 +23,10 @@ def export_peft(
 ) -> Path:
     """Write the folder that ``peft.PeftModel.from_pretrained`` loads.
 
-    peft puts its vectors before everything, so the template must begin with ``{prompt}``. The
-    start tokens that a tokenizer adds go into the adapter, before the prompt: give the model
-    the ids of the text behind the prompt, without special tokens.
+    peft puts its vectors before everything, so the template must begin with ``{prompt}``. A
+    prompt that is inserted by ``prepend`` is written as it is: give the model the ids of the text
+    behind it, with the special tokens of the tokenizer. Before one of ``concat`` go the start
+    tokens that the tokenizer adds: give the model the ids without special tokens.
 
     Args:
         tuned: A soft prompt.
@@ -38,14 +40,19 @@ def export_peft(
     """
     parts = parts_of(tuned.prompt)
     prompt = parts.soft
-    if prompt is None or parts.above is not None or prompt.insertion != "concat":
-        raise InputError("peft's prompt tuning takes a soft prompt inserted by 'concat' only")
+    if prompt is None or parts.above is not None or prompt.insertion == "add":
+        raise InputError(
+            "peft's prompt tuning takes a soft prompt inserted by 'concat' or 'prepend' only"
+        )
     if tuned.task.template.parts[0] is not Slot.PROMPT:
         raise InputError(
             "peft puts a prompt before everything, and the template "
             f"{tuned.task.template.text!r} does not begin with {{prompt}}: tune with one that does"
         )
-    vectors = np.concatenate([start, prompt.vectors]).astype(np.float32)
+    metadata, vectors = {"format": "pt"}, prompt.vectors
+    if prompt.insertion == "concat":
+        metadata[START_TOKENS] = str(len(start))
+        vectors = np.concatenate([start, vectors]).astype(np.float32)
     config = {
         "base_model_name_or_path": base_model,
         "inference_mode": True,
@@ -59,9 +66,8 @@ def export_peft(
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        tensors = safetensors.numpy.save({VECTORS_KEY: vectors}, {"format": "pt"})
-        (path / "adapter_model.safetensors").write_bytes(tensors)
-        (path / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        (path / WEIGHTS).write_bytes(safetensors.numpy.save({VECTORS_KEY: vectors}, metadata))
+        (path / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path}: the adapter cannot be written ({error})") from error
     return path

@@ -91,7 +91,7 @@ class RequestEncoder:
 
     def usage(self, request: ScoreRequest, rows: Sequence[EncodedRow]) -> Usage:
         """Compute the usage of a request that takes one call."""
-        extra = parts_of(request.prompt).extra_positions
+        extra = self._extra_positions(parts_of(request.prompt))
         tokens = sum(self._tokens(row, self.words(request, row)) + extra for row in rows)
         return Usage(requests=1, sequences=len(rows), tokens=tokens)
 
@@ -124,7 +124,7 @@ class RequestEncoder:
         self._check_known(max(words, key=max, default=()), number)
         limit, positions = self._capabilities.max_tokens, self._positions(row, words)
         if limit is not None and positions > limit:
-            tokens = positions + prompt.extra_positions
+            tokens = positions + self._extra_positions(prompt)
             characters = sum(
                 len(part) for part in request.batch.rows[number - 1] if isinstance(part, str)
             )
@@ -134,6 +134,13 @@ class RequestEncoder:
                 f"{int(0.9 * characters * limit / tokens)} characters would fit; --truncate N, or "
                 "{field:.N} in the template, reads the first N of a field) or the prompt"
             )
+
+    def _extra_positions(self, prompt: PromptParts) -> int:
+        """How many vectors stand outside the positions of a masked model."""
+        soft = prompt.soft
+        if soft is None or soft.insertion != "prepend" or not self._capabilities.label_anywhere:
+            return 0
+        return soft.length
 
     def _check_known(self, ids: Sequence[int], number: int) -> None:
         """Refuse a token that only the tokenizer has, such as one that was added later."""

@@ -14,7 +14,7 @@ import torch
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean, named
-from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune.prompts import INSERTIONS, FloatArray, Prompt
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word, tree
 from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
@@ -109,7 +109,7 @@ class VLLMBackend:
         longest = served.max_tokens or vocabulary.max_tokens
         self.capabilities = Capabilities(
             soft_prompt_width=self._table.weight.shape[1],
-            insertions=frozenset({"concat", "add"}),
+            insertions=frozenset(INSERTIONS),
             deterministic=False,  # other requests at the time change the order of sums
             max_tokens=longest and longest - 1,  # the server writes one token
             rows_per_call=self._completions.most_prompts,
