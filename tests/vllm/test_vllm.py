@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from lmaas_tune_adapters.hf import HFBackend
 from lmaas_tune_adapters.vllm import VLLMBackend
 
@@ -134,7 +133,7 @@ def test_the_longest_row_that_is_claimed_is_scored(remote: VLLMBackend) -> None:
 def test_only_prompts_that_the_model_overflows_on_have_no_scores(remote: VLLMBackend) -> None:
     ids = remote.tokenize("a gripping film")
     good = remote._rows.words(ids)
-    bad = remote._rows.soft(ids, 0, torch.full((1, 128), torch.nan), adds=False)
+    bad = remote._rows.soft(ids, 0, np.full((1, 128), np.nan, dtype=np.float32), adds=False)
     found, usage = remote._completions.logprobs([good, bad, good, good, bad], [5, 6])
     np.testing.assert_array_equal(np.isnan(found), [[n] * 2 for n in (0, 1, 0, 0, 1)])
     np.testing.assert_allclose(found[0], found[2], atol=1e-5)

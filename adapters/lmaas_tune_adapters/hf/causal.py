@@ -15,6 +15,7 @@ from lmaas_tune_adapters.hf.encoding import EncodedRow, common_length
 from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass, Item
 from lmaas_tune_adapters.hf.kv_cache import States
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word
+from lmaas_tune_adapters.hf.logits import add_up
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, padded_runs, slices
 from lmaas_tune_adapters.hf.speedups import Workers
 
@@ -260,7 +261,7 @@ def _sum_logprobs(
     """(n, words) log-probabilities of items that are read in one pass."""
     sums = torch.zeros(len(items), len(batch.words), dtype=torch.float64)
     for reading in readings:
-        reading.add_up(forward_pass.read(items, prefixes, states, reading, batch), sums)
+        add_up(reading, forward_pass.read(items, prefixes, states, reading, batch), sums)
     return sums
 
 

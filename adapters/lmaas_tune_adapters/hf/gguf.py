@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from lmaas_tune.errors import InputError, StorageError
-from lmaas_tune_adapters.hf.loading import AUTO_CLASSES, load, quiet
+from lmaas_tune_adapters.hf.loading import AUTO_CLASSES, load
+from lmaas_tune_adapters.hf.source import quiet
 
 
 def convert_gguf(gguf_file: str | Path, folder: str | Path) -> Path:

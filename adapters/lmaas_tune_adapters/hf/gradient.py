@@ -18,7 +18,7 @@ from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.kv_cache import attention_window, cache_arguments, compute_states
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word
 from lmaas_tune_adapters.hf.loading import LoadedModel
-from lmaas_tune_adapters.hf.logits import find_body, insert_vectors, logits_at
+from lmaas_tune_adapters.hf.logits import add_up, find_body, insert_vectors, logits_at
 from lmaas_tune_adapters.hf.masked import MaskedScorer
 from lmaas_tune_adapters.hf.probe import probe_embeddings
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, padded_runs
@@ -155,7 +155,7 @@ class CausalGradientScorer:
                     batch.vectors,
                     batch.insertion,
                 )
-                reading.add_up(logits, sums)
+                add_up(reading, logits, sums)
             out = out.index_put((torch.tensor(chunk),), sums)
         return out[None]
 

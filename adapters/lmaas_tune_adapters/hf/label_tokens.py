@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 Word = tuple[int, ...]
 """Token ids of a label word, or of a part of one."""
 
@@ -44,19 +42,6 @@ class Reading:
     def nodes(self) -> int:
         """How many positions are read."""
         return 1 + max(node for node, _, _ in self.picks)
-
-    def add_up(self, logits: torch.Tensor, out: torch.Tensor) -> None:
-        """Add the picked log-probabilities to their columns.
-
-        Args:
-            logits: (n, nodes, vocabulary).
-            out: (n, columns) float64, changed in place.
-        """
-        nodes, tokens, columns = torch.tensor(self.picks, device=logits.device).T
-        logits = logits.float()
-        picked = logits[:, nodes, tokens] - torch.logsumexp(logits, dim=-1)[:, nodes]
-        picked.clamp_(max=0)  # rounding can give more than 0
-        out.index_add_(1, columns.cpu(), picked.double().cpu())
 
 
 def tree(words: Sequence[Word]) -> Reading:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.models.auto import modeling_auto
 
-from lmaas_tune.errors import InputError, MissingExtraError, did_you_mean
-from lmaas_tune_adapters.hf.identity import fingerprint_of, name_of
-from lmaas_tune_adapters.hf.probe import failure
+from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune_adapters.hf.identity import name_of, settings_hash
+from lmaas_tune_adapters.hf.source import errors_translated, failure, quiet, source_of
 
 Family: TypeAlias = Literal["causal", "masked", "seq2seq"]
 
@@ -33,7 +27,6 @@ AUTO_CLASSES: dict[Family, Any] = {
     "masked": transformers.AutoModelForMaskedLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
 }
-_EXTRA = ("torch", "transformers", "gguf", "accelerate")  # the packages of the extra `hf`
 _CLASSES: dict[Family, Any] = {  # in order of preference for a model that is saved as none
     "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -121,59 +114,6 @@ def _device(name: str) -> torch.device:
         raise InputError(f"the device {name!r} cannot be used: {failure(error)}") from error
 
 
-def source_of(model: str | Path, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """Turn a model's name or path into the arguments of `from_pretrained`.
-
-    Returns:
-        A folder or hub name, and options.
-
-    Raises:
-        InputError: The file or folder is no model.
-    """
-    path = Path(model)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"there is no GGUF file {str(path)!r}: check the path")
-        return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"the folder {str(path)!r} holds no model: it has no config.json; give a folder "
-                "that save_pretrained wrote"
-            )
-        return str(path), {}
-    try:
-        validate_repo_id(str(model))
-    except HFValidationError as error:
-        raise InputError(
-            f"there is no folder {str(model)!r}, and it is not a valid name on the hub"
-        ) from error
-    return str(model), {"revision": revision} if revision else {}
-
-
-@contextlib.contextmanager
-def errors_translated(model: str | Path) -> Iterator[None]:
-    """Turn every failure of transformers and the hub into one sentence that names the model."""
-    try:
-        yield
-    except InputError:
-        raise
-    except ImportError as error:
-        if error.name in _EXTRA:
-            raise MissingExtraError(
-                f"loading the model {str(model)!r}", package=error.name, extra="hf"
-            ) from error
-        raise InputError(
-            f"loading the model {str(model)!r} needs a package that is not installed: "
-            f"{error.name or failure(error)}"
-        ) from error
-    except Exception as error:  # parsers of damaged files raise any exception
-        raise InputError(
-            f"cannot load the model {str(model)!r} ({failure(error)}): check the name, the "
-            "folder, or the network"
-        ) from error
-
-
 def family_of(config: Any, model: str | Path) -> Family:
     """Find the family of a model's architecture.
 
@@ -210,19 +150,22 @@ def max_tokens(network: Any) -> int | None:
     return int(limit)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Switch off progress bars and logs of transformers, and restore them afterwards."""
-    log: Any = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        # the progress bar of GGUF files has no switch
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
+def fingerprint_of(network: Any, tokenizer: Any) -> str:
+    """Hash configuration, tokenizer and every weight: 16 hexadecimal digits."""
+    sha = settings_hash(network.config, tokenizer)
+    for name, weight in network.state_dict().items():
+        sha.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        sha.update(_checksums(weight))
+    return sha.hexdigest()[:16]
+
+
+def _checksums(weight: torch.Tensor) -> bytes:
+    """Sum a tensor's bits over the first axis as integers: exact, and equal on every device."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if not weight.numel():
+        return b""
+    bits = weight.contiguous().reshape(len(weight) if weight.dim() else 1, -1)
+    if bits.dtype == torch.bool:
+        bits = bits.to(torch.int8)
+    bits = bits.view(whole[bits.element_size()])
+    return bits.sum(dim=0, dtype=torch.int64).cpu().numpy().tobytes()

@@ -10,6 +10,7 @@ import torch
 
 from lmaas_tune.prompts import Insertion
 from lmaas_tune_adapters.hf.encoding import EncodedRow
+from lmaas_tune_adapters.hf.label_tokens import Reading
 from lmaas_tune_adapters.hf.probe import close
 
 
@@ -113,3 +114,18 @@ def insert_vectors(
     result = embeddings.clone()
     result[rows, columns] = vectors + embeddings[rows, columns] if insertion == "add" else vectors
     return result
+
+
+def add_up(reading: Reading, logits: torch.Tensor, out: torch.Tensor) -> None:
+    """Add the log-probabilities that a reading picks to their columns.
+
+    Args:
+        reading: What to read.
+        logits: (n, nodes, vocabulary).
+        out: (n, columns) float64, changed in place.
+    """
+    nodes, tokens, columns = torch.tensor(reading.picks, device=logits.device).T
+    logits = logits.float()
+    picked = logits[:, nodes, tokens] - torch.logsumexp(logits, dim=-1)[:, nodes]
+    picked.clamp_(max=0)  # rounding can give more than 0
+    out.index_add_(1, columns.cpu(), picked.double().cpu())

@@ -16,7 +16,13 @@ from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word
 from lmaas_tune_adapters.hf.layer_hooks import find_layers, vectors_added
 from lmaas_tune_adapters.hf.loading import LoadedModel
-from lmaas_tune_adapters.hf.logits import insert_vectors, logits_at, output_replaced, pad_ids
+from lmaas_tune_adapters.hf.logits import (
+    add_up,
+    insert_vectors,
+    logits_at,
+    output_replaced,
+    pad_ids,
+)
 from lmaas_tune_adapters.hf.probe import probe_embeddings
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, slices
 from lmaas_tune_adapters.hf.speedups import Speedups
@@ -201,5 +207,5 @@ def _sum_logprobs(
     """(n, words) log-probabilities of one pass."""
     requests, _, rows = chunk
     sums = torch.zeros(len(rows), len(batch.words), dtype=torch.float64)
-    reading.add_up(forward_pass.read(rows, requests, batch, reading.nodes), sums)
+    add_up(reading, forward_pass.read(rows, requests, batch, reading.nodes), sums)
     return sums

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from lmaas_tune_adapters.hf.source import failure
+
 OTHER_SCORES = "it changes the scores"
 
 
@@ -27,12 +29,6 @@ def failure_reason(trial: Callable[[], None]) -> str:
     except Exception as error:  # foreign model code raises any exception
         return failure(error)
     return ""
-
-
-def failure(error: Exception) -> str:
-    """Shorten an exception of foreign code to its type and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ": ".join([type(error).__name__, *lines[:1]]).rstrip(".")[:160]
 
 
 def probe_embeddings(network: Any) -> torch.Tensor:

@@ -14,7 +14,7 @@ from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.layer_hooks import find_layers, vectors_added
 from lmaas_tune_adapters.hf.loading import LoadedModel
-from lmaas_tune_adapters.hf.logits import find_body, insert_vectors, logits_at, pad_ids
+from lmaas_tune_adapters.hf.logits import add_up, find_body, insert_vectors, logits_at, pad_ids
 from lmaas_tune_adapters.hf.probe import probe_embeddings, sees_later_tokens
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, group_by, slices
 
@@ -80,7 +80,7 @@ class Seq2SeqScorer:
             sums = torch.zeros(len(rows), out.shape[2], dtype=torch.float64)
             for reading in readings:
                 written = self.embed_written(rows, requests, batch, reading.fill)
-                reading.add_up(self._decode(memory, written, reading.nodes, reading.fill), sums)
+                add_up(reading, self._decode(memory, written, reading.nodes, reading.fill), sums)
             out[requests, numbers] = sums
         return out
 

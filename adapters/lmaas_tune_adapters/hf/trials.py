@@ -20,12 +20,11 @@ from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.forward_pass import CausalForwardPass
 from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.hf.layer_hooks import find_layers
-from lmaas_tune_adapters.hf.loading import Family, LoadedModel, quiet
+from lmaas_tune_adapters.hf.loading import Family, LoadedModel
 from lmaas_tune_adapters.hf.logits import find_body, insert_vectors, pad_ids
 from lmaas_tune_adapters.hf.masked import MaskedScorer
 from lmaas_tune_adapters.hf.probe import (
     close,
-    failure,
     probe_embeddings,
     probe_logits,
     random_ids,
@@ -33,6 +32,7 @@ from lmaas_tune_adapters.hf.probe import (
 )
 from lmaas_tune_adapters.hf.request_batch import RequestBatch, Scorer
 from lmaas_tune_adapters.hf.seq2seq import Answer, Seq2SeqScorer
+from lmaas_tune_adapters.hf.source import failure, quiet
 from lmaas_tune_adapters.hf.speedups import Speedups
 
 _ROW_TOKENS, _PROMPT_TOKENS, _REQUESTS = 6, 2, 2

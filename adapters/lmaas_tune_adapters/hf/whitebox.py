@@ -13,18 +13,12 @@ import transformers
 from lmaas_tune.backend import ScoreRequest
 from lmaas_tune.errors import InputError
 from lmaas_tune_adapters.hf.label_tokens import Word
-from lmaas_tune_adapters.hf.loading import (
-    Family,
-    LoadedModel,
-    errors_translated,
-    load,
-    quiet,
-    source_of,
-)
+from lmaas_tune_adapters.hf.loading import Family, LoadedModel, load
 from lmaas_tune_adapters.hf.logits import pad_ids
 from lmaas_tune_adapters.hf.request_batch import group_by, slices
 from lmaas_tune_adapters.hf.request_encoder import RequestEncoder
 from lmaas_tune_adapters.hf.seq2seq import Answer
+from lmaas_tune_adapters.hf.source import errors_translated, quiet, source_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
+from ml_dtypes import bfloat16
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
 from lmaas_tune.calls.retry import Retry
@@ -21,7 +21,7 @@ from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key
 from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
 from lmaas_tune_adapters.vllm.probe import check_server, find_model
-from lmaas_tune_adapters.vllm.rows import RowWriter
+from lmaas_tune_adapters.vllm.rows import RowWriter, rounded
 from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary
 
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -32,10 +32,10 @@ _PROBE = "Three short words, then: a question? Yes or no, good or bad, 1 or 2."
 Server: TypeAlias = Literal["vllm", "dynamo"]
 SERVERS: tuple[Server, ...] = ("vllm", "dynamo")
 
-WIRE_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+WIRE_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(bfloat16),
+    "float16": np.dtype(np.float16),
 }
 
 
@@ -142,8 +142,7 @@ class VLLMBackend:
     def embed(self, token_ids: Sequence[int], /) -> FloatArray:
         """(tokens, H) float32 word embeddings, as the server takes them in place of ids."""
         self._encoder.check_ids(token_ids)
-        vectors: FloatArray = self._table.rows(token_ids).numpy()
-        return vectors
+        return self._table.rows(token_ids)
 
     def one_token_words(self) -> Sequence[str]:
         """See `lmaas_tune.capabilities.KnowsWords`."""
@@ -163,7 +162,7 @@ class VLLMBackend:
         readings, token_ids = self._readings(request, rows)
         logprobs = np.zeros((len(rows), len(request.candidates)))
         vectors, adds = _soft(request.prompt)
-        if not vectors.to(self._rows.dtype).isfinite().all():  # float16 ends at 65504
+        if not np.isfinite(rounded(vectors, self._rows.dtype)).all():  # float16 ends at 65504
             return ScoreReply(logprobs * np.nan)
         prompts = (
             self._rows.soft(row.ids + path, row.prompt, vectors, adds=adds)
@@ -206,12 +205,12 @@ def _check_sizes(rows_per_call: int, max_body_bytes: int, max_kept_bytes: int) -
         raise InputError(f"max_kept_bytes is {max_kept_bytes}; it must be 0 or more")
 
 
-def _soft(prompt: Prompt) -> tuple[torch.Tensor, bool]:
+def _soft(prompt: Prompt) -> tuple[FloatArray, bool]:
     """(L, H) vectors of a prompt (L is 0 for a text), and whether they are added to words."""
     soft = parts_of(prompt).soft
     if soft is None:
-        return torch.zeros(0, 1), False
-    return torch.tensor(soft.vectors), soft.insertion == "add"
+        return np.zeros((0, 1), dtype=np.float32), False
+    return soft.vectors, soft.insertion == "add"
 
 
 def _tokens(row: EncodedRow, words: Sequence[Word]) -> int:

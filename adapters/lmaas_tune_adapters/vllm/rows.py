@@ -1,15 +1,21 @@
-"""Rows in the format of vLLM: their embeddings as `torch.save` writes them, in base64."""
+"""Rows in the format of vLLM: their embeddings as `torch.save` writes them, in base64.
+
+vLLM reads nothing else. The format is written here, as torch is large, and slow for small tensors.
+"""
 
 from __future__ import annotations
 
 import base64
-import io
+import math
+import pickle
 import threading
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
-import torch
+import numpy as np
 
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.hf.label_tokens import Word
 from lmaas_tune_adapters.vllm.vocabulary import EmbeddingTable
 
@@ -26,7 +32,7 @@ class RowWriter:
         max_kept_bytes: Most memory for written parts. When it is full, all are dropped.
     """
 
-    def __init__(self, table: EmbeddingTable, dtype: torch.dtype, *, max_kept_bytes: int) -> None:
+    def __init__(self, table: EmbeddingTable, dtype: np.dtype[Any], *, max_kept_bytes: int) -> None:
         self.table, self.dtype = table, dtype
         self._max_bytes, self._bytes = max_kept_bytes, 0
         self._frames: dict[tuple[Word, int, int], _Frame] = {}
@@ -34,9 +40,9 @@ class RowWriter:
 
     def words(self, ids: Word) -> bytes:
         """Write a row without a soft prompt; it is not cached."""
-        return base64.b64encode(_saved(self.table.rows(ids).to(self.dtype)))
+        return base64.b64encode(_saved(rounded(self.table.rows(ids), self.dtype)))
 
-    def soft(self, ids: Word, start: int, vectors: torch.Tensor, *, adds: bool) -> bytes:
+    def soft(self, ids: Word, start: int, vectors: FloatArray, *, adds: bool) -> bytes:
         """Write a row with a soft prompt.
 
         Args:
@@ -46,7 +52,7 @@ class RowWriter:
             adds: Whether they are added to the embeddings there, or replace them.
         """
         frame = self._frame(ids, start, len(vectors))
-        return frame.around((frame.words + vectors if adds else vectors).to(self.dtype))
+        return frame.around(rounded(frame.words + vectors if adds else vectors, self.dtype))
 
     def _frame(self, ids: Word, start: int, length: int) -> _Frame:
         key = ids, start, length
@@ -78,7 +84,7 @@ class _Frame:
 
     before: bytes
     left: bytes
-    words: torch.Tensor
+    words: FloatArray
     right: bytes
     after: bytes
 
@@ -86,14 +92,14 @@ class _Frame:
     def nbytes(self) -> int:
         return len(self.before) + self.words.nbytes + len(self.after)
 
-    def around(self, vectors: torch.Tensor) -> bytes:
+    def around(self, vectors: FloatArray) -> bytes:
         """Write the row with (L, H) vectors in the prompt's place."""
-        middle = base64.b64encode(self.left + _bytes(vectors) + self.right)
+        middle = base64.b64encode(self.left + vectors.tobytes() + self.right)
         return b"".join([self.before, middle, self.after])
 
 
-def _framed(embeddings: torch.Tensor, first: int, length: int, dtype: torch.dtype) -> _Frame:
-    numbers = embeddings.to(dtype)
+def _framed(embeddings: FloatArray, first: int, length: int, dtype: np.dtype[Any]) -> _Frame:
+    numbers = rounded(embeddings, dtype)
     content = _saved(numbers)
     end = len(content) - numbers[first + length :].nbytes
     start = end - numbers[first : first + length].nbytes
@@ -101,27 +107,71 @@ def _framed(embeddings: torch.Tensor, first: int, length: int, dtype: torch.dtyp
     return _Frame(
         before=base64.b64encode(content[:group_start]),
         left=content[group_start:start],
-        words=embeddings[first : first + length].clone(),
+        words=embeddings[first : first + length].copy(),
         right=content[end:group_end],
         after=base64.b64encode(content[group_end:]),
     )
 
 
-def _saved(numbers: torch.Tensor) -> bytes:
-    return _header(numbers.shape, numbers.dtype) + _bytes(numbers)
+def rounded(numbers: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
+    """Convert numbers to a type; those that are too large for it become infinite."""
+    with np.errstate(over="ignore"):
+        return numbers.astype(dtype)
 
 
-def _bytes(numbers: torch.Tensor) -> bytes:
-    return numbers.contiguous().view(torch.uint8).numpy().tobytes()
+def _saved(numbers: FloatArray) -> bytes:
+    return _header(numbers.shape, numbers.dtype.name) + numbers.tobytes()
+
+
+_STORAGES = {"float32": "FloatStorage", "bfloat16": "BFloat16Storage", "float16": "HalfStorage"}
+"""Names that torch has for types of numbers in files."""
+
+_HEAD = b"".join(
+    pickle.dumps(value, protocol=2)
+    for value in (
+        0x1950A86A20F9469CFC6C,  # marks the format
+        1001,  # its version
+        {
+            "protocol_version": 1001,
+            "little_endian": True,
+            "type_sizes": {"short": 2, "int": 4, "long": 4},
+        },
+    )
+)
 
 
 @cache
-def _header(shape: torch.Size, dtype: torch.dtype) -> bytes:
-    """The bytes that `torch.save` writes before a tensor's numbers, in its older format.
+def _header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """The bytes that `torch.save` writes before the numbers of a tensor, in its older format.
 
-    Calling `torch.save` for each tensor would take most of the time of a request.
+    They are three values, a call of ``_rebuild_tensor_v2`` as a pickle, the list of storages, and
+    the count of numbers.
+
+    Args:
+        shape: (tokens, H)
+        dtype: A name of `_STORAGES`.
     """
-    file = io.BytesIO()
-    zeros = torch.zeros(shape, dtype=dtype)
-    torch.save(zeros, file, _use_new_zipfile_serialization=False)
-    return file.getvalue()[: -zeros.nbytes]
+    count = math.prod(shape)
+    storage = [
+        *(_piece("storage"), _name("torch", _STORAGES[dtype]), _piece("0"), _piece("cpu")),
+        *(_piece(count), pickle.NONE),
+    ]
+    no_hooks = [_name("collections", "OrderedDict"), pickle.EMPTY_TUPLE, pickle.REDUCE]
+    arguments = [
+        *(pickle.MARK, *storage, pickle.TUPLE, pickle.BINPERSID),
+        *(_piece(0), _piece(shape), _piece((shape[1], 1)), pickle.NEWFALSE, *no_hooks),
+    ]
+    call = [
+        *(pickle.PROTO, b"\x02", _name("torch._utils", "_rebuild_tensor_v2")),
+        *(pickle.MARK, *arguments, pickle.TUPLE, pickle.REDUCE, pickle.STOP),
+    ]
+    return b"".join([_HEAD, *call, pickle.dumps(["0"], protocol=2), count.to_bytes(8, "little")])
+
+
+def _piece(value: object) -> bytes:
+    """A value as a part of a larger pickle."""
+    return pickle.dumps(value, protocol=2)[2:-1]
+
+
+def _name(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()

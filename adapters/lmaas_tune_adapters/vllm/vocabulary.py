@@ -1,6 +1,6 @@
 """The parts of a model that the client needs: tokenizer, name, and word embeddings.
 
-The embeddings are read from the files of the model without its other weights.
+The embeddings are read from the files of the model, without its other weights and without torch.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 import transformers
+from ml_dtypes import bfloat16
 from safetensors import safe_open
 from transformers.utils.hub import cached_file
 
 from lmaas_tune.errors import InputError
+from lmaas_tune.prompts import FloatArray
 from lmaas_tune_adapters.hf.identity import name_of, settings_hash
-from lmaas_tune_adapters.hf.loading import errors_translated, family_of, quiet, source_of
+from lmaas_tune_adapters.hf.source import errors_translated, quiet, source_of
 
 _NAMES = (
     "embed_tokens.weight",  # Llama, Qwen, Mistral, Gemma, Phi, OPT and most others
@@ -55,30 +57,27 @@ class EmbeddingTable:
         InputError: The weights are no table of finite floating-point numbers.
     """
 
-    weight: torch.Tensor
+    weight: FloatArray
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.weight.dim() != 2 or not self.weight.is_floating_point():
-            raise InputError(
-                f"the word embeddings are {self.weight.dtype} of shape {tuple(self.weight.shape)}, "
-                "which is no table of floating-point numbers: give the folder of the model before "
-                "it was quantised"
-            )
+        if self.weight.ndim != 2 or self.weight.dtype not in _DTYPES.values():
+            raise InputError(_no_table(self.weight.dtype, self.weight.shape))
 
-    def rows(self, token_ids: Sequence[int]) -> torch.Tensor:
+    def rows(self, token_ids: Sequence[int]) -> FloatArray:
         """(tokens, H) float32."""
-        rows = self.weight[torch.tensor(token_ids, dtype=torch.long)].float()
-        return rows if self.scale == 1.0 else rows * self.scale
+        rows = self.weight[np.array(token_ids, dtype=np.int64)].astype(np.float32)
+        return rows if self.scale == 1.0 else rows * np.float32(self.scale)
 
     @cached_property
     def std(self) -> float:
         """Standard deviation of all entries, as the model reads them."""
         total = squares = 0.0
         for chunk in self._chunks():
-            total += float(chunk.sum(dtype=torch.float64))
-            squares += float(chunk.float().square().sum(dtype=torch.float64))
-        n = self.weight.numel()
+            numbers = chunk.astype(np.float64)
+            total += float(numbers.sum())
+            squares += float(np.square(numbers).sum())
+        n = self.weight.size
         variance = (squares - total**2 / n) / max(1, n - 1)
         if not math.isfinite(variance):
             raise InputError("the word embeddings hold NaN or infinity: their file is damaged")
@@ -87,13 +86,14 @@ class EmbeddingTable:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the whole table."""
-        sha = hashlib.sha256(f"{tuple(self.weight.shape)}{self.weight.dtype}{self.scale}".encode())
+        sha = hashlib.sha256(f"{self.weight.shape}{self.weight.dtype}{self.scale}".encode())
         for chunk in self._chunks():
-            sha.update(chunk.contiguous().view(torch.uint8).numpy().data)
+            sha.update(chunk.tobytes())
         return sha.hexdigest()
 
-    def _chunks(self) -> Iterator[torch.Tensor]:
-        return iter(torch.split(self.weight, max(1, _CHUNK // self.weight.shape[1])))
+    def _chunks(self) -> Iterator[FloatArray]:
+        rows = max(1, _CHUNK // self.weight.shape[1])
+        return (self.weight[first : first + rows] for first in range(0, len(self.weight), rows))
 
 
 def find_table(source: str, config: Any, **options: Any) -> EmbeddingTable:
@@ -110,7 +110,7 @@ def find_table(source: str, config: Any, **options: Any) -> EmbeddingTable:
     text = config.get_text_config()
     single = cached_file(source, _FILE, _raise_exceptions_for_missing_entries=False, **options)
     if single is not None:
-        with safe_open(single, framework="pt") as tensors:
+        with safe_open(single, framework="numpy") as tensors:
             files = dict.fromkeys(tensors.keys(), _FILE)
     else:
         index = cached_file(source, _INDEX, _raise_exceptions_for_missing_entries=False, **options)
@@ -121,10 +121,41 @@ def find_table(source: str, config: Any, **options: Any) -> EmbeddingTable:
             )
         files = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
     name = _table_name(files, tied=text.tie_word_embeddings, source=source)
-    with safe_open(cached_file(source, files[name], **options), framework="pt") as tensors:
-        weight = tensors.get_tensor(name)  # a view of the mapped file
+    weight = _mapped(Path(str(cached_file(source, files[name], **options))), name)
     scaled = text.model_type in _SCALED
     return EmbeddingTable(weight, float(weight.shape[-1]) ** 0.5 if scaled else 1.0)
+
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(bfloat16),
+}
+"""Types of tables by their names in safetensors."""
+
+
+def _mapped(file: Path, name: str) -> FloatArray:
+    """A tensor of a file of safetensors, mapped; the library itself copies tensors for numpy.
+
+    Raises:
+        InputError: The tensor is of another type than those of `_DTYPES`.
+    """
+    with safe_open(file, framework="numpy") as tensors:  # checks the file
+        if (dtype := tensors.get_slice(name).get_dtype()) not in _DTYPES:
+            raise InputError(_no_table(dtype, tuple(tensors.get_slice(name).get_shape())))
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        entry = json.loads(stream.read(size))[name]
+    start = 8 + size + entry["data_offsets"][0]
+    return np.memmap(file, _DTYPES[dtype], "r", offset=start, shape=tuple(entry["shape"]))
+
+
+def _no_table(dtype: object, shape: tuple[int, ...]) -> str:
+    return (
+        f"the word embeddings are {dtype} of shape {shape}, which is no table of floating-point "
+        "numbers: give the folder of the model before it was quantised"
+    )
 
 
 def _table_name(files: dict[str, str], *, tied: bool, source: str) -> str:
@@ -178,10 +209,9 @@ def load_vocabulary(model: str | Path, *, revision: str | None) -> Vocabulary:
         )
     with quiet(), errors_translated(model):
         config = transformers.AutoConfig.from_pretrained(source, **options)
-        family = family_of(config, model)
-        if family != "causal":
+        if config.is_encoder_decoder or any("ForMaskedLM" in n for n in config.architectures or ()):
             raise InputError(
-                f"the model {str(model)!r} is a {family} one, which vLLM does not serve for text: "
+                f"the model {str(model)!r} is not causal, and vLLM does not serve it for text: "
                 "run it with the backend 'hf', or behind `lmaas-tune serve`"
             )
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)

@@ -12,7 +12,7 @@ import peft
 import torch
 from lmaas_tune_adapters.hf.gradient import LabelScorer
 from lmaas_tune_adapters.hf.kv_cache import cache_arguments
-from lmaas_tune_adapters.hf.loading import Family, quiet
+from lmaas_tune_adapters.hf.source import quiet
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from lmaas_tune.errors import InputError
@@ -23,6 +23,7 @@ from lmaas_tune.prompts import FloatArray, TextPrompt
 from lmaas_tune.task import Example
 
 if TYPE_CHECKING:
+    from lmaas_tune_adapters.hf.loading import Family
     from lmaas_tune_adapters.hf.whitebox import WhiteBox
 
 _TASK_TYPES: dict[Family, str] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmaas_tune_adapters.hf.probe import failure
+from lmaas_tune_adapters.hf.source import failure
 from lmaas_tune_adapters.hf.speedups import Speedups
 
 

@@ -19,7 +19,8 @@ from lmaas_tune_adapters.hf.cpu.kernels import (
     RotaryAttention,
     short_attention,
 )
-from lmaas_tune_adapters.hf.probe import close, failure
+from lmaas_tune_adapters.hf.probe import close
+from lmaas_tune_adapters.hf.source import failure
 
 _SHORT = "lmaas_tune_short"
 

@@ -14,11 +14,11 @@ from lmaas_tune_adapters.hf.probe import (
     OTHER_SCORES,
     TrialFailedError,
     close,
-    failure,
     failure_reason,
     probe_embeddings,
     probe_logits,
 )
+from lmaas_tune_adapters.hf.source import failure
 from lmaas_tune_adapters.hf.speedups import (
     FEED_FORWARD_LAST,
     PartialLayer,
