@@ -35,6 +35,7 @@ from lmaas_tune import (  # noqa: E402
 )
 from lmaas_tune.backend import ScoreRequest  # noqa: E402
 from lmaas_tune.calls.retry import Retry  # noqa: E402
+from lmaas_tune.cli import main  # noqa: E402
 from lmaas_tune.errors import (  # noqa: E402
     BackendError,
     InputError,
@@ -347,6 +348,28 @@ def refusal(server: StandIn, /, **options: Any) -> str:
 def test_a_server_without_the_flag_is_told_by_name(server: StandIn) -> None:
     server.takes_embeds = False
     assert "start the server again with --enable-prompt-embeds" in refusal(server)
+
+
+@pytest.mark.parametrize(
+    ("version", "known"), [("0.14.1+cpu", True), ("0.15", False), (None, False)]
+)
+def test_a_version_that_is_known_to_fail_is_named_where_it_fails(
+    version: str | None, known: bool, server: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.version = version
+    VLLMBackend(server.url, server.folder)  # a repaired copy of that version may work
+    server.fails = True
+    said = refusal(server, retry=Retry(attempts=1))
+    assert "has no attribute 'read_offset'" in said
+    assert ("vLLM 0.14.1 fails at every request with embeddings" in said) == known
+    assert (
+        said.endswith("take another version (https://github.com/vllm-project/vllm/issues/33294)")
+        == known
+    )
+    if known:
+        command = ["doctor", "--backend", "vllm", "--url", server.url]
+        assert main([*command, "--model", str(server.folder)]) == 1
+        assert "vLLM 0.14.1 fails" in capsys.readouterr().out
 
 
 def test_a_server_that_ignores_label_ids_is_too_old(server: StandIn) -> None:

@@ -44,6 +44,8 @@ class StandIn:
         left_out: Number of next answers without one of the tokens.
         wrong: Value of a log-probability in the next answer.
         logits: Whether it was started with --logprobs-mode raw_logits.
+        version: What it says it is; None if it does not say.
+        fails: Whether it fails at every prompt.
         asked: The requests that were read: their fields, each prompt as a tensor.
     """
 
@@ -58,6 +60,8 @@ class StandIn:
     left_out: int = 0
     wrong: float | None = None
     logits: bool = False
+    version: str | None = None
+    fails: bool = False
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def __enter__(self) -> StandIn:
@@ -84,6 +88,8 @@ class StandIn:
         if path == "/v1/models":
             listed = [{"id": name, "max_model_len": n} for name, n in self.models.items()]
             return {"object": "list", "data": listed}
+        if path == "/version" and self.version is not None:
+            return {"version": self.version}
         if path != "/v1/completions":
             refusal = Refusal(404, "")
             refusal.content = {"detail": "Not Found"}
@@ -93,6 +99,8 @@ class StandIn:
         return self._completions(json.loads(body))
 
     def _completions(self, fields: dict[str, Any]) -> Any:
+        if self.fails:
+            raise Refusal(500, "'SlowIncrementalDetokenizer' object has no attribute 'read_offset'")
         if fields["model"] not in self.models:
             name = fields["model"]
             raise Refusal(404, f"The model `{name}` does not exist.", "NotFoundError")

@@ -13,13 +13,14 @@ from ml_dtypes import bfloat16
 
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest
 from lmaas_tune.calls.retry import Retry
-from lmaas_tune.errors import InputError, did_you_mean, named
+from lmaas_tune.errors import InputError, PermanentError, did_you_mean, named
 from lmaas_tune.prompts import INSERTIONS, FloatArray, Prompt
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word, tree
 from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
 from lmaas_tune_adapters.http import AT_START, Endpoint, Key
 from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
+from lmaas_tune_adapters.vllm.known_faults import known_fault
 from lmaas_tune_adapters.vllm.probe import check_server, find_model
 from lmaas_tune_adapters.vllm.rows import RowWriter, rounded
 from lmaas_tune_adapters.vllm.vocabulary import load_vocabulary
@@ -128,7 +129,12 @@ class VLLMBackend:
             f"wire={wire_dtype}"
         )
         probe = self.tokenize(_PROBE)
-        retry.run(lambda: check_server(self._completions, self._rows, probe, str(model)))
+        try:
+            retry.run(lambda: check_server(self._completions, self._rows, probe, str(model)))
+        except PermanentError as error:
+            if (fault := known_fault(endpoint)) is None:
+                raise
+            raise PermanentError(f"{error}; {fault}") from error
 
     @property
     def embedding_std(self) -> float:
