@@ -51,6 +51,7 @@ from lmaas_tune.scores import Comparison, Score
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.step import Candidate, Step
 from lmaas_tune.task import Batch, Example, Slot, Task, Template, Verbalizer
+from lmaas_tune.trackers import MLflowLogger, WandbLogger
 from lmaas_tune.tuner import Tuner
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ __all__ = [
     "Inspection",
     "Inspects",
     "LMaaSError",
+    "MLflowLogger",
     "Measures",
     "MissingExtraError",
     "Optimizer",
@@ -112,6 +114,7 @@ __all__ = [
     "Tuner",
     "Usage",
     "Verbalizer",
+    "WandbLogger",
     "compare",
     "few_shot_split",
     "load_backend",

@@ -6,7 +6,7 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -27,6 +27,9 @@ class Callback:
     An exception in a callback ends the run; the journal has all paid answers.
     """
 
+    def on_prepared(self, origin: Mapping[str, Any]) -> None:
+        """Called first, with backend, seed, settings and versions, as saved prompts have them."""
+
     def on_start(self, budget: Budget) -> None:
         """Called before the first paid call."""
 
@@ -34,7 +37,7 @@ class Callback:
         """Called after the start (generation 0) and after every generation."""
 
     def on_end(self, result: TuneResult) -> None:
-        """Called after the run, also if an error ended it, even one in another `on_start`."""
+        """Called after the run, also if an error ended it, even one before `on_start`."""
 
 
 class ProgressBar(Callback):

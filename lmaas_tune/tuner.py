@@ -148,6 +148,8 @@ class Tuner:
         run = self._prepared(train, validation, labels)
         with self._journal(run, resume) as journal:
             try:
+                for callback in self._job.callbacks:
+                    callback.on_prepared(run.provenance)
                 stop_reason, finished = run.search.run(journal), True
             except KeyboardInterrupt:
                 stop_reason, finished = "interrupted by the user", False

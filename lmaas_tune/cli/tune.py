@@ -41,6 +41,7 @@ from lmaas_tune.errors import BackendError, InputError
 from lmaas_tune.exactness import describe_bounds
 from lmaas_tune.row_files import KINDS
 from lmaas_tune.task import Example, Task, Template, Verbalizer
+from lmaas_tune.trackers import MLflowLogger, WandbLogger
 from lmaas_tune.tuner import Tuner
 
 
@@ -97,6 +98,10 @@ def _add_run(command: Parser) -> None:
     group.add_argument(
         "--tensorboard", metavar="DIR", help="folder for the curves, in the format of TensorBoard"
     )
+    group.add_argument(
+        "--mlflow", metavar="NAME", help="experiment of MLflow, at MLFLOW_TRACKING_URI"
+    )
+    group.add_argument("--wandb", metavar="NAME", help="project of Weights & Biases")
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
@@ -168,6 +173,10 @@ def _callbacks(arguments: argparse.Namespace) -> list[Callback]:
         callbacks.append(CSVLogger(arguments.csv))
     if arguments.tensorboard is not None:
         callbacks.append(TensorBoardLogger(arguments.tensorboard))
+    if arguments.mlflow is not None:
+        callbacks.append(MLflowLogger(arguments.mlflow))
+    if arguments.wandb is not None:
+        callbacks.append(WandbLogger(arguments.wandb))
     return callbacks
 
 
