@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
     tests/hf/test_kernels.py tests/hf/test_speed_is_on.py
 
-.PHONY: demo test release test-latest test-lowest lock test-families test-browser test-kills test-plugin test-vllm test-llamacpp check format examples benchmarks clean
+.PHONY: demo test release test-latest test-lowest lock test-families test-browser test-kills test-plugin test-trackers test-vllm test-llamacpp check format examples benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -71,6 +71,14 @@ test-plugin:
 	$(VENV)-plugin/bin/python $(PIP_INSTALL) -c constraints.txt . tests/third_party pytest
 	$(VENV)-plugin/bin/pytest -q -p no:cacheprovider --confcutdir tests/third_party tests/third_party/check_neighbour.py
 	rm -rf $(VENV)-plugin
+
+# MLflow and Weights & Biases, which want other versions of some packages: their own environment
+test-trackers:
+	rm -rf $(VENV)-trackers
+	$(PYTHON) -m venv $(VENV)-trackers
+	$(VENV)-trackers/bin/python $(PIP_INSTALL) -e '.[mlflow,wandb]' hypothesis pytest
+	$(VENV)-trackers/bin/python -m pytest tests/test_trackers.py
+	rm -rf $(VENV)-trackers
 
 # a wheel and a source archive in dist/, checked, and used by a page of the documentation in an
 # environment with nothing else

@@ -24,7 +24,7 @@ def fit(*callbacks: Callback) -> TuneResult:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder as a store of MLflow, which starts faster than a database."""
-    pytest.importorskip("mlflow")
+    pytest.importorskip("mlflow", reason="mlflow is missing: `make test-trackers` installs it")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     return (tmp_path / "runs").as_uri()
 
@@ -92,7 +92,9 @@ def test_a_tracker_that_takes_nothing_is_told_before_anything_is_paid(
 def test_weights_and_biases_has_settings_curves_scores_and_the_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb = pytest.importorskip("wandb")
+    wandb = pytest.importorskip(
+        "wandb", reason="wandb is missing: `make test-trackers` installs it"
+    )
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     rows: list[dict[str, Any]] = []
     held: dict[str, Any] = {}

@@ -271,7 +271,7 @@ def test_without_torch_importing_the_adapter_says_what_to_install() -> None:
 import sys
 sys.modules["torch"] = None  # as if it were not installed
 try:
-    import lmaas_tune_adapters.hf
+    from lmaas_tune_adapters.hf import HFBackend
 except Exception as error:
     print(type(error).__name__, error)
 """
