@@ -25,8 +25,6 @@ from lmaas_tune.tuner import Tuner
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # without types
     """Classifies texts by a prompt that is tuned in `fit`.
 
-    ::
-
         from functools import partial
 
         model = partial(load_backend("hf"), "HuggingFaceTB/SmolLM2-135M-Instruct")

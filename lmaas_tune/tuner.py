@@ -36,8 +36,6 @@ from lmaas_tune.task import Template, Verbalizer
 class Tuner:
     """Tunes a prompt for a remote model that returns scores only.
 
-    ::
-
         result = Tuner(backend, optimizer="cma").fit(train)
         result.predict(["a message", "another one"])
 

@@ -50,8 +50,6 @@ SHORT = (
 class BackendConformance(Conformance):
     """Subclass it, and give a fixture that builds your backend; `Capabilities` select the checks.
 
-    ::
-
         class TestMine(BackendConformance):
             @pytest.fixture
             def backend(self):

@@ -20,8 +20,6 @@ _LABELS = 3
 class HeadConformance(Conformance):
     """Inherit, and define the head.
 
-    ::
-
         class TestMine(HeadConformance):
             @pytest.fixture
             def head(self):

@@ -24,8 +24,6 @@ _SURVIVED_CALLS = 400
 class OptimizerConformance(Conformance):
     """Subclass it, and give a fixture that builds your optimizer, with 2 to 50 dimensions.
 
-    ::
-
         class TestMine(OptimizerConformance):
             @pytest.fixture
             def make(self):
