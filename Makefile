@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
     tests/hf/test_kernels.py tests/hf/test_speed_is_on.py
 
-.PHONY: demo test release test-latest test-lowest lock test-families test-browser test-kills test-plugin test-trackers test-vllm test-llamacpp check format examples benchmarks clean
+.PHONY: demo test release test-latest test-lowest lock test-families test-browser test-kills test-plugin test-trackers test-vllm test-llamacpp check format docs examples benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -55,10 +55,10 @@ test-vllm: $(VENV)/.dev $(VLLM_VENV)/.ready
 test-llamacpp: $(VENV)/.dev $(LLAMACPP_VENV)/.ready
 	OMP_NUM_THREADS=1 LLAMACPP_PYTHON=$(abspath $(LLAMACPP_VENV))/bin/python $(BIN)/python -m pytest tests/llamacpp
 
-# the report in a real browser, which `make test` leaves out where there is none
+# the reports and the site in a real browser, which `make test` leaves out where there is none
 test-browser: $(VENV)/.dev
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core)
-	OMP_NUM_THREADS=1 CHROMIUM=$$(command -v chromium) $(BIN)/python -m pytest tests/lab/test_browser.py
+	OMP_NUM_THREADS=1 CHROMIUM=$$(command -v chromium) $(BIN)/python -m pytest tests/lab/test_browser.py tests/docs/test_site.py
 
 # by default `make test` kills the run a few times
 test-kills: $(VENV)/.dev
@@ -108,6 +108,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# the site in site/, to be read without a network; a link that leads nowhere is an error
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 examples: $(VENV)/.dev
 	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
 
@@ -142,4 +146,4 @@ $(LLAMACPP_VENV)/.ready: tests/llamacpp/requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-latest $(VENV)-lowest $(VLLM_VENV) $(LLAMACPP_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-latest $(VENV)-lowest $(VLLM_VENV) $(LLAMACPP_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis site

@@ -17,7 +17,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-PATTERNS = ("CHANGELOG.md", "CONTRIBUTING.md", "results/README.md", "results/*.svg", "examples/*.py")
+PATTERNS = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "results/README.md",
+    "results/*.svg",
+    "examples/*.py",
+)
 
 _LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
 _NAME = re.compile(r"^- `(lmaas_tune[\w.]+)`$", re.MULTILINE)

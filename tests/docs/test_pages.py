@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lmaas_tune import Task, Template, TextPrompt, TunedPrompt, Verbalizer
+from lmaas_tune.cli import main
 from lmaas_tune.cli.program import parser
 from tests.docs.pages import NAMES, ROOT, blocks, text_of
 
@@ -85,6 +86,18 @@ def commands(name: str) -> Iterator[list[str]]:
             if line.startswith("lmaas-tune "):
                 words = shlex.split(line, comments=True)
                 yield words[1 : words.index("&") if "&" in words else None]
+
+
+def test_the_tutorials_commands_run_one_after_the_other(place: Path) -> None:
+    """With the toy for the model; a service is not started."""
+    exec("\n".join(blocks("docs/tutorial.md", "python")), {})
+    for command in commands("docs/tutorial.md"):
+        if "--model" in command and command[0] != "serve":
+            at = command.index("--model")
+            assert main([*command[:at], "--backend", "toy", *command[at + 2 :]]) == 0, command
+    header, *rows = (place / "labelled.csv").read_text(encoding="utf-8").splitlines()
+    assert header == "id,text,label,probability,margin"
+    assert len(rows) == 4
 
 
 def test_commands_are_found() -> None:
