@@ -82,7 +82,7 @@ class ServerLimits(WholeNumbers):
 
     body_bytes: Count = 8 * MIB
     rows: Count = 1024
-    candidates: Count = 600
+    candidates: Count = 1000
     prompt_length: Count = 512
     prompt_characters: Count = 16_384
     dimensions: Count = 10_000

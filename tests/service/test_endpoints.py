@@ -25,6 +25,7 @@ from lmaas_tune.errors import TransientError
 from lmaas_tune.prompts import Subspace, TextPrompt
 from lmaas_tune.prompts.soft import draw
 from lmaas_tune.service.server_limits import ServerLimits
+from lmaas_tune.settings import Settings
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.service import (
     ALICE,
@@ -584,9 +585,10 @@ def test_tokens_are_reserved_before_the_work(tmp_path: Path) -> None:
 
 
 def test_so_many_words_are_scored_and_the_model_tells_how_many(alice: Visitor) -> None:
-    words = [f"word{n}" for n in range(601)]
-    assert alice.get("/v1/model").json()["limits"]["candidates"] == 600
-    assert alice.score(f"/v1/score/{alice.batch(candidates=words[:600])}", text(""), 600).size
+    words = [f"word{n}" for n in range(1001)]
+    assert alice.get("/v1/model").json()["limits"]["candidates"] == 1000
+    assert Settings().head_words < 900  # beside the label words
+    assert alice.score(f"/v1/score/{alice.batch(candidates=words[:1000])}", text(""), 1000).size
     answer = alice.post("/v1/batches", {"rows": ROWS, "candidates": words})
     assert "candidates" in error(answer, 413, "too_large")
 
