@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from lmaas_tune.calls.meter import Budget, Spent
 from lmaas_tune.errors import MissingExtraError, StorageError
+from lmaas_tune.progress import Heartbeat, in_notebook, new_bar
 from lmaas_tune.step import COLUMNS, Step, step_row
 
 if TYPE_CHECKING:
@@ -41,9 +40,10 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A progress bar: share of the budget spent, remaining time, loss and best loss.
+    """A progress bar: share of the budget spent, remaining time, loss, best loss and spending.
 
-    If the output is no terminal (a log, a notebook), it prints a line every half minute instead.
+    A notebook shows it as a widget, if the package ipywidgets is installed. Where the output is
+    neither a terminal nor a notebook (a log), a line is printed every half minute instead.
 
     Args:
         file: Output; standard error if None.
@@ -56,53 +56,55 @@ class ProgressBar(Callback):
         self._file = file
         self._clock = clock
         self._bar: Any = None
-        self._start = self._last_line_at = 0.0
+        self._heartbeat: Heartbeat | None = None
+        self._began = 0.0
+        self._now = (0.0, "")
 
     def on_start(self, budget: Budget) -> None:
         """Draw the empty bar."""
-        file = self._file or sys.stderr
-        self._start = self._last_line_at = self._clock()
-        self._bar = tqdm(
-            total=100.0,
-            file=file,
-            bar_format=_FORMAT.format(bar="|{bar:20}|"),
-            dynamic_ncols=True,
-            disable=not file.isatty(),
+        bar = "|{bar}|" if in_notebook() else "|{bar:20}|"
+        self._bar = new_bar(
+            self._file, total=100.0, bar_format=_FORMAT.format(bar=bar), dynamic_ncols=True
         )
+        if self._bar.disable:
+            self._began, self._now = self._clock(), (0.0, "no prompt is scored yet")
+            self._heartbeat = Heartbeat(self._print_line)
 
     def on_step(self, step: Step) -> None:
         """Move the bar to the share of the tightest limit."""
-        share = 100 * share_spent(step.budget, step.spent)
         best = step.best.evaluation
         kind = "val" if step.best.validation else "train"
         words = (
             f"loss {step.loss:.3f}, best {'-' if best is None else f'{best.loss:.3f}'} ({kind}), "
             + describe_spent(step.budget, step.spent)
         )
-        if self._bar.disable:
-            self._print_line(share, words)
-        else:
-            self._bar.n = share
+        self._now = (100 * share_spent(step.budget, step.spent), words)
+        if not self._bar.disable:
+            self._bar.n = self._now[0]
             self._bar.set_postfix_str(words)
 
     def on_end(self, result: TuneResult) -> None:
-        """Leave the bar where it stands."""
+        """Fill the bar if the run is finished, else leave it where it stands."""
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         if self._bar is not None:  # None if another callback ended the run before
+            if result.finished:
+                self._bar.n = self._bar.total  # a widget that is not full turns red
             self._bar.close()
 
-    def _print_line(self, share: float, words: str) -> None:
-        now = self._clock()
-        if now - self._last_line_at < _PAUSE:
-            return
-        self._last_line_at = now
-        line = tqdm.format_meter(
-            share, 100.0, now - self._start, bar_format=_FORMAT.format(bar=""), postfix=words
+    def _print_line(self) -> None:
+        share, words = self._now
+        line = type(self._bar).format_meter(
+            share,
+            100.0,
+            self._clock() - self._began,
+            bar_format=_FORMAT.format(bar=""),
+            postfix=words,
         )
         print(line, file=self._file or sys.stderr, flush=True)
 
 
 _FORMAT = "{{percentage:3.0f}}%{bar} {{elapsed}}<{{remaining}}{{postfix}}"
-_PAUSE = 30.0  # seconds between two lines of a log
 
 
 def share_spent(budget: Budget, spent: Spent) -> float:
@@ -113,10 +115,11 @@ def share_spent(budget: Budget, spent: Spent) -> float:
 
 
 def describe_spent(budget: Budget, spent: Spent) -> str:
-    """Spending for each limit, as ``120/300 calls``."""
+    """Spending for each limit, as ``120/300 calls``; calls and money also without one."""
     used = spent.to_json()
-    limits = {n: f"/{limit:.6g}" for n, limit in budget.limits.items() if n in used}
-    return ", ".join(f"{used[n]:.6g}{limit} {n}" for n, limit in (limits or {"calls": ""}).items())
+    shown = {"calls": ""} | ({"money": ""} if spent.money else {})
+    shown |= {n: f"/{limit:.6g}" for n, limit in budget.limits.items() if n in used}
+    return ", ".join(f"{used[n]:.6g}{limit} {n}" for n, limit in shown.items())
 
 
 class CSVLogger(Callback):

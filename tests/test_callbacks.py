@@ -5,13 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import math
+import queue
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmaas_tune import Budget, CSVLogger, ProgressBar, Spent, Step, TensorBoardLogger, TuneResult
+from lmaas_tune import (
+    Budget,
+    CSVLogger,
+    ProgressBar,
+    ScoreReply,
+    ScoreRequest,
+    Spent,
+    Step,
+    TensorBoardLogger,
+    TuneResult,
+)
 from lmaas_tune.callbacks import Callback, describe_spent, share_spent
 from lmaas_tune.errors import MissingExtraError, PermanentError, StorageError
 from lmaas_tune.step import step_row
@@ -56,15 +68,48 @@ def test_the_bar_names_the_training_loss_where_that_selects_and_every_limit() ->
     assert "260/1000 sequences" in screen.getvalue()
 
 
-def test_a_log_gets_a_line_every_half_minute_in_place_of_the_bar() -> None:
-    log, ticks = io.StringIO(), iter(range(0, 10_000, 20))  # 20 seconds a generation
-    result = fit(ProgressBar(log, clock=lambda: float(next(ticks))))
-    lines = log.getvalue().splitlines()
-    assert len(lines) == len(result.steps) // 2 > 1
+class Pauses:
+    """Stands for the event that ends a heartbeat: a pause ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._ends: queue.Queue[bool] = queue.Queue()
+
+    def wait(self, seconds: float) -> bool:
+        if self.seconds:
+            self._ends.task_done()  # what followed the pause before is over
+        self.seconds.append(seconds)
+        return self._ends.get()
+
+    def set(self) -> None:
+        self._ends.put(True)
+
+    def pass_by(self) -> None:
+        """End a pause, and wait until the next one begins."""
+        self._ends.put(False)
+        self._ends.join()
+
+
+def test_a_log_gets_a_line_every_half_minute_also_while_a_call_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log, pauses = io.StringIO(), Pauses()
+    monkeypatch.setattr("lmaas_tune.progress.Event", lambda: pauses)
+
+    class Slow(Bowl):
+        def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+            if len(self.asked) in (0, 11):  # the first call, and one of the third generation
+                pauses.pass_by()
+            return super().score(requests)
+
+    bar = ProgressBar(log, clock=iter(range(0, 10_000, 30)).__next__)
+    result = small_tuner(Slow(), callbacks=[bar]).fit(TRAIN)
+    first, second = log.getvalue().splitlines()
+    assert "0% 00:30<?" in first and "no prompt is scored yet" in first
+    assert f"loss {result.steps[2].loss:.3f}" in second
+    assert "11/26 calls" in second and "01:00<01:21" in second
     assert "\r" not in log.getvalue()
-    assert f"loss {result.steps[1].loss:.3f}" in lines[0]
-    assert "00:40<" in lines[0]
-    assert "6/26 calls" in lines[0]
+    assert set(pauses.seconds) == {30.0}
 
 
 def test_a_short_run_writes_nothing_to_a_log() -> None:
@@ -98,6 +143,9 @@ def test_the_share_is_that_of_the_limit_nearest_to_its_end() -> None:
     assert share_spent(Budget(patience=3), spent) == 0.0
     assert describe_spent(Budget(calls=100, seconds=60), spent) == "30/100 calls, 5/60 seconds"
     assert describe_spent(Budget(), spent) == "30 calls"
+    assert describe_spent(Budget(seconds=60), Spent(calls=1, money=0.25)) == (
+        "1 calls, 0.25 money, 0/60 seconds"
+    )
 
 
 # Logs

@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from tqdm import tqdm
-
 from lmaas_tune.data import Rows
 from lmaas_tune.errors import InputError, PermanentError
 from lmaas_tune.journal import FILE_NAME as JOURNAL
 from lmaas_tune.lab.record import Key, Record
 from lmaas_tune.lab.store import Store
 from lmaas_tune.notes import OnNote
+from lmaas_tune.progress import new_bar
 from lmaas_tune.result import TuneResult
 from lmaas_tune.tuner import Tuner
 from lmaas_tune.typed_json import parse_object
@@ -90,7 +89,8 @@ def fit_whole(tuner: Tuner, train: Rows, validation: Rows | None, *, folder: Pat
     return result
 
 
-Bar: TypeAlias = "tqdm[Any]"
+Bar: TypeAlias = Any
+"""A bar of tqdm."""
 
 _CLUSTER_DEATHS = (
     ("distributed.scheduler", "KilledWorker"),
@@ -133,7 +133,7 @@ def run_in_workers(runs: Sequence[Run], store: Store, jobs: int | None, on_note:
     """
     left = _undone(runs, store)
     in_vain = False
-    with tqdm(total=len(runs), initial=len(runs) - len(left), unit="run", disable=None) as bar:
+    with new_bar(total=len(runs), initial=len(runs) - len(left), unit="run") as bar:
         while left:
             try:
                 _run_parallel(left, store, jobs, bar)

@@ -1,0 +1,63 @@
+"""How progress is shown: widgets in a notebook, a bar in a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import IO, Any
+
+PAUSE = 30.0
+"""Seconds between two lines of a log."""
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def new_bar(file: IO[str] | None = None, **settings: Any) -> Any:
+    """A bar of tqdm: of widgets in a notebook that has them, else of text.
+
+    It is disabled if there is neither a notebook nor a terminal.
+
+    Args:
+        file: Output; standard error if None. Only without one, a notebook shows the bar.
+        settings: Further arguments of tqdm.
+    """
+    from tqdm import TqdmWarning, tqdm
+
+    kind: Any = tqdm
+    if notebook := file is None and in_notebook():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TqdmWarning)  # a bar of text does without widgets
+            from tqdm.auto import tqdm as kind
+    file = sys.stderr if file is None else file
+    return kind(file=file, disable=not (notebook or file.isatty()), **settings)
+
+
+class Heartbeat:
+    """Calls a function every half minute until it is closed.
+
+    A thread does so, because a single call of the model may last minutes.
+
+    Args:
+        beat: The function.
+    """
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self._closed = Event()
+        self._thread = Thread(target=self._run, args=(beat,), daemon=True)
+        self._thread.start()
+
+    def _run(self, beat: Callable[[], None]) -> None:
+        while not self._closed.wait(PAUSE):
+            beat()
+
+    def close(self) -> None:
+        """End it; no call follows."""
+        self._closed.set()
+        self._thread.join()
