@@ -34,6 +34,7 @@ from lmaas_tune.heads import FittedHead
 from lmaas_tune.objectives import log_softmax, mean_log_probabilities
 from lmaas_tune.peft import PeftPrompt, is_adapter, other_base
 from lmaas_tune.prompts import PROMPTS, FloatArray, Prompt
+from lmaas_tune.reprs import call_repr
 from lmaas_tune.scores import Score
 from lmaas_tune.task import Example, Slot, Task, Template, Verbalizer
 from lmaas_tune.typed_json import checked
@@ -81,6 +82,16 @@ class TunedPrompt:
     others: tuple[Member, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     label_type: str = "str"
+
+    def __repr__(self) -> str:
+        return call_repr(
+            self,
+            prompt=self.prompt,
+            template=self.task.template.text,
+            labels=self.task.verbalizer.words,
+            head_words=len(self.words),
+            averaged=len(self.members),
+        )
 
     @property
     def classes(self) -> list[Any]:

@@ -6,10 +6,11 @@ The messages were written for this project and are part of the package.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Protocol, cast
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.backend import Embeds
@@ -17,16 +18,19 @@ from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.data import read_examples
+from lmaas_tune.demo_model import SMOLLM2, ready_model
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts import FloatArray, Soft
 from lmaas_tune.prompts.phrases import BUILT_IN
 from lmaas_tune.prompts.soft import start_from_words
+from lmaas_tune.registry import load_backend
 from lmaas_tune.result import TuneResult
 from lmaas_tune.scores import Comparison, Score
 from lmaas_tune.settings import Settings
 from lmaas_tune.task import Example, Task, Template, Verbalizer
 from lmaas_tune.tuner import Tuner
 
+BACKEND = "hf"
 TASK = Task(
     Template("Message: {text}\n {prompt} {label}"),
     Verbalizer(
@@ -163,3 +167,22 @@ def demo_rows(name: str) -> list[Example]:
     file = resources.files("lmaas_tune") / "demo_data" / f"{name}.jsonl"
     lines = file.read_text(encoding="utf-8").strip().split("\n")
     return read_examples([json.loads(line) for line in lines], what=name)
+
+
+class _ConvertsGGUF(Protocol):
+    convert_gguf: Callable[[Path, Path], object]
+
+
+def demo_model(*, say: Callable[[str], None] = lambda line: None) -> Path:
+    """The folder of the demo's model, for the backend ``hf``; the first call downloads it.
+
+    Args:
+        say: Called with a message before each slow step.
+
+    Raises:
+        MissingExtraError: The extra ``hf`` is not installed.
+        BackendError: The download failed.
+        StorageError: The cache cannot be written.
+    """
+    backend = cast("_ConvertsGGUF", load_backend(BACKEND))
+    return ready_model(SMOLLM2, backend.convert_gguf, say=say)

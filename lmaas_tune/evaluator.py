@@ -20,6 +20,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.heads import Fit, FittedHead, Head
 from lmaas_tune.objectives import Objective, Targets, error_rate, log_softmax
 from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune.reprs import short_repr
 from lmaas_tune.task import Batch, Example, Task
 from lmaas_tune.typed_json import checked
 
@@ -45,6 +46,8 @@ class Evaluation:
     accuracy: float
     scores: FloatArray | None = field(repr=False)
     bounds: float = 0.0
+
+    __repr__ = short_repr
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmaas_tune.calls.meter import Spent
+from lmaas_tune.reprs import short_repr
 
 FEWEST_GENERATIONS = 5
 """What a search needs to learn from."""
@@ -33,6 +34,8 @@ class Plan:
     call: Spent
     total: Spent
     reason: str
+
+    __repr__ = short_repr
 
     @property
     def warning(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,15 @@ from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.data import Rows, read_examples
 from lmaas_tune.prompts import FloatArray
+from lmaas_tune.reprs import call_repr
 from lmaas_tune.scores import Comparison, Score
 from lmaas_tune.step import COLUMNS, Candidate, Step, step_row
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from lmaas_tune.reports.run_report import RunReport
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,19 +115,37 @@ class TuneResult:
             MissingExtraError: The extra ``compare`` is not installed.
             StorageError: The file cannot be written.
         """
+        scores = {} if comparison is None else vars(comparison)
+        return self._report(scores).write(Path(path))
+
+    def _report(self, scores: Mapping[str, Score]) -> RunReport:
         from lmaas_tune.reports.run_report import RunReport
 
-        report = RunReport(
+        return RunReport(
             identity=self.client.identity,
             seed=self.seed,
             stop_reason=self.stop_reason,
             spent=self.spent,
             prompt=self.prompt,
-            generation=self.best.generation,
+            best=self.best,
             history=self.history,
-            scores={} if comparison is None else vars(comparison),
+            scores=scores,
         )
-        return report.write(Path(path))
+
+    def __repr__(self) -> str:
+        best, spent = self.best.evaluation, self.spent
+        return call_repr(
+            self,
+            prompt=self.prompt.prompt,
+            **({} if best is None else {"loss": best.loss, "accuracy": best.accuracy}),
+            generation=self.best.generation,
+            calls=spent.calls,
+            seconds=spent.seconds,
+            stop_reason=self.stop_reason,
+        )
+
+    def _repr_html_(self) -> str:
+        return self._report({}).inline()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Save the best prompt, see `TunedPrompt.save`."""

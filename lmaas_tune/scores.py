@@ -10,6 +10,7 @@ import numpy as np
 
 from lmaas_tune.objectives import Targets, log_softmax
 from lmaas_tune.prompts import FloatArray
+from lmaas_tune.reprs import short_repr
 
 _Z = 1.959964  # two-sided 95% of the normal distribution
 _BINS = 10
@@ -39,6 +40,8 @@ class Score:
     majority: float
     answers: int
     losses: FloatArray = field(repr=False, compare=False)
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, odds: FloatArray, targets: Targets) -> Score:
@@ -134,3 +137,13 @@ class Comparison:
             f"The search {worse}: {what}. More labelled rows help most, then starting words of "
             "your own."
         )
+
+    def __repr__(self) -> str:
+        scores = (f"{name}={score!r}" for name, score in vars(self).items())
+        return "Comparison(\n  " + ",\n  ".join(scores) + "\n)"
+
+    def _repr_html_(self) -> str:
+        from lmaas_tune.reports.before_after import before_and_after
+        from lmaas_tune.reports.inline import inline
+
+        return inline([before_and_after(vars(self), self.verdict)])

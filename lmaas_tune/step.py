@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lmaas_tune.calls.meter import Budget, Spent
 from lmaas_tune.evaluator import Evaluation
 from lmaas_tune.prompts import FloatArray, Prompt
+from lmaas_tune.reprs import short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,8 @@ class Candidate:
     prompt: Prompt
     train: Evaluation | None
     validation: Evaluation | None = None
+
+    __repr__ = short_repr
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -56,6 +59,8 @@ class Step:
     improved: bool
     spent: Spent
     budget: Budget
+
+    __repr__ = short_repr
 
     @property
     def loss(self) -> float:

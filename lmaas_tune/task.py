@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.reprs import short_repr
 
 
 def check_text(text: str, what: str) -> str:
@@ -78,6 +79,8 @@ class Batch:
     """
 
     rows: tuple[tuple[Part, ...], ...]
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.rows)

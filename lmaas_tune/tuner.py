@@ -28,6 +28,8 @@ from lmaas_tune.peft import PeftPrompt
 from lmaas_tune.plan import Plan
 from lmaas_tune.preparation import Job, PreparedRun
 from lmaas_tune.prompts import Prompt
+from lmaas_tune.registry import name_of
+from lmaas_tune.reprs import call_repr
 from lmaas_tune.result import TuneResult
 from lmaas_tune.settings import Settings, preset
 from lmaas_tune.task import Template, Verbalizer
@@ -108,6 +110,16 @@ class Tuner:
             callbacks=(ProgressBar(),) if callbacks is None else tuple(callbacks),
         )
         self._out = None if out is None else Path(out)
+
+    def __repr__(self) -> str:
+        job = self._job
+        return call_repr(
+            self,
+            backend=job.client.identity,
+            optimizer=name_of(job.optimizer),
+            budget=str(job.settings.budget),
+            seed=job.seed,
+        )
 
     @property
     def settings(self) -> Settings:

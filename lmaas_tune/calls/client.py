@@ -38,6 +38,7 @@ from lmaas_tune.calls.recorded import Recorded
 from lmaas_tune.calls.retry import DEFAULT_RETRY, Retry, Retrying
 from lmaas_tune.errors import InputError, PermanentError
 from lmaas_tune.notes import OnNote, warn
+from lmaas_tune.reprs import call_repr
 
 T = TypeVar("T")
 
@@ -114,6 +115,9 @@ class Client:
         other = copy.copy(self)
         other.on_note = on_note
         return other
+
+    def __repr__(self) -> str:
+        return call_repr(self, backend=self.identity, spent=self.spent)
 
     @property
     def identity(self) -> str:

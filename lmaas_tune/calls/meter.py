@@ -14,6 +14,7 @@ from typing import Any
 
 from lmaas_tune.backend import Usage
 from lmaas_tune.errors import BudgetExceededError, InputError, did_you_mean
+from lmaas_tune.reprs import short_repr
 from lmaas_tune.typed_json import checked
 
 _WHOLE = frozenset({"calls", "sequences", "tokens", "patience"})
@@ -50,6 +51,8 @@ class Budget:
     money: float | None = None
     patience: int | None = None
     target: float | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         for name, value in self.limits.items():
@@ -151,6 +154,8 @@ class Spent:
     bytes_down: int = 0
     money: float = 0.0
     seconds: float = 0.0
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 from lmaas_tune.callbacks import Callback, ProgressBar
 from lmaas_tune.calls.client import Client
@@ -23,17 +23,15 @@ from lmaas_tune.cli.formatting import (
     result_json,
 )
 from lmaas_tune.cli.tune_report import interrupted
-from lmaas_tune.demo import SETTINGS, TASK, Changed, Demo
-from lmaas_tune.demo_model import SMOLLM2, ready_model
+from lmaas_tune.demo import BACKEND, SETTINGS, TASK, Changed, Demo, demo_model
+from lmaas_tune.demo_model import SMOLLM2
 from lmaas_tune.errors import InputError
 from lmaas_tune.extras import need
 from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.lab.baselines import fit_baseline
-from lmaas_tune.registry import load_backend
 from lmaas_tune.scores import Comparison, Score
 from lmaas_tune.step import Step
 
-BACKEND = "hf"
 OUT = "lmaas-tune-demo"
 SHOWN = 3
 PROBES = {
@@ -44,10 +42,6 @@ MESSAGE = "The courier left my parcel in the rain and the box is soaked."
 INTRO = """\
 A language model sorts customers' messages by department. Its weights are not changed. The search
 tunes a few vectors in front of the answer, and sees only the model's scores."""
-
-
-class _ConvertsGGUF(Protocol):
-    convert_gguf: Callable[[Path, Path], object]
 
 
 class Improvements(Callback):
@@ -91,7 +85,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
             f"{out} holds a run already: resume it with --resume, or name another --out"
         )
     print(INTRO + "\n", flush=True)
-    model = arguments.model or str(_own_model())
+    model = arguments.model or str(demo_model(say=_say))
     demo = Demo(Client(open_backend(BACKEND, model, {}), on_note=arguments.on_note))
     name = SMOLLM2.name if arguments.model is None else Path(model).name
     print(f"{name} classifies the test messages without tuning ...", flush=True)
@@ -147,11 +141,8 @@ def _probes(demo: Demo) -> dict[str, Score]:
     return scores
 
 
-def _own_model() -> Path:
-    backend = cast("_ConvertsGGUF", load_backend(BACKEND))
-    return ready_model(
-        SMOLLM2, backend.convert_gguf, say=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _free_folder() -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lmaas_tune.capabilities import FloatArray
 from lmaas_tune.objectives import Targets
+from lmaas_tune.reprs import short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,8 @@ class FittedHead:
 
     bias: FloatArray
     matrix: FloatArray | None = None
+
+    __repr__ = short_repr
 
     @cached_property
     def digest(self) -> str | None:

@@ -17,6 +17,7 @@ from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.evaluator import Evaluation
 from lmaas_tune.objectives import Targets, log_softmax, negative_f1
 from lmaas_tune.prompts import FloatArray
+from lmaas_tune.reprs import short_repr
 from lmaas_tune.scores import Score, expected_calibration_error
 from lmaas_tune.step import Step, step_row
 from lmaas_tune.typed_json import checked
@@ -52,6 +53,8 @@ class Curve:
     validation_loss: Sequence[Number] = ()
     kept_loss: Sequence[Number] = ()
     kept_accuracy: Sequence[Number] = ()
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Curve:
@@ -97,6 +100,8 @@ class FinalScore:
     f1: Number = None
     calibration_error: Number = None
     row_losses: str | None = None
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, score: Score | Evaluation | None) -> FinalScore | None:
@@ -195,6 +200,8 @@ class Record:
     notes: Sequence[str] = ()
     prompt_text: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
     @property
     def key(self) -> Key:

@@ -31,7 +31,10 @@ from lmaas_tune.reports.html import (
     whole,
     write_page,
 )
+from lmaas_tune.reports.inline import inline
 
+_TITLE, _SEARCH = "Comparison of optimizers", "search"
+_MOST_FIGURES = 4  # in a notebook's cell
 _SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 _ROWS = {
     "test": "test rows, which chose nothing",
@@ -64,7 +67,20 @@ class ComparisonResult(Analysis):
         """
         parts = (_ranking, _curves, _final, _target, _tests, _times, _runs, _conditions)
         sections = [part(self) for part in parts]
-        return write_page("Comparison of optimizers", _summary(self), sections, Path(path))
+        return write_page(_TITLE, _summary(self), sections, Path(path))
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{_TITLE}: {_summary(self)[0]}", *_summary(self)[1:]])
+
+    def _repr_html_(self) -> str:
+        searched = [figure for figure in _curves(self).figures if figure.anchor.startswith(_SEARCH)]
+        return inline(
+            [
+                Section(title=_TITLE, text=_summary(self)),
+                _ranking(self),
+                Section(title="Loss against calls", figures=searched[:_MOST_FIGURES]),
+            ]
+        )
 
 
 def _summary(result: Analysis) -> list[str]:
@@ -148,7 +164,7 @@ def _curves(result: Analysis) -> Section:
         "below. A button hides a series in all figures."
     )
     lowest, kept = "{}: lowest training loss so far", "{}: validation loss of the prompt kept"
-    figures = _figures(searched, "search", lowest, targets)
+    figures = _figures(searched, _SEARCH, lowest, targets)
     figures += _figures(_ranked(result, chosen), "kept", kept, {})
     return Section(
         title="Loss against calls", text=[text], figures=figures, tables=[_progress(searched)]

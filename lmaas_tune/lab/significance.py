@@ -18,6 +18,7 @@ from statsmodels.stats.multitest import multipletests
 
 from lmaas_tune.lab.record import Number
 from lmaas_tune.prompts import FloatArray
+from lmaas_tune.reprs import short_repr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,8 @@ class Pair:
     p_holm: float
     differ: bool
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
@@ -68,6 +71,8 @@ class Pairs:
 
     untested: str | None = None
     of: Sequence[Pair] = ()
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,8 @@ class Significance:
     tasks: int
     friedman_over_tasks: Friedman
     pairs: Pairs
+
+    __repr__ = short_repr
 
 
 def blocks(runs: pd.DataFrame) -> pd.DataFrame:

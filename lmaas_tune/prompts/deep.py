@@ -22,6 +22,7 @@ from lmaas_tune.prompts.soft import (
     draw,
     read_only_vectors,
 )
+from lmaas_tune.reprs import short_repr
 from lmaas_tune.validate import checked_by
 
 LAYERS_KEY = "layer_embeddings"
@@ -45,6 +46,8 @@ class DeepPrompt(Prompt):
 
     kind: ClassVar[str] = "deep"
     has_arrays: ClassVar[bool] = True
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         above = tuple(read_only_vectors(vectors) for vectors in self.above)

@@ -19,6 +19,7 @@ from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.prompts.base import TOKEN, Prompt, PromptSpace, Setup
 from lmaas_tune.prompts.phrases import BUILT_IN, check_words, starting_words
 from lmaas_tune.prompts.projections import PROJECTIONS, Checkpoint, Projection, no_checkpoint
+from lmaas_tune.reprs import short_repr
 from lmaas_tune.typed_json import checked, checked_fields
 from lmaas_tune.validate import checked_by, one_of, positive, validate, whole
 
@@ -49,12 +50,14 @@ class SoftPrompt(Prompt):
         InputError: The vectors are not a finite (L, H) array, or `anchor` does not fit.
     """
 
-    vectors: FloatArray = field(repr=False)
+    vectors: FloatArray
     insertion: Insertion = "concat"
     anchor: tuple[int, ...] = field(default=(), repr=False)
 
     kind: ClassVar[str] = "soft"
     has_arrays: ClassVar[bool] = True
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         vectors = read_only_vectors(self.vectors)

@@ -13,6 +13,7 @@ from lmaas_tune.capabilities import Embeds, FloatArray, Model
 from lmaas_tune.errors import InputError
 from lmaas_tune.prompts.base import TOKEN, Prompt, PromptSpace, Setup
 from lmaas_tune.prompts.soft import Soft, SoftPrompt, Subspace, draw
+from lmaas_tune.reprs import short_repr
 from lmaas_tune.typed_json import checked
 
 
@@ -32,6 +33,8 @@ class PointPrompt(Prompt):
     point: FloatArray
 
     kind: ClassVar[str] = "point"
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):  # infinite values are rejected below

@@ -25,6 +25,7 @@ from lmaas_tune.prompts.phrases import (
     distinctive_words,
     starting_words,
 )
+from lmaas_tune.reprs import short_repr
 from lmaas_tune.task import Example, Slot, Task, Template, check_text
 from lmaas_tune.typed_json import checked
 from lmaas_tune.validate import checked_by, validate, whole
@@ -40,6 +41,8 @@ class TextPrompt(Prompt):
     text: str
 
     kind: ClassVar[str] = "text"
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         return "a text prompt"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmaas_tune.artifact import TunedPrompt
 from lmaas_tune.calls.meter import Spent
+from lmaas_tune.reports.before_after import before_and_after
 from lmaas_tune.reports.html import (
     Column,
     Figure,
@@ -22,21 +23,19 @@ from lmaas_tune.reports.html import (
     whole,
     write_page,
 )
+from lmaas_tune.reports.inline import inline
 from lmaas_tune.scores import Score
+from lmaas_tune.step import Candidate
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_TITLE = "A run of prompt tuning"
 _CURVES = {
     "train_loss": "training, best of the generation",
     "train_loss_mean": "training, mean",
     "validation_loss": "validation",
     "best_loss": "kept",
-}
-_PROMPTS = {
-    "baseline": "starting prompt, as the model is",
-    "start": "starting prompt with its head",
-    "tuned": "tuned prompt",
 }
 
 
@@ -50,9 +49,9 @@ class RunReport:
         stop_reason: Why the run ended.
         spent: Total spending.
         prompt: The best prompt.
-        generation: In which it was found; 0 for the start.
+        best: The best candidate, with its losses.
         history: See `lmaas_tune.TuneResult.history`.
-        scores: Scores on rows that the search did not use, by the keys of `_PROMPTS`; or empty.
+        scores: Those of a `lmaas_tune.Comparison` by their names; or empty.
     """
 
     identity: str
@@ -60,7 +59,7 @@ class RunReport:
     stop_reason: str
     spent: Spent
     prompt: TunedPrompt
-    generation: int
+    best: Candidate
     history: pd.DataFrame
     scores: Mapping[str, Score]
 
@@ -71,51 +70,60 @@ class RunReport:
             MissingExtraError: jinja2 or plotly is not installed.
             StorageError: The file cannot be written.
         """
-        prompt, provenance = self.prompt.prompt, self.prompt.provenance
-        where = "the start" if self.generation == 0 else f"generation {self.generation}"
-        optimizer = provenance["settings"]["optimizer"]
-        summary = [
-            f"{self.identity}, seed {self.seed}, optimizer {optimizer}.",
-            f"The run ended: {self.stop_reason}.",
-            f"The best prompt is that of {where}.",
-        ]
-        if prompt.words is not None:
-            summary.append(f"It says: {prompt.words!r}.")
         steps = [_steps(self.history)]
         sections = [
             Section(title="Loss against calls", figures=_figures(self.history), tables=steps),
             Section(title="Settings and versions", tables=self._settings()),
         ]
         if self.scores:
-            sections.insert(0, _before_and_after(self.scores))
-        return write_page("A run of prompt tuning", summary, sections, path)
+            sections.insert(0, before_and_after(self.scores))
+        return write_page(_TITLE, self._summary(), sections, path)
+
+    def inline(self) -> str:
+        """The most of it as HTML for a notebook's cell."""
+        curves = Section(title="Loss against calls", figures=_figures(self.history))
+        tables = [_losses(self.best), self._spent()]
+        return inline([Section(title=_TITLE, text=self._summary(), tables=tables), curves])
+
+    def _summary(self) -> list[str]:
+        prompt, settings = self.prompt.prompt, self.prompt.provenance["settings"]
+        number = self.best.generation
+        where = f"generation {number}" if number else "the start"
+        summary = [
+            f"{self.identity}, seed {self.seed}, optimizer {settings['optimizer']}.",
+            f"The run ended: {self.stop_reason}.",
+            f"The best prompt is that of {where}.",
+        ]
+        if prompt.words is not None:
+            summary.append(f"It says: {prompt.words!r}.")
+        return summary
+
+    def _spent(self) -> Table:
+        spent = {name: round(n, 6) for name, n in self.spent.to_json().items() if n}
+        return key_values("Spent", spent)
 
     def _settings(self) -> list[Table]:
         task, provenance = self.prompt.task, self.prompt.provenance
         words = ", ".join(f"{label}: {word}" for label, word in task.verbalizer.words.items())
-        spent = {name: round(n, 6) for name, n in self.spent.to_json().items() if n}
         return [
             key_values("The task", {"template": task.template.text, "label words": words}),
-            key_values("Spent", spent),
+            self._spent(),
             key_values("Settings", provenance["settings"], folded=True),
             key_values("Versions", provenance["versions"], folded=True),
         ]
 
 
-def _before_and_after(scores: Mapping[str, Score]) -> Section:
-    table = Table(
-        f"On {scores['tuned'].rows} test rows",
-        list(scores.items()),
+def _losses(best: Candidate) -> Table:
+    scored = {"training rows": best.train, "validation rows": best.validation}
+    return Table(
+        "The best prompt",
+        [(name, evaluation) for name, evaluation in scored.items() if evaluation is not None],
         [
-            Column("Prompt", lambda line: _PROMPTS[line[0]]),
-            Column("Accuracy", lambda line: line[1].accuracy, percent),
-            Column("from", lambda line: line[1].interval[0], percent),
-            Column("to (95%)", lambda line: line[1].interval[1], percent),
+            Column("On", lambda line: line[0]),
             Column("Loss", lambda line: line[1].loss, loss),
-            Column("Calibration error", lambda line: line[1].calibration_error, loss),
+            Column("Accuracy", lambda line: line[1].accuracy, percent),
         ],
     )
-    return Section(title="Before and after", tables=[table])
 
 
 def _figures(history: pd.DataFrame) -> list[Figure]:
