@@ -6,6 +6,7 @@ import argparse
 import inspect
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
@@ -14,6 +15,7 @@ from lmaas_tune.backend import Backend
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Price
 from lmaas_tune.calls.pace import Pace
+from lmaas_tune.cli.colour import BOLD, coloured
 from lmaas_tune.cli.interrupts import INTERRUPTED as INTERRUPTED
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import InputError, LMaaSError, did_you_mean
@@ -60,6 +62,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **settings)
+
+    @property
+    def flags(self) -> list[argparse.Action]:
+        """All arguments."""
+        return self._actions
+
+    def format_help(self) -> str:
+        """The help, with its headings in bold; from Python 3.14 on argparse colours more."""
+        text = super().format_help()
+        return text if sys.version_info >= (3, 14) else coloured(r"^\S.*:$", BOLD, text, sys.stdout)
 
     def error(self, message: str) -> NoReturn:
         """Raise an `InputError` instead of exiting."""

@@ -22,6 +22,7 @@ from typing import TextIO
 
 from lmaas_tune.cli import (
     compare,
+    completion,
     demo,
     doctor,
     evaluate,
@@ -34,6 +35,7 @@ from lmaas_tune.cli import (
     tune,
 )
 from lmaas_tune.cli.arguments import BAD_INPUT, FAILED, INTERRUPTED, Outcome, Parser
+from lmaas_tune.cli.colour import RED, YELLOW, coloured
 from lmaas_tune.cli.secrets import redactor
 from lmaas_tune.errors import InputError, LMaaSError
 from lmaas_tune.notes import OnNote
@@ -49,7 +51,7 @@ def run(argv: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # unencodable characters are escaped
     try:
-        outcome = _outcome(argv, sys.stderr if as_json else sys.stdout)
+        outcome = _outcome(argv, as_json)
         _print(outcome, as_json)
     except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,14 +81,17 @@ def parser() -> Parser:
         serve,
         list_commands,
         doctor,
+        completion,
     ):
         command.add_to(commands)
+    top.set_defaults(parser=top)
     return top
 
 
-def _outcome(argv: list[str], out: TextIO) -> Outcome:
+def _outcome(argv: list[str], as_json: bool) -> Outcome:
     redact = redactor(argv)
-    on_note = _Notes(redact)
+    on_note = _Notes(redact, plain=as_json)
+    out = sys.stderr if as_json else sys.stdout
     with _shown_warnings(on_note), _sigterm_like_ctrl_c():
         try:
             with interrupts.enabled():
@@ -138,7 +143,8 @@ def _failure(error: BaseException) -> Outcome:
 
 def _print(outcome: Outcome, as_json: bool) -> None:
     if outcome.error:
-        print(outcome.error, file=sys.stderr)
+        error = outcome.error
+        print(error if as_json else coloured("^error:", RED, error, sys.stderr), file=sys.stderr)
     if as_json and outcome.content is not None:
         plain = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
         print(json.dumps(outcome.content, indent=1, ensure_ascii=plain, allow_nan=False))
@@ -150,14 +156,16 @@ def _print(outcome: Outcome, as_json: bool) -> None:
 class _Notes:
     """Prints each note once on standard error, without secrets of the command line."""
 
-    def __init__(self, redact: Callable[[str], str]) -> None:
-        self._redact = redact
+    def __init__(self, redact: Callable[[str], str], *, plain: bool) -> None:
+        self._redact, self._plain = redact, plain
         self._seen: set[str] = set()
 
     def __call__(self, note: str) -> None:
         if note not in self._seen:
             self._seen.add(note)
-            print(f"note: {self._redact(note)}", file=sys.stderr)
+            text = f"note: {self._redact(note)}"
+            shown = text if self._plain else coloured("^note:", YELLOW, text, sys.stderr)
+            print(shown, file=sys.stderr)
 
 
 @contextlib.contextmanager
