@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from lmaas_tune.errors import InputError
+from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.row_files import read_file
 from lmaas_tune.task import Example, check_text, label_name
@@ -34,7 +34,7 @@ _FORMS = (
     "a path, (text, label) pairs, dicts, a pandas or polars frame, a pyarrow table or a "
     "datasets.Dataset"
 )
-_EMPTY = "its {!r} is empty: fill it in, or leave the row out"
+_EMPTY = "no label: its {!r} is empty: fill it in, or leave the row out"
 _REMEDIES = {
     "dict": "pandas.DataFrame(rows) of lists by column, or (text, label) pairs",
     "DatasetDict": "one of its parts, as rows['train']",
@@ -93,8 +93,9 @@ def read_examples(
         example = _example(row, label_field, f"{what}, row {number}", labelled)
         if labelled and example.label is None:
             has_cell = isinstance(row, Mapping) and label_field in row
-            reason = _EMPTY.format(label_field) if has_cell else _columns(example, label_field)
-            raise InputError(f"{what}, row {number}: no label; {reason}")
+            empty = _EMPTY.format(label_field)
+            reason = empty if has_cell else _no_label(label_field, example.fields)
+            raise InputError(f"{what}, row {number}: {reason}")
         examples.append(example)
     if not examples:
         raise InputError(f"{what}: it has no rows")
@@ -148,12 +149,11 @@ def _is_frame(rows: object) -> bool:
     return hasattr(rows, "to_dict") and hasattr(rows, "columns")
 
 
-def _columns(example: Example, label_field: str) -> str:
-    has = ", ".join(filter(None, list(example.fields)[:50])) or "nothing"
+def _no_label(label_field: str, known: Iterable[str]) -> str:
     return (
-        f"it has {has}, and the label is read from {label_field!r}; name another column with "
-        "--label-field (read_examples(rows, label_field=...)), or give (text, label) pairs; the "
-        "names of columns are read from the first line of a table"
+        f"no label in the field {label_field!r}; {did_you_mean(label_field, filter(None, known))} "
+        "(name it with --label-field, or read_examples(rows, label_field=...); or give "
+        "(text, label) pairs; the first line of a table names its columns)"
     )
 
 

@@ -76,13 +76,19 @@ def ready_model(
         BackendError: The download failed, or the file has a wrong checksum.
         StorageError: The cache cannot be written.
     """
-    folder = cache_folder() / _stem(source)
-    if folder.exists():
+    if (folder := cached(source)) is not None:
         return folder
     file = model_file(source, say=say)
+    folder = cache_folder() / _stem(source)
     say(f"Converting {source.name} (once) ...")
     convert(file, folder)
     return folder
+
+
+def cached(source: Source) -> Path | None:
+    """The folder of a converted model; None if there is none yet."""
+    folder = cache_folder() / _stem(source)
+    return folder if folder.exists() else None
 
 
 def model_file(source: Source, *, say: Callable[[str], None] = lambda line: None) -> Path:

@@ -876,3 +876,31 @@ def predict(*more: str) -> list[str]:
 
 def evaluate(*more: str) -> list[str]:
     return ["evaluate", "--backend", "toy", "--prompt", "mine", *more]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("tune --label-field catgory", "category"),
+        ("tune --label-field category --fields subjct,body", "subject"),
+        ("tune --label-field category --template '{bdy} {prompt} {label}'", "body"),
+        ("tune --label-field category --optimizer nevergrad:PSOO", "PSO"),
+        ("tune --label-field category --preset papr-icml22", "paper-icml22"),
+        ("tune --label-field category --head wrds", "words"),
+        ("tune --label-field category --projection unifrm", "uniform"),
+        ("tune --label-field category --prompt-words bilt-in", "built-in"),
+        ("compare --label-field catgory --optimizers cma --seeds 1 --out o", "category"),
+        ("compare --label-field category --optimizers cma,randm --seeds 1 --out o", "random"),
+        ("reproduce --model m --data . --out o --tasks sst3", "sst2"),
+        ("reproduce --model m --data . --out o --methods bbtt", "bbt"),
+    ],
+)
+def test_a_mistyped_name_is_answered_by_the_one_that_was_meant(
+    folder: Path, run: Run, wrong: str, meant: str
+) -> None:
+    rows = [{"subject": "a film", "body": f"so {word}", "category": word} for word in WORDS]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = [] if "reproduce" in wrong else ["--backend", "toy", "--train", "rows.jsonl"]
+    printed = run(*shlex.split(wrong), *more)
+    assert printed.code == 2
+    assert f"did you mean '{meant}'" in printed.err

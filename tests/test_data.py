@@ -158,7 +158,7 @@ def test_empty_cells_of_a_frame_are_missing_labels() -> None:
     frame = pandas.DataFrame({"text": ["a", "b"], "label": [1, None]})
     assert [e.label for e in read_examples(frame, labelled=False)] == ["1", None]
     for column in (frame, frame.astype({"label": "Int64"})):
-        with pytest.raises(InputError, match="row 2: no label; its 'label' is empty: fill it in"):
+        with pytest.raises(InputError, match="row 2: no label: its 'label' is empty: fill it in"):
             read_examples(column)
 
 
@@ -177,7 +177,9 @@ def test_bare_texts_serve_where_no_label_is_needed() -> None:
         Example({"text": "a"}),
         Example({"text": "b"}),
     ]
-    with pytest.raises(InputError, match="train, row 1: no label; it has text"):
+    with pytest.raises(
+        InputError, match="train, row 1: no label in the field 'label'; known: text"
+    ):
         read_examples(["a", "b"], what="train")
 
 
@@ -218,7 +220,10 @@ class ColumnsFirst:
         ([{"text": float("nan"), "label": 1}], "field 'text': it is empty"),
         ([{"text": "a", "label": [1, 0]}], r"row 1: the label \[1, 0\] is neither text nor"),
         ([{"text": "a", "label": np.zeros(2)}], "row 1: the label .* is neither text nor"),
-        ([{"text": "a", "lable": "x"}], "row 1: no label; it has text, lable, and the label is"),
+        (
+            [{"text": "a", "lable": "x"}],
+            r"no label in the field 'label'; did you mean 'lable'\? \(name",
+        ),
         ([("caf\udce9", "x")], "row 1: .* is half a character"),
         ([Example({"text": None}, "x")], "row 1, field 'text': it is empty"),  # type: ignore[dict-item]
         ([Example("a", "x")], "row 1: the fields 'a' are no mapping"),  # type: ignore[arg-type]

@@ -91,12 +91,12 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "MarkPflug/Sylvan.Data.Excel#158, a title above the header": (
         "rows.csv",
         b"Tickets,,\n\ntext,label,\ngood,up,\n",
-        "no label; it has Tickets, .* the first line of a table",
+        "no label .*; known: Tickets .* the first line of a table",
     ),
     "h2oai/datatable#1330, no header": (
         "rows.csv",
         b"good day,up\nbad day,down\n",
-        "no label; it has good day, up, .* the first line of a table",
+        "no label .*; known: good day, up .* the first line of a table",
     ),
     "two columns without a name": (
         "rows.csv",
@@ -152,7 +152,7 @@ def test_excel_rows_that_are_empty_are_no_rows(tmp_path: Path) -> None:
 def test_merged_excel_cells_leave_rows_without_a_label(tmp_path: Path) -> None:
     """tidyverse/readxl#355: only the first of the merged cells has the value."""
     sheet = write_excel(tmp_path, ["text", "label"], ["good day", "up"], ["bad day", None])
-    with pytest.raises(InputError, match="row 2: no label; its 'label' is empty: fill it in"):
+    with pytest.raises(InputError, match="row 2: no label: its 'label' is empty: fill it in"):
         read(sheet)
 
 

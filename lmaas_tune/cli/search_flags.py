@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.cli.arguments import Parser, parse_options
-from lmaas_tune.errors import InputError
+from lmaas_tune.errors import InputError, did_you_mean
 from lmaas_tune.heads import AUTO, HEADS
 from lmaas_tune.optimizers import NEVERGRAD, OPTIMIZERS
 from lmaas_tune.prompts import Text
@@ -181,15 +181,19 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
 def _text(arguments: argparse.Namespace) -> dict[str, Any]:
     words = arguments.prompt_words
     given = {
-        "words": words if words is None or words in SOURCES else _lines(words),
+        "words": words if words is None or words in SOURCES else _lines(words, or_one_of=SOURCES),
         "slots": arguments.word_slots,
         "demonstrations": arguments.demonstrations,
     }
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _lines(path: str) -> tuple[str, ...]:
+def _lines(path: str, *, or_one_of: Sequence[str] = ()) -> tuple[str, ...]:
     """The non-empty lines of a text file.
+
+    Args:
+        path: The file.
+        or_one_of: Names that the user may have meant instead.
 
     Raises:
         InputError: The file cannot be read, or has no such line.
@@ -197,7 +201,8 @@ def _lines(path: str) -> tuple[str, ...]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        meant = f"; {did_you_mean(path, or_one_of)}" if or_one_of else ""
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}){meant}") from error
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not lines:
         raise InputError(f"{path}: it has no words")
