@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 LIBRARY_TESTS := tests/hf/test_exact.py tests/hf/test_sharing.py tests/hf/test_last_layer.py \
     tests/hf/test_kernels.py tests/hf/test_speed_is_on.py
 
-.PHONY: demo test release test-latest test-lowest lock test-families test-browser test-kills test-plugin test-trackers test-vllm test-llamacpp check format docs examples benchmarks clean
+.PHONY: demo test release test-latest test-lowest lock test-families test-browser test-kills test-plugin test-trackers test-vllm test-llamacpp check format docs examples notebooks benchmarks clean
 
 demo: $(VENV)/.user
 	$(BIN)/lmaas-tune demo $(DEMO)
@@ -114,6 +114,12 @@ docs: $(VENV)/.dev
 
 examples: $(VENV)/.dev
 	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+
+# each notebook, run from its first cell to its last, as a page in build/notebooks
+notebooks: $(VENV)/.dev
+	mkdir -p build/notebooks
+	cp examples/*.ipynb build/notebooks
+	$(BIN)/python -m nbconvert --to html --execute --coalesce-streams build/notebooks/*.ipynb
 
 benchmarks: $(VENV)/.dev
 	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import IO, Any
 
+from tqdm import TqdmWarning, tqdm
+
 PAUSE = 30.0
 """Seconds between two lines of a log."""
 
@@ -28,15 +30,19 @@ def new_bar(file: IO[str] | None = None, **settings: Any) -> Any:
         file: Output; standard error if None. Only without one, a notebook shows the bar.
         settings: Further arguments of tqdm.
     """
-    from tqdm import TqdmWarning, tqdm
-
-    kind: Any = tqdm
-    if notebook := file is None and in_notebook():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TqdmWarning)  # a bar of text does without widgets
-            from tqdm.auto import tqdm as kind
+    notebook = file is None and in_notebook()
     file = sys.stderr if file is None else file
+    kind = tqdm_of_notebook() if notebook else tqdm
     return kind(file=file, disable=not (notebook or file.isatty()), **settings)
+
+
+def tqdm_of_notebook() -> Any:
+    """tqdm's bar of widgets; of text if they are not installed, which tqdm tells at its import."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)
+        from tqdm.auto import tqdm
+
+        return tqdm
 
 
 class Heartbeat:

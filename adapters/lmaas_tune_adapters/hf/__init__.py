@@ -6,6 +6,10 @@ The backend is imported when it is used: `vllm/` shares modules here that need n
 from typing import TYPE_CHECKING, Any
 
 from lmaas_tune.errors import MissingExtraError
+from lmaas_tune.progress import in_notebook, tqdm_of_notebook
+
+if in_notebook():
+    tqdm_of_notebook()  # before transformers imports it, and warns
 
 if TYPE_CHECKING:
     from lmaas_tune_adapters.hf.backend import HFBackend
