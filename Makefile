@@ -119,7 +119,8 @@ examples: $(VENV)/.dev
 notebooks: $(VENV)/.dev
 	mkdir -p build/notebooks
 	cp examples/*.ipynb build/notebooks
-	$(BIN)/python -m nbconvert --to html --execute --coalesce-streams build/notebooks/*.ipynb
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace build/notebooks/*.ipynb
+	$(BIN)/python -m nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True build/notebooks/*.ipynb
 
 benchmarks: $(VENV)/.dev
 	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
