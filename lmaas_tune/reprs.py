@@ -13,10 +13,10 @@ _ITEMS = 8  # of a collection
 _CHARACTERS = 120  # of a text
 
 
-def short_repr(value: Any) -> str:
-    """A dataclass without the fields that have their defaults, see `call_repr`."""
-    shown = [field for field in fields(value) if field.repr and not _is_default(value, field)]
-    return call_repr(value, **{field.name: getattr(value, field.name) for field in shown})
+def short_repr(self: Any) -> str:
+    """A dataclass without the fields that have their defaults, see `call_repr`; a method of it."""
+    shown = [field for field in fields(self) if field.repr and not _is_default(self, field)]
+    return call_repr(self, **{field.name: getattr(self, field.name) for field in shown})
 
 
 def call_repr(value: object, **content: object) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-import queue
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from queue import Queue
+from threading import Semaphore
 from typing import Any
 
 import pytest
@@ -73,21 +74,23 @@ class Pauses:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._ends: queue.Queue[bool] = queue.Queue()
+        self._begun = Semaphore(0)
+        self._ends: Queue[bool] = Queue()
 
     def wait(self, seconds: float) -> bool:
-        if self.seconds:
-            self._ends.task_done()  # what followed the pause before is over
         self.seconds.append(seconds)
+        self._begun.release()
         return self._ends.get()
 
     def set(self) -> None:
         self._ends.put(True)
 
     def pass_by(self) -> None:
-        """End a pause, and wait until the next one begins."""
+        """End a pause; returns when the next one has begun."""
+        assert self._begun.acquire(timeout=60), "nobody waits"
         self._ends.put(False)
-        self._ends.join()
+        assert self._begun.acquire(timeout=60), "what followed the pause does not end"
+        self._begun.release()
 
 
 def test_a_log_gets_a_line_every_half_minute_also_while_a_call_takes_long(
