@@ -31,9 +31,9 @@ def new_bar(file: IO[str] | None = None, **settings: Any) -> Any:
         settings: Further arguments of tqdm.
     """
     notebook = file is None and in_notebook()
-    file = sys.stderr if file is None else file
+    out = sys.stderr if file is None else file
     kind = tqdm_of_notebook() if notebook else tqdm
-    return kind(file=file, disable=not (notebook or file.isatty()), **settings)
+    return kind(file=out, disable=not (notebook or out.isatty()), **settings)
 
 
 def tqdm_of_notebook() -> Any:
