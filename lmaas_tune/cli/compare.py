@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ from lmaas_tune.cli.arguments import (
     parse_options,
     parse_seeds,
 )
+from lmaas_tune.cli.backends import read_backends
 from lmaas_tune.cli.formatting import count, number
 from lmaas_tune.cli.search_flags import add_settings, add_template_flags, label_words, read_settings
+from lmaas_tune.cli.secrets import redactor
 from lmaas_tune.errors import InputError, MissingExtraError
 from lmaas_tune.lab.comparison import OptimizerSpec
 from lmaas_tune.lab.early_stopping import EarlyStop
@@ -42,6 +44,12 @@ def add_to(commands: Commands) -> None:
     command = add_command(commands, "compare", "Compare optimizers at equal budgets")
     _add_tasks(command)
     add_backend(command)
+    command.add_argument(
+        "--backends",
+        metavar="FILE",
+        help="compare several backends: a .toml or .json file with a table of the flags above for "
+        "each (backend, model, url, price_in, ...), under its label",
+    )
     _add_comparison(command)
     add_settings(command)
     command.set_defaults(run=run)
@@ -118,11 +126,16 @@ def run(arguments: argparse.Namespace) -> Outcome:
     from lmaas_tune.lab.optimizers import compare
 
     rule = None if arguments.stop_early is None else EarlyStop(after=arguments.stop_early)
-    backend = partial(open_client, client_flags(arguments))
+    repeat = _repeating(arguments.argv)
+    backends = (
+        partial(open_client, client_flags(arguments))
+        if arguments.backends is None
+        else read_backends(arguments.backends, arguments)
+    )
     try:
         with _cluster(arguments.dask):
             result = compare(
-                backend,
+                backends,
                 _tasks(arguments),
                 optimizers=_optimizers(arguments.optimizers),
                 seeds=parse_seeds(arguments.seeds),
@@ -131,6 +144,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
                 jobs=arguments.jobs,
                 early_stop=rule,
                 target=arguments.target,
+                command=repeat,
                 on_note=arguments.on_note,
             )
     except KeyboardInterrupt:
@@ -141,8 +155,19 @@ def run(arguments: argparse.Namespace) -> Outcome:
     content = {**result.to_json(), "out": arguments.out}
     code = FAILED if result.failed else 0
     report = command_line("report", arguments.out, "-o", "report.html")
-    text = f"{result_text(result)}\nCurves, tests and times: {report}"
+    text = f"{result_text(result)}\nThe same anew: {repeat}\nCurves, tests and times: {report}"
     return Outcome(content, text, failures(result), code)
+
+
+def _repeating(argv: Sequence[str]) -> str:
+    """The command line that repeats the comparison in a new folder, without secrets."""
+    words = [word for word in argv if word not in ("--json", "--traceback")]
+    for place, word in enumerate(words):
+        if word.startswith("--out="):
+            words[place] = f"{word}-again"
+        elif words[place - 1] == "--out":
+            words[place] = f"{word.rstrip('/')}-again"
+    return redactor(argv)(command_line(*words))
 
 
 def result_text(result: ComparisonResult) -> str:
@@ -150,24 +175,64 @@ def result_text(result: ComparisonResult) -> str:
     from lmaas_tune.lab.analysis import plain
 
     ranking = plain(result.ranking)
-    width = max(len(line["optimizer"]) for line in ranking)
+    where = f"On {result.judged_on} rows, loss {result.loss_name}, with 95% intervals:"
     lines = [
-        f"On {result.judged_on} rows, loss {result.loss_name}:",
-        f"  {'':{width}}  mean rank   loss  accuracy",
+        *([result.caution] if result.caution else []),
+        where,
+        *_columns(
+            ["", "mean rank", "loss", "", "accuracy", ""],
+            [
+                [
+                    line["optimizer"],
+                    number(line["mean_rank"]),
+                    number(line["loss_mean"]),
+                    _between(number, line["loss_low"], line["loss_high"]),
+                    _percent(line["accuracy_mean"]),
+                    _between(_percent, line["accuracy_low"], line["accuracy_high"]),
+                ]
+                for line in ranking
+            ],
+        ),
+        _test(result.tests, len(ranking)),
     ]
-    lines += [
-        f"  {line['optimizer']:{width}}  {number(line['mean_rank']):>9}  "
-        f"{number(line['loss_mean']):>5}  {_percent(line['accuracy_mean']):>8}"
-        for line in ranking
-    ]
-    lines.append(_test(result.tests, len(ranking)))
     if left_out := result.tests.blocks_left_out:
         lines.append(
             f"{count('block', left_out)} left out, because an optimizer has no loss there."
         )
     if stopped := len(result.stopped_early):
         lines.append(f"{count('run', stopped)} stopped early.")
+    if result.backends:
+        lines += _costs(plain(result.costs), result.cost_unit)
     return "\n".join(lines)
+
+
+def _costs(lines: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
+    """Accuracy against cost, the cheapest first."""
+    rows = [
+        [
+            f"{line['backend']}, {line['optimizer']}",
+            f"{line[unit]:,.4g}",
+            _percent(line["accuracy"]),
+            _between(_percent, line["accuracy_low"], line["accuracy_high"]),
+            "front" if line["on_front"] else "",
+        ]
+        for line in lines
+    ]
+    title = f"Accuracy against {unit} of a search (front: no other is as accurate for less):"
+    return [title, *_columns(["", unit, "accuracy", "", ""], rows)]
+
+
+def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table; the first column is aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return [
+        "  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in (heads, *rows)
+    ]
+
+
+def _between(show: Callable[[float | None], str], low: float | None, high: float | None) -> str:
+    return "" if low is None else f"{show(low)} to {show(high)}"
 
 
 def failures(result: ComparisonResult) -> str:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,10 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.extras import need
 from lmaas_tune.lab.comparison import (
     COMPARISON,
-    BackendChoice,
-    MakeBackend,
+    BackendSpec,
+    GivenBackend,
     OptimizerSpec,
+    backend_specs,
     optimizer_specs,
 )
 from lmaas_tune.lab.early_stopping import EarlyStop
@@ -57,7 +59,7 @@ _LIMITS = frozenset({"calls", "sequences", "tokens", "seconds", "money"})
 
 
 def compare(
-    backend: str | MakeBackend,
+    backend: GivenBackend | Sequence[GivenBackend],
     tasks: NamedTask | Sequence[NamedTask],
     *,
     optimizers: Sequence[str | OptimizerSpec],
@@ -69,20 +71,23 @@ def compare(
     jobs: int | None = None,
     early_stop: EarlyStop | None = None,
     target: float | None = None,
+    command: str = "",
     on_note: OnNote = warn,
 ) -> ComparisonResult:
     """Run every optimizer on every task with every seed, at equal budgets.
 
     The same call resumes an earlier one: a run that is done is not repeated, an interrupted one
-    is resumed from its journal, and a failed one is tried again. More optimizers, tasks or seeds
-    may be added to a folder; any other difference is refused.
+    is resumed from its journal, and a failed one is tried again. More optimizers, tasks, seeds or
+    labelled backends may be added to a folder; any other difference is refused.
 
     Runs go through joblib: ``jobs`` processes on this machine, or, inside a
     ``joblib.parallel_config(backend="dask")`` (or ``"ray"``), the workers of that cluster.
 
     Args:
         backend: The name of a backend, which each worker builds for itself, or a function without
-            arguments that builds one (or a `lmaas_tune.Client` around one).
+            arguments that builds one (or a `lmaas_tune.Client` around one); a `BackendSpec` for
+            one with a price. A list of them compares price and accuracy too: every backend tunes
+            its own prompts, and each has a label in the results.
         tasks: The tasks.
         optimizers: Names, or an `OptimizerSpec` for one with options or with a label.
         seeds: Each gives one run for each task and optimizer.
@@ -94,6 +99,7 @@ def compare(
         early_stop: The rule that ends runs early; None for no rule.
         target: Training loss for the table of calls to a target; None takes, for each task, the
             loss that half of its runs reached.
+        command: The command line that repeats the comparison, for its report.
         on_note: Called with each note for the user, those of the runs when all have ended.
 
     Raises:
@@ -113,16 +119,17 @@ def compare(
         budget = Budget.parse(budget) if isinstance(budget, str) else budget
         settings = replace(settings, budget=budget)
     plan = _Plan(
-        backend=BackendChoice(make=backend, options=dict(backend_options or {})),
+        backends=backend_specs(backend, backend_options),
         tasks=named_tasks(tasks),
         specs=optimizer_specs(optimizers),
         seeds=tuple(seeds),
         settings=settings,
         early_stop=early_stop,
+        command=command,
         on_note=on_note,
     )
     runs, store = list(plan.runs()), Store(Path(out).absolute(), COMPARISON)
-    runs = _with_identity(runs, store)
+    runs = _with_identities(runs, store)
     try:
         run_in_workers(runs, store, jobs, on_note)
     finally:
@@ -133,16 +140,17 @@ def compare(
     return ComparisonResult(records, target)
 
 
-def _with_identity(runs: Sequence[SearchRun], store: Store) -> list[SearchRun]:
-    """The runs with the identity of the backend of those that are stored.
+def _with_identities(runs: Sequence[SearchRun], store: Store) -> list[SearchRun]:
+    """The runs with the identities of the backends of those that are stored.
 
     Raises:
         InputError: The stored ones belong to another comparison.
     """
-    found = store.found()
-    identity = found[0][1].identity if found else None
-    store.check_alike(run.record(identity) for run in runs if identity is not None)
-    return [replace(run, identity=identity) for run in runs]
+    known = {record.backend: record.identity for _, record in store.found()}
+    runs = [replace(run, identity=known.get(run.backend.label)) for run in runs]
+    if known:
+        store.check_alike(run.record(run.identity or "") for run in runs)
+    return runs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,12 +161,13 @@ class _Plan:
         InputError: One is wrong.
     """
 
-    backend: BackendChoice
+    backends: Sequence[BackendSpec]
     tasks: Sequence[NamedTask]
     specs: Sequence[OptimizerSpec]
     seeds: Sequence[int]
     settings: Settings
     early_stop: EarlyStop | None
+    command: str
     on_note: OnNote
 
     def __post_init__(self) -> None:
@@ -195,25 +204,32 @@ class _Plan:
     def runs(self) -> Iterator[SearchRun]:
         """All runs; those of one task and seed are neighbours, so that they can soon be compared.
 
+        Those of one backend follow each other, because a process holds one model only.
+
         Raises:
             InputError: The rows of a task cannot be read, or do not fit its template.
         """
-        for seed in self.seeds:
-            for named in self.tasks:
-                split = named.split(seed, on_note=self.on_note)
-                task = self._task(named, split)
-                for spec in self.specs:
-                    yield SearchRun(
-                        task=named.name,
-                        spec=spec,
-                        seed=seed,
-                        template=task.template.text,
-                        label_words=dict(task.verbalizer.words),
-                        split=split,
-                        settings=self._settings_of(spec),
-                        early_stop=self.early_stop,
-                        backend=self.backend,
-                    )
+        prepared = [
+            (seed, named.name, split, self._task(named, split))
+            for seed in self.seeds
+            for named in self.tasks
+            for split in [named.split(seed, on_note=self.on_note)]
+        ]
+        for backend, (seed, name, split, task), spec in product(
+            self.backends, prepared, self.specs
+        ):
+            yield SearchRun(
+                task=name,
+                spec=spec,
+                seed=seed,
+                template=task.template.text,
+                label_words=dict(task.verbalizer.words),
+                split=split,
+                settings=self._settings_of(spec),
+                early_stop=self.early_stop,
+                backend=backend,
+                command=self.command,
+            )
 
     def _settings_of(self, spec: OptimizerSpec) -> Settings:
         """The settings' own options belong to their own optimizer, as in `Tuner`."""
@@ -242,6 +258,7 @@ class _Plan:
 
 
 __all__ = [
+    "BackendSpec",
     "Curve",
     "EarlyStop",
     "NamedTask",

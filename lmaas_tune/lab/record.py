@@ -27,8 +27,9 @@ FORMAT = 2
 
 Status: TypeAlias = Literal["finished", "stopped early", "failed"]
 
-Key: TypeAlias = tuple[str, str, int]
-"""Task, method and seed, which identify a run within an experiment."""
+Key: TypeAlias = tuple[str | int, ...]
+"""Task, method and seed, which identify a run within an experiment; the label of the backend comes
+first where an experiment has several."""
 
 Number: TypeAlias = float | None
 """None stands for a missing value and for one that is not finite."""
@@ -160,6 +161,7 @@ class Record:
         status: How the run ended.
         reason: Why it ended or failed, as a sentence.
         identity: Identity of the backend.
+        backend: Label of the backend in a comparison of several; else empty.
         conditions: The other settings that runs must share to be compared, as plain values.
         template: The task's template.
         label_words: The word for each label.
@@ -176,6 +178,7 @@ class Record:
         notes: Warnings for the user.
         prompt_text: The final prompt, if it is a text.
         details: Other plain values that the method reports.
+        command: The command line that repeats the experiment; empty if there is none.
     """
 
     task: str
@@ -184,6 +187,7 @@ class Record:
     status: Status = "failed"
     reason: str = "not made yet"
     identity: str
+    backend: str = ""
     conditions: Mapping[str, Any]
     template: str
     label_words: Mapping[str, str]
@@ -200,18 +204,20 @@ class Record:
     notes: Sequence[str] = ()
     prompt_text: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     __repr__ = short_repr
 
     @property
     def key(self) -> Key:
         """Identifies the run within its experiment."""
-        return self.task, self.method, self.seed
+        return run_key(self.backend, self.task, self.method, self.seed)
 
     @property
     def name(self) -> str:
         """The run in a sentence."""
-        return f"{self.task}, {self.method}, seed {self.seed}"
+        *names, seed = self.key
+        return ", ".join([*map(str, names), f"seed {seed}"])
 
     @property
     def done(self) -> bool:
@@ -248,6 +254,12 @@ class Record:
             raise InputError("spent.calls is missing in the run")
         Spent.from_json(record.spent)
         return record
+
+
+def run_key(backend: str, task: str, method: str, seed: int) -> Key:
+    """The key of a run; `backend` is its label, or empty."""
+    key = (task, method, seed)
+    return (backend, *key) if backend else key
 
 
 def failure(error: Exception) -> str:

@@ -6,16 +6,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
 
 from lmaas_tune.lab.analysis import Analysis, Band
 from lmaas_tune.lab.comparison import COMPARISON
+from lmaas_tune.lab.costs import UNITS
 from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.runtimes import RESAMPLES, TARGETS, Runtimes
 from lmaas_tune.lab.significance import Friedman, Significance
 from lmaas_tune.lab.store import Store, read_stores
+from lmaas_tune.lab.verdict import shown_rank
 from lmaas_tune.reports.html import (
+    MARKS,
     NONE,
     Column,
     Figure,
@@ -27,6 +32,7 @@ from lmaas_tune.reports.html import (
     loss,
     number,
     percent,
+    span,
     spread,
     whole,
     write_page,
@@ -35,18 +41,24 @@ from lmaas_tune.reports.inline import inline
 
 _TITLE, _SEARCH = "Comparison of optimizers", "search"
 _MOST_FIGURES = 4  # in a notebook's cell
+_CALLS = "calls (one prompt on all training rows)"
 _SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 _ROWS = {
     "test": "test rows, which chose nothing",
     "validation": "validation rows, which also chose the prompt",
     "train": "training rows, which the search itself saw",
 }
-_TASK, _OPTIMIZER = Column("Task", "task"), Column("Optimizer", "optimizer")
+_BACKEND, _TASK = Column("Backend", "backend"), Column("Task", "task")
+_OPTIMIZER = Column("Optimizer", "optimizer")
+_INTERVAL = "95% interval"
 
 
 @dataclass(frozen=True, eq=False)
 class ComparisonResult(Analysis):
     """The result of a comparison, see `Analysis`."""
+
+    def __repr__(self) -> str:
+        return f"ComparisonResult({self.verdict!r}, {_count('run', len(self.records))})"
 
     @classmethod
     def of(cls, *stores: str | os.PathLike[str], target: float | None = None) -> ComparisonResult:
@@ -65,8 +77,12 @@ class ComparisonResult(Analysis):
             MissingExtraError: jinja2 or plotly is not installed.
             StorageError: The file cannot be written.
         """
-        parts = (_ranking, _curves, _final, _target, _tests, _times, _runs, _conditions)
+        parts = [_ranking, _curves, _runtimes, _final, _target, _tests, _times, _runs, _conditions]
+        if self.backends:
+            parts.insert(1, _costs)
         sections = [part(self) for part in parts]
+        if self.commands:
+            sections.append(_repeat(self))
         return write_page(_TITLE, _summary(self), sections, Path(path))
 
     def __repr__(self) -> str:
@@ -86,41 +102,32 @@ class ComparisonResult(Analysis):
 def _summary(result: Analysis) -> list[str]:
     records = result.records
     optimizers, tasks, seeds = (
-        _count(what, len({record.key[place] for record in records}))
-        for what, place in (("optimizer", 1), ("task", 0), ("seed", 2))
+        _count(what, len({getattr(record, name) for record in records}))
+        for what, name in (("optimizer", "method"), ("task", "task"), ("seed", "seed"))
     )
     failed, stopped = len(result.failed), len(result.stopped_early)
+    models = {record.backend: record.identity for record in records}
     return [
+        result.verdict,
         f"{optimizers} on {tasks} with {seeds}: {_count('run', len(records))}, of which "
         f"{failed or 'none'} failed and {stopped or 'none'} {'was' if stopped == 1 else 'were'} "
         f"stopped early. Each had the budget {records[0].conditions['budget']}.",
-        f"The model: {records[0].identity}.",
-        _verdict(result),
+        *(f"The model{name and f' {name}'}: {model}." for name, model in models.items()),
     ]
 
 
-def _verdict(result: Analysis) -> str:
-    lines, tests = lines_of(result.ranking), result.tests
-    best = lines[0]
-    if best.mean_rank != best.mean_rank:
-        return "No block has a loss of every optimizer, so they cannot be ranked."
-    rank, blocks = _rank(best.mean_rank), _count("block", tests.blocks)
-    first = [line.optimizer for line in lines if _rank(line.mean_rank) == rank]
-    of = f"{rank} of {len(lines)}, over {blocks}. "
-    if len(first) > 1:
-        return f"{', '.join(first)} share the lowest mean rank: {of}".rstrip()
-    text = f"The lowest mean rank is that of {best.optimizer}: {of}"
-    differing = [{pair.first, pair.second} for pair in tests.pairs.of if pair.differ]
-    worse = [other for pair in differing for other in pair - {first[0]} if first[0] in pair]
-    if worse:
-        return text + f"It differs significantly from {', '.join(worse)}, and from no other."
-    if tests.pairs.untested is not None:
-        return text + f"Whether that is more than chance was not tested: {tests.pairs.untested}."
-    return text + "It does not differ significantly from the others."
+def _rank(value: float | None) -> str:
+    return NONE if value is None or value != value else shown_rank(value)
 
 
-def _rank(value: float) -> str:
-    return NONE if value != value else f"{value:.2f}"
+def _tasks_of(result: Analysis) -> list[Column]:
+    """The columns that name a task."""
+    return [_BACKEND, _TASK] if result.backends else [_TASK]
+
+
+def _on(backend: str, task: str) -> str:
+    """A task in a caption."""
+    return f"{task}, {backend}" if backend else task
 
 
 def _ranking(result: Analysis) -> Section:
@@ -130,21 +137,133 @@ def _ranking(result: Analysis) -> Section:
         [
             _OPTIMIZER,
             Column("Mean rank", "mean_rank", _rank),
+            Column(_INTERVAL, "rank_low rank_high", span(_rank)),
             Column("Loss", "loss_mean loss_std", spread(loss)),
+            Column(_INTERVAL, "loss_low loss_high", span(loss)),
             Column("Median loss", "loss_median", loss),
             Column("Accuracy", "accuracy_mean accuracy_std", spread(percent)),
+            Column(_INTERVAL, "accuracy_low accuracy_high", span(percent)),
             Column("Calls", "calls_mean", number),
             Column("Runs", "runs failed stopped_early", _outcomes),
         ],
         note="Means over tasks of the means over seeds; ± is the standard deviation over the seeds "
-        "of a task, pooled over tasks. An optimizer asks for whole generations, so a rest of "
-        "the budget may be left. Ranks are taken within a block, which is one task with one seed.",
+        f"of a task, pooled over tasks. {_KIND_OF_INTERVAL} An optimizer asks for whole "
+        "generations, so a rest of the budget may be left. Ranks are taken within a block, which "
+        f"is {_block(result)}.",
     )
     text = (
         f"Final loss ({result.loss_name}) and accuracy are those on the {_ROWS[result.judged_on]}, "
         "in the blocks that all optimizers have."
     )
-    return Section(title="Ranking", text=[text], tables=[table])
+    return Section(title="Ranking", text=[text], figures=_differences(result), tables=[table])
+
+
+_KIND_OF_INTERVAL = (
+    "The 95% intervals are Student's over the seeds, for these tasks (over several tasks with the "
+    "degrees of freedom of Welch and Satterthwaite); one seed has none, nor have values that all "
+    "agree."
+)
+
+
+def _block(result: Analysis) -> str:
+    return "one task with one seed" + " on one backend" * bool(result.backends)
+
+
+def _differences(result: Analysis) -> list[Figure]:
+    """The mean ranks, with bars that join optimizers which the tests do not tell apart."""
+    ranked = result.ranking.dropna(subset="mean_rank")
+    pairs, order = result.tests.pairs, ranked["optimizer"].tolist()
+    groups = [[name for name in order if name in group] for group in pairs.alike]
+    groups.sort(key=lambda group: [order.index(name) for name in group])
+    if pairs.untested is not None:
+        bars = f"Which of them differ was not tested: {pairs.untested}"
+    elif groups:
+        bars = (
+            "A bar on the right joins optimizers that the tests do not tell apart (a dot for each; "
+            "Wilcoxon's, adjusted by Holm's method)"
+        )
+    else:
+        bars = "The tests tell all of them apart (Wilcoxon's, adjusted by Holm's method)"
+    figure = Figure(
+        anchor="ranks",
+        kind="dots",
+        caption=f"Mean ranks, lower is better, with 95% intervals. {bars}.",
+        x="mean rank",
+        series=[
+            Series(
+                name=line.optimizer,
+                x=(),
+                mean=line.mean_rank,
+                interval=_known(line.rank_low, line.rank_high),
+            )
+            for line in lines_of(ranked)
+        ],
+        groups=groups,
+    )
+    return [figure] if len(ranked) > 1 else []
+
+
+def _known(low: float, high: float) -> tuple[float, float] | None:
+    return None if low != low else (low, high)
+
+
+def _costs(result: Analysis) -> Section:
+    lines, unit = lines_of(result.costs), result.cost_unit
+    cost = f"{unit} a search, mean over runs"
+    table = Table(
+        "The cheapest first",
+        lines,
+        [
+            _BACKEND,
+            _OPTIMIZER,
+            Column("On the front", "on_front", lambda on_front: "yes" if on_front else ""),
+            Column("Accuracy", "accuracy", percent),
+            Column(_INTERVAL, "accuracy_low accuracy_high", span(percent)),
+            Column("Loss", "loss", loss),
+            *(Column(name.capitalize(), name, number) for name in UNITS),
+            Column("Runs", "runs", whole),
+        ],
+        note="Money, tokens and calls are those that the search of a run spent, mean over tasks of "
+        "the means over seeds; scoring test rows is not part of it, and a cached answer is free.",
+    )
+    why = "" if unit == UNITS[0] else f" At least one backend has no price, so it is {unit} here."
+    text = (
+        f"A point is a backend with an optimizer; accuracy is that on {_ROWS[result.judged_on]}. "
+        "Each backend tunes its own prompts. The dotted line is the Pareto front: no other point "
+        f"is as accurate for less.{why}"
+    )
+    return Section(
+        title="Price against accuracy", text=[text], figures=[_points(result, cost)], tables=[table]
+    )
+
+
+def _points(result: Analysis, cost: str) -> Figure:
+    lines, unit, backends = result.costs, result.cost_unit, result.backends
+    front = lines[lines["on_front"]]
+    marks = ", ".join(f"{mark} {name}" for mark, name in zip(cycle(MARKS), backends, strict=False))
+    return Figure(
+        anchor="costs",
+        kind="points",
+        caption=f"Accuracy against {unit}, with 95% intervals: {marks}",
+        x=cost,
+        y="accuracy",
+        y_is_share=True,
+        marks=backends,
+        series=[_points_of(str(name), own, unit) for name, own in lines.groupby("optimizer")],
+        front=list(zip(front[unit].tolist(), front["accuracy"].tolist(), strict=True)),
+    )
+
+
+def _points_of(name: str, own: pd.DataFrame, unit: str) -> Series:
+    known = own["accuracy_low"].notna().all()
+    return Series(
+        name=name,
+        x=own[unit].tolist(),
+        y=own["accuracy"].tolist(),
+        text=own["backend"].tolist(),
+        low=own["accuracy_low"].tolist() if known else None,
+        high=own["accuracy_high"].tolist() if known else None,
+    )
 
 
 def _outcomes(counts: tuple[int, int, int]) -> str:
@@ -157,7 +276,8 @@ def _curves(result: Analysis) -> Section:
     searched = _ranked(result, result.curves("lowest_loss"))
     validated = {r.task for r in result.records if r.rows.get("validation") is not None}
     chosen = [line for line in result.curves("kept_loss") if line.task in validated]
-    targets = {line.task: line.target for line in lines_of(result.calls_to_target)}
+    aims = lines_of(result.calls_to_target)
+    targets = {(line.backend, line.task): line.target for line in aims}
     text = (
         "A line is the median over seeds, and its band goes from the first to the third quartile. "
         "A run that has ended keeps its last loss. The dotted line is the target of the table "
@@ -166,31 +286,37 @@ def _curves(result: Analysis) -> Section:
     lowest, kept = "{}: lowest training loss so far", "{}: validation loss of the prompt kept"
     figures = _figures(searched, _SEARCH, lowest, targets)
     figures += _figures(_ranked(result, chosen), "kept", kept, {})
-    return Section(
-        title="Loss against calls", text=[text], figures=figures, tables=[_progress(searched)]
-    )
+    table = _progress(_tasks_of(result), searched)
+    return Section(title="Loss against calls", text=[text], figures=figures, tables=[table])
 
 
 def _ranked(result: Analysis, lines: Sequence[Band]) -> list[Band]:
     """Task by task, the best optimizer first."""
-    tasks = list(dict.fromkeys(line.task for line in lines))
+    tasks = list(dict.fromkeys((line.backend, line.task) for line in lines))
     order = result.ranking["optimizer"].tolist()
-    return sorted(lines, key=lambda line: (tasks.index(line.task), order.index(line.optimizer)))
+    return sorted(
+        lines,
+        key=lambda line: (tasks.index((line.backend, line.task)), order.index(line.optimizer)),
+    )
 
 
 def _figures(
-    lines: Sequence[Band], anchor: str, caption: str, targets: Mapping[str, float]
+    lines: Sequence[Band],
+    anchor: str,
+    caption: str,
+    targets: Mapping[tuple[str, str], float],
 ) -> list[Figure]:
+    tasks = dict.fromkeys((line.backend, line.task) for line in lines)
     return [
         Figure(
             anchor=f"{anchor}-{index}",
-            caption=caption.format(task),
-            x="calls (one prompt on all training rows)",
+            caption=caption.format(_on(*task)),
+            x=_CALLS,
             y="loss",
             target=targets.get(task),
-            series=[_series(line) for line in lines if line.task == task],
+            series=[_series(line) for line in lines if (line.backend, line.task) == task],
         )
-        for index, task in enumerate(dict.fromkeys(line.task for line in lines))
+        for index, task in enumerate(tasks)
     ]
 
 
@@ -199,19 +325,66 @@ def _series(line: Band) -> Series:
     return series if line.runs == 1 else replace(series, low=line.low, high=line.high)
 
 
-def _progress(lines: Sequence[Band]) -> Table:
+def _progress(tasks: Sequence[Column], lines: Sequence[Band]) -> Table:
     shares = [Column(f"{share:.0%}", partial(_median_after, share), loss) for share in _SHARES]
     return Table(
         "In numbers: median of the lowest training loss after a share of the calls",
         lines,
-        [_TASK, _OPTIMIZER, *shares],
+        [*tasks, _OPTIMIZER, *shares],
         folded=True,
     )
 
 
 def _median_after(share: float, line: Band) -> float | None:
-    at = zip(line.calls, line.median, strict=True)
-    return ([None] + [loss for calls, loss in at if calls <= share * line.calls[-1]])[-1]
+    return _last_within(share, line.calls, line.median)
+
+
+def _last_within(share: float, calls: Sequence[int], values: Sequence[float]) -> float | None:
+    """The value after a share of the calls."""
+    known = [value for at, value in zip(calls, values, strict=True) if at <= share * calls[-1]]
+    return known[-1] if known else None
+
+
+def _runtimes(result: Analysis) -> Section:
+    order = result.ranking["optimizer"].tolist()
+    lines = [own for own in result.runtimes if own.pairs and own.calls]
+    lines = sorted(lines, key=lambda own: order.index(own.optimizer))
+    per = "each task on each backend" if result.backends else "each task"
+    text = (
+        f"The share of (task, seed, target) pairs that an optimizer reached within so many calls. "
+        f"{per.capitalize()} has {TARGETS} targets: training losses with equal distances, from the "
+        "start (the highest first loss of its runs, itself no target) down to the lowest loss that "
+        "any run of it has reached (the last target). Runs that ended reach nothing more. The band "
+        f"is the 95% interval by bootstrap over the seeds ({RESAMPLES:,} draws); one seed has none."
+    )
+    if not lines:
+        return Section(title="Runtime distributions", text=[text, "No run improved on its start."])
+    figure = Figure(
+        anchor="runtimes",
+        caption="Share of targets reached, over all tasks",
+        x=_CALLS,
+        y="share of targets reached",
+        y_is_share=True,
+        series=[_steps(own) for own in lines],
+    )
+    shares = [Column(f"{share:.0%}", partial(_share_after, share), percent) for share in _SHARES]
+    table = Table(
+        "In numbers: share of targets reached after a share of the calls",
+        lines,
+        [_OPTIMIZER, Column("Pairs", "pairs", whole), *shares],
+        folded=True,
+    )
+    return Section(title="Runtime distributions", text=[text], figures=[figure], tables=[table])
+
+
+def _steps(own: Runtimes) -> Series:
+    return Series(
+        name=own.optimizer, x=own.calls, y=own.share, low=own.low, high=own.high, stepped=True
+    )
+
+
+def _share_after(share: float, own: Runtimes) -> float:
+    return _last_within(share, own.calls, own.share) or 0.0
 
 
 def _final(result: Analysis) -> Section:
@@ -219,36 +392,49 @@ def _final(result: Analysis) -> Section:
         "Each task by itself; ± is the standard deviation over seeds",
         lines_of(result.by_task),
         [
-            _TASK,
+            *_tasks_of(result),
             _OPTIMIZER,
             Column("Runs", "runs", whole),
             Column("Loss", "loss_mean loss_std", spread(loss)),
+            Column(_INTERVAL, "loss_low loss_high", span(loss)),
             Column("Median", "loss_median", loss),
             Column("Accuracy", "accuracy_mean accuracy_std", spread(percent)),
+            Column(_INTERVAL, "accuracy_low accuracy_high", span(percent)),
             Column("Median", "accuracy_median", percent),
         ],
+        note=_KIND_OF_INTERVAL,
     )
-    tasks = dict.fromkeys(record.task for record in result.records)
-    figures = [_dots(result, f"final-{index}", task) for index, task in enumerate(tasks)]
+    tasks = dict.fromkeys((record.backend, record.task) for record in result.records)
+    figures = [_dots(result, f"final-{index}", *task) for index, task in enumerate(tasks)]
     return Section(title="Final loss and accuracy", figures=figures, tables=[table])
 
 
-def _dots(result: Analysis, anchor: str, task: str) -> Figure:
-    """The final losses on one task, a dot a run."""
-    frame = result.frame[result.frame["task"] == task].dropna(subset="loss")
+def _dots(result: Analysis, anchor: str, backend: str, task: str) -> Figure:
+    """The final losses on one task, a dot a run, with their mean."""
+    frame = _of(result.frame, backend, task).dropna(subset="loss")
+    means = {line.optimizer: line for line in lines_of(_of(result.by_task, backend, task))}
     dots = {
         name: Series(
-            name=name, x=own["loss"].tolist(), text=[f"seed {seed}" for seed in own["seed"]]
+            name=name,
+            x=own["loss"].tolist(),
+            text=[f"seed {seed}" for seed in own["seed"]],
+            mean=means[name].loss_mean,
+            interval=_known(means[name].loss_low, means[name].loss_high),
         )
         for name, own in frame.groupby("optimizer")
     }
     return Figure(
         anchor=anchor,
         kind="dots",
-        caption=f"{task}: final loss, a dot a run",
+        caption=f"{_on(backend, task)}: final loss, a dot a run; the mean with its 95% interval",
         x=f"loss on {result.judged_on} rows",
         series=[dots[name] for name in result.ranking["optimizer"] if name in dots],
     )
+
+
+def _of(lines: pd.DataFrame, backend: str, task: str) -> pd.DataFrame:
+    own: pd.DataFrame = lines[(lines["backend"] == backend) & (lines["task"] == task)]
+    return own
 
 
 def _target(result: Analysis) -> Section:
@@ -261,7 +447,7 @@ def _target(result: Analysis) -> Section:
         "Calls until the training loss reached the target",
         lines_of(result.calls_to_target),
         [
-            _TASK,
+            *_tasks_of(result),
             _OPTIMIZER,
             Column("Target", "target", loss),
             Column("Runs that reached it", "reached runs", lambda of: f"{of[0]} of {of[1]}"),
@@ -281,7 +467,7 @@ def _target(result: Analysis) -> Section:
 
 def _tests(result: Analysis) -> Section:
     tests = result.tests
-    text = _what_was_tested(tests)
+    text = _what_was_tested(tests, _block(result))
     if result.stopped_early:
         text.append(
             "Runs that were stopped early count with their last loss, which favours the other runs."
@@ -298,9 +484,9 @@ def _tests(result: Analysis) -> Section:
     return Section(title="Tests", text=text, tables=[_pairs(tests)])
 
 
-def _what_was_tested(tests: Significance) -> list[str]:
+def _what_was_tested(tests: Significance, block: str) -> list[str]:
     text = [
-        f"Tested over {_count('block', tests.blocks)} of one task with one seed each, where all "
+        f"Tested over {_count('block', tests.blocks)} of {block} each, where all "
         "had the same rows, subspace and budget. Blocks of one task have much in common, so a "
         "difference here is a difference on these tasks."
     ]
@@ -355,7 +541,7 @@ def _times(result: Analysis) -> Section:
 def _runs(result: Analysis) -> Section:
     part = result.judged_on
     columns = [
-        _TASK,
+        *_tasks_of(result),
         Column("Optimizer", "method"),
         Column("Seed", "seed", whole),
         Column("Loss", lambda record: record.loss(part), loss),
@@ -397,6 +583,14 @@ def _conditions(result: Analysis) -> Section:
             key_values("Versions", installed, folded=True),
         ],
     )
+
+
+def _repeat(result: Analysis) -> Section:
+    text = (
+        "In the folder where it was run. It writes to a new folder, so all is made anew. Where "
+        "there are several, runs were added by the later ones."
+    )
+    return Section(title="To repeat it", text=[text], code=result.commands)
 
 
 def _words(record: Record) -> str:

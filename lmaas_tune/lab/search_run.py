@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.client import Client
 from lmaas_tune.errors import InputError, StorageError
-from lmaas_tune.lab.comparison import BackendChoice, OptimizerSpec
+from lmaas_tune.lab.comparison import BackendSpec, OptimizerSpec
 from lmaas_tune.lab.early_stopping import EarlyStop, FallenBehindError, Judge
 from lmaas_tune.lab.pool import fit_whole
-from lmaas_tune.lab.record import Curve, FinalScore, Key, Record, Status, failure
+from lmaas_tune.lab.record import Curve, FinalScore, Key, Record, Status, failure, run_key
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import Split
 from lmaas_tune.registry import name_of
@@ -37,6 +37,7 @@ class SearchRun:
 
     Attributes:
         identity: Of the backend of the stored runs; None if there are none.
+        command: The command line that repeats the comparison; empty if there is none.
     """
 
     task: str
@@ -47,13 +48,14 @@ class SearchRun:
     split: Split
     settings: Settings
     early_stop: EarlyStop | None
-    backend: BackendChoice
+    backend: BackendSpec
     identity: str | None = None
+    command: str = ""
 
     @property
     def key(self) -> Key:
         """Identifies the run within the comparison."""
-        return self.task, self.spec.label, self.seed
+        return run_key(self.backend.label, self.task, self.spec.label, self.seed)
 
     def record(self, identity: str) -> Record:
         """See `lmaas_tune.lab.pool.Run`."""
@@ -69,12 +71,14 @@ class SearchRun:
             method=self.spec.label,
             seed=self.seed,
             identity=identity,
+            backend=self.backend.label,
             conditions=json.loads(json.dumps(conditions)),  # as a file gives them back
             template=self.template,
             label_words=self.label_words,
             rows=self.split.row_sets,
             settings=settings,
             versions=versions(),
+            command=self.command,
         )
 
     def make(self, store: Store) -> Record:
@@ -89,7 +93,7 @@ class SearchRun:
             return _Attempt(self, client, store).record()
 
 
-def _client(choice: BackendChoice) -> Client:
+def _client(choice: BackendSpec) -> Client:
     """The client of this process; built with the first run that needs it."""
     if choice.token not in _opened:
         close_backend()  # a worker may outlive a comparison, and holds one model only

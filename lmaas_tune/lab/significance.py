@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ ALPHA = 0.05
 
 DECIMALS = 6
 """Losses that agree in this number of decimals are equal: the rest is rounding of the machine."""
+
+BLOCK = ["backend", "task", "seed"]
+"""Columns that name a block."""
 
 RESAMPLES = 9999
 """Number of random permutations if there are too many to try all: more than 13 differences."""
@@ -74,6 +77,17 @@ class Pairs:
 
     __repr__ = short_repr
 
+    @property
+    def alike(self) -> list[set[str]]:
+        """The largest sets of two or more optimizers of which no two differ; none if untested."""
+        names = {name for pair in self.of for name in (pair.first, pair.second)}
+        near: dict[str, set[str]] = {name: set() for name in names}
+        for pair in self.of:
+            if not pair.differ:
+                near[pair.first].add(pair.second)
+                near[pair.second].add(pair.first)
+        return [found for found in _cliques(near, set(), set(near), set()) if len(found) > 1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Significance:
@@ -101,7 +115,7 @@ def blocks(runs: pd.DataFrame) -> pd.DataFrame:
 
     An optimizer without any loss is left out; else no block would be whole.
     """
-    table = runs.pivot(index=["task", "seed"], columns="optimizer", values="loss").round(DECIMALS)
+    table = runs.pivot(index=BLOCK, columns="optimizer", values="loss").round(DECIMALS)
     whole: pd.DataFrame = table.dropna(axis="columns", how="all").dropna(axis="index")
     return whole
 
@@ -111,7 +125,7 @@ def significance(runs: pd.DataFrame) -> Significance:
     table = blocks(runs)
     return Significance(
         blocks=len(table),
-        blocks_left_out=runs.groupby(["task", "seed"]).ngroups - len(table),
+        blocks_left_out=runs.groupby(BLOCK).ngroups - len(table),
         optimizers_left_out=sorted(set(runs["optimizer"]) - set(table.columns)),
         alpha=ALPHA,
         friedman=friedman(table),
@@ -188,6 +202,20 @@ def pairs(table: pd.DataFrame) -> Pairs:
             for (a, b), p, p_holm in zip(couples, raw, adjusted, strict=True)
         ]
     )
+
+
+def _cliques(
+    near: Mapping[str, set[str]], own: set[str], more: set[str], done: set[str]
+) -> Iterator[set[str]]:
+    """The largest sets that hold `own` and any of `more`, but could hold none of `done`.
+
+    Bron and Kerbosch, "Finding all cliques of an undirected graph", 1973.
+    """
+    if not more and not done:
+        yield own
+    for name in sorted(more):
+        yield from _cliques(near, own | {name}, more & near[name], done & near[name])
+        more, done = more - {name}, done | {name}
 
 
 def _wilcoxon(a: FloatArray, b: FloatArray) -> float:

@@ -1,9 +1,10 @@
 """Storage of an experiment's runs as lines of JSON.
 
-While an experiment runs, each run has a folder ``TASK/METHOD/seed-N`` with its journal, its prompt
-and, after its end, its record: ``run.jsonl``, a file of one line that is written whole or not at
-all. So processes on a shared disk need no lock. Stores are merged by copying folders together, or
-by concatenating their lines into one file, which is a store to read from.
+While an experiment runs, each run has a folder ``TASK/METHOD/seed-N`` (within ``BACKEND`` where
+there are several) with its journal, its prompt and, after its end, its record: ``run.jsonl``, a
+file of one line that is written whole or not at all. So processes on a shared disk need no lock.
+Stores are merged by copying folders together, or by concatenating their lines into one file, which
+is a store to read from.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Store:
 
     def folder(self, key: Key) -> Path:
         """The folder of a run."""
-        task, method, seed = key
-        return self.place / _file_name(task) / _file_name(method) / f"seed-{seed}"
+        *names, seed = key
+        return self.place.joinpath(*(_file_name(str(name)) for name in names), f"seed-{seed}")
 
     def get(self, key: Key) -> Record | None:
         """The record of a run; None if it has none.
@@ -118,11 +119,11 @@ class Store:
         return [found for folder in folders for found in self._in_folder(folder)]
 
     def finished_rivals(self, key: Key) -> list[Record]:
-        """Finished runs of other methods with the same task and seed."""
+        """Finished runs of other methods with the same backend, task and seed."""
         own = self.folder(key)
         folders = own.parent.parent.glob(f"*/{own.name}")
         found = [record for folder in folders for _, record in self._in_folder(folder)]
-        return [one for one in found if one.status == "finished" and one.method != key[1]]
+        return [one for one in found if one.status == "finished" and one.method != key[-2]]
 
     def check_alike(self, planned: Iterable[Record]) -> list[Found]:
         """Check that the stored runs and those that are planned belong to one experiment.

@@ -150,19 +150,29 @@ def read_tasks(path: str | os.PathLike[str]) -> tuple[NamedTask, ...]:
         InputError: The file cannot be read, or an entry is wrong.
     """
     file = Path(path)
-    content = _parse(file)
+    tables = read_tables(file, "tasks")
+    return named_tasks([_task(file, name, entry) for name, entry in tables.items()])
+
+
+def read_tables(file: Path, what: str) -> dict[str, Any]:
+    """Read a file of named tables, in TOML or JSON; `what` they are is for messages.
+
+    Raises:
+        InputError: The file cannot be read, or has none.
+    """
+    content = _parse(file, what)
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{file}: it has no tasks; each is a table under its name")
-    return named_tasks([_task(file, name, entry) for name, entry in content.items()])
+        raise InputError(f"{file}: it has no {what}; each is a table under its name")
+    return content
 
 
-def _parse(file: Path) -> Any:
+def _parse(file: Path, what: str) -> Any:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as UTF-8 text ({error})") from error
     if file.suffix.lower() not in (".toml", ".json"):
-        raise InputError(f"{file}: a file of tasks ends in .toml or .json")
+        raise InputError(f"{file}: a file of {what} ends in .toml or .json")
     try:
         return parse_json(text) if file.suffix.lower() == ".json" else _toml(text)
     except RecursionError:
@@ -175,7 +185,7 @@ def _toml(text: str) -> Any:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        need("a file of tasks in TOML", "tomli")
+        need("a file in TOML", "tomli")
         import tomli as tomllib  # pyright: ignore[reportMissingImports]
     return tomllib.loads(text)
 

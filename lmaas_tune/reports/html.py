@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 NONE = "-"
 """Placeholder for a missing number."""
 
+MARKS = "●■◆▲✚✖★"
+"""The marks of points, as `assets/curves.js` draws them."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -64,14 +67,15 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One curve, or one row of dots; a button hides it in all figures.
+    """One curve, one row of dots, or some points; a button hides it in all figures.
 
     Attributes:
         name: In the legend.
         x: Positions.
         y: Heights; empty in a figure of dots, where the name is the height.
-        low: Lower edge of a band around y; `high` is the upper one.
+        low: Lower edge of a band around y, or of the interval of a point; `high` is the upper one.
         text: Label of each dot.
+        mean: Of a row of dots; `interval` is that of the mean.
         dots: Whether the points are not joined by a line.
         stepped: Whether a value holds until the next one.
     """
@@ -82,36 +86,47 @@ class Series:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     text: Sequence[str] = ()
+    mean: float | None = None
+    interval: tuple[float, float] | None = None
     dots: bool = False
     stepped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Curves over calls, or one row of dots for each series.
+    """Curves over calls, one row of dots for each series, or points.
 
     Attributes:
         anchor: Its id in the page.
         x: Title of the axis.
         y: Title of the axis; a figure of dots has none.
         target: A height to be marked.
+        marks: The texts of points; each has its mark, in the order of `MARKS`.
+        groups: Names of the series that a bar beside the rows of dots joins.
+        front: (x, y) of the points that a line joins.
+        y_is_share: Whether the heights are shares.
     """
 
     anchor: str
     caption: str
-    kind: Literal["lines", "dots"] = "lines"
+    kind: Literal["lines", "dots", "points"] = "lines"
     x: str
     y: str = ""
     series: Sequence[Series]
     target: float | None = None
+    marks: Sequence[str] = ()
+    groups: Sequence[Sequence[str]] = ()
+    front: Sequence[tuple[float, float]] = ()
+    y_is_share: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page: paragraphs, then figures, then tables."""
+    """A part of the page: paragraphs, lines for a shell, then figures, then tables."""
 
     title: str
     text: Sequence[str] = ()
+    code: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
 
@@ -186,6 +201,16 @@ def spread(show: Callable[[float | None], str]) -> Callable[[tuple[Any, Any]], s
     def both(values: tuple[Any, Any]) -> str:
         mean, std = map(show, values)
         return mean if std == NONE else f"{mean} ± {std}"
+
+    return both
+
+
+def span(show: Callable[[float | None], str]) -> Callable[[tuple[Any, Any]], str]:
+    """An interval, if there is one."""
+
+    def both(values: tuple[Any, Any]) -> str:
+        low, high = map(show, values)
+        return NONE if NONE in (low, high) else f"{low} to {high}"
 
     return both
 

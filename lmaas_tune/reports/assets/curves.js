@@ -3,6 +3,7 @@
 (() => {
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const STROKES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3", longdash: "11 4", longdashdot: "11 3 2 3" };
+  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
   const COLOURS = 8;
   const PAPER = { wide: 660, half: 322, height: 230 }; // CSS pixels that A4 and US Letter have
 
@@ -56,17 +57,88 @@
     return traces;
   }
 
+  // how far an interval goes from its middle, as plotly wants it
+  const whiskers = (middle, [low, high], ink) => ({
+    type: "data", symmetric: false, array: [high - middle], arrayminus: [middle - low], color: ink, thickness: 1.5, width: 5,
+  });
+
   function dotTraces(series) {
+    const ink = look(series.name).colour;
+    const visible = !hidden.has(series.name);
+    const row = escaped(series.name);
+    const traces = [];
+    if (series.x.length) {
+      traces.push({
+        x: series.x,
+        y: series.x.map(() => row),
+        mode: "markers",
+        marker: { color: ink, size: 10, opacity: 0.6 },
+        text: series.text.map(escaped),
+        hovertemplate: "%{text}: %{x:.4g}<extra></extra>",
+        visible,
+      });
+    }
+    if (series.mean !== null) {
+      const interval = series.interval;
+      const more = interval ? ` (95%: ${short(interval[0])} to ${short(interval[1])})` : "";
+      traces.push({
+        x: [series.mean],
+        y: [row],
+        mode: "markers",
+        marker: { color: ink, size: 10, symbol: "diamond", line: { color: colour("paper"), width: 1 } },
+        ...(interval ? { error_x: whiskers(series.mean, interval, ink) } : {}),
+        text: [`${row}: mean ${short(series.mean)}${more}`],
+        hovertemplate: "%{text}<extra></extra>",
+        visible,
+      });
+    }
+    return traces;
+  }
+
+  function pointTraces(series, figure) {
+    const ink = look(series.name).colour;
+    const told = (i) => `${escaped(series.name)}, ${escaped(series.text[i])}: ${short(series.y[i])}`;
+    const bounds = (i) => (series.low ? ` (95%: ${short(series.low[i])} to ${short(series.high[i])})` : "");
+    const bars = series.low && {
+      type: "data",
+      symmetric: false,
+      array: series.y.map((y, i) => series.high[i] - y),
+      arrayminus: series.y.map((y, i) => y - series.low[i]),
+      thickness: 1.2,
+      width: 4,
+      color: ink,
+    };
     return [{
       x: series.x,
-      y: series.x.map(() => escaped(series.name)),
+      y: series.y,
       mode: "markers",
-      marker: { color: look(series.name).colour, size: 10, opacity: 0.75 },
-      text: series.text.map(escaped),
-      hovertemplate: "%{text}: %{x:.4g}<extra></extra>",
+      marker: { color: ink, size: 12, symbol: series.text.map((name) => SYMBOLS[figure.marks.indexOf(name) % SYMBOLS.length]) },
+      ...(bars ? { error_y: bars } : {}),
+      text: series.x.map((x, i) => `${told(i)}${bounds(i)} at ${short(x)}`),
+      hovertemplate: "%{text}<extra></extra>",
       visible: !hidden.has(series.name),
     }];
   }
+
+  // the line through the points of the front, and the bars beside the rows of a group
+  function joins(figure) {
+    const still = { hoverinfo: "skip", line: { color: colour("soft") } };
+    const front = figure.front.length
+      ? [{ ...still, x: figure.front.map(([x]) => x), y: figure.front.map(([, y]) => y), mode: "lines", line: { ...still.line, width: 1.5, dash: "dot" } }]
+      : [];
+    const bars = figure.groups.map((group, index) => ({
+      ...still,
+      x: group.map(() => index + 1),
+      y: group.map(escaped),
+      xaxis: "x2",
+      mode: "lines+markers",
+      line: { color: colour("ink"), width: 4 },
+      marker: { color: colour("ink"), size: 10 },
+    }));
+    return [...front, ...bars];
+  }
+
+  const TRACES = { lines: lineTraces, dots: dotTraces, points: pointTraces };
 
   function paperSize(figure) {
     const alone = document.getElementById(figure.anchor).closest(".figures").children.length === 1;
@@ -83,6 +155,8 @@
       fixedrange: coarse.matches,
     };
     const dots = figure.kind === "dots";
+    const points = figure.kind === "points";
+    const beside = figure.groups.length;
     const marked = figure.target === null ? [] : [{
       type: "line", xref: "paper", x0: 0, x1: 1, y0: figure.target, y1: figure.target,
       line: { color: colour("soft"), width: 1, dash: "dot" },
@@ -97,16 +171,36 @@
       showlegend: false,
       shapes: marked,
       dragmode: coarse.matches ? false : "zoom", // a finger scrolls the page
-      hovermode: dots || coarse.matches ? "closest" : "x unified",
+      hovermode: dots || points || coarse.matches ? "closest" : "x unified",
       hoverlabel: { bgcolor: colour("shade"), bordercolor: colour("line"), font: { color: ink } },
-      xaxis: { ...axis, title: { text: figure.x }, unifiedhovertitle: { text: "%{x} calls" } },
-      yaxis: { ...axis, title: { text: dots ? "" : figure.y }, autorange: dots ? "reversed" : true },
+      xaxis: {
+        ...axis,
+        title: { text: figure.x },
+        unifiedhovertitle: { text: "%{x} calls" },
+        ...(points ? { rangemode: "tozero" } : {}),
+        ...(beside ? { domain: [0, 1 - Math.min(0.4, 0.08 * beside + 0.04)] } : {}),
+      },
+      ...(beside ? {
+        xaxis2: {
+          domain: [1 - Math.min(0.4, 0.08 * beside), 1],
+          range: [0.4, beside + 0.6],
+          visible: false,
+          fixedrange: true,
+        },
+      } : {}),
+      yaxis: {
+        ...axis,
+        title: { text: dots ? "" : figure.y },
+        autorange: dots ? "reversed" : true,
+        ...(figure.y_is_share ? { tickformat: ".0%" } : {}),
+        ...(dots ? { categoryorder: "array", categoryarray: figure.series.map(({ name }) => escaped(name)) } : {}),
+      },
     };
   }
 
   function draw() {
     for (const figure of figures) {
-      const traces = figure.series.flatMap(figure.kind === "dots" ? dotTraces : lineTraces);
+      const traces = [...joins(figure), ...figure.series.flatMap((series) => TRACES[figure.kind](series, figure))];
       const settings = { responsive: !printing, displayModeBar: false };
       Plotly.react(figure.anchor, traces, layout(figure), settings);
     }
