@@ -1,4 +1,4 @@
-"""``lmaas-tune report``: writes the results of comparisons as one HTML file."""
+"""``lmaas-tune report``: writes the results of comparisons as one HTML file, and as tables."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def add_to(commands: Commands) -> None:
         "-o", "--output", default="report.html", metavar="FILE", help="file to write (report.html)"
     )
     command.add_argument(
+        "--tables",
+        metavar="DIR",
+        help="write the ranking and the table by task there too, as CSV and LaTeX",
+    )
+    command.add_argument(
         "--target",
         type=float,
         metavar="LOSS",
@@ -37,5 +42,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
     result = ComparisonResult.of(*arguments.stores, target=arguments.target)
     path = result.report(arguments.output)
-    content = {**result.to_json(), "report": str(path)}
-    return Outcome(content, f"{result_text(result)}\nWritten: {path}", failures(result))
+    tables = [] if arguments.tables is None else result.tables(arguments.tables)
+    content = {**result.to_json(), "report": str(path), "tables": [str(each) for each in tables]}
+    repeat = [f"To repeat it: {command}" for command in result.commands]
+    written = f"Written: {', '.join(map(str, [path, *tables]))}"
+    text = "\n".join([result_text(result), *repeat, written])
+    return Outcome(content, text, failures(result))

@@ -18,6 +18,7 @@ from lmaas_tune.lab.record import Record
 from lmaas_tune.lab.runtimes import RESAMPLES, TARGETS, Runtimes
 from lmaas_tune.lab.significance import Friedman, Significance
 from lmaas_tune.lab.store import Store, read_stores
+from lmaas_tune.lab.tables import write_tables
 from lmaas_tune.lab.verdict import shown_rank
 from lmaas_tune.reports.html import (
     MARKS,
@@ -97,6 +98,18 @@ class ComparisonResult(Analysis):
                 Section(title="Loss against calls", figures=searched[:_MOST_FIGURES]),
             ]
         )
+
+    def tables(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write the tables for other programs, see `lmaas_tune.lab.tables`.
+
+        Returns:
+            The files: each table as CSV with all digits, and as LaTeX for a paper.
+
+        Raises:
+            MissingExtraError: jinja2 is not installed.
+            StorageError: A file cannot be written.
+        """
+        return write_tables(self, Path(folder))
 
 
 def _summary(result: Analysis) -> list[str]:
@@ -199,6 +212,7 @@ def _differences(result: Analysis) -> list[Figure]:
             for line in lines_of(ranked)
         ],
         groups=groups,
+        whole_x=True,
     )
     return [figure] if len(ranked) > 1 else []
 
@@ -216,11 +230,12 @@ def _costs(result: Analysis) -> Section:
         [
             _BACKEND,
             _OPTIMIZER,
-            Column("On the front", "on_front", lambda on_front: "yes" if on_front else ""),
             Column("Accuracy", "accuracy", percent),
+            Column(unit.capitalize(), unit, number),
+            Column("On the front", "on_front", lambda on_front: "yes" if on_front else ""),
             Column(_INTERVAL, "accuracy_low accuracy_high", span(percent)),
             Column("Loss", "loss", loss),
-            *(Column(name.capitalize(), name, number) for name in UNITS),
+            *(Column(name.capitalize(), name, number) for name in UNITS if name != unit),
             Column("Runs", "runs", whole),
         ],
         note="Money, tokens and calls are those that the search of a run spent, mean over tasks of "
@@ -240,7 +255,10 @@ def _costs(result: Analysis) -> Section:
 def _points(result: Analysis, cost: str) -> Figure:
     lines, unit, backends = result.costs, result.cost_unit, result.backends
     front = lines[lines["on_front"]]
-    marks = ", ".join(f"{mark} {name}" for mark, name in zip(cycle(MARKS), backends, strict=False))
+    marks = ", ".join(
+        f"{mark}\N{NO-BREAK SPACE}{name}"
+        for mark, name in zip(cycle(MARKS), backends, strict=False)
+    )
     return Figure(
         anchor="costs",
         kind="points",
@@ -394,13 +412,13 @@ def _final(result: Analysis) -> Section:
         [
             *_tasks_of(result),
             _OPTIMIZER,
-            Column("Runs", "runs", whole),
             Column("Loss", "loss_mean loss_std", spread(loss)),
             Column(_INTERVAL, "loss_low loss_high", span(loss)),
             Column("Median", "loss_median", loss),
             Column("Accuracy", "accuracy_mean accuracy_std", spread(percent)),
             Column(_INTERVAL, "accuracy_low accuracy_high", span(percent)),
             Column("Median", "accuracy_median", percent),
+            Column("Runs", "runs", whole),
         ],
         note=_KIND_OF_INTERVAL,
     )

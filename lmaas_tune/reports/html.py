@@ -104,6 +104,7 @@ class Figure:
         marks: The texts of points; each has its mark, in the order of `MARKS`.
         groups: Names of the series that a bar beside the rows of dots joins.
         front: (x, y) of the points that a line joins.
+        whole_x: Whether only whole numbers are marked on the axis.
         y_is_share: Whether the heights are shares.
     """
 
@@ -117,6 +118,7 @@ class Figure:
     marks: Sequence[str] = ()
     groups: Sequence[Sequence[str]] = ()
     front: Sequence[tuple[float, float]] = ()
+    whole_x: bool = False
     y_is_share: bool = False
 
 

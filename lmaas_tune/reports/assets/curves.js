@@ -72,21 +72,22 @@
         x: series.x,
         y: series.x.map(() => row),
         mode: "markers",
-        marker: { color: ink, size: 10, opacity: 0.6 },
+        marker: { color: ink, size: 9, opacity: 0.45 },
         text: series.text.map(escaped),
         hovertemplate: "%{text}: %{x:.4g}<extra></extra>",
         visible,
       });
     }
     if (series.mean !== null) {
+      const middle = series.x.length ? colour("ink") : ink; // it stands out among the dots
       const interval = series.interval;
       const more = interval ? ` (95%: ${short(interval[0])} to ${short(interval[1])})` : "";
       traces.push({
         x: [series.mean],
         y: [row],
         mode: "markers",
-        marker: { color: ink, size: 10, symbol: "diamond", line: { color: colour("paper"), width: 1 } },
-        ...(interval ? { error_x: whiskers(series.mean, interval, ink) } : {}),
+        marker: { color: middle, size: 10, symbol: "diamond", line: { color: colour("paper"), width: 1 } },
+        ...(interval ? { error_x: whiskers(series.mean, interval, middle) } : {}),
         text: [`${row}: mean ${short(series.mean)}${more}`],
         hovertemplate: "%{text}<extra></extra>",
         visible,
@@ -124,7 +125,7 @@
   function joins(figure) {
     const still = { hoverinfo: "skip", line: { color: colour("soft") } };
     const front = figure.front.length
-      ? [{ ...still, x: figure.front.map(([x]) => x), y: figure.front.map(([, y]) => y), mode: "lines", line: { ...still.line, width: 1.5, dash: "dot" } }]
+      ? [{ ...still, x: figure.front.map(([x]) => x), y: figure.front.map(([, y]) => y), mode: "lines", line: { ...still.line, width: 1.5, dash: "dot", shape: "hv" } }]
       : [];
     const bars = figure.groups.map((group, index) => ({
       ...still,
@@ -178,6 +179,7 @@
         title: { text: figure.x },
         unifiedhovertitle: { text: "%{x} calls" },
         ...(points ? { rangemode: "tozero" } : {}),
+        ...(figure.whole_x ? { dtick: Math.ceil(figure.series.length / 8) } : {}),
         ...(beside ? { domain: [0, 1 - Math.min(0.4, 0.08 * beside + 0.04)] } : {}),
       },
       ...(beside ? {
