@@ -185,6 +185,8 @@ def _run_parallel(runs: Sequence[Run], store: Store, jobs: int | None, bar: Bar)
             bar.refresh()
 
     before = bar.n
+    if jobs is not None:  # no idle process; but one job would make the runs in this very process
+        jobs = min(jobs, max(2, len(runs)))
     tasks = (joblib.delayed(execute)(run, store) for run in runs)
     records: Any = Parallel(n_jobs=jobs, batch_size=1)(tasks)  # type: ignore[arg-type, unused-ignore]  # pyright: ignore
     for record in records:  # of a worker that does not share our disk

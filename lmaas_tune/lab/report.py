@@ -28,6 +28,7 @@ from lmaas_tune.reports.html import (
     Section,
     Series,
     Table,
+    count,
     key_values,
     lines_of,
     loss,
@@ -231,11 +232,11 @@ def _costs(result: Analysis) -> Section:
             _BACKEND,
             _OPTIMIZER,
             Column("Accuracy", "accuracy", percent),
-            Column(unit.capitalize(), unit, number),
+            _cost_column(unit),
             Column("On the front", "on_front", lambda on_front: "yes" if on_front else ""),
             Column(_INTERVAL, "accuracy_low accuracy_high", span(percent)),
             Column("Loss", "loss", loss),
-            *(Column(name.capitalize(), name, number) for name in UNITS if name != unit),
+            *(_cost_column(name) for name in UNITS if name != unit),
             Column("Runs", "runs", whole),
         ],
         note="Money, tokens and calls are those that the search of a run spent, mean over tasks of "
@@ -250,6 +251,10 @@ def _costs(result: Analysis) -> Section:
     return Section(
         title="Price against accuracy", text=[text], figures=[_points(result, cost)], tables=[table]
     )
+
+
+def _cost_column(unit: str) -> Column:
+    return Column(unit.capitalize(), unit, number if unit == "money" else count)
 
 
 def _points(result: Analysis, cost: str) -> Figure:

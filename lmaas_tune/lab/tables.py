@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pandas as pd
 from lmaas_tune.errors import StorageError
 from lmaas_tune.extras import need
 from lmaas_tune.files import write_atomically
-from lmaas_tune.reports.html import NONE, loss, number, percent, span
+from lmaas_tune.reports.html import NONE, count, loss, number, percent, span
 
 if TYPE_CHECKING:
     from lmaas_tune.lab.analysis import Analysis
@@ -60,8 +61,8 @@ _COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "accuracy_mean": ("Accuracy", percent),
     "accuracy": ("Accuracy", percent),
     "money": ("Money", number),
-    "tokens": ("Tokens", number),
-    "calls": ("Calls", number),
+    "tokens": ("Tokens", count),
+    "calls": ("Calls", count),
     "runs": ("Runs", str),
 }
 """Head and format of the columns of a LaTeX table."""
@@ -77,7 +78,9 @@ def _latex(table: pd.DataFrame) -> str:
     )
     texts = sum(name in ("Backend", "Task", "Optimizer") for name in shown)
     form = "l" * texts + "r" * (len(shown.columns) - texts)
-    return _HEAD + shown.to_latex(index=False, escape=True, column_format=form)
+    text: str = shown.to_latex(index=False, escape=True, column_format=form)
+    # a [ or * after the end of a row would be an argument of that
+    return _HEAD + re.sub(r"\n(?=[\[*])", r"\n{}", text)
 
 
 def _with_interval(table: pd.DataFrame, name: str, show: Callable[[Any], str]) -> list[str]:

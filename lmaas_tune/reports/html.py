@@ -194,7 +194,8 @@ def _formatted(how: str) -> Callable[[float | None], str]:
 
 
 number, loss, percent = _formatted(".4g"), _formatted(".4f"), _formatted(".1%")
-"""Four digits, four decimals, or a share; each gives a dash for none."""
+count = _formatted(",.0f")
+"""Four digits, four decimals, a share, or a whole number; each gives a dash for none."""
 
 
 def spread(show: Callable[[float | None], str]) -> Callable[[tuple[Any, Any]], str]:

@@ -17,7 +17,8 @@ from scipy import stats
 from lmaas_tune import InputError
 from lmaas_tune.lab.record import Curve, Record
 from lmaas_tune.lab.report import ComparisonResult
-from lmaas_tune.lab.significance import friedman, pairs
+from lmaas_tune.lab.runtimes import targets
+from lmaas_tune.lab.significance import Pair, Pairs, friedman, pairs
 from tests.lab.made import run, table
 
 THREE = {"a": [0.1, 0.2, 0.3, 0.4], "b": [0.2, 0.3, 0.4, 0.6], "c": [0.3, 0.1, 0.5, 0.5]}
@@ -107,6 +108,45 @@ def test_each_task_has_its_own_means_and_medians() -> None:
     assert first.loss_median == pytest.approx(0.2)
     assert first.accuracy_median == pytest.approx(0.8)
     assert first.loss_std == pytest.approx(np.std([0.1, 0.2, 0.6], ddof=1))
+
+
+def test_an_interval_on_one_task_is_students() -> None:
+    losses = [0.1, 0.2, 0.6, 0.4]
+    result = ComparisonResult(table({"a": losses, "b": [0.5, 0.5, 0.5, 0.5]}))
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(losses), scale=stats.sem(losses))
+    for line in (result.by_task.iloc[0], result.ranking.set_index("optimizer").loc["a"]):
+        assert (line.loss_low, line.loss_high) == pytest.approx((low, high))
+        assert (line.accuracy_low, line.accuracy_high) == pytest.approx((1 - high, min(1, 1 - low)))
+    ranks = [1, 1, 2, 1]
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(ranks), scale=stats.sem(ranks))
+    line = result.ranking.iloc[0]
+    assert (line.rank_low, line.rank_high) == pytest.approx((1, min(2, high)))  # there are two
+
+
+def test_an_interval_over_tasks_is_that_of_welch() -> None:
+    a, b = [0.1, 0.2, 0.4], [0.3, 0.7, 0.2, 0.6]
+    line = ComparisonResult(table({"x": a}) + table({"x": b}, task="other")).ranking.iloc[0]
+    # a difference and a sum have the same variance, and half of it is the mean
+    both = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert line.loss_high - line.loss_low == pytest.approx((both.high - both.low) / 2)
+    assert (line.loss_high + line.loss_low) / 2 == pytest.approx(line.loss_mean)
+
+
+@pytest.mark.parametrize("losses", [[0.4], [0.4, 0.4, 0.4]])
+def test_where_no_spread_is_known_there_is_no_interval(losses: list[float]) -> None:
+    records = table({"a": losses}) + table({"a": [0.1, 0.2]}, task="other")
+    result = ComparisonResult(records)
+    assert result.by_task.iloc[0].isna().loss_low
+    assert result.ranking.iloc[0].isna().loss_low == (len(losses) == 1)
+
+
+def test_one_seed_is_said_before_all_else() -> None:
+    one = ComparisonResult(table({"a": [0.1], "b": [0.2]}))
+    assert one.verdict.startswith("No ranking: one seed. ")
+    assert repr(one).startswith("ComparisonResult('No ranking: one seed. ")
+    assert next(iter(one.to_json().items())) == ("verdict", one.verdict)
+    two = ComparisonResult(table({"a": [0.1, 0.1], "b": [0.2, 0.2]}))
+    assert not two.caution and "No ranking" not in two.verdict
 
 
 # -- tests --------------------------------------------------------------------------------------
@@ -203,6 +243,23 @@ def test_a_test_that_is_made_could_have_told(optimizers: int, seeds: int) -> Non
         assert all(pair.differ for pair in tests.pairs.of)
 
 
+def test_those_who_are_not_told_apart_are_the_largest_sets_without_a_difference() -> None:
+    def pair(first: str, second: str, *, differ: bool) -> Pair:
+        rest = {"first_better": 0, "ties": 0, "median_difference": 0.0, "p": 0.5, "p_holm": 0.5}
+        return Pair(first=first, second=second, differ=differ, **rest)
+
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        all_pairs = list(itertools.combinations("abcdef", 2))
+        found = Pairs(of=[pair(a, b, differ=bool(rng.random() < 0.5)) for a, b in all_pairs])
+        differ = [{own.first, own.second} for own in found.of if own.differ]
+        sets = [set(s) for n in range(2, 7) for s in itertools.combinations("abcdef", n)]
+        alike = [s for s in sets if not any(two <= s for two in differ)]
+        largest = [s for s in alike if not any(s < other for other in alike)]
+        assert sorted(map(sorted, found.alike)) == sorted(map(sorted, largest))
+    assert Pairs(untested="too few").alike == []
+
+
 # -- curves, targets, time ----------------------------------------------------------------------
 
 
@@ -256,6 +313,76 @@ def test_without_a_target_it_is_what_half_of_the_runs_reached() -> None:
         .calls_to_target.itertuples()  # fmt: skip
     assert line.target == pytest.approx(0.2)
     assert line.reached == 2
+
+
+def test_a_runtime_distribution_counts_the_targets_between_start_and_best() -> None:
+    records = [
+        run("a", 1, losses=[1.0, 0.5, 0.0], calls=[1, 10, 20]),
+        run("a", 2, losses=[0.9, 0.9, 0.5], calls=[1, 10, 20]),
+        run("b", 1, losses=[1.0, 1.0], calls=[1, 30]),
+        run("b", 3, losses=[9.0, -9.0], calls=[1, 2], status="failed"),
+    ]
+    assert targets(records[:3]) == pytest.approx([1 - i / 50 for i in range(1, 51)])
+    a, b = ComparisonResult(records).runtimes
+    assert (a.optimizer, a.pairs, list(a.calls)) == ("a", 100, [1, 10, 20])
+    assert a.share == pytest.approx([5 / 100, (25 + 5) / 100, (50 + 25) / 100])
+    assert a.low is not None and a.high is not None
+    assert (a.low[-1], a.high[-1]) == pytest.approx((0.5, 1.0))  # one seed drawn twice
+    assert (b.pairs, list(b.share), b.low) == (50, [0, 0, 0], None)
+
+
+def test_each_task_has_its_own_targets_and_as_many() -> None:
+    other = run("a", task="other", losses=[90.0, 10.0], calls=[1, 5])
+    (line,) = ComparisonResult([run("a", losses=[0.9, 0.1], calls=[1, 9]), other]).runtimes
+    assert (line.pairs, list(line.calls), list(line.share)) == (100, [5, 9], [0.5, 1.0])
+    flat = [run("a", losses=[0.5, 0.5], calls=[1, 9])]
+    assert targets(flat) == [] and ComparisonResult(flat).runtimes[0].pairs == 0
+
+
+# -- money --------------------------------------------------------------------------------------
+
+
+def dear(backend: str, optimizer: str, loss: float, **spent: float) -> Record:
+    return run(optimizer, loss=loss, backend=backend, spent={"calls": 40, "seconds": 2.0, **spent})
+
+
+def test_the_front_is_who_is_not_beaten_in_price_and_accuracy_at_once() -> None:
+    records = [
+        dear("small", "a", 0.4, money=1.0),
+        dear("small", "b", 0.4, money=2.0),  # as accurate, and dearer
+        dear("large", "a", 0.1, money=5.0),
+        dear("large", "b", 0.2, money=5.0),  # as dear, and less accurate
+    ]
+    result = ComparisonResult(records)
+    assert result.cost_unit == "money" and result.backends == ["small", "large"]
+    lines = [(line.backend, line.optimizer, line.on_front) for line in result.costs.itertuples()]
+    assert lines == [
+        ("small", "a", True),
+        ("small", "b", False),
+        ("large", "a", True),
+        ("large", "b", False),
+    ]
+
+
+def test_costs_are_in_tokens_if_a_backend_has_no_price_and_in_calls_if_none_counts_them() -> None:
+    tokens = [dear("s", "a", 0.4, money=1.0, tokens=10), dear("l", "a", 0.3, tokens=9)]
+    assert ComparisonResult(tokens).cost_unit == "tokens"
+    assert ComparisonResult([tokens[0], dear("l", "a", 0.3)]).cost_unit == "calls"
+
+
+def test_costs_are_of_the_tasks_and_seeds_that_all_have() -> None:
+    records = [dear("s", "a", 0.4, money=1.0), dear("l", "a", 0.3, money=2.0)]
+    hard = replace(dear("l", "a", 0.9, money=9.0), task="hard")
+    assert list(ComparisonResult([*records, hard]).costs["money"]) == [1.0, 2.0]
+
+
+def test_a_block_is_on_one_backend() -> None:
+    records = [dear(backend, name, loss) for backend, name, loss in
+               (("s", "a", 0.8), ("s", "b", 0.9), ("l", "a", 0.2), ("l", "b", 0.1))]  # fmt: skip
+    result = ComparisonResult(records)
+    assert (result.tests.blocks, result.tests.tasks) == (2, 1)
+    assert set(result.ranking["mean_rank"]) == {1.5}
+    assert len(result.by_task) == len(result.curves()) == len(result.calls_to_target) == 4
 
 
 def test_time_is_told_by_the_calls() -> None:
