@@ -163,9 +163,7 @@ def _repeating(argv: Sequence[str]) -> str:
     """The command line that repeats the comparison in a new folder, without secrets."""
     words = [word for word in argv if word not in ("--json", "--traceback")]
     for place, word in enumerate(words):
-        if word.startswith("--out="):
-            words[place] = f"{word}-again"
-        elif words[place - 1] == "--out":
+        if word.startswith("--out=") or words[place - 1] == "--out":
             words[place] = f"{word.rstrip('/')}-again"
     return redactor(argv)(command_line(*words))
 

@@ -198,7 +198,7 @@ class _Settings:
 def _facts(record: Record) -> Iterator[Fact]:
     """Runs differ in backend, task, optimizer and seed only."""
     task, method, seed = record.task, record.method, record.seed
-    yield (), "whether it has several backends", bool(record.backend)
+    yield (), "whether the backend has a label", bool(record.backend)
     named = f" {record.backend!r}" if record.backend else ""
     yield (record.backend,), f"the backend{named}", record.identity
     yield (), "the list of conditions", sorted(record.conditions)

@@ -6,18 +6,22 @@ Where none is installed these tests are skipped; the variable CHROMIUM names one
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib import image
 
 from lmaas_tune import Tuner
+from lmaas_tune.lab.report import ComparisonResult
 from lmaas_tune.testing.toy import ToyBackend
 from tests.lab.films import FILMS, SMALL
-from tests.lab.made import a_comparison
+from tests.lab.made import a_comparison, table
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -31,6 +35,13 @@ else:
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+
+ALIKE = {
+    "a": [0.1 + seed % 3 / 100 for seed in range(9)],
+    "b": [0.1 + (seed + 1) % 3 / 100 for seed in range(9)],
+    "c": [0.9] * 9,
+}
+"""Losses of optimizers, of which the tests tell the last one apart."""
 
 Open = Callable[..., Any]
 
@@ -54,6 +65,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     comparison = result.compare(FILMS.test)
     return {
         "comparison": a_comparison(optimizers=10).report(folder / "comparison.html"),
+        "alike": ComparisonResult(table(ALIKE)).report(folder / "alike.html"),
         "run": result.report(folder / "run.html", comparison=comparison),
     }
 
@@ -116,8 +128,8 @@ def test_a_button_takes_a_series_away_and_brings_it_back(show: Open) -> None:
     page.wait_for_function(
         "before => document.querySelectorAll('#search-0 .js-line').length < before", arg=before
     )
-    # the buttons of the other section follow
-    assert page.locator(".series button[aria-pressed=false]").count() == 2
+    # the buttons of the other sections follow
+    assert page.locator(".series button[aria-pressed=false]").count() == 4
     button.focus()
     page.keyboard.press("Enter")
     page.wait_for_function(
@@ -175,6 +187,33 @@ def test_paper_is_white_has_all_tables_and_room_for_the_curves(show: Open) -> No
     assert not page.locator("details[open]").count()  # as before
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_wide_table_shows_by_a_shadow_that_there_is_more(show: Open, scheme: str) -> None:
+    phone = {**PHONE, "viewport": {"width": 390, "height": 740}}
+    table = show(color_scheme=scheme, **phone).locator("#ranking .scroll")
+    table.scroll_into_view_if_needed()
+
+    def edge() -> Any:
+        """The colours of the last column of pixels, beside the cells' text and lines."""
+        pixels = image.imread(io.BytesIO(table.screenshot()), format="png")[:, -1, :3]
+        return np.median(pixels, axis=0)
+
+    paper = 1.0 if scheme == "light" else 20 / 255
+    assert abs(edge()[0] - paper) > 0.15
+    table.evaluate("it => it.scrollLeft = it.scrollWidth")
+    assert abs(edge()[0] - paper) < 0.02
+
+
+def test_the_bars_beside_the_ranks_join_those_who_are_alike(show: Open) -> None:
+    page = show("alike", **PHONE)
+    rows = page.locator("#ranks .ytick text").count()
+    bars = page.evaluate(
+        "() => document.getElementById('ranks').data.filter(it => it.xaxis === 'x2')"
+        ".map(it => it.y)"
+    )
+    assert rows == 3 and bars == [["a", "b"]]
+
+
 def test_every_table_and_figure_has_a_name_for_those_who_hear_it(show: Open) -> None:
     page = show()
     for selector in ("table", ".scroll", ".series"):
@@ -185,5 +224,5 @@ def test_every_table_and_figure_has_a_name_for_those_who_hear_it(show: Open) -> 
         "all => all.map(it => document.getElementById(it.getAttribute('aria-labelledby'))"
         ".textContent)",
     )
-    assert len(set(captions)) == len(captions) == 6
+    assert len(set(captions)) == len(captions) == 8
     assert page.locator("th:not([scope])").count() == 0

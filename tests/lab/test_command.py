@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import pytest
 
 from lmaas_tune.cli import main
+from lmaas_tune.cli.compare import _repeating
 from tests.lab.films import rows
 
 SMALL = ["--intrinsic-dim", "6", "--prompt-init", "so very"]
@@ -59,7 +64,7 @@ def test_people_get_the_ranking_in_words_and_what_to_do_next(
 ) -> None:
     assert main(["compare", "--optimizers", "cma,random", *TASK, *RUNS]) == 0
     said = capsys.readouterr().out
-    assert "On test rows, loss cross-entropy:" in said and "mean rank" in said
+    assert "On test rows, loss cross-entropy, with 95% intervals:" in said and "mean rank" in said
     assert "Not tested: 2 blocks are too few: with any losses, p would be 0.5 or more" in said
     assert said.endswith("lmaas-tune report out -o report.html\n")
     assert main(["report", "out"]) == 0
@@ -82,6 +87,89 @@ def test_a_failed_run_is_told_and_seen_in_the_exit_status(
     printed = capsys.readouterr()
     assert "failed: cma(population=60) on task with seed 2: no call was made" in printed.err
     assert "mean rank" in printed.out
+
+
+def test_the_command_that_is_printed_makes_the_same_anew(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optimizers = ["--optimizers", "cma(population=8), random"]
+    assert main(["compare", *optimizers, *TASK, *RUNS]) == 0
+    (line,) = re.findall("The same anew: (.*)", capsys.readouterr().out)
+    assert main(["report", "out"]) == 0
+    assert f"To repeat it: {line}\n" in capsys.readouterr().out
+    assert line in html.unescape((folder / "report.html").read_text(encoding="utf-8"))
+    subprocess.run(f"{sys.executable} -m {line.replace('-', '_', 1)}", shell=True, check=True)
+    assert (folder / "out-again").is_dir()
+    first, again = (called(capsys, "report", name)["ranking"] for name in ("out", "out-again"))
+    assert first == again
+
+
+def test_a_key_on_the_command_line_is_not_stored(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--backend-options", '{"seed": 3}', "--labels", '{"good": "sk-0123456789abcdef"}']
+    argv = ["compare", "--optimizers", "random", *TASK, *RUNS, *options[:2], "--json"]
+    assert "sk-0123" not in _repeating([*argv, *options[2:]])
+    assert _repeating(argv).endswith("--backend-options '{\"seed\": 3}'")
+    assert " --out out-again " in _repeating(argv)
+    assert _repeating(["compare", "--out=a/"]) == "lmaas-tune compare --out=a-again"
+
+
+def test_one_seed_is_said_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = [*TASK, *RUNS, "--seeds", "1"]
+    assert main(["compare", "--optimizers", "cma,random", *one]) == 0
+    assert capsys.readouterr().out.startswith("No ranking: one seed. ")
+
+
+def test_several_backends_come_from_a_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = RUNS[2:]  # without --backend
+    file = folder / "backends.json"
+    toy = {"backend": "toy", "cache": "cache.sqlite"}
+    dear = {"backend": "toy", "price_in": 900, "backend_options": {"width": 32, "seed": 2}}
+    file.write_text(json.dumps({"small": toy, "large": dear}))
+    flags = ["--backends", "backends.json", "--price-in", "100"]
+    argv = ["compare", "--optimizers", "cma,random", *TASK, *several, *flags]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "Accuracy against money of a search (front: no other is as accurate for less):" in said
+    assert (folder / "cache.sqlite").exists()
+    content = called(capsys, "report", "out", "--tables", "tables")
+    assert [file.rpartition("/")[2] for file in content["tables"][::2]] == [
+        "ranking.csv",
+        "by_task.csv",
+        "costs.csv",
+    ]
+    assert {(line["backend"], line["optimizer"]) for line in content["costs"]} == {
+        (backend, optimizer) for backend in ("small", "large") for optimizer in ("cma", "random")
+    }
+    spent = {run["backend"]: run["spent"] for run in content["runs"]}
+    price = {name: 1e6 * own["money"] / own["tokens"] for name, own in spent.items()}
+    assert price == pytest.approx({"small": 100, "large": 900})
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "what"),
+    [
+        ({"a": {"backend": "toy"}}, ["--model", "x"], "--backends and --model exclude each other"),
+        ({}, [], "it has no backends"),
+        ({"a": {}}, [], "backend 'a': give at least backend"),
+        ({"a": {"backend": "toy", "pricein": 1}}, [], "unknown key 'pricein'; did you mean"),
+        ({"a": {"backend": "toy", "price_in": "1"}}, [], "price_in = '1' is no int or float"),
+    ],
+)
+def test_a_file_of_backends_that_is_wrong_is_told_in_a_sentence(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: Any,
+    flags: list[str],
+    what: str,
+) -> None:
+    (folder / "b.json").write_text(json.dumps(content))
+    argv = ["compare", "--optimizers", "random", *TASK, *RUNS[2:], "--backends", "b.json", *flags]
+    assert main(argv) == 2
+    assert what in capsys.readouterr().err
 
 
 def test_a_file_of_tasks_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

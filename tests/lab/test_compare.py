@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 
-from lmaas_tune import InputError, StorageError, TunedPrompt, Tuner
+from lmaas_tune import InputError, Price, StorageError, TunedPrompt, Tuner
 from lmaas_tune.errors import PermanentError
-from lmaas_tune.lab.optimizers import EarlyStop, NamedTask, OptimizerSpec
+from lmaas_tune.lab.optimizers import BackendSpec, EarlyStop, NamedTask, OptimizerSpec
 from lmaas_tune.lab.report import ComparisonResult
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray
@@ -92,6 +93,14 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
     alone = compare_films(tmp_path / "alone", "random", "cma")
     together = compare_films(tmp_path / "together", "random", "cma", jobs=2)
     assert essence(together) == essence(alone)
+
+
+def test_no_more_processes_are_started_than_there_are_runs(tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    joblib.externals.loky.get_reusable_executor().shutdown(wait=True)  # of other tests
+    compare_films(tmp_path, "random", jobs=6)
+    children = psutil.Process().children()
+    assert sum("loky.backend.popen" in " ".join(each.cmdline()) for each in children) == 2
 
 
 def test_shots_draw_other_rows_for_each_seed(tmp_path: Path) -> None:
@@ -276,6 +285,51 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         ComparisonResult.of(tmp_path)
 
 
+# -- several backends ---------------------------------------------------------------------------
+
+
+TWO = [
+    BackendSpec(backend="toy", price=Price(input=1.0), label="small"),
+    BackendSpec(backend="toy", options={"seed": 7}, price=Price(input=30.0)),
+]
+
+
+def test_each_backend_tunes_its_own_prompts_and_more_may_be_added(tmp_path: Path) -> None:
+    first = compare_films(tmp_path / "two", "random", "cma", backend=TWO[:1])
+    result = compare_films(tmp_path / "two", "random", "cma", backend=TWO)
+    assert result.backends == ["small", "toy(seed=7)"]
+    assert essence(result)[:4] == essence(first)
+    assert {record.identity for record in result.records} == {
+        ToyBackend(seed=seed).identity for seed in (0, 7)
+    }
+    assert result.cost_unit == "money" and set(result.costs["runs"]) == {2}
+    alone = compare_films(tmp_path / "alone", "random", "cma")
+    assert alone.backends == []
+    losses = [record.loss("test") for record in alone.records]
+    assert [record.loss("test") for record in first.records] == losses
+    assert [record.loss("test") for record in result.records[4:]] != losses
+    assert ComparisonResult.of(tmp_path / "two").costs.equals(result.costs)
+
+
+def test_a_backend_of_a_label_stays_the_same(tmp_path: Path) -> None:
+    compare_films(tmp_path, "random", seeds=[1], backend=TWO[:1])
+    other = BackendSpec(backend="toy", options={"seed": 7}, label="small")
+    with pytest.raises(InputError, match=r"holds runs with the backend 'toy .*seed=0.*seed=7"):
+        compare_films(tmp_path, "random", seeds=[2], backend=[other])
+    with pytest.raises(InputError, match="whether the backend has a label is True"):
+        compare_films(tmp_path, "random", seeds=[2])
+
+
+def test_runs_of_an_earlier_version_are_read_and_resumed(tmp_path: Path) -> None:
+    first = compare_films(tmp_path, "random", seeds=[1])
+    (path,) = tmp_path.rglob("run.jsonl")
+    content = json.loads(path.read_text())
+    assert (content.pop("backend"), content.pop("command")) == ("", "")
+    path.write_text(json.dumps(content) + "\n")
+    assert ComparisonResult.of(tmp_path).records == first.records
+    assert compare_films(tmp_path, "random", "cma", seeds=[1]).records[0] == first.records[0]
+
+
 # -- what goes wrong ----------------------------------------------------------------------------
 
 
@@ -318,6 +372,12 @@ def test_a_budget_too_small_for_one_optimizer_stops_only_that_one(tmp_path: Path
         ({"backend": ToyBackend()}, "is a backend, and each worker builds its own"),
         ({"backend_options": {"widht": 3}}, "'toy' cannot be made with widht=3"),
         ({"backend": ToyBackend, "backend_options": {"width": 3}}, "for a backend given by name"),
+        ({"backend": []}, "there is no backend"),
+        ({"backend": ["toy", "toy"]}, "the backend 'toy' is named twice"),
+        (
+            {"backend": ["toy"], "backend_options": {"width": 3}},
+            "give each its own, as",
+        ),
         ({"optimizers": ["cna"]}, "unknown optimizer 'cna'; did you mean 'cma'"),
         ({"optimizers": ["cma", "cma"]}, "'cma' is named twice"),
         ({"optimizers": "cma"}, r"give a list of them"),
