@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable
 
-import joblib
+from joblib.externals.loky import get_reusable_executor
 
 from lmaas_tune import Tuner, compare
 from lmaas_tune.lab.optimizers import NamedTask
@@ -69,7 +69,7 @@ def processor_seconds(work: Callable[[], None]) -> float:
     """Of this process and of the workers that it started."""
     before = sum(os.times()[:4])
     work()
-    joblib.externals.loky.get_reusable_executor().shutdown(wait=True)  # only then they are counted
+    get_reusable_executor().shutdown(wait=True)  # only then they are counted
     return sum(os.times()[:4]) - before
 
 

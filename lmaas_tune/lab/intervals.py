@@ -39,8 +39,8 @@ def intervals(
     parts["var"] *= weight**2 / parts["count"]
     parts["square"] = parts["var"] ** 2 / (parts["count"] - 1)
     sums = parts.groupby(level=list(of))[["mean", "var", "square"]].sum(min_count=1)
-    known = parts["var"].notna().groupby(level=list(of)).all() & (sums["square"] > 0)
-    variance = sums["var"].where(known)
+    known = parts["var"].notna().groupby(level=list(of)).all()
+    variance = sums["var"].where(known)  # of 0 has 0/0 degrees of freedom
     half = np.sqrt(variance) * stats.t.ppf((1 + CONFIDENCE) / 2, variance**2 / sums["square"])
     bounds = {f"{what}_low": sums["mean"] - half, f"{what}_high": sums["mean"] + half}
     found: pd.DataFrame = pd.DataFrame(bounds)

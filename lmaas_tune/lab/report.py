@@ -610,8 +610,8 @@ def _conditions(result: Analysis) -> Section:
 
 def _repeat(result: Analysis) -> Section:
     text = (
-        "In the folder where it was run. It writes to a new folder, so all is made anew. Where "
-        "there are several, runs were added by the later ones."
+        "Run it where the first one was run, because its paths are relative. It writes to a new "
+        "folder. Of several commands, later ones added runs."
     )
     return Section(title="To repeat it", text=[text], code=result.commands)
 

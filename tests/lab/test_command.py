@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from lmaas_tune.cli import main
 from lmaas_tune.cli.compare import _repeating
@@ -222,10 +223,11 @@ def test_a_folder_without_runs_is_named(folder: Path, capsys: pytest.CaptureFixt
     assert "nothing: no runs of a comparison are there" in capsys.readouterr().err
 
 
-def test_six_optimizers_with_five_seeds_take_less_than_a_minute(
+def test_six_optimizers_with_five_seeds_take_less_than_a_minute_of_the_processor(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    began = time.monotonic()
+    get_reusable_executor().shutdown(wait=True)  # of other tests
+    began = sum(os.times()[:4])
     content = called(
         capsys,
         *["compare", "--optimizers", "cma,diagonal-cma,one-plus-one,pso,tbpsa,random"],
@@ -234,7 +236,8 @@ def test_six_optimizers_with_five_seeds_take_less_than_a_minute(
     )
     assert len(content["runs"]) == 30
     assert all(run["status"] == "finished" for run in content["runs"])
-    assert time.monotonic() - began < 60
+    get_reusable_executor().shutdown(wait=True)  # only then their time is counted
+    assert sum(os.times()[:4]) - began < 60
 
 
 def test_runs_may_be_limited_in_money_and_share_a_cache(

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from lmaas_tune import InputError, Price, StorageError, TunedPrompt, Tuner
 from lmaas_tune.errors import PermanentError
@@ -97,7 +97,7 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
 
 def test_no_more_processes_are_started_than_there_are_runs(tmp_path: Path) -> None:
     psutil = pytest.importorskip("psutil")
-    joblib.externals.loky.get_reusable_executor().shutdown(wait=True)  # of other tests
+    get_reusable_executor().shutdown(wait=True)  # of other tests
     compare_films(tmp_path, "random", jobs=6)
     children = psutil.Process().children()
     assert sum("loky.backend.popen" in " ".join(each.cmdline()) for each in children) == 2
