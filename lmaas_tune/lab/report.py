@@ -87,9 +87,6 @@ class ComparisonResult(Analysis):
             sections.append(_repeat(self))
         return write_page(_TITLE, _summary(self), sections, Path(path))
 
-    def __repr__(self) -> str:
-        return "\n".join([f"{_TITLE}: {_summary(self)[0]}", *_summary(self)[1:]])
-
     def _repr_html_(self) -> str:
         searched = [figure for figure in _curves(self).figures if figure.anchor.startswith(_SEARCH)]
         return inline(

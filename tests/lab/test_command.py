@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from joblib.externals.loky import get_reusable_executor
 
 from lmaas_tune.cli import main
 from lmaas_tune.cli.compare import _repeating
@@ -221,23 +219,6 @@ def test_an_interrupted_comparison_says_how_to_go_on(
 def test_a_folder_without_runs_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nothing"]) == 2
     assert "nothing: no runs of a comparison are there" in capsys.readouterr().err
-
-
-def test_six_optimizers_with_five_seeds_take_less_than_a_minute_of_the_processor(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    get_reusable_executor().shutdown(wait=True)  # of other tests
-    began = sum(os.times()[:4])
-    content = called(
-        capsys,
-        *["compare", "--optimizers", "cma,diagonal-cma,one-plus-one,pso,tbpsa,random"],
-        *["--seeds", "13,21,42,87,100", "--backend", "toy", "--budget", "calls=100"],
-        *["--out", "out", "--jobs", "2", *TASK],
-    )
-    assert len(content["runs"]) == 30
-    assert all(run["status"] == "finished" for run in content["runs"])
-    get_reusable_executor().shutdown(wait=True)  # only then their time is counted
-    assert sum(os.times()[:4]) - began < 60
 
 
 def test_runs_may_be_limited_in_money_and_share_a_cache(
