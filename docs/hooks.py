@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -23,6 +24,7 @@ PATTERNS = (
     "results/README.md",
     "results/*.svg",
     "examples/*.py",
+    "examples/*.ipynb",
 )
 
 _LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
@@ -33,12 +35,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files of the repository."""
     for path in sorted(found for pattern in PATTERNS for found in ROOT.glob(pattern)):
         uri = _site_uri(path.relative_to(ROOT).as_posix())
-        if path.suffix == ".py":
-            page = f"# {path.name}\n\n```python\n{path.read_text(encoding='utf-8')}```\n"
-            files.append(File.generated(config, uri, content=page))
+        if path.suffix in (".py", ".ipynb"):
+            files.append(File.generated(config, uri, content=_page(path)))
         else:
             files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
+
+
+def _page(path: Path) -> str:
+    """A program or a notebook as Markdown."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return f"# {path.name}\n\n{_code(text)}"
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(_code(source) if kind == "code" else source for kind, source in cells)
+
+
+def _code(text: str) -> str:
+    return f"```python\n{text.rstrip()}\n```\n"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -58,7 +72,7 @@ def _site_uri(path: str) -> str:
     """The place in the site of a file of the repository."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    return "repository/" + re.sub(r"\.py$", ".md", path)
+    return "repository/" + re.sub(r"\.(py|ipynb)$", ".md", path)
 
 
 def _repository_path(uri: str) -> str:
