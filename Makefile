@@ -40,7 +40,7 @@ test-lowest:
 lock: $(VENV)/.user
 	$(BIN)/python $(PIP_INSTALL) uv
 	grep '^torch==' constraints.txt > $(VENV)/torch.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-header \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-header \
 	    --no-annotate --constraints $(VENV)/torch.txt --upgrade pyproject.toml -o constraints.txt
 
 # every architecture with a language-model head that transformers knows, tiny: about 10 minutes
