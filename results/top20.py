@@ -3,8 +3,9 @@
     results/top20.py --url http://127.0.0.1:8080 --model smollm2 --out runs/top20
 
 The backend is `openai` with ``scores="logprobs"`` and 20 of them; a label word that is not among
-them has an upper bound as its score. The rows are those of the demo: 128 messages to learn from,
-200 others to judge. Prints accuracy and loss of the starting words with each head, then of a
+them has an upper bound as its score. So the starting words name the four label words, which makes
+the model likelier to say one. The rows are those of the demo: 128 messages to learn from, 200
+others to judge. Prints accuracy and loss of the starting words with each head, then of a
 search over texts. Answers are kept in OUT, so that the command goes on where it was stopped.
 """
 
@@ -14,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from lmaas_tune import Client, Settings, Text, TextPrompt, TunedPrompt, Tuner, load_backend
-from lmaas_tune.demo import SETTINGS, TASK, demo_rows
+from lmaas_tune.demo import TASK, demo_rows
 from lmaas_tune.heads import make_head
 from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.prompts.phrases import BUILT_IN
@@ -34,7 +35,8 @@ def main() -> None:
     )
     client = Client(backend, cache=arguments.out / "answers.sqlite", on_note=print)
     labelled, test = demo_rows("train") + demo_rows("dev"), demo_rows("test")
-    words = SETTINGS.prompt.given_words[0]
+    named = ", ".join(TASK.verbalizer.candidates)
+    words = f"Which word fits, {named}? The word is"
     plain = TunedPrompt.without_head(TextPrompt(words), TASK)
     known, new = plain.scores(client, labelled), plain.scores(client, test)
     learned, right = (TASK.verbalizer.targets(rows) for rows in (labelled, test))
