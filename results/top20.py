@@ -47,7 +47,9 @@ def main() -> None:
         print(f"{name:8}", Score.of(head(new), right), flush=True)
     tuner = Tuner(
         client,
-        settings=Settings(prompt=Text(prompt_init=(words, BUILT_IN)), allow_bounds=True),
+        settings=Settings(
+            prompt=Text(prompt_init=(words, BUILT_IN)), allow_bounds=True, averaged=1
+        ),
         template=TASK.template,
         labels=TASK.verbalizer.words,
         budget=f"calls={arguments.calls}",
