@@ -8,8 +8,6 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import IO, Any
 
-from tqdm import TqdmWarning, tqdm
-
 PAUSE = 30.0
 """Seconds between two lines of a log."""
 
@@ -32,12 +30,20 @@ def new_bar(file: IO[str] | None = None, **settings: Any) -> Any:
     """
     notebook = file is None and in_notebook()
     out = sys.stderr if file is None else file
-    kind = tqdm_of_notebook() if notebook else tqdm
+    kind = tqdm_of_notebook() if notebook else _tqdm_of_text()
     return kind(file=out, disable=not (notebook or out.isatty()), **settings)
+
+
+def _tqdm_of_text() -> Any:
+    from tqdm import tqdm  # a tenth of the time that it takes to import `Tuner`
+
+    return tqdm
 
 
 def tqdm_of_notebook() -> Any:
     """tqdm's bar of widgets; of text if they are not installed, which tqdm tells at its import."""
+    from tqdm import TqdmWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TqdmWarning)
         from tqdm.auto import tqdm

@@ -192,7 +192,7 @@ def test_listing_the_optimizers_imports_nothing_heavy() -> None:
         "import sys; from lmaas_tune.optimizers import *; "
         "lines = [describe_optimizer(name) for name in optimizer_names()]; "
         "assert all(lines) and len(set(lines)) == len(lines), lines; "
-        "print(sorted({'cma', 'nevergrad', 'scipy', 'pytest'} & set(sys.modules)))"
+        "print(sorted({'cma', 'nevergrad', 'scipy', 'tqdm', 'pytest'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
