@@ -341,13 +341,13 @@ def _table_rows(lines: _Lines, path: Path) -> list[dict[str, str]]:
     filled = [
         n for n, name in enumerate(names) if name or any(cells[n].strip() for _, cells in rows)
     ]
-    name, count = Counter(names[n] for n in filled).most_common(1)[0]
-    if count > 1:
-        raise InputError(
-            f"{path}: the column {name!r} stands twice in the header"
-            if name
-            else f"{path}: columns have no name: is the first line the header?"
-        )
+    for name, count in Counter(names[n] for n in filled).most_common(1):
+        if count > 1:
+            raise InputError(
+                f"{path}: the column {name!r} stands twice in the header"
+                if name
+                else f"{path}: columns have no name: is the first line the header?"
+            )
     return [{names[n]: cells[n] for n in filled} for _, cells in rows]
 
 

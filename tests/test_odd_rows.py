@@ -103,6 +103,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         b"text,label,,\ngood,up,1,2\n",
         "columns have no name: is the first line the header",
     ),
+    "cells without a name or a text": ("rows.csv", b",\n,\n", "no label in the field 'label'"),
     "a comment above the header": (
         "rows.csv",
         b"# made by a tool\ntext,label\ngood,up\n",
