@@ -58,7 +58,20 @@ def label_frame(
     Raises:
         InputError: A column is missing, or the model does not take the prompt.
     """
-    tuned = prompt if isinstance(prompt, TunedPrompt) else TunedPrompt.load(prompt)
+    return _labelled(frame, _opened(prompt), backend, min_probability)[0]
+
+
+def _opened(prompt: TunedPrompt | str | os.PathLike[str]) -> TunedPrompt:
+    return prompt if isinstance(prompt, TunedPrompt) else TunedPrompt.load(prompt)
+
+
+def _labelled(
+    frame: pd.DataFrame,
+    tuned: TunedPrompt,
+    backend: Backend | Client | Open,
+    min_probability: float,
+) -> tuple[pd.DataFrame, list[Example]]:
+    """See `label_frame`; and the rows that the model read."""
     labels, names = tuned.classes, _names(frame)
     for name in tuned.task.template.fields:
         if name not in frame.columns:
@@ -79,7 +92,7 @@ def label_frame(
     # objects, because whole numbers beside None would become floats
     labelled[names[0]] = pd.Series(chosen, index=frame.index, dtype=object)
     labelled[names[1]], labelled[names[2]] = best, margin
-    return labelled
+    return labelled, rows
 
 
 def _whole_rows(
@@ -93,10 +106,6 @@ def _whole_rows(
         Example({name: str(value) for name, value in row.items()})
         for row in records_of(texts.iloc[whole])
     ]
-
-
-def _truncated(frame: pd.DataFrame, template: Template) -> int:
-    return template.cuts(_whole_rows(frame, template)[1])
 
 
 def _names(frame: pd.DataFrame) -> tuple[str, ...]:
@@ -161,7 +170,7 @@ def label_file(
         raise InputError(f"{target}: the file to write ends in {' or '.join(OUTPUTS)}")
     if target.exists():
         raise InputError(f"{target} exists: name another file, or remove it")
-    tuned = prompt if isinstance(prompt, TunedPrompt) else TunedPrompt.load(prompt)
+    tuned = _opened(prompt)
     part, state = (target.with_name(target.name + end) for end in (".part", ".state"))
     progress = _resumed(part, state, _task(source, tuned, min_probability))
     client = Client.of(backend)
@@ -170,7 +179,7 @@ def label_file(
             for frame in _after(
                 read_frames(source, encoding=encoding, on_note=on_note), progress.rows
             ):
-                labelled = label_frame(frame, tuned, client, min_probability=min_probability)
+                labelled, read = _labelled(frame, tuned, client, min_probability)
                 names = list(_names(frame))
                 labelled[names[1:]] = labelled[names[1:]].round(_DIGITS)
                 file.write(_written(labelled, target, header=progress.rows == 0))
@@ -180,7 +189,7 @@ def label_file(
                     progress,
                     rows=progress.rows + len(frame),
                     without_label=progress.without_label + int(labelled[names[0]].isna().sum()),
-                    truncated=progress.truncated + _truncated(frame, tuned.task.template),
+                    truncated=progress.truncated + tuned.task.template.cuts(read),
                     bytes=file.tell(),
                 )
                 write_atomically(state, json.dumps(asdict(progress)).encode())
