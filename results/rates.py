@@ -29,6 +29,7 @@ from lmaas_tune.versions import versions
 RATES = {
     "model-tuning": (1e-5, 2e-5, 5e-5, 1e-4),
     "p-tuning-v2": (3e-3, 1e-2, 3e-2),
+    "lora": (3e-4, 1e-3, 3e-3),
     "prompt-tuning": (3e-3, 1e-2, 3e-2),
 }
 

@@ -29,6 +29,7 @@ from lmaas_tune.lab.baselines.settings import (
     BaselineSettings,
     FeatureSettings,
     InContextSettings,
+    LoraSettings,
     ManualSettings,
     ModelTuningSettings,
     PrefixTuningSettings,
@@ -90,6 +91,7 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         "p-tuning-v2": Baseline(
             "P-Tuning v2", PrefixTuningSettings, "prefix_tuning:fit", needs=("peft",)
         ),
+        "lora": Baseline("LoRA", LoraSettings, "lora:fit", needs=("peft",)),
         "model-tuning": Baseline("Model Tuning", ModelTuningSettings, "model_tuning:fit"),
     }
 )
@@ -173,6 +175,7 @@ __all__ = [
     "FeatureSettings",
     "FittedBaseline",
     "InContextSettings",
+    "LoraSettings",
     "ManualSettings",
     "ModelTuningSettings",
     "PrefixTuningSettings",

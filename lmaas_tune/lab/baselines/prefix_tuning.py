@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import peft
 import torch
-from lmaas_tune_adapters.hf.gradient import LabelScorer
 from lmaas_tune_adapters.hf.kv_cache import cache_arguments
 from lmaas_tune_adapters.hf.source import quiet
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -18,9 +16,8 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from lmaas_tune.errors import InputError
 from lmaas_tune.lab.baselines.fitted import FittedBaseline, Job
 from lmaas_tune.lab.baselines.settings import PrefixTuningSettings
-from lmaas_tune.lab.baselines.training import Logits, seeded, train_on
-from lmaas_tune.prompts import FloatArray, TextPrompt
-from lmaas_tune.task import Example
+from lmaas_tune.lab.baselines.training import seeded
+from lmaas_tune.lab.baselines.tuned_words import tune_on_words
 
 if TYPE_CHECKING:
     from lmaas_tune_adapters.hf.loading import Family
@@ -40,23 +37,9 @@ def fit(job: Job, settings: PrefixTuningSettings) -> FittedBaseline:
     there is an encoder too.
     """
     box = job.backend.open_box()
-    prompt = TextPrompt(job.words)
     with seeded(job.seed):
         tuned = with_prefix(box, _starting_tokens(job, settings.length))
-    parameters = [weight for weight in tuned.parameters() if weight.requires_grad]
-
-    def read(examples: Sequence[Example], words: Sequence[str] = ()) -> Logits:
-        scorer = LabelScorer(box, job.request(prompt, examples, words), before=settings.length)
-        return partial(scorer, None)
-
-    with seeded(job.seed):
-        trained = train_on(job, settings, parameters, read)
-
-    def score(examples: Sequence[Example], words: Sequence[str] = ()) -> FloatArray:
-        with torch.no_grad():
-            return read(examples, words)(range(len(examples))).numpy()
-
-    return FittedBaseline(**vars(trained), score=score, score_words=score)
+    return tune_on_words(job, settings, box, tuned, before=settings.length)
 
 
 def _starting_tokens(job: Job, length: int) -> list[int]:

@@ -93,6 +93,20 @@ class PrefixTuningSettings(GradientSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSettings(GradientSettings):
+    """LoRA (Hu et al., 2022); its changes count twice (alpha is 2 x rank).
+
+    Attributes:
+        rank: Of the change of each linear layer.
+    """
+
+    learning_rate: float = nonnegative(default=1e-3)
+    epochs: int = whole(least=1, default=15)
+    patience: int = whole(least=1, default=6)
+    rank: int = whole(least=1, default=8)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelTuningSettings(GradientSettings):
     """Model Tuning: all weights and a classification head."""
 

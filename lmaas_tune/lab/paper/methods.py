@@ -285,6 +285,7 @@ METHODS: Mapping[str, Method] = {
         "prompt-tuning", title="  + Pre-trained prompt", tunes_prompt=True, pretrained=True
     ),
     "p-tuning-v2": _baseline("p-tuning-v2", variants=_HEADS),
+    "lora": _baseline("lora", variants=_HEADS),
     "model-tuning": _baseline("model-tuning"),
     "manual": _baseline("manual", varies=False),
     "manual-calibrated": Method(title="  + Calibration (ours)", make=_calibrated),

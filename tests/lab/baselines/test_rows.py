@@ -20,6 +20,7 @@ from lmaas_tune.lab.baselines import (
     BASELINES,
     FeatureSettings,
     FittedBaseline,
+    LoraSettings,
     ModelTuningSettings,
     PrefixTuningSettings,
     PromptTuningSettings,
@@ -37,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "feature-bilstm": FeatureSettings(width=16, epochs=12, learning_rate=1e-2),
     "prompt-tuning": PromptTuningSettings(epochs=25, batch_size=16, learning_rate=0.1),
     "p-tuning-v2": PrefixTuningSettings(length=4, epochs=15, batch_size=16, learning_rate=0.1),
+    "lora": LoraSettings(rank=4, epochs=10, learning_rate=1e-2),
     "model-tuning": ModelTuningSettings(epochs=8, learning_rate=3e-3),
 }
 LAYERS, WIDTH, LABELS = 2, 32, 2  # of the tiny models, and of the task
@@ -94,7 +96,7 @@ def test_a_probe_needs_two_rows_of_two_labels(taught: Load, name: str) -> None:
             fit_baseline(name, backend, task, rows, [], seed=0, words="")
 
 
-@pytest.mark.parametrize("name", ["manual", "prompt-tuning", "p-tuning-v2"])
+@pytest.mark.parametrize("name", ["manual", "prompt-tuning", "p-tuning-v2", "lora"])
 def test_rows_that_read_words_score_further_words_for_a_head(taught: Load, name: str) -> None:
     backend = taught("llama")
     row = fitted(backend, name, **({"epochs": 1} if name in SETTINGS else {}))
@@ -122,6 +124,7 @@ def test_parameters_are_counted_by_the_formulas(load: Load, model: str) -> None:
     tokens = len(backend.tokenize(space + planted.UNASKED))
     assert counts["prompt-tuning"] == tokens * WIDTH
     assert counts["p-tuning-v2"] == 4 * LAYERS * 2 * kept
+    assert counts["lora"] == 4 * linear_ends(backend)
     assert counts["feature-mlp"] == (WIDTH + 1) * w + (w + 1) * w + (w + 1) * LABELS
     bilstm = 8 * w * (WIDTH + w + 2) + 8 * w * (3 * w + 2) + (2 * w + 1) * LABELS
     assert counts["feature-bilstm"] == bilstm
@@ -129,6 +132,16 @@ def test_parameters_are_counted_by_the_formulas(load: Load, model: str) -> None:
     for name in ("manual", "icl"):
         assert fitted(backend, name).parameters == 0
     assert fitted(backend, "mean-states").parameters == WIDTH + 1  # of two labels, one is enough
+
+
+def linear_ends(backend: HFBackend) -> int:
+    """Inputs and outputs of all linear layers but the head that says words."""
+    network = backend.open_box().loaded.model
+    return sum(
+        layer.in_features + layer.out_features
+        for layer in network.modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not network.get_output_embeddings()
+    )
 
 
 HEADS = {
