@@ -7,26 +7,24 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lmaas_tune.cli.arguments import client_flags, open_client
-from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.errors import InputError
 from lmaas_tune.lab.comparison import BackendSpec
-from lmaas_tune.lab.tasks import read_tables
+from lmaas_tune.lab.tasks import checked_entry, read_tables
 
-_NUMBER = (int, float)
-_KINDS: Mapping[str, tuple[type, ...]] = {
-    "backend": (str,),
-    "model": (str,),
-    "url": (str,),
-    "api_key_file": (str,),
-    "backend_options": (dict,),
-    "cache": (str,),
-    "price_in": _NUMBER,
-    "price_out": _NUMBER,
-    "workers": (int, str),
-    "requests_per_minute": (int,),
-    "tokens_per_minute": (int,),
+_KINDS: Mapping[str, str] = {
+    "backend": "text",
+    "model": "text",
+    "url": "text",
+    "api_key_file": "text",
+    "backend_options": "table",
+    "cache": "text",
+    "price_in": "number",
+    "price_out": "number",
+    "workers": "whole number or text",
+    "requests_per_minute": "whole number",
+    "tokens_per_minute": "whole number",
 }
 _OWN = ("model", "url", "api_key_file", "backend_options")
 """Flags that describe one backend, which a file of backends replaces."""
@@ -63,15 +61,9 @@ def read_backends(path: str, arguments: argparse.Namespace) -> list[BackendSpec]
 
 def _spec(file: Path, label: str, entry: object, arguments: argparse.Namespace) -> BackendSpec:
     where = f"{file}, backend {label!r}"
-    if not isinstance(entry, dict) or "backend" not in entry:
-        raise InputError(f"{where}: give at least backend, its name (`lmaas-tune backends`)")
-    for key, value in entry.items():
-        if key not in _KINDS:
-            raise InputError(f"{where}: unknown key {key!r}; {did_you_mean(key, _KINDS)}")
-        if isinstance(value, bool) or not isinstance(value, _KINDS[key]):
-            kinds = " or ".join(kind.__name__ for kind in _KINDS[key])
-            raise InputError(f"{where}: {key} = {value!r} is no {kinds}")
-    given: dict[str, Any] = dict(entry)
+    given = checked_entry(
+        where, entry, _KINDS, needs=("backend", "its name (`lmaas-tune backends`)")
+    )
     given |= {name: str(file.parent / given[name]) for name in _PATHS if name in given}
     if "backend_options" in given:
         given["backend_options"] = json.dumps(given["backend_options"])

@@ -128,7 +128,11 @@ def named_tasks(given: NamedTask | Sequence[NamedTask]) -> tuple[NamedTask, ...]
     return tasks
 
 
-_KEYS = tuple(field.name for field in fields(NamedTask) if field.name != "name")
+_KINDS: Mapping[str, str] = {
+    **{field.name: "text" for field in fields(NamedTask) if field.name != "name"},
+    "labels": "table",
+    "shots": "whole number",
+}
 _PATHS = ("train", "validation", "test")
 
 
@@ -166,6 +170,39 @@ def read_tables(file: Path, what: str) -> dict[str, Any]:
     return content
 
 
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "text": (str,),
+    "number": (int, float),
+    "whole number": (int,),
+    "whole number or text": (int, str),
+    "table": (dict,),
+}
+
+
+def checked_entry(
+    where: str, entry: object, kinds: Mapping[str, str], *, needs: tuple[str, str]
+) -> dict[str, Any]:
+    """A table of a file, if each of its keys is known and has a value of its kind.
+
+    Args:
+        where: File and name of the table, for messages.
+        entry: The table.
+        kinds: The kind of each key's value, one of `_TYPES`.
+        needs: The key that must be there, and what it is.
+
+    Raises:
+        InputError: The table is wrong.
+    """
+    if not isinstance(entry, dict) or needs[0] not in entry:
+        raise InputError(f"{where}: give at least {', '.join(needs)}")
+    for key, value in entry.items():
+        if key not in kinds:
+            raise InputError(f"{where}: unknown key {key!r}; {did_you_mean(key, kinds)}")
+        if isinstance(value, bool) or not isinstance(value, _TYPES[kinds[key]]):
+            raise InputError(f"{where}: {key} = {value!r} is no {kinds[key]}")
+    return dict(entry)
+
+
 def _parse(file: Path, what: str) -> Any:
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -192,19 +229,9 @@ def _toml(text: str) -> Any:
 
 def _task(file: Path, name: str, entry: object) -> NamedTask:
     where = f"{file}, task {name!r}"
-    if not isinstance(entry, dict) or "train" not in entry:
-        raise InputError(f"{where}: give at least train, the file with its training rows")
-    for key, value in entry.items():
-        if key not in _KEYS:
-            raise InputError(f"{where}: unknown key {key!r}; {did_you_mean(key, _KEYS)}")
-        kind = {"labels": dict, "shots": int}.get(key, str)
-        if not isinstance(value, kind):
-            raise InputError(f"{where}: {key} = {value!r} is no {_KINDS[kind]}")
-    paths = {key: str(file.parent / entry[key]) for key in _PATHS if key in entry}
-    return NamedTask(name=name, **{**entry, **paths})
-
-
-_KINDS = {dict: "table of words", int: "whole number", str: "text"}
+    given = checked_entry(where, entry, _KINDS, needs=("train", "the file of its training rows"))
+    paths = {key: str(file.parent / given[key]) for key in _PATHS if key in given}
+    return NamedTask(name=name, **{**given, **paths})
 
 
 def _digest(rows: Sequence[Example]) -> str:

@@ -391,6 +391,7 @@ def test_without_its_key_a_service_answers_nothing(
         with pytest.raises(RefusedError, match=r"--api-key-file.*LMAAS_API_KEY") as caught:
             LMaaSBackend(sites[0].url, api_key_file=file)
         assert caught.value.status == 401
+        assert ("the key that was given is none of them" in str(caught.value)) == bool(file)
         assert "not-the-key" not in str(caught.value)
     monkeypatch.setenv("LMAAS_API_KEY", ALICE)
     assert LMaaSBackend(sites[0].url).score([asked(point())])

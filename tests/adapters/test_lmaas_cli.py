@@ -232,7 +232,7 @@ def test_a_wrong_key_is_told_in_a_sentence(folder: Path, site: Site, run: Run) -
     Path("key").write_text("a-key-that-nobody-was-given")
     printed = run(*tune(site.url))
     assert printed.code == 1
-    assert "give it in a file, with --api-key-file" in sentence(printed)
+    assert "give one in a file, with --api-key-file" in sentence(printed)
     assert "a-key-that" not in printed.err
 
 
@@ -261,7 +261,7 @@ def test_what_a_service_cannot_do_is_told_before_anything_is_paid(
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (401, 1, "give it in a file, with --api-key-file"),
+        (401, 1, "give one in a file, with --api-key-file"),
         (403, 1, "this key may not do that"),
         (404, 1, "check the URL"),
         (413, 1, "shorten the prompt or the texts"),

@@ -155,7 +155,7 @@ def test_several_backends_come_from_a_file(
         ({}, [], "it has no backends"),
         ({"a": {}}, [], "backend 'a': give at least backend"),
         ({"a": {"backend": "toy", "pricein": 1}}, [], "unknown key 'pricein'; did you mean"),
-        ({"a": {"backend": "toy", "price_in": "1"}}, [], "price_in = '1' is no int or float"),
+        ({"a": {"backend": "toy", "price_in": "1"}}, [], "price_in = '1' is no number"),
     ],
 )
 def test_a_file_of_backends_that_is_wrong_is_told_in_a_sentence(

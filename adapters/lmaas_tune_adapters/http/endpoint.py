@@ -98,6 +98,11 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
 
+    @property
+    def signed(self) -> bool:
+        """Whether requests carry a key."""
+        return self._key is not None
+
     def get(self, path: str, *, headers: Mapping[str, str] | None = None) -> Answer:
         """See `post`."""
         return self._send("GET", path, None, headers or {})

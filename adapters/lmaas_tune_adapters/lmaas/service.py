@@ -149,9 +149,10 @@ class Service:
             if error.status in (400, 422):
                 raise InputError(error.reason) from error
             if error.status == 401:
+                given = ", and the key that was given is none of them" * self._endpoint.signed
                 raise RefusedError(
-                    f"{self.url} answers only to one of its API keys: give it in a file, with "
-                    "--api-key-file (api_key_file=), or as LMAAS_API_KEY in the environment",
+                    f"{self.url} answers only to one of its API keys{given}: give one in a file, "
+                    "with --api-key-file (api_key_file=), or as LMAAS_API_KEY in the environment",
                     status=error.status,
                     reason=error.reason,
                     code=error.code,
