@@ -1,20 +1,19 @@
-"""`GaussNewton`: minimises the loss of a linear model of all scores.
+"""`GaussNewton`: minimises the loss on a model of all scores.
 
 A call returns a score for each row and word, and an optimizer of losses is told one number of it.
-This one is told the scores. From differences of scores it estimates the slopes of the log-odds at
-the best point, and minimises the known loss on the linear model (derivative-free Gauss-Newton;
-Cartis and Roberts, "A derivative-free Gauss-Newton method", Math. Prog. Comp. 11, 2019, and in
-subspaces, "Scalable subspace methods for derivative-free nonlinear least-squares optimization",
-Math. Prog. 199, 2023; the weights, the ridge and the damping are ours).
+This one is told the scores. A Gaussian process models how the log-odds of each row change with the
+point, and Gauss-Newton steps minimise the known loss on its mean. (The model of what is inside a
+known function: Astudillo and Frazier, "Bayesian optimization of composite functions", ICML 2019.
+The process: Rasmussen and Williams, "Gaussian Processes for Machine Learning", MIT Press 2006,
+chapters 2 and 5. Its kernel, the damping and the exploring points are ours.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from lmaas_tune.heads.logistic import minimise
+from lmaas_tune.objectives import Targets, cross_entropy
 from lmaas_tune.optimizers.base import ScoreLoss
 from lmaas_tune.optimizers.generation import check_no_pending_ask, losses_in_ask_order
 from lmaas_tune.optimizers.settings import check_dim, check_population, check_positive, check_seed
@@ -29,39 +28,30 @@ _DAMPINGS = 1e-6, 1e6
 _LONGER, _SHORTER = 1.5, 0.7
 """Factors of the exploring steps in a search without scores."""
 
-_NEAR = 0.01
-"""Squared distance, in squared radii, below which all differences count the same."""
+_SHARE = 0.5
+"""Length of the exploring steps, as a share of the way to the minimiser."""
 
-_RIDGE = 1e-4
-"""Of the regression for the slopes, as a share of the largest weight."""
+_LENGTHS = 1.0, 2.0, 4.0, 8.0, 16.0
+"""Lengths at which the model may bend, in radii."""
+
+_NOISES = 1e-5, 1e-4, 1e-3, 1e-2
+"""Variances of the noise that the model may assume, as shares of the points' mean variance."""
+
+_ITERATIONS = 4
+"""Gauss-Newton steps on the model, at most."""
 
 _MOST = 500
-"""Differences that are kept, or four a dimension if these are more."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Difference:
-    """How the scores change along a step.
-
-    Attributes:
-        direction: (dim,) of length 1.
-        middle: (dim,) point in the middle of the step.
-        slopes: (rows, words) change of the scores a unit of length.
-    """
-
-    direction: FloatArray
-    middle: FloatArray
-    slopes: FloatArray
+"""Points that the model is fitted to, at most: those nearest to the best one."""
 
 
 class GaussNewton:
-    """Tries the minimisers of a linear model of the scores, and measures its slopes beside them.
+    """Tries the minimisers of the loss on a model of the scores, and points around them.
 
-    The first generation measures around zero. Each later one asks the minimisers of the model for
-    two dampings, and short steps along further coordinates from the best point. A difference
-    counts less for the model the farther it is from the best point, because slopes change.
+    The first generation measures around zero. Each later one asks the minimisers of the loss on
+    the model for two dampings, and random points around the first of these, where the next
+    model has to be right.
 
-    Without scores (`tell`), it is a coordinate search: steps from the best point, which grow
+    Without scores (`tell`), it is a random search around the best point, with steps that grow
     after a better one and shrink otherwise.
 
     Args:
@@ -69,9 +59,9 @@ class GaussNewton:
         seed: Seed of all points.
         calls: Not used.
         population: Points a generation.
-        step: Length of the steps that measure slopes. Longer ones suffer less from rounded scores.
-        radius: Distance at which a difference counts little, in units of sqrt(dim); without
-            scores, the length of the first steps in these units.
+        step: Length of the first exploring steps, and the least length of the others.
+        radius: The unit of lengths, in units of sqrt(dim); without scores, the length of the first
+            steps.
         damping: Weight of the squared distance from the best point in the first generation, in
             units of 1 / (radius² dim).
 
@@ -85,10 +75,10 @@ class GaussNewton:
         *,
         seed: int,
         calls: int | None = None,
-        population: int = 7,
-        step: float = 0.3,
+        population: int = 5,
+        step: float = 1.0,
         radius: float = 1.0,
-        damping: float = 0.15,
+        damping: float = 0.02,
     ) -> None:
         self._dim = check_dim(dim)
         self._rng = np.random.default_rng(check_seed(seed))
@@ -99,10 +89,8 @@ class GaussNewton:
         self._loss: ScoreLoss | None = None
         self._asked: FloatArray | None = None
         self._dampings: FloatArray = np.empty(0)  # of the first points of the generation
-        self._differences: list[_Difference] = []
+        self._told: list[tuple[FloatArray, FloatArray]] = []  # points, with (rows, words) scores
         self._best, self._lowest = np.zeros(dim), np.inf
-        self._scores: FloatArray | None = None  # of the best point
-        self._coordinates: list[int] = []  # left to explore in this round
         self._length = self._radius  # of the exploring steps without scores
 
     def begin(self, loss: ScoreLoss) -> None:
@@ -113,10 +101,15 @@ class GaussNewton:
         """See `lmaas_tune.optimizers.base.Optimizer.ask`."""
         check_no_pending_ask(self._asked)
         minimisers = self._minimisers()
-        steps = self._exploring(self.population - len(minimisers))
+        center = minimisers[0] if len(minimisers) else self._best
+        steps = self._rng.normal(size=(self.population - len(minimisers), self._dim))
+        length = max(self._step, _SHARE * float(np.linalg.norm(center - self._best)))
+        if self._loss is None:
+            length = self._length
+        steps *= length / np.linalg.norm(steps, axis=1, keepdims=True)
         if not np.isfinite(self._lowest):  # nothing is known of zero, where the steps begin
             steps[0] = 0.0
-        self._asked = np.concatenate([minimisers, self._best + steps])
+        self._asked = np.concatenate([minimisers, center + steps])
         return self._asked.copy()
 
     def tell(self, points: FloatArray, losses: FloatArray, /) -> None:
@@ -137,72 +130,115 @@ class GaussNewton:
 
     def tell_scores(self, points: FloatArray, losses: FloatArray, scores: FloatArray, /) -> None:
         """See `lmaas_tune.optimizers.base.UsesScores.tell_scores`."""
-        base, whole = self._best, np.isfinite(scores).all(axis=(1, 2))
-        at_base = np.flatnonzero((points == base).all(axis=1) & whole)
-        if self._scores is None and len(at_base):
-            self._scores = scores[at_base[0]].copy()
-        if self._scores is not None:
-            new = [
-                _Difference(step / length, base + step / 2, (each - self._scores) / length)
-                for step, each in zip(points[whole] - base, scores[whole], strict=True)
-                if (length := float(np.linalg.norm(step)))
-            ]
-            self._differences += new
-            if new and not any(each.slopes.any() for each in new):
-                self._step *= 2  # the steps change nothing, as where points stand for words
         self.tell(points, losses)
-        at_best = np.flatnonzero((points == self._best).all(axis=1) & whole)
-        if len(at_best):
-            self._scores = scores[at_best[0]].copy()
-        nearest = np.argsort(self._distances(), kind="stable")[: max(_MOST, 4 * self._dim)]
-        self._differences = [self._differences[i] for i in sorted(nearest)]
-
-    def _distances(self) -> FloatArray:
-        """(differences,) distances from the best point, in radii."""
-        middles = [difference.middle for difference in self._differences]
-        steps = np.array(middles).reshape(-1, self._dim) - self._best
-        distances: FloatArray = np.linalg.norm(steps, axis=1) / self._radius
-        return distances
+        whole = np.isfinite(scores).all(axis=(1, 2))
+        if whole.sum() > 1 and not np.ptp(scores[whole], axis=0).any():
+            self._step *= 2  # the steps change nothing, as where points stand for words
+        self._told += [
+            (p.copy(), s.copy()) for p, s in zip(points[whole], scores[whole], strict=True)
+        ]
+        self._told.sort(key=lambda told: float(np.linalg.norm(told[0] - self._best)))
+        del self._told[_MOST:]
 
     def _minimisers(self) -> FloatArray:
-        """The minimisers of the linear model, one for each damping; none without scores."""
-        if self._loss is None or self._scores is None or not self._differences:
-            self._dampings = np.empty(0)
+        """The minimisers of the loss on the model, one for each damping; none without scores."""
+        self._dampings = np.empty(0)
+        others = [(point, scores) for point, scores in self._told if (point != self._best).any()]
+        if self._loss is None or not others or len(others) == len(self._told):
             return np.empty((0, self._dim))
-        odds, targets = self._loss.linearised(self._scores)
-        design = self._slopes(
-            # the log-odds are affine in the scores, so that differences lose their constant
-            np.array([odds(each.slopes) for each in self._differences])
-            - odds(np.zeros_like(self._scores))
+        odds, targets = self._loss.linearised(self._told[0][1])  # the best point is the nearest
+        start = odds(self._told[0][1])
+        model = _Model(
+            np.array([point for point, _ in others]) - self._best,
+            np.array([odds(scores) for _, scores in others]) - start,
+            unit=self._radius,
         )
         self._dampings = self._damping * _FACTORS
-        penalties = self._dampings[:, None] / self._radius**2 * np.ones(self._dim)
-        zeros = np.zeros(self._dim)
-        found = [minimise(odds(self._scores), design, targets, zeros, each) for each in penalties]
-        points: FloatArray = self._best + np.array(found)
-        return points
+        zero = np.zeros(self._dim)
+        steps = [
+            _minimiser(model, zero, start, targets, damping / self._radius**2)
+            for damping in self._dampings
+        ]
+        found: FloatArray = self._best + np.array(steps)
+        return found
 
-    def _slopes(self, changes: FloatArray) -> FloatArray:
-        """(rows, dim, labels) slopes of the log-odds at the best point, by weighted regression.
 
-        Args:
-            changes: (differences, rows, labels) of the log-odds along each difference.
-        """
-        directions = np.array([difference.direction for difference in self._differences])
-        weights = 1 / (_NEAR + self._distances() ** 2)
-        weighted = directions.T * weights
-        gram = weighted @ directions + _RIDGE * weights.max() * np.eye(self._dim)
-        right = np.tensordot(weighted, changes, (1, 0))
-        slopes = np.linalg.solve(gram, right.reshape(self._dim, -1)).reshape(right.shape)
-        design: FloatArray = slopes.transpose(1, 0, 2)
-        return design
+class _Model:
+    """A Gaussian process of changes that are zero at the point zero.
 
-    def _exploring(self, count: int) -> FloatArray:
-        """(count, dim) steps along coordinates, each of which takes its turn, in random order."""
-        while len(self._coordinates) < count:
-            self._coordinates += self._rng.permutation(self._dim).tolist()
-        chosen, self._coordinates = self._coordinates[:count], self._coordinates[count:]
-        steps = np.zeros((count, self._dim))
-        length = self._length if self._scores is None and self._loss is None else self._step
-        steps[np.arange(count), chosen] = length * self._rng.choice([-1.0, 1.0], count)
-        return steps
+    Its kernel is the squared exponential given the value at zero. The length at which it bends and
+    the noise are those, of a few, under which the changes are likeliest.
+
+    Args:
+        points: (points, dim), without zero.
+        changes: (points, rows, labels) there.
+        unit: Of the lengths.
+    """
+
+    def __init__(self, points: FloatArray, changes: FloatArray, *, unit: float) -> None:
+        self._points, self._squares = points, (points**2).sum(axis=1)
+        self._shape = changes.shape[1:]
+        values = changes.reshape(len(points), -1)
+        between = self._squares[:, None] + self._squares - 2 * points @ points.T
+        likeliest = -np.inf
+        for length in unit * np.array(_LENGTHS):
+            near = _nearness(self._squares, length)
+            kernel = 1 + _nearness(between, length) - near[:, None] - near
+            variances, vectors = np.linalg.eigh(kernel)
+            rotated = vectors.T @ values
+            for noise in np.array(_NOISES) * kernel.trace() / len(points):
+                noisy = np.maximum(variances, 0) + noise
+                fit = (rotated**2 / noisy[:, None]).sum() or 1e-300
+                likelihood = -np.log(noisy).sum() - len(points) * np.log(fit)  # for the best scale
+                if likelihood > likeliest:
+                    likeliest, self._length = likelihood, length
+                    self._weights = vectors @ (rotated / noisy[:, None])
+
+    def __call__(self, point: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """(rows, labels) expected changes at a point, and their (rows, dim, labels) slopes."""
+        steps, square = self._points - point, float(point @ point)
+        near = _nearness((steps**2).sum(axis=1), self._length)
+        at_zero = _nearness(np.array(square), self._length)
+        kernel = 1 + near - _nearness(self._squares, self._length) - at_zero
+        slopes = (near[:, None] * steps + at_zero * point) / self._length**2
+        rows, labels = self._shape
+        return (
+            (kernel @ self._weights).reshape(self._shape),
+            (slopes.T @ self._weights).reshape(-1, rows, labels).transpose(1, 0, 2),
+        )
+
+
+def _nearness(squares: FloatArray, length: float) -> FloatArray:
+    near: FloatArray = np.exp(squares / (-2 * length**2))
+    return near
+
+
+def _minimiser(
+    model: _Model, zero: FloatArray, start: FloatArray, targets: Targets, penalty: float
+) -> FloatArray:
+    """The point with about the least loss on a model, plus penalty/2 times its squared length.
+
+    Args:
+        model: Of the changes of log-odds.
+        zero: (dim,) zeros, where the steps begin.
+        start: (rows, labels) log-odds there.
+        targets: (rows,) the right columns.
+        penalty: Positive.
+    """
+
+    def loss(point: FloatArray) -> float:
+        odds = start + model(point)[0]
+        return cross_entropy(odds, targets) + penalty / 2 * float(point @ point)
+
+    point, now = zero, loss(zero)
+    for _ in range(_ITERATIONS):
+        change, slopes = model(point)
+        offset = start + change - np.tensordot(slopes, point, (1, 0))
+        step = minimise(offset, slopes, targets, zero, np.full(len(zero), penalty)) - point
+        # the full step overshoots where the model bends
+        tried = (point + share * step for share in (1.0, 0.5, 0.25, 0.125))
+        better = next((each for each in tried if loss(each) < now), None)
+        if better is None:
+            break
+        point, now = better, loss(better)
+    return point
