@@ -7,10 +7,11 @@ The poster's last figure, with a further method.
 All start at the same words, move p = p0 + A z with the same A, and minimise the same training
 loss without a head; the lowest validation loss chooses the prompt, and the lowest training loss of
 all calls is noted. CMA-ES and Gauss-Newton get as many prompts scored as Adam gets gradients; a
-gradient takes the model's weights and about three times the work. All compute in float32. Gauss-Newton is told the scores
-of each row, CMA-ES their loss. Each is judged on the rows of the other splits. Every run is a line
-of OUT.jsonl, which is for one model and number of calls, so that the command goes on where it was
-stopped; the table and OUT.svg are of what there is (``--table``: and stop).
+gradient takes the model's weights and about three times the work. All compute in float32.
+Gauss-Newton is told the scores of each row, CMA-ES their loss. Each is judged on the rows of the
+other splits. Every run is a line of OUT.jsonl, which is for one model and number of calls, so that
+the command goes on where it was stopped; the table and OUT.svg are of what there is (``--table``:
+and stop).
 """
 
 from __future__ import annotations
