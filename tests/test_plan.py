@@ -94,7 +94,7 @@ def test_a_budget_without_limits_and_a_small_one_are_told() -> None:
     tuner = Tuner(ToyBackend(), settings=Settings(prompt=Text()), budget="patience=3", callbacks=())
     assert "no limit of patience=3 ends it" in tuner.plan(TRAIN).reason
     notes: list[str] = []
-    small = Tuner(ToyBackend(), budget="calls=40", callbacks=(), on_note=notes.append)
+    small = Tuner(ToyBackend(), budget="calls=30", callbacks=(), on_note=notes.append)
     assert small.plan(TRAIN).warning in notes
     large = Tuner(ToyBackend(), budget="calls=400", callbacks=(), on_note=notes.append)
     assert large.plan(TRAIN).warning is None
@@ -108,7 +108,7 @@ def test_the_command_line_plans_and_writes_nothing(tmp_path: Path, capsys: Any) 
     assert main(command) == 0
     text = capsys.readouterr().out
     assert f"A call scores one prompt on {len(TRAIN)} rows: {len(TRAIN)} rows, " in text
-    assert "The search would score 48 starts and 21 generations of 7, at most: " in text
+    assert "The search would score 48 starts and 30 generations of 5, at most: " in text
     assert " of money, " in text
     assert "What would end it: budget calls=200: " in text
     assert main([*command, "--json"]) == 0
