@@ -104,7 +104,7 @@ def main() -> None:
     path = arguments.out.with_suffix(".jsonl")
     records = read_records(path)
     if not arguments.table:
-        backend = load_backend("hf")(arguments.model, dtype="bfloat16")
+        backend = load_backend("hf")(arguments.model, dtype="float32")
         done = {_key(record) for record in records}
         for seed in map(int, arguments.seeds.split(",")):
             for method in arguments.methods.split(","):
