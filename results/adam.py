@@ -206,7 +206,7 @@ def draw_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
     for row, task in zip(axes, tasks, strict=True):
         for axis, (name, label) in zip(
             row,
-            (("lowest_train_loss", "lowest training loss"), ("accuracy", "accuracy, held out")),
+            (("train_loss", "training loss"), ("accuracy", "accuracy, held out")),
             strict=True,
         ):
             for method, colour in zip(METHODS, COLOURS, strict=True):

@@ -100,7 +100,7 @@ class LoraSettings(GradientSettings):
         rank: Of the change of each linear layer.
     """
 
-    learning_rate: float = nonnegative(default=1e-3)
+    learning_rate: float = nonnegative(default=3e-4)
     epochs: int = whole(least=1, default=15)
     patience: int = whole(least=1, default=6)
     rank: int = whole(least=1, default=8)
