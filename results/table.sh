@@ -8,7 +8,7 @@
 set -euo pipefail
 model=$1 data=$2
 methods=${3:-default manual manual-calibrated bbt bbtv2 icl tfidf mean-states feature-mlp feature-bilstm prompt-tuning \
-  p-tuning-v2 model-tuning prompt-tuning-pretrained bbt-pretrained}
+  p-tuning-v2 lora model-tuning prompt-tuning-pretrained bbt-pretrained}
 tasks=${4:-sst2 agnews mrpc snli rte yelpp dbpedia}
 here=$(cd "$(dirname "$0")" && pwd)
 work=${WORK:-$here/runs} # journals and prompts, which are not kept in the repository
