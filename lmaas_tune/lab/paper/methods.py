@@ -288,7 +288,7 @@ METHODS: Mapping[str, Method] = {
     "lora": _baseline("lora", variants=_HEADS),
     "model-tuning": _baseline("model-tuning"),
     "manual": _baseline("manual", varies=False),
-    "manual-calibrated": Method(title="  + Calibration (ours)", make=_calibrated),
+    "manual-calibrated": Method(title="Manual + bias (ours)", make=_calibrated),
     "icl": _baseline("icl"),
     "tfidf": _baseline("tfidf"),
     "mean-states": _baseline("mean-states"),
