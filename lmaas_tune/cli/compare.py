@@ -101,7 +101,10 @@ def _add_comparison(command: Parser) -> None:
         help="folder for the results; the same command resumes unfinished runs",
     )
     group.add_argument(
-        "--jobs", type=int, metavar="N", help="number of processes, each with its own model (1)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="number of processes, each with its own model; no more than free cores (1)",
     )
     group.add_argument(
         "--dask", metavar="ADDRESS", help="run on the Dask cluster whose scheduler listens there"
