@@ -144,7 +144,7 @@ def test_a_search_starts_from_a_prompt_of_peft(
         template=TEMPLATE,
         labels=LABELS,
         start=PeftPrompt.load(tmp_path),
-        budget="calls=10",
+        budget="calls=30",
         callbacks=(),
         on_note=lambda note: None,
     ).fit([(text, label) for text in TEXTS for label in LABELS])

@@ -70,6 +70,7 @@ def test_every_row_has_settings_of_its_own_that_stand() -> None:
         "feature-bilstm",
         "prompt-tuning",
         "p-tuning-v2",
+        "lora",
         "model-tuning",
     ]
     for baseline in BASELINES.values():
