@@ -103,9 +103,9 @@ class GaussNewton:
         minimisers = self._minimisers()
         center = minimisers[0] if len(minimisers) else self._best
         steps = self._rng.normal(size=(self.population - len(minimisers), self._dim))
-        length = max(self._step, _SHARE * float(np.linalg.norm(center - self._best)))
-        if self._loss is None:
-            length = self._length
+        length = self._length
+        if self._loss is not None:
+            length = max(self._step, _SHARE * float(np.linalg.norm(center - self._best)))
         steps *= length / np.linalg.norm(steps, axis=1, keepdims=True)
         if not np.isfinite(self._lowest):  # nothing is known of zero, where the steps begin
             steps[0] = 0.0
@@ -154,12 +154,10 @@ class GaussNewton:
             unit=self._radius,
         )
         self._dampings = self._damping * _FACTORS
-        zero = np.zeros(self._dim)
-        steps = [
-            _minimiser(model, zero, start, targets, damping / self._radius**2)
-            for damping in self._dampings
-        ]
-        found: FloatArray = self._best + np.array(steps)
+        penalties = self._dampings / self._radius**2
+        found: FloatArray = self._best + np.array(
+            [model.minimiser(start, targets, penalty) for penalty in penalties]
+        )
         return found
 
 
@@ -194,51 +192,49 @@ class _Model:
                     likeliest, self._length = likelihood, length
                     self._weights = vectors @ (rotated / noisy[:, None])
 
-    def __call__(self, point: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(rows, labels) expected changes at a point, and their (rows, dim, labels) slopes."""
-        steps, square = self._points - point, float(point @ point)
-        near = _nearness((steps**2).sum(axis=1), self._length)
-        at_zero = _nearness(np.array(square), self._length)
+    def minimiser(self, start: FloatArray, targets: Targets, penalty: float) -> FloatArray:
+        """The point with about the least loss, plus penalty/2 times its squared length.
+
+        Args:
+            start: (rows, labels) log-odds at zero, to which the changes are added.
+            targets: (rows,) the right columns.
+            penalty: Positive.
+        """
+        zero: FloatArray = np.zeros(self._points.shape[1])
+        point, now = zero, cross_entropy(start, targets)
+        for _ in range(_ITERATIONS):
+            slopes = self._slopes(point)
+            offset = start + self._changes(point) - np.tensordot(slopes, point, (1, 0))
+            step = minimise(offset, slopes, targets, zero, np.full(len(zero), penalty)) - point
+            for share in (1.0, 0.5, 0.25, 0.125):  # the full step overshoots where the model bends
+                tried = point + share * step
+                odds = start + self._changes(tried)
+                loss = cross_entropy(odds, targets) + penalty / 2 * float(tried @ tried)
+                if loss < now:
+                    break
+            else:
+                break
+            point, now = tried, loss
+        return point
+
+    def _changes(self, point: FloatArray) -> FloatArray:
+        """(rows, labels) expected at a point."""
+        near = _nearness(((self._points - point) ** 2).sum(axis=1), self._length)
+        at_zero = _nearness(point @ point, self._length)
         kernel = 1 + near - _nearness(self._squares, self._length) - at_zero
-        slopes = (near[:, None] * steps + at_zero * point) / self._length**2
-        rows, labels = self._shape
-        return (
-            (kernel @ self._weights).reshape(self._shape),
-            (slopes.T @ self._weights).reshape(-1, rows, labels).transpose(1, 0, 2),
-        )
+        changes: FloatArray = (kernel @ self._weights).reshape(self._shape)
+        return changes
+
+    def _slopes(self, point: FloatArray) -> FloatArray:
+        """(rows, dim, labels) of the expected changes at a point."""
+        steps = self._points - point
+        near = _nearness((steps**2).sum(axis=1), self._length)
+        at_zero = _nearness(point @ point, self._length)
+        kernel = (near[:, None] * steps + at_zero * point) / self._length**2
+        slopes: FloatArray = (kernel.T @ self._weights).reshape(len(point), *self._shape)
+        return slopes.transpose(1, 0, 2)
 
 
 def _nearness(squares: FloatArray, length: float) -> FloatArray:
     near: FloatArray = np.exp(squares / (-2 * length**2))
     return near
-
-
-def _minimiser(
-    model: _Model, zero: FloatArray, start: FloatArray, targets: Targets, penalty: float
-) -> FloatArray:
-    """The point with about the least loss on a model, plus penalty/2 times its squared length.
-
-    Args:
-        model: Of the changes of log-odds.
-        zero: (dim,) zeros, where the steps begin.
-        start: (rows, labels) log-odds there.
-        targets: (rows,) the right columns.
-        penalty: Positive.
-    """
-
-    def loss(point: FloatArray) -> float:
-        odds = start + model(point)[0]
-        return cross_entropy(odds, targets) + penalty / 2 * float(point @ point)
-
-    point, now = zero, loss(zero)
-    for _ in range(_ITERATIONS):
-        change, slopes = model(point)
-        offset = start + change - np.tensordot(slopes, point, (1, 0))
-        step = minimise(offset, slopes, targets, zero, np.full(len(zero), penalty)) - point
-        # the full step overshoots where the model bends
-        tried = (point + share * step for share in (1.0, 0.5, 0.25, 0.125))
-        better = next((each for each in tried if loss(each) < now), None)
-        if better is None:
-            break
-        point, now = better, loss(better)
-    return point
