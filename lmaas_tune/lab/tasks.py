@@ -130,7 +130,7 @@ def named_tasks(given: NamedTask | Sequence[NamedTask]) -> tuple[NamedTask, ...]
 
 _KINDS: Mapping[str, str] = {
     **{field.name: "text" for field in fields(NamedTask) if field.name != "name"},
-    "labels": "table",
+    "labels": "table of words",
     "shots": "whole number",
 }
 _PATHS = ("train", "validation", "test")
@@ -176,6 +176,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "whole number": (int,),
     "whole number or text": (int, str),
     "table": (dict,),
+    "table of words": (dict,),
 }
 
 
@@ -229,7 +230,7 @@ def _toml(text: str) -> Any:
 
 def _task(file: Path, name: str, entry: object) -> NamedTask:
     where = f"{file}, task {name!r}"
-    given = checked_entry(where, entry, _KINDS, needs=("train", "the file of its training rows"))
+    given = checked_entry(where, entry, _KINDS, needs=("train", "the file with its training rows"))
     paths = {key: str(file.parent / given[key]) for key in _PATHS if key in given}
     return NamedTask(name=name, **{**given, **paths})
 

@@ -63,7 +63,7 @@ def test_a_file_has_a_table_for_each_task(tmp_path: Path, suffix: str) -> None:
         ({"a": {"train": "x", "tets": "y"}}, "unknown key 'tets'; did you mean 'test'"),
         ({"a": {"train": 3}}, "train = 3 is no text"),
         ({"a": {"train": "x", "shots": "many"}}, "shots = 'many' is no whole number"),
-        ({"a": {"train": "x", "labels": "good"}}, "labels = 'good' is no table"),
+        ({"a": {"train": "x", "labels": "good"}}, "labels = 'good' is no table of words"),
         ({" ": {"train": "x"}}, "a task has no name"),
     ],
 )

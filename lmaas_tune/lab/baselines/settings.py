@@ -94,7 +94,7 @@ class PrefixTuningSettings(GradientSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings(GradientSettings):
-    """LoRA (Hu et al., 2022); its changes count twice (alpha is 2 x rank).
+    """LoRA (Hu et al., 2022), with an alpha of twice the rank.
 
     Attributes:
         rank: Of the change of each linear layer.
