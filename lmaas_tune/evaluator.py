@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lmaas_tune.backend import Inspects, ScoreReply, ScoreRequest, Spread
+from lmaas_tune.blas import one_thread
 from lmaas_tune.calls.call import Recorder
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.cost import CostModel
@@ -202,7 +203,7 @@ class Evaluator:
 
     def row_losses(self, evaluation: Evaluation) -> FloatArray:
         """(rows,) cross-entropy of an evaluated prompt, each by a head fitted to other rows."""
-        odds = log_softmax(self._fit(known_scores(evaluation)).held_out)
+        odds = log_softmax(self._fit(known_scores(evaluation), self.targets).held_out)
         losses: FloatArray = -odds[np.arange(len(odds)), self.targets]
         return losses
 
@@ -216,11 +217,7 @@ class Evaluator:
         folds = min(_FOLDS, len(order))
         parts = [order[number::folds] for number in range(folds)]
         heads = [
-            self._head.fit(
-                np.delete(scores, rows, axis=0).astype(np.float64),
-                np.delete(self.targets, rows),
-                self._labels,
-            ).head
+            self._fit(np.delete(scores, rows, axis=0), np.delete(self.targets, rows)).head
             for rows in parts
         ]
 
@@ -237,7 +234,7 @@ class Evaluator:
         scores = known_scores(evaluation)
         if not np.isfinite(scores).all():
             return FittedHead.none(self._labels)
-        return self._fit(scores).head
+        return self._fit(scores, self.targets).head
 
     def measure(self, prompt: Prompt, meter: Meter) -> Spread:
         """Measure the stds of the inputs of the model's layers, on these rows with a prompt."""
@@ -246,8 +243,9 @@ class Evaluator:
     def _requests(self, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
         return [ScoreRequest(prompt, self.batch, self._candidates) for prompt in prompts]
 
-    def _fit(self, scores: FloatArray) -> Fit:
-        return self._head.fit(scores.astype(np.float64), self.targets, self._labels)
+    def _fit(self, scores: FloatArray, targets: Targets) -> Fit:
+        with one_thread():
+            return self._head.fit(scores.astype(np.float64), targets, self._labels)
 
     def _evaluate(
         self, reply: ScoreReply, head: FittedHead | None = None, *, rows: IntArray | None = None
@@ -267,7 +265,11 @@ class Evaluator:
         """The evaluation of (rows, words) scores, see `evaluate`."""
         if not np.isfinite(scores).all():  # argmax of NaN would look like an answer
             return Evaluation(math.nan, 0.0, scores, bounds)
-        odds = self._fit(scores).held_out if head is None else head(scores.astype(np.float64))
+        odds = (
+            self._fit(scores, self.targets).held_out
+            if head is None
+            else head(scores.astype(np.float64))
+        )
         targets = self.targets
         if rows is not None:
             odds, targets = odds[rows], targets[rows]

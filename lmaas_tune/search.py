@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmaas_tune.backend import Usage
+from lmaas_tune.blas import one_thread
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.calls.meter import Budget, Meter, Spent
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
@@ -336,7 +337,8 @@ class Search:
     def _timed(self) -> Iterator[None]:
         """Add the time within the context to `optimizer_seconds`."""
         began = time.perf_counter()
-        yield
+        with one_thread():
+            yield
         self.optimizer_seconds += time.perf_counter() - began
 
     def _step(
