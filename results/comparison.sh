@@ -1,17 +1,31 @@
 #!/usr/bin/env bash
-# Six optimizers on three tasks and five seeds, at 150 calls: a line of JSON for each run in
-# results/comparison.jsonl, the page results/comparison.html, and the ranking of all runs.
-#   results/comparison.sh MODEL DATA [OPTIMIZERS [JOBS]]      MODEL a folder or hub name
-# Goes on where it was stopped. Needs `lmaas-tune` and `python` on the path, with the extra
-# `reproduce` and what `lmaas-tune compare` takes.
+# Optimizers on three tasks and five seeds, at 150 calls: a line of JSON for each run in
+# results/NAME.jsonl, the page results/NAME.html, and the ranking of all runs.
+#   results/comparison.sh NAME MODEL DATA [JOBS]      MODEL a folder or hub name
+# NAME is `comparison` (six optimizers, one bias a label, bfloat16) or `comparison-words` (four,
+# with the words head; all begin at the best of the built-in wordings). Goes on where it was
+# stopped. Needs `lmaas-tune` and `python` on the path, with the extra `reproduce` and what
+# `lmaas-tune compare` takes.
 set -euo pipefail
-model=$1 data=$2
-optimizers=${3:-cma,diagonal-cma,pso,de,one-plus-one,random}
-jobs=${4:-1}
+name=$1 model=$2 data=$3 jobs=${4:-1}
+case $name in
+comparison)
+  optimizers=cma,diagonal-cma,pso,de,one-plus-one,random
+  settings=(--head bias --validation-rows select --backend-options dtype=bfloat16,max_kept_bytes=4000000000)
+  ;;
+comparison-words)
+  optimizers=gauss-newton,cma,one-plus-one,random
+  settings=(--head words --backend-options dtype=float32,max_kept_bytes=4000000000)
+  ;;
+*)
+  echo "$name: neither comparison nor comparison-words" >&2
+  exit 2
+  ;;
+esac
 here=$(cd "$(dirname "$0")" && pwd)
 work=${WORK:-$here/runs} # journals and prompts, which are not kept in the repository
-mkdir -p "$work/comparison"
-touch "$here/comparison.jsonl"
+mkdir -p "$work/$name"
+touch "$here/$name.jsonl"
 
 # the templates of results/table.sh, and 500 of the test rows, drawn once
 python - "$data" "$work" <<'TASKS'
@@ -41,14 +55,14 @@ TASKS
 
 keep() { # adds the runs of $work to the others
   {
-    cat "$here/comparison.jsonl"
-    find "$work/comparison" -name run.jsonl -exec cat {} +
+    cat "$here/$name.jsonl"
+    find "$work/$name" -name run.jsonl -exec cat {} +
   } | LC_ALL=C sort -u >"$work/all"
-  mv "$work/all" "$here/comparison.jsonl"
+  mv "$work/all" "$here/$name.jsonl"
 }
 trap keep EXIT
-lmaas-tune compare --model "$model" --backend-options dtype=bfloat16,max_kept_bytes=4000000000 \
+lmaas-tune compare --model "$model" "${settings[@]}" --averaged 1 --budget calls=150 \
   --tasks "$work/tasks.json" --optimizers "$optimizers" --seeds 13,21,42,87,100 \
-  --head bias --validation-rows select --averaged 1 --budget calls=150 --jobs "$jobs" --out "$work/comparison"
+  --jobs "$jobs" --out "$work/$name"
 keep
-lmaas-tune report "$here/comparison.jsonl" -o "$here/comparison.html"
+lmaas-tune report "$here/$name.jsonl" -o "$here/$name.html"
