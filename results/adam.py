@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--task", default="sst2", choices=PAPER_TASKS)
     parser.add_argument("--seeds", default="13,21,42")
     parser.add_argument("--dimensions", default=",".join(map(str, DIMENSIONS)))
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--calls", type=int, default=150)
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--out", type=Path, required=True)
@@ -248,7 +249,7 @@ def main() -> None:
         done = {(r["task"], r["method"], r["dim"], r["seed"]) for r in records}
         for seed in map(int, arguments.seeds.split(",")):
             for dim in map(int, arguments.dimensions.split(",")):
-                for method in METHODS:
+                for method in arguments.methods.split(","):
                     if (arguments.task, method, dim, seed) in done:
                         continue
                     record = run(arguments, backend, method, dim, seed)

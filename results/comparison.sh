@@ -4,8 +4,8 @@
 #   results/comparison.sh NAME MODEL DATA [JOBS]      MODEL a folder or hub name
 # NAME is `comparison` (six optimizers, one bias a label, bfloat16) or `comparison-words` (four,
 # with the words head; all begin at the best of the built-in wordings). Goes on where it was
-# stopped. Needs `lmaas-tune` and `python` on the path, with the extra `reproduce` and what
-# `lmaas-tune compare` takes.
+# stopped, with results/NAME.jsonl alone too. Needs `lmaas-tune` and `python` on the path, with
+# the extra `reproduce` and what `lmaas-tune compare` takes.
 set -euo pipefail
 name=$1 model=$2 data=$3 jobs=${4:-1}
 case $name in
@@ -60,6 +60,18 @@ keep() { # adds the runs of $work to the others
   } | LC_ALL=C sort -u >"$work/all"
   mv "$work/all" "$here/$name.jsonl"
 }
+# the runs that were kept, as `compare` stores them
+python - "$here/$name.jsonl" "$work/$name" <<'RESTORE'
+import json
+import sys
+from pathlib import Path
+
+for line in open(sys.argv[1], encoding="utf-8"):
+    run = json.loads(line)
+    folder = Path(sys.argv[2], run["task"], run["method"], f"seed-{run['seed']}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.jsonl").write_text(line, encoding="utf-8")
+RESTORE
 trap keep EXIT
 lmaas-tune compare --model "$model" "${settings[@]}" --averaged 1 --budget calls=150 \
   --tasks "$work/tasks.json" --optimizers "$optimizers" --seeds 13,21,42,87,100 \
