@@ -308,7 +308,7 @@ class PreparedRun:
         first = search.scored_starts[0] if search.scored_starts else search.start
         return TuneResult(
             prompt=self._tuned(
-                [best, *self._others(best)],
+                self._members(best),
                 generation=best.generation,
                 train=None if best.train is None else best.train.summary,
                 validation=None if best.validation is None else best.validation.summary,
@@ -316,7 +316,7 @@ class PreparedRun:
                 stop_reason=stop_reason,
             ),
             start=self._tuned([search.start]),
-            best_starts=self._tuned([first, *self._others(first)]),
+            best_starts=self._tuned(self._members(first)),
             best=best,
             steps=tuple(search.steps),
             spent=spent,
@@ -328,29 +328,32 @@ class PreparedRun:
             out=out,
         )
 
-    def _others(self, best: Candidate) -> Sequence[Candidate]:
-        """The other starts whose loss on rows that are left out is not clearly higher.
+    def _members(self, best: Candidate) -> list[Candidate]:
+        """A prompt, and the other starts that are averaged with it.
 
-        Clearly is by two standard errors of the mean difference over the rows. The mean of such
-        prompts is better than the one that seems the best of them. The first is the start of the
-        search: what the search found stands for it.
+        They are those whose loss on rows that are left out is not clearly higher than that of the
+        best start. What the search found stands for this start. It was chosen among many by few
+        rows, so that its loss on them is too low: the others are compared with it only where it is
+        far better than the start.
         """
-        scored = [
-            (candidate, candidate.train)
-            for candidate in self.search.scored_starts[1:]
+        starts = [
+            (candidate, self.evaluator.row_losses(candidate.train))
+            for candidate in self.search.scored_starts
             if candidate.train is not None and math.isfinite(candidate.train.loss)
-        ][: self.averaged - 1]
-        if not scored or best.train is None or not math.isfinite(best.train.loss):
-            return []
-        # the loss of a prompt that the search found is too low on the rows that it was told
-        choosing = self.search.choosing if best.generation else None
-        rows = slice(None) if choosing is None else choosing
-        least = self.evaluator.row_losses(best.train)
-        return [
-            candidate
-            for candidate, train in scored
-            if not _clearly_higher((self.evaluator.row_losses(train) - least)[rows])
         ]
+        if not starts or best.train is None or not math.isfinite(best.train.loss):
+            return [best]
+        rows, least = None, starts[0][1]
+        if best.generation:
+            found, choosing = self.evaluator.row_losses(best.train), self.search.choosing
+            if _clearly_higher(least - found, choosing, errors=_FAR):
+                rows, least = choosing, found
+        others = [
+            candidate
+            for candidate, losses in starts[1 : self.averaged]
+            if not _clearly_higher(losses - least, rows)
+        ]
+        return [best, *others]
 
     def _tuned(self, candidates: Sequence[Candidate], **more: Any) -> TunedPrompt:
         first, *others = [Member(c.prompt, self._head_of(c)) for c in candidates]
@@ -387,6 +390,7 @@ class PreparedRun:
 
 
 _FEWEST = 8  # rows of a label in each half
+_CLEAR, _FAR = 2.0, 3.0  # standard errors
 
 
 def _told_rows(evaluators: Sequence[Evaluator]) -> IntArray | None:
@@ -403,8 +407,12 @@ def _told_rows(evaluators: Sequence[Evaluator]) -> IntArray | None:
     return np.sort(np.concatenate([np.flatnonzero(targets == each)[::2] for each in set(targets)]))
 
 
-def _clearly_higher(differences: FloatArray) -> bool:
-    return bool(differences.mean() > 2 * differences.std() / len(differences) ** 0.5)
+def _clearly_higher(
+    differences: FloatArray, rows: IntArray | None, *, errors: float = _CLEAR
+) -> bool:
+    """Whether the mean difference of some rows, or of all, is some standard errors above zero."""
+    own = differences if rows is None else differences[rows]
+    return bool(own.mean() > errors * own.std() / len(own) ** 0.5)
 
 
 def _notes_on_rows(sets: Sequence[Dataset], shown: Sequence[Example]) -> list[str]:

@@ -65,8 +65,8 @@ class Settings:
             scores further words at no cost, else ``affine``.
         head_words: The most further words that the head reads.
         averaged: The most prompts whose log-probabilities the result averages: the best one, and
-            the best of the other starting words whose loss is not clearly higher on rows that are
-            left out. Each costs a call at prediction.
+            other starting words whose loss on rows that are left out is not clearly higher than
+            that of the best of them. Each costs a call at prediction.
         validation_rows: ``join``: each call scores training and validation rows. Heads are fitted
             to all of them, and all judge the starts, each by a head that was fitted to the others.
             Then the search lowers the loss of the training rows, and the validation rows compare

@@ -149,12 +149,18 @@ def test_validation_rows_judge_with_the_training_rows_and_are_never_scored_apart
     np.testing.assert_array_equal(result.prompt.head.bias, both.prompt.head.bias)
 
 
-def soft_search(train: Any, validation: Any, optimizer: Any = "cma", **soft: Any) -> TuneResult:
-    soft = {"prompt_init": "it was", "intrinsic_dim": 4, **soft}
+def soft_search(
+    train: Any,
+    validation: Any,
+    optimizer: Any = "cma",
+    *,
+    words: str | Sequence[str] = "it was",
+) -> TuneResult:
+    soft = Soft(prompt_init=words, intrinsic_dim=4)
     tuner = Tuner(
         ToyBackend(),
         optimizer,
-        settings=Settings(prompt=Soft(**soft), head="bias"),
+        settings=Settings(prompt=soft, head="bias"),
         template=TASK.template.text,
         labels=TASK.verbalizer.words,
         budget="calls=60",
@@ -421,12 +427,27 @@ def test_a_start_that_is_clearly_better_stays_alone() -> None:
 def test_what_the_search_found_stands_for_the_start_that_it_began_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lmaas_tune.preparation._clearly_higher", lambda differences: False)
-    result = soft_search(TRAIN, VALIDATION, prompt_init=("it was", "so", "very"))
+    monkeypatch.setattr("lmaas_tune.preparation._clearly_higher", lambda *_, **errors: False)
+    result = soft_search(TRAIN, VALIDATION, words=("it was", "so", "very"))
     assert result.best.generation > 0
     began, *others = [member.prompt.digest for member in result.best_starts.members]
     assert began == result.steps[0].best.prompt.digest
     assert len(others) == 2 and [m.prompt.digest for m in result.prompt.others] == others
+
+
+@pytest.mark.parametrize(("far", "members"), [(3.0, 1), (4.0, 2)])
+def test_starts_give_way_only_to_what_is_far_better_on_the_rows_that_choose(
+    monkeypatch: pytest.MonkeyPatch, far: float, members: int
+) -> None:
+    monkeypatch.setattr("lmaas_tune.preparation._FAR", far)
+    equal = "it was", "was it"  # the toy model takes the mean of the words
+    result = soft_search(TRAIN, VALIDATION, words=equal)
+    rows, start, found = evaluator(TRAIN + VALIDATION), result.steps[0].best, result.best
+    assert start.train is not None and found.train is not None
+    gains = rows.row_losses(start.train) - rows.row_losses(found.train)
+    every, own = (g.mean() / (g.std() / len(g) ** 0.5) for g in (gains, gains[len(TRAIN) :]))
+    assert every < 3 < own < 4
+    assert len(result.prompt.members) == members
 
 
 @pytest.mark.filterwarnings("ignore:generation 0. no finite loss")
