@@ -105,7 +105,7 @@ def test_tune_gives_scripts_one_object_with_all_they_rely_on(folder: Path, run: 
         assert set(content["best"][name]) == {"loss", "accuracy"}
     assert content["settings"]["prompt_length"] == 5
     assert content["out"] == str(folder / "run")
-    assert TunedPrompt.load("run").prompt.digest == content["prompt_digest"]
+    assert TunedPrompt.load("run").digest == content["prompt_digest"]
 
 
 def test_layers_are_searched_one_after_another_and_the_prompt_is_used_again(
@@ -665,6 +665,22 @@ def test_a_backend_that_fails_in_mid_run_loses_nothing(
     failed = {"requests": counted(whole)["requests"] + 1}
     assert counted(resumed) == counted(whole) | failed
     assert resumed["prompt_digest"] == whole["prompt_digest"]
+
+
+def test_a_report_of_other_averaged_prompts_is_not_taken(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tune("--out", "run", "--test", "test.jsonl", *SMALL, "--json", *ONE_START)
+    command += ["--prompt-init", "so so"]
+    monkeypatch.setattr("lmaas_tune.preparation._clearly_higher", lambda *_, **errors: True)
+    kept = run(*command).content
+    monkeypatch.setattr("lmaas_tune.preparation._clearly_higher", lambda *_, **errors: False)
+    averaged = run(*command, "--resume").content
+    assert (kept["spent"]["calls"], kept["best"]) == (averaged["spent"]["calls"], averaged["best"])
+    assert len(TunedPrompt.load("run").members) == 2
+    evaluate = ["evaluate", "--backend", "toy", "--prompt", "run", "--test", "test.jsonl"]
+    assert run(*evaluate, "--json").content["loss"] == averaged["tuned"]["loss"]
+    assert averaged["tuned"]["loss"] != kept["tuned"]["loss"]
 
 
 def test_a_test_that_fails_leaves_the_prompt_and_is_paid_alone_later(

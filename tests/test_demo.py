@@ -120,7 +120,7 @@ def test_the_demo_tells_programs_what_it_tells_people(
         assert change["before"] != change["after"]
     assert content["spent"]["calls"] <= 20
     assert content["finished"] is True
-    assert TunedPrompt.load(content["prompt"]).prompt.digest == content["prompt_digest"]
+    assert TunedPrompt.load(content["prompt"]).digest == content["prompt_digest"]
 
     code, out = run_demo("--out", "again")
     assert code == 0

@@ -37,7 +37,7 @@ def result_json(result: TuneResult) -> dict[str, Any]:
             "validation": None if best.validation is None else best.validation.summary,
         },
         "bounds": result.bounds,
-        "prompt_digest": prompt.digest,
+        "prompt_digest": result.prompt.digest,
         "prompt_text": prompt.words,
         "fields": list(result.prompt.task.template.fields),
         "out": None if result.out is None else str(result.out.resolve()),
