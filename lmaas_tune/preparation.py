@@ -336,11 +336,12 @@ class PreparedRun:
         rows, so that its loss on them is too low: the others are compared with it only where it is
         far better than the start.
         """
-        starts = [
-            (candidate, self.evaluator.row_losses(candidate.train))
+        finite = [
+            (candidate, candidate.train)
             for candidate in self.search.scored_starts
             if candidate.train is not None and math.isfinite(candidate.train.loss)
         ]
+        starts = [(one, self.evaluator.row_losses(train)) for one, train in finite[: self.averaged]]
         if not starts or best.train is None or not math.isfinite(best.train.loss):
             return [best]
         rows, least = None, starts[0][1]
@@ -350,7 +351,7 @@ class PreparedRun:
                 rows, least = choosing, found
         others = [
             candidate
-            for candidate, losses in starts[1 : self.averaged]
+            for candidate, losses in starts[1:]
             if not _clearly_higher(losses - least, rows)
         ]
         return [best, *others]

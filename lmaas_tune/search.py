@@ -335,7 +335,7 @@ class Search:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Add the time within the context to `optimizer_seconds`."""
+        """Compute with one thread, and add the time within to `optimizer_seconds`."""
         began = time.perf_counter()
         with one_thread():
             yield

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -199,6 +199,14 @@ def spread(values: Sequence[float]) -> str:
     )
 
 
+def draw_band(axis: Any, values: Mapping[int, Sequence[float]], colour: str, label: str) -> None:
+    """A line through the means of the values at each place, and one standard deviation."""
+    means = np.array([np.mean(own) for own in values.values()])
+    stds = np.array([np.std(own, ddof=1) if len(own) > 1 else 0.0 for own in values.values()])
+    axis.plot(list(values), means, "o-", color=colour, label=label)
+    axis.fill_between(list(values), means - stds, means + stds, color=colour, alpha=0.15)
+
+
 def draw_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Training loss and held-out accuracy against d: means, and one standard deviation."""
     tasks = list(dict.fromkeys(record["task"] for record in records))
@@ -215,11 +223,7 @@ def draw_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
                     for d in DIMENSIONS
                 ]
                 found = [(d, values) for d, values in found if values]
-                dims = [d for d, _ in found]
-                means = np.array([np.mean(values) for _, values in found])
-                stds = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for _, v in found])
-                axis.plot(dims, means, "o-", color=colour, label=method)
-                axis.fill_between(dims, means - stds, means + stds, color=colour, alpha=0.15)
+                draw_band(axis, dict(found), colour, method)
             axis.set(xscale="log", xlabel="dimension of the subspace", ylabel=label, title=task)
             axis.set_xticks(DIMENSIONS)
             axis.xaxis.set_major_formatter(ScalarFormatter())

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
-from adam import spread
+from adam import draw_band, spread
 from explore import SETTINGS, keep_record, read_records
 
 from lmaas_tune import Budget, Settings, TunedPrompt, Tuner, TuneResult, load_backend
@@ -74,10 +73,11 @@ class Runs:
                 yield CMA, calls, self.search(CMA, settings, calls).prompt
 
 
-def run(arguments: argparse.Namespace, seed: int, records: list[dict[str, Any]]) -> None:
+def run(
+    arguments: argparse.Namespace, backend: Any, seed: int, records: list[dict[str, Any]]
+) -> None:
     """Make and keep the results on one split that are not kept yet."""
     task, path = arguments.task, arguments.out.with_suffix(".jsonl")
-    backend: Any = load_backend("hf")(arguments.model, dtype=arguments.dtype)
     runs = Runs(backend, str(arguments.data), task, seed, arguments.out / task / f"seed-{seed}")
     done = {(r["method"], r["calls"]) for r in records if (r["task"], r["seed"]) == (task, seed)}
     for method, calls, prompt in runs.results(done):
@@ -126,11 +126,8 @@ def draw_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
         for axis, name in zip(row, ("accuracy", "loss"), strict=True):
             for method, colour in ((CMA, "#1f6f8b"), (DEFAULT, "#c8553d")):
                 found = of(records, task, method)
-                values = [[r[name] for r in own] for own in found.values()]
-                means = np.array([np.mean(each) for each in values])
-                stds = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values])
-                axis.plot(list(found), means, "o-", color=colour, label=method)
-                axis.fill_between(list(found), means - stds, means + stds, color=colour, alpha=0.15)
+                values = {calls: [r[name] for r in own] for calls, own in found.items()}
+                draw_band(axis, values, colour, method)
             axis.set(xscale="log", xlabel="calls", ylabel=f"{name}, test rows", title=task)
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
@@ -149,8 +146,9 @@ def main() -> None:
     arguments = parser.parse_args()
     records = read_records(arguments.out.with_suffix(".jsonl"))
     if not arguments.table:
+        backend = load_backend("hf")(arguments.model, dtype=arguments.dtype)
         for seed in map(int, arguments.seeds.split(",")):
-            run(arguments, seed, records)
+            run(arguments, backend, seed, records)
     print(table(records))
     draw_figure(records, arguments.out.with_suffix(".svg"))
 

@@ -60,18 +60,7 @@ keep() { # adds the runs of $work to the others
   } | LC_ALL=C sort -u >"$work/all"
   mv "$work/all" "$here/$name.jsonl"
 }
-# the runs that were kept, as `compare` stores them
-python - "$here/$name.jsonl" "$work/$name" <<'RESTORE'
-import json
-import sys
-from pathlib import Path
-
-for line in open(sys.argv[1], encoding="utf-8"):
-    run = json.loads(line)
-    folder = Path(sys.argv[2], run["task"], run["method"], f"seed-{run['seed']}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.jsonl").write_text(line, encoding="utf-8")
-RESTORE
+python "$here/restore.py" "$here/$name.jsonl" "$work/$name"
 trap keep EXIT
 lmaas-tune compare --model "$model" "${settings[@]}" --averaged 1 --budget calls=150 \
   --tasks "$work/tasks.json" --optimizers "$optimizers" --seeds 13,21,42,87,100 \

@@ -4,7 +4,8 @@
 # of the version before heads.)
 #   results/table.sh MODEL DATA        MODEL a folder or hub name, DATA as docs/reproduce.md says
 #   results/table.sh MODEL DATA 'bbt bbtv2' 'sst2 agnews'     some rows and columns of it
-# Goes on where it was stopped, with that file alone too. Needs `lmaas-tune` on the path, with the extra `reproduce`.
+# Goes on where it was stopped, with that file alone too. Needs `lmaas-tune` and `python` on the path,
+# with the extra `reproduce`.
 set -euo pipefail
 model=$1 data=$2
 methods=${3:-default manual manual-calibrated bbt bbtv2 icl tfidf mean-states feature-mlp feature-bilstm prompt-tuning \
@@ -33,19 +34,9 @@ keep() { # adds the runs of $work to the others
   } | LC_ALL=C sort -u >"$work/all"
   mv "$work/all" "$kept"
 }
-restore() { # the runs that were kept, as `reproduce` stores them
-  python - "$kept" "$work/table" <<'PYTHON'
-import json, pathlib, sys
-for line in open(sys.argv[1]):
-    run = json.loads(line)
-    folder = pathlib.Path(sys.argv[2], run["task"], run["method"], f"seed-{run['seed']}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.jsonl").write_text(line)
-PYTHON
-}
 mkdir -p "$work/table"
 touch "$kept"
-restore
+python "$here/restore.py" "$kept" "$work/table"
 trap keep EXIT
 
 for task in $tasks; do
