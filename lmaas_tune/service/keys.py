@@ -106,7 +106,7 @@ def read_keys(path: str | Path, *, quota: KeyQuota, on_note: OnNote = warn) -> K
         InputError: The file cannot be read, or a line of it; keys are never quoted.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # no UTF-8, or no name that a file can have
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise InputError(f"the keys cannot be read from {shown(path)} ({reason})") from None

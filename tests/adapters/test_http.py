@@ -465,15 +465,36 @@ def test_a_key_comes_from_a_file_else_from_the_environment(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b" \n", b"two\nlines", b"two words", "clé".encode(), b"\xff", b"a\x00b"]
+    ("content", "reason"),
+    [
+        *((content, "holds what no key has") for content in (b"two\nlines", b"two words")),
+        *((content, "holds what no key has") for content in ("clé".encode(), b"a\x00b")),
+        *((content, "the API key is empty") for content in (b"", b" \n")),
+        (b"\xff", "no UTF-8 text"),
+    ],
 )
-def test_a_file_that_holds_no_key_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_key_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_bytes(content)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=reason) as caught:
         Key.find(file=file, variable=None)
-    assert "key" in str(caught.value)
+    assert str(file) in str(caught.value)
     assert "two" not in str(caught.value)
+
+
+def test_a_variable_that_holds_no_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "two words")
+    with pytest.raises(InputError, match="the variable SOME_KEY: the API key") as caught:
+        Key.find(file=None, variable="SOME_KEY")
+    assert "two words" not in str(caught.value)
+
+
+def test_a_file_of_a_key_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(SECRET, encoding="utf-8-sig")
+    with RawServer(reply()) as server:
+        Endpoint(server.url, key=Key.find(file=file, variable=None)).get("/")
+    assert f"Bearer {SECRET}\r\n".encode() in server.heard[0]
 
 
 def test_a_missing_file_of_a_key_is_named(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def test_a_key_is_found_by_itself_and_by_nothing_else(tmp_path: Path) -> None:
         assert found.find(wrong) is None
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    key = ring(tmp_path, f"\ufeff{ALICE}\n").find(ALICE)
+    assert key is not None
+
+
 def test_a_key_may_stand_as_its_digest(tmp_path: Path) -> None:
     digest = hashlib.sha256(ALICE.encode()).hexdigest()
     found = ring(tmp_path, f"alice sha256:{digest}\n")

@@ -34,8 +34,12 @@ class Key:
 
     def __init__(self, text: str) -> None:
         text = text.strip()
-        if not text or not text.isascii() or not text.isprintable() or " " in text:
-            raise InputError("the API key is empty or holds characters that no key has")
+        if not text:
+            raise InputError("the API key is empty")
+        if not text.isascii() or not text.isprintable() or " " in text:
+            raise InputError(
+                "the API key holds what no key has: spaces, line breaks or other than ASCII"
+            )
         self._text = text
 
     @classmethod
@@ -43,19 +47,18 @@ class Key:
         """Read the key from a file, else from an environment variable, else return None.
 
         Raises:
-            InputError: The file cannot be read.
+            InputError: The file cannot be read, or what is found is no key.
         """
         if file is not None:
-            try:
-                return cls(Path(file).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:  # no UTF-8, or no valid file name
-                reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-                raise InputError(
-                    f"the API key cannot be read from {shown(file)} ({reason}): give the path of a "
-                    "file that holds the key and nothing else"
-                ) from None
-        text = os.environ.get(variable) if variable else None
-        return cls(text) if text else None
+            text, source = _content(file), shown(file)
+        elif variable and os.environ.get(variable):
+            text, source = os.environ[variable], f"the variable {variable}"
+        else:
+            return None
+        try:
+            return cls(text)
+        except InputError as error:
+            raise InputError(f"{source}: {error}; it must hold the key and nothing else") from None
 
     def __repr__(self) -> str:
         return "Key(***)"
@@ -71,6 +74,17 @@ class Key:
     def hidden(self, text: str) -> str:
         """Replace the key in a text, as some servers quote it."""
         return text.replace(self._text, "***")
+
+
+def _content(file: str | os.PathLike[str]) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # no UTF-8, or no valid file name
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise InputError(
+            f"the API key cannot be read from {shown(file)} ({reason}): give the path of a file "
+            "that holds the key and nothing else"
+        ) from None
 
 
 def quoted(text: str, key: Key | None, *, most: int) -> str:
