@@ -203,9 +203,13 @@ class Evaluator:
 
     def row_losses(self, evaluation: Evaluation) -> FloatArray:
         """(rows,) cross-entropy of an evaluated prompt, each by a head fitted to other rows."""
-        odds = log_softmax(self._fit(known_scores(evaluation), self.targets).held_out)
+        odds = self.left_out(evaluation)
         losses: FloatArray = -odds[np.arange(len(odds)), self.targets]
         return losses
+
+    def left_out(self, evaluation: Evaluation) -> FloatArray:
+        """(rows, labels) log-probabilities, each row's by a head fitted to other rows."""
+        return log_softmax(self._fit(known_scores(evaluation), self.targets).held_out)
 
     def linearised(
         self, scores: FloatArray, /

@@ -328,6 +328,29 @@ class PreparedRun:
             out=out,
         )
 
+    def note_on_guessing(self) -> str | None:
+        """A note if the result is not clearly better than guessing by the labels' shares.
+
+        It is better by two standard errors, in loss or in accuracy, on rows that are left out.
+        """
+        found = [one.train for one in self._members(self.search.best) if one.train is not None]
+        if not found or not all(math.isfinite(one.loss) for one in found):
+            return None
+        odds = np.logaddexp.reduce([self.evaluator.left_out(one) for one in found])
+        odds -= math.log(len(found))
+        targets = self.evaluator.targets
+        shares = np.bincount(targets, minlength=odds.shape[1]) / len(targets)
+        losses, guessed = -odds[np.arange(len(odds)), targets], -np.log(shares[targets])
+        right, likeliest = odds.argmax(axis=1) == targets, targets == shares.argmax()
+        if _clearly_higher(guessed - losses) or _clearly_higher(right * 1.0 - likeliest):
+            return None
+        return (
+            "the tuned prompt may be no better than guessing: on labelled rows left out of its "
+            "head's fit, neither its loss nor its accuracy is clearly better than what the labels' "
+            "shares alone give; test it before you use it, and try a larger model, other words or "
+            "more rows"
+        )
+
     def _members(self, best: Candidate) -> list[Candidate]:
         """A prompt, and the other starts that are averaged with it.
 
@@ -409,7 +432,7 @@ def _told_rows(evaluators: Sequence[Evaluator]) -> IntArray | None:
 
 
 def _clearly_higher(
-    differences: FloatArray, rows: IntArray | None, *, errors: float = _CLEAR
+    differences: FloatArray, rows: IntArray | None = None, *, errors: float = _CLEAR
 ) -> bool:
     """Whether the mean difference of some rows, or of all, is some standard errors above zero."""
     own = differences if rows is None else differences[rows]

@@ -169,6 +169,8 @@ class Tuner:
                     self._finish(result, keep=not journal.replaying)
                 raise
             result = self._result(run, stop_reason, finished)
+            if finished and (note := run.note_on_guessing()):
+                self._job.client.on_note(note)
             # the prompt saved before an interrupted replay may be better than its result
             return self._finish(result, keep=finished or not journal.replaying)
 

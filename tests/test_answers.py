@@ -28,6 +28,7 @@ from lmaas_tune.errors import InputError
 from lmaas_tune.evaluator import Evaluator
 from lmaas_tune.heads import BiasHead, Fit, FittedHead, LinearHead
 from lmaas_tune.journal import FILE_NAME
+from lmaas_tune.notes import OnNote
 from lmaas_tune.objectives import cross_entropy
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
@@ -48,6 +49,7 @@ SETTINGS = Settings(
 )
 SKILL = {"blunt": 0.1, "sharp": 2.0, "keen": 2.0}
 MANY = [(f"{label} book {n}", label) for n in range(80) for label in LABELS]
+UNEVEN = [(text, label) for n, (text, label) in enumerate(MANY) if label == "good" or n < 10]
 KNOWN = tuple(f"{a}{b}{c}" for a in "bcdf" for b in "aeiou" for c in "klmn")  # 80 words
 
 
@@ -114,6 +116,7 @@ def fit(
     out: Path | None = None,
     resume: bool = False,
     own_head: Any = None,
+    on_note: OnNote | None = None,
     **wish: Any,
 ) -> TuneResult:
     tuner = Tuner(
@@ -125,6 +128,7 @@ def fit(
         labels=TASK.verbalizer.words,
         callbacks=(),
         out=out,
+        on_note=on_note,
     )
     return tuner.fit(train, validation, resume=resume)
 
@@ -448,6 +452,32 @@ def test_starts_give_way_only_to_what_is_far_better_on_the_rows_that_choose(
     every, own = (g.mean() / (g.std() / len(g) ** 0.5) for g in (gains, gains[len(TRAIN) :]))
     assert every < 3 < own < 4
     assert len(result.prompt.members) == members
+
+
+class Overconfident(Noisy):
+    """Right as often as before, and far too sure."""
+
+    def logprobs(self, request: ScoreRequest) -> FloatArray:
+        return super().logprobs(request) * 50.0
+
+
+@pytest.mark.parametrize(
+    ("backend", "rows", "wish", "noted"),
+    [
+        (Noisy(dict.fromkeys(SKILL, 0.0)), MANY, {"head": "affine"}, True),
+        (Noisy(), MANY, {"head": "affine"}, False),
+        # its loss is high, its accuracy too
+        (Overconfident(), MANY, {"head": "none", "averaged": 1}, False),
+        # the likeliest label is right as often
+        (Noisy(), UNEVEN, {"head": "affine"}, False),
+    ],
+)
+def test_a_result_that_is_not_better_than_guessing_is_told(
+    backend: Noisy, rows: Any, wish: dict[str, Any], noted: bool
+) -> None:
+    notes: list[str] = []
+    fit(backend, rows, on_note=notes.append, **wish)
+    assert any("no better than guessing" in note for note in notes) == noted
 
 
 @pytest.mark.filterwarnings("ignore:generation 0. no finite loss")
