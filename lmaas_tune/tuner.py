@@ -26,7 +26,8 @@ from lmaas_tune.objectives import Objective
 from lmaas_tune.optimizers.base import OptimizerFactory
 from lmaas_tune.peft import PeftPrompt
 from lmaas_tune.plan import Plan
-from lmaas_tune.preparation import Job, PreparedRun
+from lmaas_tune.preparation import Job
+from lmaas_tune.prepared_run import PreparedRun
 from lmaas_tune.prompts import Prompt
 from lmaas_tune.registry import name_of
 from lmaas_tune.reprs import call_repr

@@ -431,7 +431,7 @@ def test_a_start_that_is_clearly_better_stays_alone() -> None:
 def test_what_the_search_found_stands_for_the_start_that_it_began_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lmaas_tune.preparation._clearly_higher", lambda *_, **errors: False)
+    monkeypatch.setattr("lmaas_tune.prepared_run._clearly_higher", lambda *_, **errors: False)
     result = soft_search(TRAIN, VALIDATION, words=("it was", "so", "very"))
     assert result.best.generation > 0
     began, *others = [member.prompt.digest for member in result.best_starts.members]
@@ -443,7 +443,7 @@ def test_what_the_search_found_stands_for_the_start_that_it_began_at(
 def test_starts_give_way_only_to_what_is_far_better_on_the_rows_that_choose(
     monkeypatch: pytest.MonkeyPatch, far: float, members: int
 ) -> None:
-    monkeypatch.setattr("lmaas_tune.preparation._FAR", far)
+    monkeypatch.setattr("lmaas_tune.prepared_run._FAR", far)
     equal = "it was", "was it"  # the toy model takes the mean of the words
     result = soft_search(TRAIN, VALIDATION, words=equal)
     rows, start, found = evaluator(TRAIN + VALIDATION), result.steps[0].best, result.best

@@ -672,9 +672,9 @@ def test_a_report_of_other_averaged_prompts_is_not_taken(
 ) -> None:
     command = tune("--out", "run", "--test", "test.jsonl", *SMALL, "--json", *ONE_START)
     command += ["--prompt-init", "so so"]
-    monkeypatch.setattr("lmaas_tune.preparation._clearly_higher", lambda *_, **errors: True)
+    monkeypatch.setattr("lmaas_tune.prepared_run._clearly_higher", lambda *_, **errors: True)
     kept = run(*command).content
-    monkeypatch.setattr("lmaas_tune.preparation._clearly_higher", lambda *_, **errors: False)
+    monkeypatch.setattr("lmaas_tune.prepared_run._clearly_higher", lambda *_, **errors: False)
     averaged = run(*command, "--resume").content
     assert (kept["spent"]["calls"], kept["best"]) == (averaged["spent"]["calls"], averaged["best"])
     assert len(TunedPrompt.load("run").members) == 2
