@@ -1,6 +1,6 @@
 """What a head gains on a server that returns the twenty likeliest tokens only.
 
-    results/top20.py --url http://127.0.0.1:8080 --model smollm2 --out runs/top20
+    python results/top20.py --url http://127.0.0.1:8080 --model smollm2 --out runs/top20
 
 The backend is `openai` with ``scores="logprobs"`` and 20 of them; a label word that is not among
 them has an upper bound as its score. So the starting words name the four label words, which makes

@@ -1,4 +1,4 @@
-"""Imports point one way: along the order of the rooms, and in no circle."""
+"""Imports point one way: along the order of the modules, and in no circle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import lmaas_tune
 
 PACKAGE = Path(lmaas_tune.__file__).parent
 ADAPTERS = Path(lmaas_tune_adapters.__file__).parent
-ROOMS = (
+ORDER = (
     "errors",
     "task",
     "prompts",
@@ -26,7 +26,7 @@ ROOMS = (
     "lab",
     "cli",
 )
-"""The order of CONTRIBUTING.md: a room imports only those before it."""
+"""The order of CONTRIBUTING.md: a module imports only those before it."""
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -66,10 +66,10 @@ def test_no_modules_import_each_other_in_a_circle(needs: dict[str, set[str]]) ->
     assert not left
 
 
-def test_no_room_needs_a_later_one_also_through_other_modules(needs: dict[str, set[str]]) -> None:
-    for number, room in enumerate(ROOMS):
-        reached = {name for name in needs if name.startswith(f"lmaas_tune.{room}")}
+def test_no_module_needs_a_later_one_also_through_other_modules(needs: dict[str, set[str]]) -> None:
+    for number, module in enumerate(ORDER):
+        reached = {name for name in needs if name.startswith(f"lmaas_tune.{module}")}
         assert reached
         while more := {other for name in reached for other in needs[name]} - reached:
             reached |= more
-        assert not {name.split(".")[1] for name in reached} & set(ROOMS[number + 1 :])
+        assert not {name.split(".")[1] for name in reached} & set(ORDER[number + 1 :])
