@@ -62,7 +62,8 @@ class TestEcho(BackendConformance):
 
 
 if __name__ == "__main__":
-    train = [("great fun, great cast", "great"), ("a poor plot and poor jokes", "poor")] * 4
+    things = ("fun", "plot", "cast", "end")
+    train = [(f"{word} {thing}", word) for thing in things for word in ("great", "poor")]
     result = Tuner(EchoBackend(), "cma", budget="calls=101", callbacks=[]).fit(train)
     comparison = result.compare(train)
     print(f"loss {comparison.baseline.loss:.3f} -> {comparison.tuned.loss:.3f}")

@@ -109,6 +109,12 @@ class Dataset:
                 f"{self.name}: {len(torn)} of the texts have several labels, the first is "
                 f"{torn[0][0]!r:.60}"
             )
+        again = len(self.examples) - sum(map(len, self.texts.values()))
+        if again:
+            notes.append(
+                f"{self.name}: {_rows(again)} repeat another one: each call pays for them again, "
+                "and losses on left-out rows look too low, as a copy is not left out; remove them"
+            )
         blank = sum(not any(map(str.strip, texts)) for texts in self.texts)
         if blank:
             notes.append(f"{self.name}: a row has no text: remove it, or fill it in")

@@ -33,6 +33,8 @@ from lmaas_tune.typed_json import checked, parse_object
 
 FORMAT = 3
 FILE_NAME = "journal.jsonl"
+STARTS = "starts"
+"""Key of the number of starts, which costs nothing."""
 _BEGINNING = b'{"format": '
 _CHECKSUM_FIELD = b', "seal": "%s"}'
 _MAY_DIFFER = {"format", "versions"}  # other versions may replay; `get` detects if not
@@ -176,12 +178,13 @@ class Journal:
             return replace(self._used[name], usage=spent.usage), spent
 
     def append_part(self, key: bytes, reply: ScoreReply, spent: Spent) -> None:
-        """See `lmaas_tune.calls.call.Recorder`; scores that are not finite are not recorded.
+        """See `lmaas_tune.calls.call.Recorder`; of scores that are not finite only the cost is.
 
         Raises:
             StorageError: It cannot be written.
         """
         if not np.isfinite(reply.logprobs).all():
+            self.append_failure(spent)
             return
         part = {"part": key.hex(), "logprobs": reply.logprobs.tolist(), "bounds": reply.bounds}
         with self._lock:
@@ -216,8 +219,9 @@ class Journal:
         lines = [self._parse(line, n) for n, line in enumerate(whole.splitlines(), start=1)]
         if resume and not data:
             self._on_note(f"{self._path}: there is no run to resume, so a new one starts")
-        if len(lines) < 2:  # nothing was paid, so any run may start here
-            file.truncate(0)
+        paid = any(map(_is_paid, lines[1:]))
+        if len(lines) < 2 or (not paid and (not resume or _differing(lines[0], _as_json(header)))):
+            file.truncate(0)  # any run may start here
             self._last_checksum = ""
             self._write({"format": FORMAT, **header})
             return
@@ -277,13 +281,8 @@ class Journal:
             )
 
     def _check_header(self, recorded: Record, header: Mapping[str, Any]) -> None:
-        wanted = json.loads(json.dumps(header))
-        differs = [
-            k
-            for k in sorted({*recorded, *wanted} - _MAY_DIFFER)
-            if recorded.get(k) != wanted.get(k)
-        ]
-        if differs:
+        wanted = _as_json(header)
+        if differs := _differing(recorded, wanted):
             first = differs[0]
             raise InputError(
                 f"{self._path} is the journal of another run: {', '.join(differs)} differ "
@@ -309,6 +308,25 @@ class Journal:
                 "make room, then resume"
             ) from error
         self._last_checksum = checksum
+
+
+def _as_json(header: Mapping[str, Any]) -> Record:
+    found: Record = json.loads(json.dumps(header))
+    return found
+
+
+def _differing(recorded: Record, wanted: Record) -> list[str]:
+    """The keys of two first lines that differ, and may not."""
+    keys = sorted({*recorded, *wanted} - _MAY_DIFFER)
+    return [key for key in keys if recorded.get(key) != wanted.get(key)]
+
+
+def _is_paid(record: Record) -> bool:
+    """Whether a line after the first holds an answer, or the cost of a failed attempt."""
+    if "lost" not in record:
+        return record.get("key") != STARTS
+    spent = Spent.from_json(record["spent"])
+    return bool(spent.sequences or spent.tokens or spent.money)
 
 
 def _check_line(record: Record) -> None:

@@ -171,12 +171,18 @@ class Job:
         if isinstance(backend, KnowsWords):
             most = self.client.capabilities.words_per_request
             if most is not None:
-                most = max(0, most - len(task.verbalizer.candidates))
+                most = max(0, most - self._size_of(task.verbalizer.candidates))
         head = self.head or make_head(settings.head, words=settings.head_words, most=most)
         count = head.extra_words if most is None else min(head.extra_words, most)
         if not count or not isinstance(backend, KnowsWords):
             return head, ()
         return head, head_words(task, train, backend.one_token_words(), count, seed=self.seed)
+
+    def _size_of(self, words: Sequence[str]) -> int:
+        """What label words take of the words of a request: their tokens, if these are known."""
+        if self._embeds is None:
+            return len(words)
+        return sum(max(1, len(self._embeds.tokenize(f" {word}"))) for word in words)
 
     def _evaluators(
         self, task: Task, sets: Sequence[Dataset], head: Head, words: Sequence[str]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from lmaas_tune.artifact import Member, TunedPrompt
 from lmaas_tune.calls.client import Client
 from lmaas_tune.evaluator import Evaluator, IntArray
 from lmaas_tune.heads import FittedHead
+from lmaas_tune.objectives import log_softmax, mean_log_probabilities
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
@@ -22,6 +25,8 @@ from lmaas_tune.task import Task
 
 _WHEN_IT_ENDS = ("budget", "allow_bounds")
 _CLEAR, _FAR = 2.0, 3.0  # standard errors
+_CHANCE = 0.025
+_FEWEST = 8  # rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +91,21 @@ class PreparedRun:
     def note_on_guessing(self) -> str | None:
         """A note if the result is not clearly better than guessing by the labels' shares.
 
-        It is better by two standard errors, in loss or in accuracy, on rows that are left out.
+        It is better if its loss or its accuracy on rows that are left out of the head's fit would
+        be by chance in fewer than 1 of 40 searches.
         """
         found = [one.train for one in self._members(self.search.best) if one.train is not None]
         if not found or not all(math.isfinite(one.loss) for one in found):
             return None
-        odds = np.logaddexp.reduce([self.evaluator.left_out(one) for one in found])
-        odds -= math.log(len(found))
+        odds = log_softmax(mean_log_probabilities([self.evaluator.left_out(e) for e in found]))
         targets = self.evaluator.targets
         shares = np.bincount(targets, minlength=odds.shape[1]) / len(targets)
         losses, guessed = -odds[np.arange(len(odds)), targets], -np.log(shares[targets])
         right, likeliest = odds.argmax(axis=1) == targets, targets == shares.argmax()
-        if _clearly_higher(guessed - losses) or _clearly_higher(right * 1.0 - likeliest):
+        errors = _errors_of_chance(sum(len(step.evaluations) for step in self.search.steps))
+        if any(
+            _clearly_higher(d, errors=errors) for d in (guessed - losses, right * 1.0 - likeliest)
+        ):
             return None
         return (
             "the tuned prompt may be no better than guessing: on labelled rows left out of its "
@@ -130,7 +138,7 @@ class PreparedRun:
         others = [
             candidate
             for candidate, losses in starts[1:]
-            if not _clearly_higher(losses - least, rows)
+            if candidate.prompt is not best.prompt and not _clearly_higher(losses - least, rows)
         ]
         return [best, *others]
 
@@ -164,13 +172,22 @@ class PreparedRun:
             "settings": {k: v for k, v in settings.items() if k not in _WHEN_IT_ENDS},
             "template": self.task.template.text,
             "label_words": dict(self.task.verbalizer.words),
+            "head_words": hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:16],
             "rows": self.digests,
         }
+
+
+def _errors_of_chance(prompts: int) -> float:
+    """The standard errors that the best of so many prompts seldom has by chance."""
+    return NormalDist().inv_cdf(1 - _CHANCE / max(1, prompts))
 
 
 def _clearly_higher(
     differences: FloatArray, rows: IntArray | None = None, *, errors: float = _CLEAR
 ) -> bool:
-    """Whether the mean difference of some rows, or of all, is some standard errors above zero."""
+    """Whether the mean difference of some rows, or of all, is some standard errors above zero.
+
+    Too few rows tell nothing of the errors.
+    """
     own = differences if rows is None else differences[rows]
-    return bool(own.mean() > errors * own.std() / len(own) ** 0.5)
+    return bool(len(own) >= _FEWEST and own.mean() > errors * own.std() / len(own) ** 0.5)

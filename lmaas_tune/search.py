@@ -19,7 +19,7 @@ from lmaas_tune.calls.meter import Budget, Meter, Spent
 from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError
 from lmaas_tune.evaluator import Evaluation, Evaluator, IntArray, known_scores
 from lmaas_tune.exactness import NOTED, explain_bounds, refuse_bounds
-from lmaas_tune.journal import Journal, Record
+from lmaas_tune.journal import STARTS, Journal, Record
 from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.objectives import Targets
 from lmaas_tune.optimizers.base import Ends, Optimizer, UsesScores
@@ -179,6 +179,7 @@ class Search:
         """Search until a stop condition holds, and return it as a sentence.
 
         Raises:
+            BudgetExceededError: The budget ended before the first step.
             KeyboardInterrupt: From the user. The journal has all paid answers; `best` and
                 `steps` are those after the last complete step.
         """
@@ -195,6 +196,10 @@ class Search:
             while (reason := self._stop_reason()) is None:
                 self._run_generation()
         except BudgetExceededError as error:  # retries used up the cost planned for a generation
+            if not self.steps:
+                raise BudgetExceededError(
+                    f"{error}; not one prompt was scored on all rows: raise the budget"
+                ) from error
             return str(error)
         return reason
 
@@ -217,17 +222,20 @@ class Search:
                 "objective is at fault"
             )
         origin = np.zeros((len(left), self._space.dim))
-        self._step(0, origin, evaluations, validated[:1], spent, considered=True)
-        self._lowest = math.nan if self.best.train is None else self.best.train.loss
+        # without validation rows of their own, all rows have chosen the best start
+        compared = validated[:1] if self._validation is None else validated
+        self._step(0, origin, evaluations, compared, spent, considered=True)
+        began = validated[0].train
+        self._lowest = math.nan if began is None else began.loss
 
     def _scored_starts(self) -> int:
         """The number of starts that are scored; a run keeps it if its budget changes."""
         most, every = self._most_starts, len(self._space.starts)
         if every == 1:
             return 1
-        if (answer := self._journal.get("starts", "")) is None:
-            answer = self._journal.append("starts", "", {"most": most}, self.meter.spent)
-        with self._journal.reading("starts"):
+        if (answer := self._journal.get(STARTS, "")) is None:
+            answer = self._journal.append(STARTS, "", {"most": most}, self.meter.spent)
+        with self._journal.reading(STARTS):
             recorded: int = checked(int, answer.get("most"), "most")
             if not 1 <= recorded <= every:
                 raise ValueError(f"{recorded} starts of {every}")
@@ -248,13 +256,13 @@ class Search:
         scores: dict[int, FloatArray] = {}
         bounds: dict[int, float] = {}
         spent = self.meter.spent
-        for number, rung in enumerate(turns):
+        parts = [self._train.subset(rung.rows) for rung in turns]
+        for number, (rung, part) in enumerate(zip(turns, parts, strict=True)):
             if number:
                 seen = self._train.subset(np.concatenate([turn.rows for turn in turns[:number]]))
                 losses = np.array([seen.judge(scores[index]).loss for index in left])
                 best = [left[i] for i in self._penalised(losses, 0).argsort(kind="stable")]
                 left = sorted([0, *[index for index in best if index][: rung.starts - 1]])
-            part = self._train.subset(rung.rows)
             found, spent = self._score(
                 f"start/{number}", str(left), part, [starts[index] for index in left], rung.calls
             )
@@ -263,6 +271,7 @@ class Search:
                 scores[index] = np.concatenate([scores.get(index, new[:0]), new])
                 share = len(rung.rows) / len(self._train.batch)
                 bounds[index] = bounds.get(index, 0.0) + share * evaluation.bounds
+        self._train.cost.learn_whole(self._train.batch, [part.batch for part in parts])
         back = np.argsort(np.concatenate([turn.rows for turn in turns]))
         return (
             left,
@@ -355,7 +364,7 @@ class Search:
         for candidate in candidates:
             evaluation = candidate.evaluation
             # the start is the best until a better candidate is found, even if its loss is NaN
-            if number == 0 or (
+            if (number == 0 and candidate is candidates[0]) or (
                 evaluation is not None and self._selection.better(evaluation, self.best.evaluation)
             ):
                 self.best = candidate
@@ -456,6 +465,7 @@ class Search:
             prompts = [c.prompt for c in candidates]
             evaluations = validation.evaluate(prompts, self.meter, self._journal, heads=heads)
             self.meter.book(Spent(validation_calls=len(candidates)))
+            evaluations = [replace(e, scores=None) for e in evaluations]  # nothing reads them
             answer = self._append(key, of, validation, evaluations, before)
         evaluations, spent = self._read(key, answer, len(candidates), validation)
         return [

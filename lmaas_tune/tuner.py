@@ -150,6 +150,7 @@ class Tuner:
 
         Raises:
             InputError: An argument cannot work. Raised before the first paid call.
+            BudgetExceededError: The budget ended before one prompt was scored on all rows.
             PermanentError: The backend failed for good, or a whole generation had no finite
                 loss. The journal has all paid answers.
             StorageError: `out` cannot be written.
@@ -167,13 +168,14 @@ class Tuner:
             except BaseException as error:
                 result = self._result(run, f"failed: {error}", False)
                 with contextlib.suppress(StorageError):  # the first error is the one to report
-                    self._finish(result, keep=not journal.replaying)
+                    self._finish(result, keep=bool(result.steps) and not journal.replaying)
                 raise
             result = self._result(run, stop_reason, finished)
             if finished and (note := run.note_on_guessing()):
                 self._job.client.on_note(note)
             # the prompt saved before an interrupted replay may be better than its result
-            return self._finish(result, keep=finished or not journal.replaying)
+            keep = finished or not journal.replaying
+            return self._finish(result, keep=keep and bool(result.steps))
 
     def plan(
         self,

@@ -31,6 +31,7 @@ from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.notes import OnNote
 from lmaas_tune.objectives import cross_entropy
 from lmaas_tune.optimizers.random import RandomSearch
+from lmaas_tune.prepared_run import _clearly_higher, _errors_of_chance
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.settings import with_fields
 from lmaas_tune.task import Task, Template, Verbalizer
@@ -404,6 +405,20 @@ def test_words_without_a_model_that_knows_any_are_refused_for_free() -> None:
     assert backend.requests == []
 
 
+def test_a_run_whose_words_are_others_is_not_resumed(tmp_path: Path) -> None:
+    class Reordered(Knowing):
+        def one_token_words(self) -> Sequence[str]:
+            return super().one_token_words()[::-1]
+
+    first = fit(Knowing(), out=tmp_path, head="words", head_words=10)
+    for other in (Reordered(), Knowing(most=5)):
+        with pytest.raises(InputError, match="another run: head_words differ"):
+            fit(other, out=tmp_path, head="words", head_words=10, resume=True)
+        assert other.requests == []
+    again = fit(Knowing(), out=tmp_path, head="words", head_words=10, resume=True)
+    assert again.prompt.words == first.prompt.words
+
+
 # The mean of several prompts
 
 
@@ -454,6 +469,11 @@ def test_starts_give_way_only_to_what_is_far_better_on_the_rows_that_choose(
     assert len(result.prompt.members) == members
 
 
+@pytest.mark.parametrize(("rows", "far"), [(7, False), (8, True)])
+def test_too_few_rows_tell_nothing_of_errors(rows: int, far: bool) -> None:
+    assert _clearly_higher(np.full(rows, 0.1)) == far
+
+
 class Overconfident(Noisy):
     """Right as often as before, and far too sure."""
 
@@ -478,6 +498,12 @@ def test_a_result_that_is_not_better_than_guessing_is_told(
     notes: list[str] = []
     fit(backend, rows, on_note=notes.append, **wish)
     assert any("no better than guessing" in note for note in notes) == noted
+
+
+def test_the_best_of_many_prompts_has_to_be_better_than_that_of_one() -> None:
+    best = np.random.default_rng(0).normal(size=(20_000, 60)).max(axis=1)
+    assert (best > _errors_of_chance(60)).mean() == pytest.approx(0.025, abs=0.005)
+    assert _errors_of_chance(1) == pytest.approx(1.96, abs=0.01)
 
 
 @pytest.mark.filterwarnings("ignore:generation 0. no finite loss")

@@ -88,6 +88,17 @@ def test_a_left_out_row_is_judged_as_if_it_had_never_been_seen(head: Any) -> Non
     assert abs(ours - exact) < 0.2 * abs(exact - seen)
 
 
+@pytest.mark.parametrize("rows", [2, 3, 4, 8, 15])
+def test_with_few_rows_a_left_out_row_is_judged_by_a_fit_to_the_others(rows: int) -> None:
+    scores, targets = planted(rows, 1, 1.0)
+    targets[:2] = 0, 1
+    held_out = BiasHead().fit(scores, targets, 2).held_out
+    for row in range(rows):
+        others = np.delete(np.arange(rows), row)
+        head = BiasHead().fit(scores[others], targets[others], 2).head
+        np.testing.assert_allclose(held_out[row], head(scores[row : row + 1])[0], atol=1e-9)
+
+
 def test_words_find_what_the_label_words_do_not_tell() -> None:
     scores, targets = planted(64, 30, 3.0)
     new, labels = planted(500, 30, 3.0, seed=1)

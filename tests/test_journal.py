@@ -150,10 +150,12 @@ def test_whatever_ends_a_run_leaves_it_to_be_resumed(
     else:
         with pytest.raises(PermanentError, match=r"gone|RuntimeError: x"):
             fit(tmp_path, Ends(), resume=False)
-        assert json.loads((tmp_path / "prompt.json").read_text())["stop_reason"].startswith(
-            "failed"
-        )
-    assert TunedPrompt.load(tmp_path).prompt.width == 3  # the best so far is there to use
+    if at:  # the best so far is there to use
+        saved = TunedPrompt.load(tmp_path)
+        assert saved.prompt.width == 3
+        assert saved.provenance["stop_reason"].startswith(("failed", "interrupted"))
+    else:  # nothing is worth saving
+        assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     again = Bowl()
     resumed = fit(tmp_path, again)
     assert resumed.finished
@@ -306,6 +308,35 @@ def test_a_folder_where_nothing_was_paid_is_free_for_any_run(
 ) -> None:
     (tmp_path / FILE_NAME).write_bytes(whole[0][: ends(whole[0])[0]])
     assert fit(tmp_path, resume=False, seed=7).finished
+
+
+def test_so_is_one_whose_first_request_was_refused(tmp_path: Path) -> None:
+    class Closed(Bowl):
+        def logprobs(self, request: ScoreRequest) -> FloatArray:
+            raise PermanentError("wrong key")
+
+    with pytest.raises(PermanentError, match="wrong key"):
+        fit(tmp_path, Closed(), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]  # nothing worth saving
+    assert fit(tmp_path, resume=False, template="{text} {prompt} It was {label}").finished
+
+
+def test_answers_without_finite_scores_are_paid_all_the_same(tmp_path: Path) -> None:
+    class Overflowing(Bowl):
+        """Answers nothing finite to every third request, and fails from the tenth on."""
+
+        def logprobs(self, request: ScoreRequest) -> FloatArray:
+            if len(self.asked) > 10:
+                raise PermanentError("gone")
+            scores = super().logprobs(request)
+            return scores * np.nan if len(self.asked) % 3 == 0 else scores
+
+    backend = Overflowing(rows_per_call=20)
+    with pytest.raises(PermanentError, match="gone"):
+        fit(tmp_path, backend, resume=False)
+    lines = [json.loads(line) for line in (tmp_path / FILE_NAME).read_bytes().splitlines()[1:]]
+    paid = sum(line["spent"]["requests"] for line in lines if "key" not in line)
+    assert paid == len(backend.asked)
 
 
 @pytest.mark.parametrize("line", [0, 1, 5])

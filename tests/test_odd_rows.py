@@ -248,3 +248,11 @@ def test_a_row_without_text_is_noted_and_gets_no_label() -> None:
     )
     frame = pd.DataFrame({"subject": ["", "good"], "body": [" ", ""]})
     assert label_frame(frame, TUNED, ToyBackend())["label"].isna().tolist() == [True, False]
+
+
+def test_rows_that_repeat_others_are_noted() -> None:
+    rows = [("x", "a"), ("x", "a"), ("y", "b"), ("x", "b"), ("x", "a")]
+    told, *others = (note for note in Dataset.read(rows, "train").notes() if "repeat" in note)
+    assert told.startswith("train: 2 rows repeat another one: each call pays for them again")
+    assert not others
+    assert not [n for n in Dataset.read(rows[1:4], "train").notes() if "repeat" in n]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from lmaas_tune import Client, ScoreReply, ScoreRequest, Settings, Text, Tuner, TuneResult
+from lmaas_tune.calls.meter import Spent
 from lmaas_tune.data import read_examples
-from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.errors import BudgetExceededError, InputError, StorageError
 from lmaas_tune.evaluator import Evaluator
 from lmaas_tune.heads import BiasHead
 from lmaas_tune.journal import FILE_NAME, Journal
@@ -304,6 +305,7 @@ def test_a_number_of_starts_that_cannot_be_is_told(tmp_path: Path, most: Any) ->
     header = {name: header[name] for name in header.keys() - {"format", "seal"}}
     with Journal(path, header) as journal:
         journal.append("starts", "", {"most": most}, journal.spent)
+        journal.append_failure(Spent(requests=1, tokens=1))  # else it is free for any run
     backend = Fond()
     with pytest.raises(StorageError, match="'starts'"):
         fit(backend, out=tmp_path, resume=True)
@@ -332,3 +334,35 @@ def test_own_validation_rows_score_the_best_start_and_the_first_alone() -> None:
     assert result.steps[0].spent.validation_calls == 2
     looks = [request for request in backend.requests if len(request.batch) == 12]
     assert [text_of(request.prompt) for request in looks][:2] == [FAVOURITE, WORDS[0]]
+
+
+# What they cost
+
+
+@pytest.mark.parametrize("rows_per_call", [None, 5])
+def test_what_the_starts_took_is_known_when_generations_begin(rows_per_call: int | None) -> None:
+    whole = fit(Fond(rows_per_call=rows_per_call), "tokens=1000000,calls=40")
+    starts, first, *_ = (step.spent.tokens for step in whole.steps)
+    generations = set()
+    for tokens in range(starts + 50, first + 150, 30):
+        result = fit(Fond(rows_per_call=rows_per_call), f"tokens={tokens},calls=40")
+        assert result.spent.tokens <= tokens
+        generations.add(len(result.steps) - 1)
+    assert generations == {0, 1}
+
+
+def test_a_prompt_that_is_scored_alone_is_paid_once(tmp_path: Path) -> None:
+    asked = []
+    for again in range(3):
+        backend = Fond()
+        with pytest.raises(BudgetExceededError, match="not one prompt was scored on all rows"):
+            fit(backend, "tokens=100,calls=40", out=tmp_path, resume=again > 0)
+        asked.append(len(backend.requests))
+        assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    assert asked == [1, 0, 0]
+    whole, backend = Fond(), Fond()
+    expected = fit(whole)
+    result = fit(backend, out=tmp_path, resume=True)  # it is one of a call's prompts now
+    assert len(backend.requests) == len(whole.requests) - 1
+    assert result.prompt.prompt.digest == expected.prompt.prompt.digest
+    assert result.spent.tokens == expected.spent.tokens

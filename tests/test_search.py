@@ -23,15 +23,17 @@ from lmaas_tune import (
     Price,
     ScoreReply,
     ScoreRequest,
+    Settings,
     Step,
     TextPrompt,
+    Tuner,
     TuneResult,
     Usage,
     preset,
 )
 from lmaas_tune.callbacks import Callback
 from lmaas_tune.data import read_examples
-from lmaas_tune.errors import InputError, PermanentError, TransientError
+from lmaas_tune.errors import BudgetExceededError, InputError, PermanentError, TransientError
 from lmaas_tune.evaluator import Evaluator
 from lmaas_tune.heads import BiasHead
 from lmaas_tune.journal import Journal
@@ -41,6 +43,7 @@ from lmaas_tune.prompts import FloatArray, SoftPrompt
 from lmaas_tune.prompts.soft import RandomEmbedding
 from lmaas_tune.search import Search, penalised
 from lmaas_tune.selection import LowestLoss
+from lmaas_tune.settings import with_fields
 from lmaas_tune.task import Task, Template, Verbalizer
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.small_models import (
@@ -164,10 +167,10 @@ def test_a_start_that_the_cache_knows_shows_no_cost_and_the_next_call_does(
 
 def test_validation_rows_are_thought_to_cost_as_much_a_character_as_training_rows() -> None:
     many = VALIDATION * 40
-    result = small_tuner(Bowl(), budget="tokens=400").fit(TRAIN, many)
-    assert (result.spent.calls, result.spent.validation_calls) == (1, 0)
-    assert result.spent.tokens == TOKENS
-    assert "budget tokens=400" in result.stop_reason
+    tuner = small_tuner(backend := Bowl(), budget="tokens=400")
+    with pytest.raises(BudgetExceededError, match=r"tokens=400: .*not one prompt was"):
+        tuner.fit(TRAIN, many)
+    assert len(backend.asked) == 1
 
 
 def test_a_longer_text_is_thought_to_cost_more() -> None:
@@ -187,9 +190,9 @@ def test_a_longer_text_is_thought_to_cost_more() -> None:
         return rows + len(request.prompt.text) * len(request.batch)
 
     backend = Wordy()
-    result = small_tuner(backend, settings=texts, budget="tokens=700").fit(TRAIN)
+    with pytest.raises(BudgetExceededError, match="budget tokens=700"):
+        small_tuner(backend, settings=texts, budget="tokens=700").fit(TRAIN)
     assert len(backend.asked) == 1  # the short one, which shows that the long one is too dear
-    assert 0 < result.spent.tokens <= 700
 
 
 def test_a_limit_on_what_nobody_tells_ends_the_run_with_a_sentence() -> None:
@@ -569,3 +572,25 @@ def test_the_optimizers_time_is_that_of_ask_and_tell_alone(monkeypatch: pytest.M
     monkeypatch.setattr("lmaas_tune.search.time.perf_counter", lambda: float(next(ticks)))
     result = small_tuner(Bowl()).fit(TRAIN)
     assert result.optimizer_seconds == 2.0 * (len(result.steps) - 1)  # the start asks nothing
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_result_is_never_ranked_below_the_first_start(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def rows(name: str) -> list[tuple[str, str]]:
+        kinds = [("good fine", "great"), ("bad poor", "terrible")] * 3
+        return [(f"w{rng.integers(50)} {text} {name}{n}", k) for n, (text, k) in enumerate(kinds)]
+
+    starts = ("one two:", "three four:", "five six:")
+    wish = {"validation_rows": "select", "averaged": 1, "optimizer": "cma", "prompt_init": starts}
+    tuner = Tuner(
+        ToyBackend(seed=seed),
+        settings=with_fields(Settings(), wish),
+        budget="calls=25",
+        callbacks=(),
+    )
+    validation = rows("b")
+    result = tuner.fit(rows("a"), validation)
+    scores = [p.score(result.client, validation).loss for p in (result.start, result.prompt)]
+    assert scores[1] <= scores[0] + 1e-9

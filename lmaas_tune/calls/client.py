@@ -174,9 +174,10 @@ class Client:
         replies: list[ScoreReply] = []
         while len(replies) < len(requests):
             rest = requests[len(replies) :]
-            asked = rest[:1] if limited and not run.cost.knows(rest[0].batch) else rest
+            alone = limited and not run.cost.knows(rest[0].batch)
+            asked = rest[:1] if alone else rest
             parts = self._parts(asked)
-            calls = self._calls(asked, parts, run)
+            calls = self._calls(asked, parts, run, is_part=len(asked) < len(rest))
             if self.capabilities.rows_per_call is None:
                 answers = dict(zip(calls[0].keys, self._call(calls[0]), strict=True))
             else:
@@ -229,7 +230,12 @@ class Client:
         ]
 
     def _calls(
-        self, requests: Sequence[ScoreRequest], parts: Sequence[list[_Part]], run: RunContext
+        self,
+        requests: Sequence[ScoreRequest],
+        parts: Sequence[list[_Part]],
+        run: RunContext,
+        *,
+        is_part: bool,
     ) -> list[Call]:
         """One call for all parts, or one for each if the backend limits the rows of a call."""
         distinct = dict(itertools.chain(*parts))
@@ -242,6 +248,7 @@ class Client:
                     run=run,
                     keys=list(distinct),
                     expected=_scale_usage(expected, len(distinct)),
+                    is_part=is_part,
                 )
             ]
         return [

@@ -90,6 +90,16 @@ class CostModel:
             cost = replace(cost, seconds=seconds)
         self._set(batch, cost)
 
+    def learn_whole(self, batch: Batch, parts: Sequence[Batch]) -> None:
+        """Learn the cost of rows from those of their parts, if all of them were answered."""
+        costs = [self.of_prompt(part) for part in parts]
+        if all(cost.characters for cost in costs):
+            usage = sum((cost.usage for cost in costs), Usage())
+            characters, seconds = (
+                sum(getattr(cost, name) for cost in costs) for name in ("characters", "seconds")
+            )
+            self.learn(batch, usage, characters, seconds)
+
     def knows(self, batch: Batch) -> bool:
         """Whether there was an inspection of these rows, or an answer for any rows."""
         with self._lock:
@@ -97,13 +107,18 @@ class CostModel:
         return answered or self.of_prompt(batch).inspected
 
     def expect(self, batch: Batch, prompts: int) -> Spent:
-        """The expected cost of `prompts` prompts on these rows."""
+        """The expected cost of `prompts` prompts on these rows.
+
+        If it is unknown, the rows that were answered first are the reference, by their number.
+        """
         cost = self.of_prompt(batch)
+        known = cost if cost.characters or cost.inspected else self._typical or cost
+        times = prompts * len(batch) / max(1, known.usage.sequences)
         return Spent(
-            sequences=cost.usage.sequences * prompts,
-            tokens=cost.usage.tokens * prompts,
-            money=cost.usage.money * prompts,
-            seconds=cost.seconds * prompts,
+            sequences=len(batch) * prompts,
+            tokens=math.ceil(known.usage.tokens * times),
+            money=known.usage.money * times,
+            seconds=known.seconds * times,
         )
 
     def expected(self, requests: Sequence[ScoreRequest]) -> Usage:

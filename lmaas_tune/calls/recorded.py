@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmaas_tune.backend import ScoreReply
-from lmaas_tune.calls.call import Call, Caller, Reply
+from lmaas_tune.calls.call import Call, Caller, Recorder, Reply
 
 
 class Recorded:
@@ -15,21 +15,31 @@ class Recorded:
     def __call__(self, call: Call, /) -> list[Reply]:
         """One reply a request, in order."""
         recorder = call.run.recorder
-        if recorder is None:
+        if recorder is None or not call.keys:
             return self._next(call)
-        if call.is_part and (recorded := recorder.get_part(call.keys[0])) is not None:
-            reply, spent = recorded
-            if call.run.meter is not None:
-                call.run.meter.book(spent)
-            if spent.requests:
-                call.paid.update(call.keys)
-            return [reply]
-        try:
-            replies = self._next(call)
-        except BaseException:
-            if call.spent.requests:
-                recorder.append_failure(call.spent)
-            raise
-        if call.is_part and call.paid and isinstance(replies[0], ScoreReply):
-            recorder.append_part(call.keys[0], replies[0], call.spent)
-        return replies
+        asked = dict(zip(call.keys, call.requests, strict=True))
+        replies = {key: r for key in asked if (r := _recorded(recorder, key, call)) is not None}
+        if missing := [key for key in asked if key not in replies]:
+            call.keys, call.requests = missing, [asked[key] for key in missing]
+            try:
+                answers = self._next(call)
+            except BaseException:
+                if call.spent.requests:
+                    recorder.append_failure(call.spent)
+                raise
+            if call.is_part and call.spent.requests and isinstance(answers[0], ScoreReply):
+                recorder.append_part(missing[0], answers[0], call.spent)
+            replies |= zip(missing, answers, strict=True)
+        return [replies[key] for key in asked]
+
+
+def _recorded(recorder: Recorder, key: bytes, call: Call) -> Reply | None:
+    """A part in the journal; its cost is booked with the run."""
+    if (recorded := recorder.get_part(key)) is None:
+        return None
+    reply, spent = recorded
+    if call.run.meter is not None:
+        call.run.meter.book(spent)
+    if spent.requests:
+        call.paid.add(key)
+    return reply

@@ -70,7 +70,8 @@ def interrupted(result: TuneResult, resume: str) -> Outcome:
     if result.out is None:
         lines.append("Nothing is saved, because no --out was given.")
     else:
-        lines.append(f"The run so far and its best prompt are saved in {result.out}. To resume:")
+        what = "The run so far and its best prompt are" if result.steps else "The run so far is"
+        lines.append(f"{what} saved in {result.out}. To resume:")
         lines.append(f"  {resume}")
     return Outcome(content, "\n".join(lines), code=INTERRUPTED)
 

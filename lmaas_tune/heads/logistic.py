@@ -8,6 +8,7 @@ from lmaas_tune.capabilities import FloatArray
 from lmaas_tune.objectives import Targets, cross_entropy, log_softmax
 
 _STEPS = 50
+_FEW = 16  # rows
 
 
 def fit_logistic(
@@ -21,7 +22,7 @@ def fit_logistic(
 
     The prediction for a row starts at the fit to all rows, and takes one Newton step on the loss of
     the others (Rad and Maleki, "A scalable estimate of the out-of-sample prediction error", JRSS B
-    82, 2020).
+    82, 2020). With few rows one step is too short, so the others are fitted anew.
 
     Args:
         offset: See `minimise`.
@@ -34,7 +35,15 @@ def fit_logistic(
         (parameters,) v, and (rows, labels) the log-odds of each row as predicted by the others.
     """
     v = minimise(offset, design, targets, prior, penalty)
-    others = _without_each_row(offset, design, targets, v, penalty) if len(targets) > 1 else v[None]
+    if len(targets) == 1:
+        others = v[None]
+    elif len(targets) < _FEW:
+        rest = [np.delete(np.arange(len(targets)), row) for row in range(len(targets))]
+        others = np.stack(
+            [minimise(offset[r], design[r], targets[r], prior, penalty) for r in rest]
+        )
+    else:
+        others = _without_each_row(offset, design, targets, v, penalty)
     return v, offset + np.einsum("np,npc->nc", others, design)
 
 

@@ -589,6 +589,34 @@ def test_what_is_no_url_is_refused_before_anything_is_sent(url: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://bob:hunter2/x@proxy.corp:3128",
+        "http://bob:hunter2@proxy.corp:port",
+        "http://bob:hunter2[x@127.0.0.1:9",
+        "bob:hunter2@:3128",
+    ],
+)
+def test_a_proxy_that_is_no_url_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(InputError, match="the address of its proxy is no valid URL") as caught:
+        Endpoint("http://example.invalid").get("/x")
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_proxy_that_needs_a_package_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    with pytest.raises(PermanentError, match="SOCKS"):
+        Endpoint("http://example.invalid").get("/x")
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
 def test_a_timeout_is_seconds(timeout: float) -> None:
     with pytest.raises(InputError, match="timeout"):

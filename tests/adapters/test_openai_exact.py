@@ -19,7 +19,7 @@ from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
 
 from lmaas_tune import Tuner  # noqa: E402
 from lmaas_tune.calls.retry import Retry  # noqa: E402
-from lmaas_tune.errors import InputError, PermanentError  # noqa: E402
+from lmaas_tune.errors import InputError, PermanentError, TransientError  # noqa: E402
 from tests.support.openai_server import Change, OpenAIServer, TinyModel  # noqa: E402
 from tests.support.server import Server, json_handler  # noqa: E402
 
@@ -218,6 +218,37 @@ def test_where_words_are_missing_more_tokens_are_asked_for(serve: Serve, own: HF
     server.heard.clear()
     scored.score([asked])
     assert [body["logprobs"] for _, body in server.heard] == [1000]
+
+
+@pytest.mark.parametrize(("failures", "bounds"), [(1, 0), (9, 8)])
+def test_a_failure_of_the_server_is_no_refusal_of_more_tokens(
+    serve: Serve, failures: int, bounds: int
+) -> None:
+    server = serve(**NO_ECHO, most=10_000)
+    scored = backend(server)
+    left = [failures]
+
+    def failing(path: str, body: dict[str, Any], reply: Any) -> Any:
+        if body.get("logprobs", 0) <= 20 or not left[0]:
+            return reply
+        left[0] -= 1
+        return 502, {"error": {"message": "Bad Gateway"}}
+
+    server.changed = failing
+    server.heard.clear()
+    asked = request(*ROWS, words=ONE_TOKEN)
+    requests = 0
+    for _ in range(2):  # as often as it is taken for a failure
+        try:
+            (reply,) = scored.score([asked])
+            break
+        except TransientError as error:
+            assert error.usage is not None
+            requests += error.usage.requests
+    else:
+        (reply,) = scored.score([asked])
+    assert reply.bounds == bounds
+    assert requests + reply.usage.requests == len(server.heard)
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["refused", "names no more"])

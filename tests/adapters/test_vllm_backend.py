@@ -43,6 +43,7 @@ from lmaas_tune.errors import (  # noqa: E402
     TransientError,
 )
 from lmaas_tune.prompts import FloatArray, Prompt, SoftPrompt, TextPrompt  # noqa: E402
+from lmaas_tune.settings import with_fields  # noqa: E402
 from lmaas_tune.testing import BackendConformance  # noqa: E402
 from tests.hf.test_exact import CANDIDATES, LABEL_LAST, batch_of, soft  # noqa: E402
 from tests.support import models, reference  # noqa: E402
@@ -121,6 +122,15 @@ def test_scores_are_the_local_backend_s_for_words_of_one_token_and_of_several(
         request = request_of(prompt, template)
         expected = reference.logprobs(local, request)
         np.testing.assert_allclose(logprobs(remote, request), expected, atol=1e-4, rtol=0)
+
+
+def test_the_words_of_a_head_leave_room_for_long_label_words(remote: VLLMBackend) -> None:
+    characters = [chr(code) for code in range(0x21, 0x7F)]
+    labels = {str(n): "".join(characters[n::4]) for n in range(4)}  # of some 95 tokens together
+    train = [(f"film {row} of {label}", label) for row in range(2) for label in labels]
+    settings = with_fields(Settings(), {"prompt_init": ("it is",), "head": "words"})
+    tuner = Tuner(remote, settings=settings, labels=labels, budget="calls=6", callbacks=())
+    assert tuner.fit(train).spent.calls == 6
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])
@@ -470,7 +480,7 @@ def test_label_words_of_too_many_tokens_are_refused_for_nothing(
 ) -> None:
     many = tuple(map(chr, [*range(33, 127), *range(0x4E00, 0x9000, 0x9F)]))
     for ask in (remote.inspect, lambda request: remote.score([request])):
-        with pytest.raises(InputError, match=r"\d+ label words have \d+ different tokens"):
+        with pytest.raises(InputError, match=r"\d+ words to score have \d+ different tokens"):
             ask(request_of(TextPrompt("so"), candidates=many))
     assert server.asked == []
 

@@ -156,6 +156,15 @@ class Endpoint:
                 ) as response,
             ):
                 content = self._read(url, response.raw)
+        except requests.exceptions.InvalidSchema as error:
+            raise PermanentError(f"{url} cannot be called: {error}") from self._without_key(error)
+        except (requests.exceptions.InvalidURL, ValueError) as error:
+            if not isinstance(error, requests.exceptions.InvalidURL) and _parses(_proxy_of(url)):
+                raise
+            raise InputError(  # without its cause, which quotes the password
+                f"{url} cannot be called: the address of its proxy is no valid URL; check "
+                "HTTP_PROXY, HTTPS_PROXY and NO_PROXY in the environment"
+            ) from None
         except (OSError, urllib3.exceptions.HTTPError) as error:
             raise self._no_answer(url, error, outer, seconds) from self._without_key(error)
         if not 200 <= response.status_code < 300:
@@ -186,8 +195,6 @@ class Endpoint:
             return TransientError(
                 f"{url} cannot be reached: no connection in time", overloaded=True
             )
-        if isinstance(error, requests.exceptions.InvalidURL):
-            return InputError(f"{url} is no valid URL: {reason}")
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
             return PermanentError(
                 f"{url}: no safe connection ({reason}); check the URL and its certificate"
@@ -227,9 +234,21 @@ def _perhaps_paid(error: LMaaSError) -> LMaaSError:
     return error
 
 
+def _proxy_of(url: str) -> str:
+    return select_proxy(url, get_environ_proxies(url)) or ""
+
+
+def _parses(url: str) -> bool:
+    try:
+        urlsplit(url)
+    except ValueError:
+        return False
+    return True
+
+
 def _proxy(url: str) -> str:
     """The proxy for a URL, without its password."""
-    parts = urlsplit(select_proxy(url, get_environ_proxies(url)) or "")
+    parts = urlsplit(_proxy_of(url))
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else parts.path
 
 

@@ -251,6 +251,11 @@ class TrackedEndpoint:
             failed = Usage(requests=int(sent)) if error.usage is None else error.usage
             error.usage = self.usage + failed
 
+    def book(self, error: LMaaSError) -> None:
+        """Add the usage of a request whose error does not leave the context."""
+        self.usage += Usage(requests=1) if error.usage is None else error.usage
+        self._under_way = False
+
     def ask(self, texts: Sequence[str], params: SamplingParams = ONE_TOKEN) -> list[Choice]:
         """See `GenerationEndpoint.ask`."""
         self._under_way = True

@@ -42,7 +42,7 @@ class LabelTokenizer:
 
     def __init__(self, root: Endpoint, model: str, given: Mapping[str, Sequence[int]]) -> None:
         self._root, self._model, self._given = root, model, given
-        self._tokenizes = True
+        self._tokenizes, self._has_tokenized = True, False
         self._known: dict[tuple[bool, str], LabelTokens] = {}
 
     @property
@@ -96,7 +96,11 @@ class LabelTokenizer:
         plain = {"add_special": False, "add_special_tokens": False}
         try:
             answer = self._root.post("/tokenize", content={**body, **plain})
-            return [operator.index(i) for i in json.loads(answer.content)["tokens"]]
-        except (RefusedError, ServerError, ValueError, KeyError, TypeError):
+            ids = [operator.index(i) for i in json.loads(answer.content)["tokens"]]
+        except (RefusedError, ServerError, ValueError, KeyError, TypeError) as error:
+            if self._has_tokenized and isinstance(error, ServerError):
+                raise  # for once: it is asked again
             self._tokenizes = False
             return []
+        self._has_tokenized = True
+        return ids

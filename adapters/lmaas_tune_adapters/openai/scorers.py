@@ -223,9 +223,14 @@ def bounded(token: Token | None, scores: Sequence[float | None]) -> tuple[list[f
     Args:
         token: The first written token, with the likeliest ones; None if the model wrote nothing.
         scores: Of the label words; None for a missing one.
+
+    Raises:
+        IncompleteError: The token has none of the likeliest tokens beside it.
     """
     if token is None:
         return list(stated_logprobs(None, len(scores))), len(scores)
+    if not token.top:
+        raise IncompleteError("the server names none of the likeliest tokens")
     most = upper_bound(token.top)
     return [most if score is None else score for score in scores], list(scores).count(None)
 

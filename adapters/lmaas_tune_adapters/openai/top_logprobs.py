@@ -22,6 +22,7 @@ from lmaas_tune_adapters.openai.words import (
     shared_beginnings,
 )
 
+_FAILURES = 2  # of a server at a larger number, before it is taken for a refusal
 _RETRIES = 4  # vLLM returns filler while it answers other requests that ask for tokens by id
 
 
@@ -68,6 +69,7 @@ class TopLogprobsScorer:
         most = f"-{self._larger[-1]}" if self._larger else ""
         self.settings = f"scores=logprobs k={self._k}{most}"
         self.rows = PROMPTS if endpoint.request_format.batched else 1
+        self._failures = 0  # of the server in a row, at a larger number
         self._several: dict[tuple[bool, str], bool] = {}
 
     def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
@@ -130,9 +132,14 @@ class TopLogprobsScorer:
         indices = [i for i, row in enumerate(rows) if row.incomplete]
         try:
             more = self._rows(endpoint, [contexts[i] for i in indices], words, larger[0])
-        except (RefusedError, ServerError):
+        except (RefusedError, ServerError) as error:
+            if isinstance(error, ServerError) and self._failures < _FAILURES:
+                self._failures += 1
+                raise
+            endpoint.book(error)
             self._larger = ()
             return False
+        self._failures = 0
         if all(new.count <= rows[i].count for i, new in zip(indices, more, strict=True)):
             self._larger = ()  # the server accepts the number, and returns no more tokens
         else:

@@ -195,8 +195,9 @@ class VLLMBackend:
         token_ids = sorted({token for reading in readings for _, token, _ in reading.picks})
         if len(token_ids) > MOST_TOKENS:
             raise InputError(
-                f"{len(request.candidates)} label words have {len(token_ids)} different tokens, "
-                f"and vLLM returns {MOST_TOKENS} at once: take fewer labels"
+                f"{len(request.candidates)} words to score have {len(token_ids)} different tokens, "
+                f"and vLLM returns {MOST_TOKENS} at once: take shorter label words, or fewer words "
+                "for the head (head_words, --head-words)"
             )
         return readings, token_ids
 
