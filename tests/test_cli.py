@@ -316,11 +316,15 @@ def test_training_rows_can_stand_in_a_text_prompt(folder: Path, run: Run) -> Non
 
 
 def test_limits_in_money_end_a_run(folder: Path, run: Run) -> None:
-    flags = ["--price-in", "100", "--price-out", "10", "--budget", "money=0.2", "--json"]
-    content = run(*tune(*flags, "--intrinsic-dim", "6")).content
-    assert content["stop_reason"].startswith("budget money=0.2")
+    flags = ["--price-in", "100", "--price-out", "10", "--intrinsic-dim", "6", "--json"]
+    content = run(*tune(*flags, "--budget", "money=2")).content
+    assert content["stop_reason"].startswith("budget money=2")
     tokens, rows = content["spent"]["tokens"], content["spent"]["sequences"]
     assert content["spent"]["money"] == pytest.approx((100 * tokens + 10 * rows) / 1e6)
+    refused = run(*tune(*flags, "--budget", "money=0.2", "--out", "poor"))
+    assert refused.code == 1
+    assert "not one prompt was scored on all rows: raise the budget" in refused.content["error"]
+    assert [path.name for path in Path("poor").iterdir()] == ["journal.jsonl"]
 
 
 def test_a_cache_answers_the_second_run(folder: Path, run: Run) -> None:

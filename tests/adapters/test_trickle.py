@@ -231,7 +231,7 @@ def fit(proxy: FaultyProxy, budget: Budget) -> TuneResult:
     tuner = Tuner(
         Client(backend, pace=Pace(workers=4)),
         "random",
-        settings=Settings(prompt=Text(), budget=budget),
+        settings=Settings(prompt=Text(prompt_init=("it was",)), budget=budget),
         template="{text} {prompt} {label}",
         callbacks=(),
     )

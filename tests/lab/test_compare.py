@@ -130,9 +130,10 @@ def test_notes_of_runs_are_recorded_and_given_once(tmp_path: Path, jobs: int | N
         warnings.simplefilter("error")
         result = compare_films(tmp_path, "random", tasks=task, jobs=jobs, on_note=said.append)
     assert [list(record.notes) for record in result.records] == [said, said]
-    overlap, few = said
+    overlap, few, *chance = said
     assert overlap.startswith("validation: 8 of 8 rows are training rows too")
     assert few.startswith("the budget pays ")
+    assert all("no better than guessing" in note for note in chance)
 
 
 # -- time ---------------------------------------------------------------------------------------
