@@ -112,8 +112,9 @@ class Dataset:
         again = len(self.examples) - sum(map(len, self.texts.values()))
         if again:
             notes.append(
-                f"{self.name}: {_rows(again)} repeat another one: each call pays for them again, "
-                "and losses on left-out rows look too low, as a copy is not left out; remove them"
+                f"{self.name}: {again} of {len(self.examples)} rows are copies of others: each "
+                "call pays for them again, and losses on left-out rows look too low, because a "
+                "copy stays in the head's fit; remove them"
             )
         blank = sum(not any(map(str.strip, texts)) for texts in self.texts)
         if blank:

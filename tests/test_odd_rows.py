@@ -250,9 +250,9 @@ def test_a_row_without_text_is_noted_and_gets_no_label() -> None:
     assert label_frame(frame, TUNED, ToyBackend())["label"].isna().tolist() == [True, False]
 
 
-def test_rows_that_repeat_others_are_noted() -> None:
+def test_copies_of_rows_are_noted() -> None:
     rows = [("x", "a"), ("x", "a"), ("y", "b"), ("x", "b"), ("x", "a")]
-    told, *others = (note for note in Dataset.read(rows, "train").notes() if "repeat" in note)
-    assert told.startswith("train: 2 rows repeat another one: each call pays for them again")
+    told, *others = (note for note in Dataset.read(rows, "train").notes() if "copies" in note)
+    assert told.startswith("train: 2 of 5 rows are copies of others: each call pays for them again")
     assert not others
-    assert not [n for n in Dataset.read(rows[1:4], "train").notes() if "repeat" in n]
+    assert not [n for n in Dataset.read(rows[1:4], "train").notes() if "copies" in n]
