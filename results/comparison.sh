@@ -53,10 +53,10 @@ for name in ("sst2", "agnews", "mrpc"):
 (work / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
 TASKS
 
-keep() { # adds the runs of $work to the others
+keep() { # adds the runs of $work to the others, without their command, which has this machine's paths
   {
     cat "$here/$name.jsonl"
-    find "$work/$name" -name run.jsonl -exec cat {} +
+    find "$work/$name" -name run.jsonl -exec cat {} + | sed -E 's/"command": "([^"\\]|\\.)*"/"command": ""/'
   } | LC_ALL=C sort -u >"$work/all"
   mv "$work/all" "$here/$name.jsonl"
 }
