@@ -83,7 +83,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)
             _lock(self._file.fileno(), path)
-            self._load(self._file, header, resume)
+            self._load(self._file, json.loads(json.dumps(header)), resume)
         except OSError as error:
             self.close()
             if isinstance(error, StorageError):
@@ -206,7 +206,7 @@ class Journal:
         logprobs.setflags(write=False)
         self._used[name] = ScoreReply(logprobs, bounds=part["bounds"])
 
-    def _load(self, file: FileIO, header: Mapping[str, Any], resume: bool) -> None:
+    def _load(self, file: FileIO, header: Record, resume: bool) -> None:
         file.seek(0)
         data = file.read()
         if not data.startswith(_BEGINNING[: len(data)]):
@@ -220,7 +220,7 @@ class Journal:
         if resume and not data:
             self._on_note(f"{self._path}: there is no run to resume, so a new one starts")
         paid = any(map(_is_paid, lines[1:]))
-        if len(lines) < 2 or (not paid and (not resume or _differing(lines[0], _as_json(header)))):
+        if len(lines) < 2 or (not paid and (not resume or _differing(lines[0], header))):
             file.truncate(0)  # any run may start here
             self._last_checksum = ""
             self._write({"format": FORMAT, **header})
@@ -280,8 +280,7 @@ class Journal:
                 f"{self._path}: journal format {version!r}, and this version reads {FORMAT}"
             )
 
-    def _check_header(self, recorded: Record, header: Mapping[str, Any]) -> None:
-        wanted = _as_json(header)
+    def _check_header(self, recorded: Record, wanted: Record) -> None:
         if differs := _differing(recorded, wanted):
             first = differs[0]
             raise InputError(
@@ -308,11 +307,6 @@ class Journal:
                 "make room, then resume"
             ) from error
         self._last_checksum = checksum
-
-
-def _as_json(header: Mapping[str, Any]) -> Record:
-    found: Record = json.loads(json.dumps(header))
-    return found
 
 
 def _differing(recorded: Record, wanted: Record) -> list[str]:

@@ -1,10 +1,12 @@
-"""Detects API keys passed instead of a file name, so that no message shows them."""
+"""Reads files of API keys, and detects keys passed instead of a file name: no message shows any."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+
+from lmaas_tune.errors import InputError
 
 KEY = re.compile(r"(?<![\w-])(?:(?:sk|gsk|xai|nvapi)[-_][\w.+/=-]{6,}|hf_[A-Za-z0-9]{20,})")
 """Keys of well-known providers."""
@@ -28,3 +30,16 @@ def shown(file: str | os.PathLike[str]) -> str:
     """A file name for a message; hidden if it may be a secret."""
     text = os.fspath(file)
     return "the file that was named for it" if looks_secret(text) else text
+
+
+def read_hidden(file: str | os.PathLike[str], what: str, *, remedy: str = "") -> str:
+    """The text of a file of keys, also of one that begins with a byte order mark.
+
+    Raises:
+        InputError: It cannot be read; the message names `what`, and ends in the remedy.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # no UTF-8, or no name that a file can have
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise InputError(f"{what} cannot be read from {shown(file)} ({reason}){remedy}") from None

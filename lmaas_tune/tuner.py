@@ -168,14 +168,13 @@ class Tuner:
             except BaseException as error:
                 result = self._result(run, f"failed: {error}", False)
                 with contextlib.suppress(StorageError):  # the first error is the one to report
-                    self._finish(result, keep=bool(result.steps) and not journal.replaying)
+                    self._finish(result, keep=not journal.replaying)
                 raise
             result = self._result(run, stop_reason, finished)
             if finished and (note := run.note_on_guessing()):
                 self._job.client.on_note(note)
             # the prompt saved before an interrupted replay may be better than its result
-            keep = finished or not journal.replaying
-            return self._finish(result, keep=keep and bool(result.steps))
+            return self._finish(result, keep=finished or not journal.replaying)
 
     def plan(
         self,
@@ -218,7 +217,7 @@ class Tuner:
 
     def _finish(self, result: TuneResult, *, keep: bool) -> TuneResult:
         try:
-            if self._out is not None and keep:
+            if self._out is not None and keep and result.steps:  # else nothing was scored
                 result.save(self._out)
         finally:
             for callback in self._job.callbacks:

@@ -174,10 +174,10 @@ class Client:
         replies: list[ScoreReply] = []
         while len(replies) < len(requests):
             rest = requests[len(replies) :]
-            alone = limited and not run.cost.knows(rest[0].batch)
+            alone = limited and len(rest) > 1 and not run.cost.knows(rest[0].batch)
             asked = rest[:1] if alone else rest
             parts = self._parts(asked)
-            calls = self._calls(asked, parts, run, is_part=len(asked) < len(rest))
+            calls = self._calls(asked, parts, run, is_part=alone)
             if self.capabilities.rows_per_call is None:
                 answers = dict(zip(calls[0].keys, self._call(calls[0]), strict=True))
             else:

@@ -94,11 +94,12 @@ class CostModel:
         """Learn the cost of rows from those of their parts, if all of them were answered."""
         costs = [self.of_prompt(part) for part in parts]
         if all(cost.characters for cost in costs):
-            usage = sum((cost.usage for cost in costs), Usage())
-            characters, seconds = (
-                sum(getattr(cost, name) for cost in costs) for name in ("characters", "seconds")
+            self.learn(
+                batch,
+                sum((cost.usage for cost in costs), Usage()),
+                sum(cost.characters for cost in costs),
+                sum(cost.seconds for cost in costs),
             )
-            self.learn(batch, usage, characters, seconds)
 
     def knows(self, batch: Batch) -> bool:
         """Whether there was an inspection of these rows, or an answer for any rows."""

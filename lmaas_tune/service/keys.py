@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.key_hiding import shown
+from lmaas_tune.key_hiding import read_hidden
 from lmaas_tune.notes import OnNote, warn
 from lmaas_tune.service.key_quota import DEFAULT_QUOTA, KeyQuota
 
@@ -105,13 +105,8 @@ def read_keys(path: str | Path, *, quota: KeyQuota, on_note: OnNote = warn) -> K
     Raises:
         InputError: The file cannot be read, or a line of it; keys are never quoted.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # no UTF-8, or no name that a file can have
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise InputError(f"the keys cannot be read from {shown(path)} ({reason})") from None
     keys = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_hidden(path, "the keys").splitlines(), start=1):
         words = line.split()
         if words and not words[0].startswith("#"):
             try:

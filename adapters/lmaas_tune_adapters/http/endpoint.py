@@ -156,17 +156,14 @@ class Endpoint:
                 ) as response,
             ):
                 content = self._read(url, response.raw)
-        except requests.exceptions.InvalidSchema as error:
-            raise PermanentError(f"{url} cannot be called: {error}") from self._without_key(error)
-        except (requests.exceptions.InvalidURL, ValueError) as error:
-            if not isinstance(error, requests.exceptions.InvalidURL) and _parses(_proxy_of(url)):
-                raise
-            raise InputError(  # without its cause, which quotes the password
-                f"{url} cannot be called: the address of its proxy is no valid URL; check "
-                "HTTP_PROXY, HTTPS_PROXY and NO_PROXY in the environment"
-            ) from None
+        except requests.exceptions.InvalidURL:  # it quotes the password of the proxy
+            raise _invalid_proxy(url) from None
         except (OSError, urllib3.exceptions.HTTPError) as error:
             raise self._no_answer(url, error, outer, seconds) from self._without_key(error)
+        except ValueError:
+            if _parses(_proxy_of(url)):
+                raise
+            raise _invalid_proxy(url) from None
         if not 200 <= response.status_code < 300:
             raise error_of(url, response, content, self._key)
         names = {name.lower(): value for name, value in response.headers.items()}
@@ -195,6 +192,8 @@ class Endpoint:
             return TransientError(
                 f"{url} cannot be reached: no connection in time", overloaded=True
             )
+        if isinstance(error, requests.exceptions.InvalidSchema):
+            return PermanentError(f"{url} cannot be called: {reason}")
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
             return PermanentError(
                 f"{url}: no safe connection ({reason}); check the URL and its certificate"
@@ -236,6 +235,13 @@ def _perhaps_paid(error: LMaaSError) -> LMaaSError:
 
 def _proxy_of(url: str) -> str:
     return select_proxy(url, get_environ_proxies(url)) or ""
+
+
+def _invalid_proxy(url: str) -> InputError:
+    return InputError(
+        f"{url} cannot be called: the address of its proxy is no valid URL; check HTTP_PROXY, "
+        "HTTPS_PROXY and NO_PROXY in the environment"
+    )
 
 
 def _parses(url: str) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmaas_tune.errors import InputError
-from lmaas_tune.key_hiding import shown
+from lmaas_tune.key_hiding import read_hidden, shown
 
 if TYPE_CHECKING:
     import requests
@@ -50,7 +49,8 @@ class Key:
             InputError: The file cannot be read, or what is found is no key.
         """
         if file is not None:
-            text, source = _content(file), shown(file)
+            remedy = ": give the path of a file that holds the key and nothing else"
+            text, source = read_hidden(file, "the API key", remedy=remedy), shown(file)
         elif variable and os.environ.get(variable):
             text, source = os.environ[variable], f"the variable {variable}"
         else:
@@ -74,17 +74,6 @@ class Key:
     def hidden(self, text: str) -> str:
         """Replace the key in a text, as some servers quote it."""
         return text.replace(self._text, "***")
-
-
-def _content(file: str | os.PathLike[str]) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # no UTF-8, or no valid file name
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise InputError(
-            f"the API key cannot be read from {shown(file)} ({reason}): give the path of a file "
-            "that holds the key and nothing else"
-        ) from None
 
 
 def quoted(text: str, key: Key | None, *, most: int) -> str:
