@@ -72,17 +72,17 @@ def _add_table(command: Parser) -> None:
     group = command.add_argument_group("the table")
     group.add_argument(
         "--tasks",
-        default=",".join(PAPER_TASKS),
+        type=_names,
         metavar="NAME,...",
         help=f"columns: {', '.join(PAPER_TASKS)} (all)",
     )
     group.add_argument(
         "--methods",
-        default=",".join(_ROWS),
+        type=_names,
         metavar="NAME,...",
         help=f"rows: {', '.join(METHODS)} (all that need no pre-trained prompt)",
     )
-    group.add_argument("--seeds", default="13,21,42", metavar="N,...", help="(13,21,42)")
+    group.add_argument("--seeds", metavar="N,...", help="(13,21,42)")
     group.add_argument(
         "--pretrained",
         action="append",
@@ -98,7 +98,10 @@ def _add_table(command: Parser) -> None:
         help="folder for the runs; the same command resumes unfinished ones",
     )
     group.add_argument(
-        "--table", action="store_true", help="print the table of all runs in --out, and stop"
+        "--table",
+        action="store_true",
+        help="print the table of the runs in --out, all or those of --tasks, --methods and "
+        "--seeds, and stop",
     )
 
 
@@ -161,12 +164,14 @@ def _read_source(arguments: argparse.Namespace) -> DataSource:
 
 def run_reproduce(arguments: argparse.Namespace) -> Outcome:
     """Compute or resume the table."""
+    tasks, methods = arguments.tasks, arguments.methods
+    seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
     if arguments.table:
-        return _outcome(read_table(arguments.out), arguments.out)
+        table = read_table(arguments.out, tasks=tasks, methods=methods, seeds=seeds)
+        return _outcome(table, arguments.out)
+    tasks, methods = tasks or list(PAPER_TASKS), methods or list(_ROWS)
     source = _read_source(arguments)
     budget = None if arguments.budget is None else Budget.parse(arguments.budget)
-    tasks, methods = _names(arguments.tasks), _names(arguments.methods)
-    seeds = parse_seeds(arguments.seeds)
     for task in tasks:  # before the model is loaded, which takes long
         paper_task(task)
     for name in methods:
@@ -177,7 +182,7 @@ def run_reproduce(arguments: argparse.Namespace) -> Outcome:
             client,
             tasks=tasks,
             methods=methods,
-            seeds=seeds,
+            seeds=seeds or (13, 21, 42),
             source=source,
             out=arguments.out,
             setup=replace(read_setup(arguments, client), budget=budget),

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from lmaas_tune.backend import Backend
 from lmaas_tune.calls.client import Client
+from lmaas_tune.errors import InputError
 from lmaas_tune.lab.paper.cell import TABLE
 from lmaas_tune.lab.paper.contrasts import Difference, differences, differences_text
 from lmaas_tune.lab.paper.deviations import deviations
@@ -109,17 +110,35 @@ def reproduce(
     return _table(reproduction.run())
 
 
-def read_table(out: str | os.PathLike[str]) -> Table:
-    """The table of all stored runs, which may be those of several calls of `reproduce`.
+def read_table(
+    out: str | os.PathLike[str],
+    *,
+    tasks: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Table:
+    """The table of stored runs, which may be those of several calls of `reproduce`.
 
     Args:
         out: Their folder, or a file of records.
+        tasks: Columns; None for all.
+        methods: Rows; None for all.
+        seeds: None for all.
 
     Raises:
         InputError: There is none, or they are of tables that differ.
         StorageError: A run is damaged.
     """
-    return _table(read_stores([Store(Path(out), TABLE)]))
+    records = [
+        record
+        for record in read_stores([Store(Path(out), TABLE)])
+        if (tasks is None or record.task in tasks)
+        and (methods is None or record.method in methods)
+        and (seeds is None or record.seed in seeds)
+    ]
+    if not records:
+        raise InputError(f"{out}: no run is of these tasks, methods and seeds")
+    return _table(records)
 
 
 def _table(records: Sequence[Record]) -> Table:

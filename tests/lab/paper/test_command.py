@@ -135,6 +135,13 @@ def test_seeds_that_a_method_lacks_are_said(
     said = capsys.readouterr().out
     assert "Seeds: sst2 2 (feature-mlp 1)." in said
     assert "Wall time of the 4 runs: 0.0 hours, each " in said
+    some = ["--seeds", "2", "--methods", "feature-mlp", "--out", str(tmp_path / "out")]
+    assert main(["reproduce", "--table", *some]) == 0
+    said = capsys.readouterr().out
+    assert "Wall time of the 1 run" in said
+    assert "Manual" not in said
+    assert main(["reproduce", "--table", "--seeds", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "no run is of these tasks, methods and seeds" in capsys.readouterr().err
 
 
 def test_what_the_papers_settings_leave_out_is_said(
