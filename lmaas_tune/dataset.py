@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +23,10 @@ LABEL_TYPES: Mapping[str, Callable[[str], object]] = {
 }
 """Types of labels by name, with what makes one of its text."""
 
-_KINDS: Mapping[str, tuple[type, ...]] = {  # True is an int, and an int a float to `numbers`
+_KINDS: Mapping[str, tuple[type, ...]] = {
     "bool": (bool, np.bool_),
-    "int": (numbers.Integral, np.integer),
-    "float": (numbers.Real, np.floating),
+    "int": (int, np.integer),
+    "float": (int, np.integer, float, np.floating),
 }
 
 _FEW, _ENOUGH = 4, 8  # rows of a label
@@ -73,7 +72,8 @@ class Dataset:
         """The type of all labels as they were given: a name in `LABEL_TYPES`."""
         values = [row.label if row.value is None else row.value for row in self.examples]
         for name, kinds in _KINDS.items():
-            if all(isinstance(value, kinds) for value in values):
+            others = () if name == "bool" else _KINDS["bool"]  # True is an int to Python
+            if all(isinstance(v, kinds) and not isinstance(v, others) for v in values):
                 return name
         return "str"
 

@@ -164,6 +164,11 @@ class Journal:
         self.spent = spent
         return record
 
+    def has_part(self, key: bytes) -> bool:
+        """See `lmaas_tune.calls.call.Recorder`."""
+        with self._lock:
+            return key.hex() in self._parts or key.hex() in self._used
+
     def get_part(self, key: bytes) -> tuple[ScoreReply, Spent] | None:
         """See `lmaas_tune.calls.call.Recorder`."""
         name = key.hex()

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from lmaas_tune.prompts import FloatArray
 from lmaas_tune.result import TuneResult
 from lmaas_tune.search import Search
 from lmaas_tune.step import Candidate
+from lmaas_tune.student import student_quantile
 from lmaas_tune.task import Task
 
 _WHEN_IT_ENDS = ("budget", "allow_bounds")
@@ -102,7 +102,8 @@ class PreparedRun:
         shares = np.bincount(targets, minlength=odds.shape[1]) / len(targets)
         losses, guessed = -odds[np.arange(len(odds)), targets], -np.log(shares[targets])
         right, likeliest = odds.argmax(axis=1) == targets, targets == shares.argmax()
-        errors = _errors_of_chance(sum(len(step.evaluations) for step in self.search.steps))
+        prompts = sum(len(step.evaluations) for step in self.search.steps)
+        errors = student_quantile(1 - _CHANCE / max(1, prompts), len(targets))
         if any(
             _clearly_higher(d, errors=errors) for d in (guessed - losses, right * 1.0 - likeliest)
         ):
@@ -177,11 +178,6 @@ class PreparedRun:
         }
 
 
-def _errors_of_chance(prompts: int) -> float:
-    """The standard errors that the best of so many prompts seldom has by chance."""
-    return NormalDist().inv_cdf(1 - _CHANCE / max(1, prompts))
-
-
 def _clearly_higher(
     differences: FloatArray, rows: IntArray | None = None, *, errors: float = _CLEAR
 ) -> bool:
@@ -190,4 +186,4 @@ def _clearly_higher(
     Too few rows tell nothing of the errors.
     """
     own = differences if rows is None else differences[rows]
-    return bool(len(own) >= _FEWEST and own.mean() > errors * own.std() / len(own) ** 0.5)
+    return bool(len(own) >= _FEWEST and own.mean() > errors * own.std(ddof=1) / len(own) ** 0.5)

@@ -11,6 +11,7 @@ import numpy as np
 from lmaas_tune.objectives import Targets, log_softmax
 from lmaas_tune.prompts import FloatArray
 from lmaas_tune.reprs import short_repr
+from lmaas_tune.student import student_quantile
 
 _Z = 1.959964  # two-sided 95% of the normal distribution
 _BINS = 10
@@ -114,10 +115,15 @@ class Comparison:
 
     @property
     def gain(self) -> tuple[float, float]:
-        """What the search takes off the loss of a row on average, and half of its 95% interval."""
+        """What the search takes off the loss of a row on average, and half of its 95% interval.
+
+        The interval is Student's; below 5 rows it is infinite.
+        """
         gains = self.start.losses - self.tuned.losses
-        spread = gains.std(ddof=1) if len(gains) > 1 else math.inf
-        return float(gains.mean()), float(_Z * spread / math.sqrt(len(gains)))
+        errors = student_quantile(0.975, len(gains))
+        if not math.isfinite(errors):
+            return float(gains.mean()), math.inf
+        return float(gains.mean()), float(errors * gains.std(ddof=1) / math.sqrt(len(gains)))
 
     @property
     def verdict(self) -> str:

@@ -43,10 +43,10 @@ def rungs(evaluator: Evaluator, starts: int) -> list[Rung]:
     counts = np.bincount(targets)
     if starts < _FEWEST or counts[counts > 0].min() < _FEWEST:
         return [Rung(np.arange(total), starts, starts)]
-    # labels take turns, so that each part has about the same share of each
-    turn = np.empty(total, dtype=np.int64)
-    for label in range(len(counts)):
-        turn[targets == label] = np.arange(counts[label])
+    # the rows of each label are spread evenly, so that each part has its share of each
+    turn = np.empty(total)
+    for label, count in enumerate(counts):
+        turn[targets == label] = (np.arange(count) + 0.5) / max(1, count)
     order = np.lexsort((targets, turn))
     turns = []
     for rows in np.split(order, [total // 4, total // 2]):

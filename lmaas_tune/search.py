@@ -94,6 +94,8 @@ class Search:
         self.optimizer_seconds = 0.0
         self._lowest = math.inf  # training loss
         self._idle = 0  # considered generations since the last improvement
+        self._asked: set[str] = set()  # digests of prompts, where calls have no limit
+        self._repeats = 0  # generations since the last new prompt
 
     def check(self) -> list[str]:
         """Check the search before the first paid call.
@@ -214,8 +216,8 @@ class Search:
         self.scored_starts = scored
         first = [scored[0], *(one for one in scored[1:] if one.prompt is starts[0])]
         validated, spent = self._validated(0, [self._on_told(one) for one in first], spent)
-        self.start = validated[-1]
-        if self.start.validation is not None and math.isnan(self.start.validation.loss):
+        self.start, best = validated[-1], validated[0]
+        if best.validation is not None and math.isnan(best.validation.loss):
             raise PermanentError(
                 "the start has no finite loss on the validation rows, though it has one on the "
                 "training rows: the model overflows on one of them (try dtype float32), or the "
@@ -304,6 +306,10 @@ class Search:
         with self._timed():
             points = self._optimizer.ask()
         prompts = self._space.prompts(points)
+        if self._budget.calls is None:
+            new = {prompt.digest for prompt in prompts} - self._asked
+            self._asked |= new
+            self._repeats = 0 if new else self._repeats + 1
         evaluations, spent = self._score_on_train(number, points, prompts)
         losses = np.array([evaluation.loss for evaluation in evaluations])
         finite = self._penalised(losses, number)
@@ -508,6 +514,8 @@ class Search:
             return f"target: the loss {best.loss:.4g} reached {budget.target:g}"
         if budget.patience is not None and self._idle >= budget.patience:
             return f"patience: {budget.patience} generations without a better prompt"
+        if self._repeats >= _MOST_REPEATS:  # free, so that no limit on usage would end the run
+            return f"{_MOST_REPEATS} generations without a new prompt"
         if f"train/{self._next}" in self._journal:  # paid before, within the budget of then
             return None
         optimizer = self._optimizer
@@ -604,6 +612,7 @@ def _unpriced(budget: Budget) -> str:
 
 
 _MOST_PLANNED = 10_000  # generations
+_MOST_REPEATS = 100  # generations
 
 _MAX_FAILURES = 10
 """Number of consecutive prompts without a finite loss that ends a run."""

@@ -6,6 +6,7 @@ Many cases name a thread, as owner/repository#number.
 from __future__ import annotations
 
 import enum
+import fractions
 import gzip
 import json
 from collections.abc import Callable
@@ -217,10 +218,14 @@ def test_frames_and_pairs_of_any_make_give_the_same_rows(case: str) -> None:
         (np.array([1, 0, 1, 0], dtype=bool), "bool"),  # felixbur/nkululeko#239
         ([0.5, 1.5, 0.5, 1.5], "float"),
         ([1, "no", 1, "no"], "str"),
+        ([True, 0, True, 0], "str"),  # True is an int to Python
+        ([True, 2.5, True, 2.5], "str"),
+        ([fractions.Fraction(1, 2), 1, fractions.Fraction(1, 2), 1], "str"),
+        ([0.5, 1, 0.5, 1], "float"),
     ],
 )
 def test_labels_keep_their_type(labels: Any, kind: str) -> None:
-    frame = pd.DataFrame({"text": TEXTS, "label": labels})
+    frame = pd.DataFrame({"text": TEXTS, "label": pd.Series(labels)})
     assert Dataset.read(frame, "train").label_type == kind
 
 

@@ -469,3 +469,39 @@ def test_an_interrupt_says_that_calls_under_way_are_waited_for() -> None:
     assert sentence == (
         "waiting at most 10 s to keep the answers of active calls: 1; interrupt again to drop them"
     )
+
+
+class Numpy(Remote):
+    """One that counts with numpy, as `mask.sum()` does."""
+
+    def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+        return [
+            replace(
+                reply,
+                usage=replace(reply.usage, tokens=np.int64(7), money=np.float32(0.5)),
+                bounds=np.int64(0),
+            )
+            for reply in super().score(requests)
+        ]
+
+
+def test_counts_of_numpy_are_kept_as_plain_ones(tmp_path: Path) -> None:
+    backend = Numpy()
+    first = fit(tmp_path, backend)
+    paid = len(backend.calls)
+    assert counted(fit(tmp_path, backend, resume=True)) == counted(first)
+    assert len(backend.calls) == paid
+
+
+def test_what_was_paid_before_a_kill_is_booked_before_anything_new(tmp_path: Path) -> None:
+    backend, rows = Remote(), 2 * ROWS_PER_CALL + 2
+    *_, last = request(rows).cut(ROWS_PER_CALL)
+    with Journal(tmp_path / FILE_NAME, {}) as journal:
+        client(backend).score([last], recorder=journal)
+    meter = Meter(Budget(sequences=ROWS_PER_CALL + 1))
+    with Journal(tmp_path / FILE_NAME, {}, resume=True) as journal:
+        asked = client(backend, pace=Pace(workers=1))
+        with pytest.raises(BudgetExceededError):
+            asked.score([request(rows)], meter=meter, recorder=journal)
+    assert meter.spent.sequences == 2
+    assert backend.calls == [2]

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from lmaas_tune.objectives import cross_entropy
 from lmaas_tune.scores import Comparison, Score
+from lmaas_tune.student import student_quantile
 
 RNG = np.random.default_rng(3)
 
@@ -70,3 +72,28 @@ def test_the_verdict_on_the_search() -> None:
     assert "gives one label to all rows" in Comparison(plain, start, same).verdict
     one = Comparison(*[of([[0.0, 1.0]], [1])] * 3)
     assert one.gain[1] == math.inf
+
+
+@pytest.mark.parametrize("values", [5, 8, 16, 64, 500])
+@pytest.mark.parametrize("probability", [0.9, 0.975, 0.999])
+def test_students_quantile_is_scipys(values: int, probability: float) -> None:
+    expected = scipy.stats.t.ppf(probability, values - 1)
+    assert student_quantile(probability, values) == pytest.approx(expected, rel=0.04)
+    assert student_quantile(0.975, 16) == pytest.approx(2.13145, abs=1e-4)
+
+
+def test_the_search_helps_beyond_chance_as_seldom_as_it_says() -> None:
+    rng, rows, helped, missed = np.random.default_rng(0), 8, 0, 0
+    for _ in range(4000):
+        odds = rng.normal(size=(2, rows, 2))
+        gain, half = Comparison(
+            of(odds[0], [0] * rows), of(odds[0], [0] * rows), of(odds[1], [0] * rows)
+        ).gain
+        helped, missed = helped + (gain > half), missed + (abs(gain) > half)
+    assert helped / 4000 < 0.032  # 0.043 with the normal quantile
+    assert missed / 4000 < 0.06
+
+
+def test_few_rows_tell_nothing_of_the_search() -> None:
+    start, tuned = of([[0.0, 1.0]] * 4, [0] * 4), of([[1.0, 0.0]] * 4, [0] * 4)
+    assert Comparison(start, start, tuned).gain[1] == math.inf

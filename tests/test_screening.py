@@ -366,3 +366,11 @@ def test_a_prompt_that_is_scored_alone_is_paid_once(tmp_path: Path) -> None:
     assert len(backend.requests) == len(whole.requests) - 1
     assert result.prompt.prompt.digest == expected.prompt.prompt.digest
     assert result.spent.tokens == expected.spent.tokens
+
+
+def test_uneven_labels_have_their_share_in_each_turn() -> None:
+    some = evaluator([("a thing", "good")] * 16 + [("a thing", "bad")] * 184)
+    shares = [np.bincount(some.targets[turn.rows]) for turn in rungs(some, 48)]
+    assert sorted(shares[0]) == [4, 46]
+    assert sorted(shares[1]) == [4, 46]
+    assert sorted(shares[2]) == [8, 92]

@@ -24,7 +24,9 @@ from lmaas_tune import (
     ScoreReply,
     ScoreRequest,
     Settings,
+    Soft,
     Step,
+    Text,
     TextPrompt,
     Tuner,
     TuneResult,
@@ -594,3 +596,46 @@ def test_the_result_is_never_ranked_below_the_first_start(seed: int) -> None:
     result = tuner.fit(rows("a"), validation)
     scores = [p.score(result.client, validation).loss for p in (result.start, result.prompt)]
     assert scores[1] <= scores[0] + 1e-9
+
+
+@pytest.mark.parametrize("rows", ["join", "select"])
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_start_on_which_the_model_overflows_is_passed_over(rows: Any, bad: int) -> None:
+    words = ("It was", "I found it", "So it is")
+
+    class Overflowing(ToyBackend):
+        def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+            return [
+                replace(reply, logprobs=reply.logprobs * math.nan)
+                if request.prompt == TextPrompt(words[bad])
+                else reply
+                for request, reply in zip(requests, super().score(requests), strict=True)
+            ]
+
+    tuner = Tuner(
+        Overflowing(),
+        settings=Settings(prompt=Text(prompt_init=words), validation_rows=rows, averaged=1),
+        budget="calls=40",
+        callbacks=[],
+        on_note=lambda note: None,
+    )
+    pairs = [(f"{word} film {n}", word) for word in ("good", "bad") for n in range(6)]
+    result = tuner.fit(pairs, [(text.replace("film", "show"), label) for text, label in pairs])
+    assert math.isfinite(result.best.train.loss if result.best.train else math.nan)
+
+
+def test_answers_of_a_cache_are_no_measure_of_what_others_cost(tmp_path: Path) -> None:
+    setup: dict[str, Any] = {
+        "settings": Settings(
+            prompt=Soft(prompt_init="It was"), validation_rows="select", averaged=1
+        ),
+        "callbacks": [],
+        "on_note": lambda note: None,
+    }
+    pairs = [(f"{word} film {n}", word) for word in ("good", "bad") for n in range(6)]
+    others = [(f"{word} show {n}", word) for word in ("good", "bad") for n in range(6)]
+    known = Client(ToyBackend(), cache=tmp_path / "scores")
+    Tuner(known, budget="calls=6", **setup).fit(pairs)
+    cached = Client(ToyBackend(), cache=tmp_path / "scores")
+    result = Tuner(cached, budget="tokens=160", seed=1, **setup).fit(pairs, others)
+    assert 0 < result.spent.tokens <= 160

@@ -20,6 +20,10 @@ Reply: TypeAlias = ScoreReply | Spread
 class Recorder(Protocol):
     """Records each paid answer of a run when it arrives. Called from several threads."""
 
+    def has_part(self, key: bytes) -> bool:
+        """Whether `get_part` has an answer."""
+        ...
+
     def get_part(self, key: bytes) -> tuple[ScoreReply, Spent] | None:
         """A recorded answer and its cost. The cost is returned once, by the first `get_part`."""
         ...

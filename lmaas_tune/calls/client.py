@@ -266,9 +266,15 @@ class Client:
     def _call_in_threads(self, calls: Sequence[Call], run: RunContext) -> dict[bytes, Reply]:
         """The answers to calls of one part each, made by several threads, by key."""
         answers: dict[bytes, Reply] = {}
-        pool = ThreadPoolExecutor(min(len(calls), self._threads))
+        new = []
+        for call in calls:  # what was paid before is booked first, so that the budget admits less
+            if run.recorder is not None and run.recorder.has_part(call.keys[0]):
+                answers |= self._make(call)
+            else:
+                new.append(call)
+        pool = ThreadPoolExecutor(max(1, min(len(new), self._threads)))
         try:
-            futures = [pool.submit(self._make, call) for call in calls]
+            futures = [pool.submit(self._make, call) for call in new]
             for future in _finished(futures):
                 answers |= future.result()
         except BaseException as error:  # the active calls finish, and their answers are recorded

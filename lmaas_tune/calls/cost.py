@@ -168,9 +168,10 @@ class CostModel:
 
     @property
     def _typical(self) -> PromptCost | None:
-        """The cost for the rows that were learned first."""
+        """The cost for the rows that were learned first; of answers from a cache nothing is."""
         with self._lock:
-            return next(iter(self._prompts.values()), None)
+            known = (c for c in self._prompts.values() if c.characters or c.inspected)
+            return next(known, None)
 
     def _set(self, batch: Batch, cost: PromptCost) -> None:
         with self._lock:

@@ -58,9 +58,8 @@ class Metered:
 
     def _priced(self, reply: Reply, cost: CostModel) -> Reply:
         try:
-            usage = cost.priced(reply.usage)
-            Spent.of(usage)
-            return replace(reply, usage=usage)
+            # as plain numbers, which the journal can hold
+            return replace(reply, usage=Spent.of(cost.priced(reply.usage)).usage)
         except (AttributeError, TypeError, InputError) as error:
             raise PermanentError(
                 f"backend {self._backend.identity!r} gave a reply whose usage is invalid: {error}"
@@ -102,8 +101,9 @@ def _fitting(reply: Reply, request: ScoreRequest) -> Reply:
         raise ValueError(f"scores of shape {logprobs.shape} for {shape} (rows, candidates)")
     if (logprobs > _ROUNDING).any():
         raise ValueError(f"a log-probability of {np.nanmax(logprobs):g}, which is above 0")
-    if not 0 <= operator.index(reply.bounds) <= logprobs.size:
-        raise ValueError(f"{reply.bounds} bounds among {logprobs.size} scores")
+    bounds = operator.index(reply.bounds)
+    if not 0 <= bounds <= logprobs.size:
+        raise ValueError(f"{bounds} bounds among {logprobs.size} scores")
     logprobs = np.minimum(logprobs, 0.0)
     logprobs.setflags(write=False)
-    return replace(reply, logprobs=logprobs)
+    return replace(reply, logprobs=logprobs, bounds=bounds)

@@ -28,6 +28,12 @@ _DAMPINGS = 1e-6, 1e6
 _LONGER, _SHORTER = 1.5, 0.7
 """Factors of the exploring steps in a search without scores."""
 
+_FARTHEST = 1e9
+"""The largest step and radius, whose squares are far from infinity."""
+
+_LONGEST = 16.0
+"""Length of the exploring steps, at most, in radii, while they change nothing."""
+
 _SHARE = 0.5
 """Length of the exploring steps, as a share of the way to the minimiser."""
 
@@ -83,8 +89,8 @@ class GaussNewton:
         self._dim = check_dim(dim)
         self._rng = np.random.default_rng(check_seed(seed))
         self.population = check_population(population, at_least=len(_FACTORS) + 1)
-        self._step = check_positive("step", step)
-        self._radius = check_positive("radius", radius) * dim**0.5
+        self._step = check_positive("step", step, at_most=_FARTHEST)
+        self._radius = check_positive("radius", radius, at_most=_FARTHEST) * dim**0.5
         self._damping = check_positive("damping", damping)
         self._loss: ScoreLoss | None = None
         self._asked: FloatArray | None = None
@@ -133,7 +139,8 @@ class GaussNewton:
         self.tell(points, losses)
         whole = np.isfinite(scores).all(axis=(1, 2))
         if whole.sum() > 1 and not np.ptp(scores[whole], axis=0).any():
-            self._step *= 2  # the steps change nothing, as where points stand for words
+            # the steps change nothing, as where points stand for words
+            self._step = min(2 * self._step, max(self._step, _LONGEST * self._radius))
         self._told += [
             (p.copy(), s.copy()) for p, s in zip(points[whole], scores[whole], strict=True)
         ]
@@ -178,13 +185,15 @@ class _Model:
         self._shape = changes.shape[1:]
         values = changes.reshape(len(points), -1)
         between = self._squares[:, None] + self._squares - 2 * points @ points.T
-        likeliest = -np.inf
+        likeliest, self._length = -np.inf, unit
+        self._weights = np.zeros_like(values)  # if the points do not differ by enough
         for length in unit * np.array(_LENGTHS):
             near = _nearness(self._squares, length)
             kernel = 1 + _nearness(between, length) - near[:, None] - near
             variances, vectors = np.linalg.eigh(kernel)
             rotated = vectors.T @ values
-            for noise in np.array(_NOISES) * kernel.trace() / len(points):
+            whole = max(kernel.trace(), np.finfo(float).eps)
+            for noise in np.array(_NOISES) * whole / len(points):
                 noisy = np.maximum(variances, 0) + noise
                 fit = (rotated**2 / noisy[:, None]).sum() or 1e-300
                 likelihood = -np.log(noisy).sum() - len(points) * np.log(fit)  # for the best scale

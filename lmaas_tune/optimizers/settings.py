@@ -39,12 +39,14 @@ def check_workers(workers: int) -> int:
     return _integer("workers", workers, at_least=1)
 
 
-def check_positive(name: str, value: float) -> float:
+def check_positive(name: str, value: float, *, at_most: float | None = None) -> float:
     """Check a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name}={value!r} is not a number")
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"{name}={value!r} must be finite and above 0")
+    if at_most is not None and value > at_most:
+        raise InputError(f"{name}={value!r} must be at most {at_most:g}")
     return float(value)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmaas_tune.data import labels_of
 from lmaas_tune.errors import InputError
-from lmaas_tune.task import Example, Task
+from lmaas_tune.task import Example, Task, check_text
 
 BUILT_IN = "built-in"
 """Stands for the built-in wordings among starting words, see `starting_words`."""
@@ -201,4 +201,4 @@ def check_words(name: str, words: Any) -> tuple[str, ...]:
         raise InputError(f"{name}={words!r:.60}: give starting words, one text or several")
     if not several or not all(text.strip() for text in several):
         raise InputError(f"{name} is empty: give words to start from, or start='zero'")
-    return tuple(several)
+    return tuple(check_text(text, name) for text in several)

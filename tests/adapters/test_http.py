@@ -293,6 +293,8 @@ def test_an_empty_account_does_not_pass_although_its_status_could() -> None:
             None,
             "body.rows.3: no list; x: no",
         ),
+        (b'{"detail":[{"loc":null,"msg":"overloaded"}]}', None, ": overloaded"),
+        (b'{"detail":[{"loc":7,"msg":"overloaded"}]}', None, "7: overloaded"),
         (b'{"message":"stop it","code":"halt"}', "halt", "stop it"),
         (b'{"error":null,"message":"yes"}', None, "yes"),
         (b'{"error":["a",{"msg":"b"}]}', None, "a; : b"),

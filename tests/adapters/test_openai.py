@@ -436,6 +436,16 @@ def test_a_server_whose_tokens_are_not_those_it_read_is_not_taken_to_echo(
     assert "scores=logprobs" in backend(server).identity
 
 
+def test_a_server_that_ends_without_a_token_is_not_taken_to_echo(serve: Serve) -> None:
+    def nothing(path: str, body: dict[str, Any], reply: Any) -> Any:
+        if path.endswith("/v1/completions"):
+            ended = {"text": "", "finish_reason": "stop", "logprobs": None}
+            reply["choices"] = [{**choice, **ended} for choice in reply["choices"]]
+        return reply
+
+    assert "endpoint=chat" in backend(serve(nothing)).identity
+
+
 def test_the_fields_that_newer_models_refuse_are_changed(serve: Serve) -> None:
     server = serve(
         paths=(CHAT,),

@@ -43,6 +43,12 @@ def test_the_bound_is_the_last_of_the_likeliest_or_what_they_leave() -> None:
     )
 
 
+def test_a_written_token_that_is_not_among_the_likeliest_is_no_bound() -> None:
+    top = [("a", math.log(0.4)), ("b", math.log(0.3)), ("rare", math.log(0.001))]
+    assert upper_bound(top, "rare") == pytest.approx(math.log(0.299), abs=1e-4)
+    assert upper_bound(top, "a") == pytest.approx(math.log(0.001))
+
+
 def test_the_bound_is_finite_where_rounding_leaves_nothing() -> None:
     assert upper_bound([("a", 0.0)]) == pytest.approx(math.log(1e-6))
     assert upper_bound([("a", math.log(0.7)), ("b", math.log(0.4))]) == pytest.approx(

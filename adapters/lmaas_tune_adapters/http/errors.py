@@ -91,7 +91,9 @@ def _error_in(content: bytes) -> tuple[str | None, str]:
 def _fault(item: Any) -> str:
     if not isinstance(item, dict):
         return str(item)
-    return f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg', item)}"
+    location = item.get("loc")
+    parts = location if isinstance(location, list) else [] if location is None else [location]
+    return f"{'.'.join(map(str, parts))}: {item.get('msg', item)}"
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

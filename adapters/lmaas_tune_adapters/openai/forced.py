@@ -68,14 +68,16 @@ class ForcedScorer:
         with TrackedEndpoint(self.endpoint) as endpoint:
             plain = endpoint.ask([context.text], SamplingParams(top_logprobs=self._k))
             check_answers(plain)
-            top = plain[0].tokens[0].top
+            first = plain[0].tokens[0]
+            if not first.top:
+                raise IncompleteError("the server names none of the likeliest tokens")
             scores = []
             named_scores = exact_scores(self.endpoint, context, plain[0], words)
             for word, named in zip(words, named_scores, strict=True):
                 ((score, exact),) = self._force(endpoint, [context], word)
                 if not exact:
                     raise IncompleteError("logit_bias does not make the model write a word")
-                if _differs(score, named, most=upper_bound(top)):
+                if _differs(score, named, most=upper_bound(first.top, first.text)):
                     raise IncompleteError(
                         "logit_bias changes the log-probabilities that it returns"
                     )

@@ -231,7 +231,7 @@ def bounded(token: Token | None, scores: Sequence[float | None]) -> tuple[list[f
         return list(stated_logprobs(None, len(scores))), len(scores)
     if not token.top:
         raise IncompleteError("the server names none of the likeliest tokens")
-    most = upper_bound(token.top)
+    most = upper_bound(token.top, token.text)
     return [most if score is None else score for score in scores], list(scores).count(None)
 
 
@@ -249,6 +249,8 @@ def check_answers(choices: Sequence[Choice]) -> None:
 
 def _read(choice: Choice, text: str) -> Tokens:
     """The tokens of the text, without the written one; there is none if the model ended there."""
+    if not choice.tokens:
+        raise IncompleteError("the server does not return the tokens that it read")
     last = choice.tokens[-1].text
     ended = choice.text == text and last != "" and text.endswith(last)
     return choice.tokens if ended else choice.tokens[:-1]

@@ -23,13 +23,19 @@ _THOUGHT = re.compile(r"\A\s*<think\w*>.*?</think\w*>", re.IGNORECASE | re.DOTAL
 _ROUNDING = 1e-6  # of a sum of probabilities in float32
 
 
-def upper_bound(top: Sequence[tuple[str, float]]) -> float:
+def upper_bound(top: Sequence[tuple[str, float]], written: str | None = None) -> float:
     """Upper bound of the log-probability of a token outside the likeliest ones.
 
     It is at most that of the last of them, and at most the probability that they leave.
+
+    Args:
+        top: The likeliest ones, and the written one, which a server that samples may list though
+            it is none of them.
+        written: The written one.
     """
     rest = 1.0 - math.fsum(math.exp(logprob) for _, logprob in top)
-    return min(min(logprob for _, logprob in top), math.log(max(rest, 0.0) + _ROUNDING))
+    likeliest = [logprob for text, logprob in top if text != written] or [0.0]
+    return min(min(likeliest), math.log(max(rest, 0.0) + _ROUNDING))
 
 
 def strip_space(piece: str) -> str:
