@@ -612,7 +612,7 @@ def _unpriced(budget: Budget) -> str:
 
 
 _MOST_PLANNED = 10_000  # generations
-_MOST_REPEATS = 100  # generations
+_MOST_REPEATS = 1000  # generations
 
 _MAX_FAILURES = 10
 """Number of consecutive prompts without a finite loss that ends a run."""

@@ -31,9 +31,10 @@ from lmaas_tune.journal import FILE_NAME
 from lmaas_tune.notes import OnNote
 from lmaas_tune.objectives import cross_entropy
 from lmaas_tune.optimizers.random import RandomSearch
-from lmaas_tune.prepared_run import _clearly_higher, _errors_of_chance
+from lmaas_tune.prepared_run import _clearly_higher
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.settings import with_fields
+from lmaas_tune.student import student_quantile
 from lmaas_tune.task import Task, Template, Verbalizer
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.small_models import Bowl, words_of
@@ -502,8 +503,8 @@ def test_a_result_that_is_not_better_than_guessing_is_told(
 
 def test_the_best_of_many_prompts_has_to_be_better_than_that_of_one() -> None:
     best = np.random.default_rng(0).normal(size=(20_000, 60)).max(axis=1)
-    assert (best > _errors_of_chance(60)).mean() == pytest.approx(0.025, abs=0.005)
-    assert _errors_of_chance(1) == pytest.approx(1.96, abs=0.01)
+    errors = student_quantile(1 - 0.025 / 60, 10_000)
+    assert (best > errors).mean() == pytest.approx(0.025, abs=0.005)
 
 
 @pytest.mark.filterwarnings("ignore:generation 0. no finite loss")

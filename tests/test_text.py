@@ -542,4 +542,4 @@ def test_a_search_that_has_tried_all_texts_ends_without_a_limit_on_calls(budget:
     backend = Bowl(rows_per_call=4)
     kind = Text(prompt_init=("It was", "I found it"), slots=0)
     result = small_tuner(backend, settings=changed(SMALL, prompt=kind), budget=budget).fit(TRAIN)
-    assert result.stop_reason == "100 generations without a new prompt"
+    assert result.stop_reason == "1000 generations without a new prompt"

@@ -185,8 +185,7 @@ class _Model:
         self._shape = changes.shape[1:]
         values = changes.reshape(len(points), -1)
         between = self._squares[:, None] + self._squares - 2 * points @ points.T
-        likeliest, self._length = -np.inf, unit
-        self._weights = np.zeros_like(values)  # if the points do not differ by enough
+        likeliest = -np.inf
         for length in unit * np.array(_LENGTHS):
             near = _nearness(self._squares, length)
             kernel = 1 + _nearness(between, length) - near[:, None] - near
