@@ -144,6 +144,8 @@ def _is_a(kind: Any, inner: Sequence[Any], value: Any) -> bool:
         return isinstance(value, Integral) and abs(int(value)) < 2**63
     if kind is float:
         return isinstance(value, Real) and math.isfinite(value)
+    if kind is Sequence and isinstance(value, str):  # to Python a text is a sequence
+        return False
     return isinstance(kind, type) and isinstance(value, kind)
 
 

@@ -8,7 +8,7 @@ import json
 import struct
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -475,3 +475,8 @@ def test_vectors_in_a_subspace_are_base64(tmp_path: Path) -> None:
     content["start"]["vectors"] = base64.b64encode(b"abc").decode()
     with pytest.raises(InputError, match="this describes no subspace"):
         Subspace.from_json(content)
+
+
+def test_a_text_is_no_list() -> None:
+    with pytest.raises(InputError, match="curve is '000' and takes a list"):
+        checked(Sequence[int], "000", "curve")
