@@ -19,6 +19,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from backend_speed import CANDIDATES, causal_model, processor, sentences
+from lmaas_tune_adapters.hf import HFBackend
+
+from lmaas_tune.backend import ScoreRequest
+from lmaas_tune.prompts import TextPrompt
+from lmaas_tune.task import Example, Template
+
 SETTINGS: dict[str, dict[str, str]] = {
     "none": {},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
@@ -30,13 +37,6 @@ BUSY = "while True: pass"
 
 def measure(model: str, rows: int, turns: int) -> float:
     """The median of the seconds that a prompt of a few words takes."""
-    from backend_speed import CANDIDATES, sentences
-    from lmaas_tune_adapters.hf import HFBackend
-
-    from lmaas_tune.backend import ScoreRequest
-    from lmaas_tune.prompts import TextPrompt
-    from lmaas_tune.task import Example, Template
-
     backend = HFBackend(model)
     texts = (2 * sentences())[:rows]
     batch = Template("{text} {prompt} {label}").batch([Example({"text": text}) for text in texts])
@@ -53,7 +53,7 @@ def in_a_process(settings: dict[str, str], *arguments: str) -> float:
     """What `measure` returns under these settings."""
     command = [sys.executable, "-W", "ignore", __file__, "--measure", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **settings}
-    return float(subprocess.run(command, env=environment, check=True, stdout=-1, text=True).stdout)
+    return float(subprocess.check_output(command, env=environment, text=True))
 
 
 def main() -> None:
@@ -67,14 +67,12 @@ def main() -> None:
         model, rows, turns = arguments.measure
         print(measure(model, int(rows), int(turns)))
         return
-    print(f"{os.cpu_count()} cores, {arguments.busy} of them busy; seconds a prompt")
+    print(f"{processor()}, {arguments.busy} of them busy; seconds a prompt\n")
     print("| rows | setting | alone | beside busy cores | times as long |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         model = arguments.model
         if model is None:
-            from backend_speed import causal_model
-
             model = str(causal_model(Path(temporary)))
         for rows in ROWS:
             for name, settings in SETTINGS.items():

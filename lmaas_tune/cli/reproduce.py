@@ -169,7 +169,8 @@ def run_reproduce(arguments: argparse.Namespace) -> Outcome:
     if arguments.table:
         table = read_table(arguments.out, tasks=tasks, methods=methods, seeds=seeds)
         return _outcome(table, arguments.out)
-    tasks, methods = tasks or list(PAPER_TASKS), methods or list(_ROWS)
+    tasks = list(PAPER_TASKS) if tasks is None else tasks
+    methods = list(_ROWS) if methods is None else methods
     source = _read_source(arguments)
     budget = None if arguments.budget is None else Budget.parse(arguments.budget)
     for task in tasks:  # before the model is loaded, which takes long
@@ -182,7 +183,7 @@ def run_reproduce(arguments: argparse.Namespace) -> Outcome:
             client,
             tasks=tasks,
             methods=methods,
-            seeds=seeds or (13, 21, 42),
+            seeds=(13, 21, 42) if seeds is None else seeds,
             source=source,
             out=arguments.out,
             setup=replace(read_setup(arguments, client), budget=budget),

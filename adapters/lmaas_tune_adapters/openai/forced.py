@@ -15,10 +15,9 @@ from lmaas_tune_adapters.openai.endpoints import (
 from lmaas_tune_adapters.openai.label_tokenizer import LabelTokenizer, LabelTokens
 from lmaas_tune_adapters.openai.replies import Choice, IncompleteError, Token
 from lmaas_tune_adapters.openai.rows import Context, by_spacing
-from lmaas_tune_adapters.openai.scorers import PROMPTS, check_answers, exact_scores, reply
+from lmaas_tune_adapters.openai.scorers import PROMPTS, bounded, check_answers, exact_scores, reply
 from lmaas_tune_adapters.openai.words import (
     strip_space,
-    upper_bound,
     with_plain_space,
 )
 
@@ -68,16 +67,14 @@ class ForcedScorer:
         with TrackedEndpoint(self.endpoint) as endpoint:
             plain = endpoint.ask([context.text], SamplingParams(top_logprobs=self._k))
             check_answers(plain)
-            first = plain[0].tokens[0]
-            if not first.top:
-                raise IncompleteError("the server names none of the likeliest tokens")
+            (most,), _ = bounded(plain[0].tokens[0], [None])
             scores = []
             named_scores = exact_scores(self.endpoint, context, plain[0], words)
             for word, named in zip(words, named_scores, strict=True):
                 ((score, exact),) = self._force(endpoint, [context], word)
                 if not exact:
                     raise IncompleteError("logit_bias does not make the model write a word")
-                if _differs(score, named, most=upper_bound(first.top, first.text)):
+                if _differs(score, named, most=most):
                     raise IncompleteError(
                         "logit_bias changes the log-probabilities that it returns"
                     )
