@@ -240,9 +240,9 @@ class Evaluator:
             return FittedHead.none(self._labels)
         return self._fit(scores, self.targets).head
 
-    def measure(self, prompt: Prompt, meter: Meter) -> Spread:
+    def measure(self, prompt: Prompt, meter: Meter, recorder: Recorder | None = None) -> Spread:
         """Measure the stds of the inputs of the model's layers, on these rows with a prompt."""
-        return self._client.measure(*self._requests([prompt]), meter=meter)
+        return self._client.measure(*self._requests([prompt]), meter=meter, recorder=recorder)
 
     def _requests(self, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
         return [ScoreRequest(prompt, self.batch, self._candidates) for prompt in prompts]

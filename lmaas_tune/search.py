@@ -293,7 +293,7 @@ class Search:
             return
         start = self._space.starts[0]
         if (answer := self._journal.get("stds", start.digest)) is None:
-            spread = self._train.measure(start, self.meter)
+            spread = self._train.measure(start, self.meter, self._journal)
             self.meter.book(Spent(calls=1))
             content = {"stds": [float(std) for std in spread.stds]}
             answer = self._journal.append("stds", start.digest, content, self.meter.spent)

@@ -18,7 +18,7 @@ from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Budget
 from lmaas_tune.data import Rows, are_labels, paired
 from lmaas_tune.dataset import Dataset
-from lmaas_tune.errors import InputError, StorageError
+from lmaas_tune.errors import InputError
 from lmaas_tune.heads import AUTO, Head
 from lmaas_tune.journal import FILE_NAME, Journal
 from lmaas_tune.notes import OnNote
@@ -166,8 +166,8 @@ class Tuner:
             except KeyboardInterrupt:
                 stop_reason, finished = "interrupted by the user", False
             except BaseException as error:
-                result = self._result(run, f"failed: {error}", False)
-                with contextlib.suppress(StorageError):  # the first error is the one to report
+                with contextlib.suppress(Exception):  # the first error is the one to report
+                    result = self._result(run, f"failed: {error}", False)
                     self._finish(result, keep=not journal.replaying)
                 raise
             result = self._result(run, stop_reason, finished)

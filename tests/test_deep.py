@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmaas_tune import Budget, ScoreRequest, Settings, TunedPrompt, Tuner, TuneResult, preset
+from lmaas_tune import (
+    Budget,
+    ScoreRequest,
+    Settings,
+    TunedPrompt,
+    Tuner,
+    TuneResult,
+    Usage,
+    preset,
+)
 from lmaas_tune.backend import Spread
 from lmaas_tune.calls.client import Client
 from lmaas_tune.calls.meter import Meter, Spent
@@ -584,6 +593,29 @@ def test_a_spread_that_is_none_ends_the_run_and_is_paid(std: float, tmp_path: Pa
     assert client.spent.requests == 1
     with pytest.raises(PermanentError, match="must be positive and finite"):
         fit(Overflowing(), out=tmp_path)
+
+
+@pytest.mark.parametrize("std", [np.nan, 1.0])
+def test_what_measuring_in_vain_cost_is_remembered_however_often_a_run_is_resumed(
+    std: float, tmp_path: Path
+) -> None:
+    class InVain(Deep):
+        """Overflows; or fails, and tells what that took."""
+
+        def measure(self, request: ScoreRequest, /) -> Spread:
+            if np.isnan(std):
+                spread = super().measure(request)
+                return replace(spread, stds=spread.stds * std)
+            error = PermanentError("gone")
+            error.usage = Usage(requests=1, sequences=4, tokens=500)
+            raise error
+
+    spent = []
+    for again in range(3):
+        with pytest.raises(PermanentError):
+            fit(InVain(), out=tmp_path, resume=bool(again))
+        spent.append(TunedPrompt.load(tmp_path).provenance["spent"]["requests"])
+    assert np.diff(spent).tolist() == [1, 1]
 
 
 # --- the saved prompt

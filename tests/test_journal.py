@@ -22,6 +22,7 @@ from lmaas_tune import ScoreRequest, TunedPrompt, TuneResult, Usage
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.errors import InputError, PermanentError, StorageError
 from lmaas_tune.journal import FILE_NAME, Journal
+from lmaas_tune.prepared_run import PreparedRun
 from lmaas_tune.prompts import FloatArray
 from tests.support.small_models import (
     SMALL,
@@ -184,6 +185,15 @@ def test_what_failed_attempts_took_is_remembered_however_often_a_run_is_resumed(
             fit(tmp_path, Down() if not again else Lost(), resume=bool(again))
         spent.append(TunedPrompt.load(tmp_path).provenance["spent"]["tokens"])
     assert np.diff(spent).tolist() == [500, 500]
+
+
+def test_the_first_error_is_the_one_that_a_run_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **more: Any) -> TuneResult:
+        raise ValueError("the head cannot be fitted")
+
+    monkeypatch.setattr(PreparedRun, "result", broken)
+    with pytest.raises(PermanentError, match="gone"):
+        small_tuner(Lost()).fit(TRAIN, VALIDATION)
 
 
 class Lost(Bowl):

@@ -6,12 +6,19 @@ import math
 import threading
 from contextlib import ExitStack, suppress
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmaas_tune import Budget, ScoreRequest, Usage
+from lmaas_tune.calls.client import Client
+from lmaas_tune.calls.meter import Meter
 from lmaas_tune.calls.pace import Pace, Stopped, Throttle
-from lmaas_tune.errors import InputError, TransientError
+from lmaas_tune.errors import BudgetExceededError, InputError, TransientError
+from lmaas_tune.prompts import FloatArray, SoftPrompt
+from lmaas_tune.task import Batch, Slot
+from tests.support.small_models import WIDTH, Bowl
 
 
 class Clock:
@@ -33,6 +40,7 @@ def call(throttle: Throttle, *, fails: TransientError | None = None, tokens: int
 
 
 OVERLOAD = TransientError("busy", overloaded=True)
+ONE_ROW = Batch((("good ", Slot.PROMPT, Slot.LABEL),))
 
 
 @pytest.mark.parametrize(
@@ -229,3 +237,17 @@ def test_the_next_call_is_thought_to_make_as_many_requests_as_the_last() -> None
         took(0, 30)
     clock.now += 60
     assert throttle.delay(0) == 0  # more than the limit allows goes when nothing else has gone
+
+
+def test_all_requests_of_a_failed_call_count() -> None:
+    class Busy(Bowl):
+        def logprobs(self, request: ScoreRequest) -> FloatArray:
+            error = TransientError("busy")
+            error.usage = Usage(requests=4)
+            raise error
+
+    client = Client(Busy(), pace=Pace(requests_per_minute=4), sleep=lambda seconds: None)
+    request = ScoreRequest(SoftPrompt(np.ones((1, WIDTH))), ONE_ROW, ("good", "bad"))
+    with pytest.raises(BudgetExceededError, match="seconds"):  # the next attempt has to wait
+        client.score([request], meter=Meter(Budget(calls=9, seconds=10)))
+    assert client.spent.requests == 4

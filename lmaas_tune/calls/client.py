@@ -186,8 +186,19 @@ class Client:
             replies += _replies(asked, parts, answers, paid, run)
         return replies
 
-    def measure(self, request: ScoreRequest, *, meter: Meter | None = None) -> Spread:
+    def measure(
+        self,
+        request: ScoreRequest,
+        *,
+        meter: Meter | None = None,
+        recorder: Recorder | None = None,
+    ) -> Spread:
         """Measure the standard deviations of the inputs of the model's layers, see `Measures`.
+
+        Args:
+            request: A prompt on some rows.
+            meter: Meter of the run; it admits and books every attempt.
+            recorder: Recorder of the run; it records what attempts without a result cost.
 
         Raises:
             BudgetExceededError: A meter did not admit an attempt.
@@ -196,11 +207,12 @@ class Client:
         """
         if not isinstance(self.backend, Measures):
             raise InputError(f"{self.identity} does not measure its layers")
-        (reply,) = self._call(
-            Call(requests=[request], ask=_measured, run=self._run(meter, None, None))
-        )
+        call = Call(requests=[request], ask=_measured, run=self._run(meter, recorder, None))
+        (reply,) = self._call(call)
         spread = cast("Spread", reply)
         if not all(0 < std < float("inf") for std in spread.stds):
+            if recorder is not None:
+                recorder.append_failure(call.spent)
             raise PermanentError(
                 f"backend {self.identity!r} measured the stds {spread.stds} of the inputs "
                 "of its layers, which must be positive and finite: the model overflows on these "

@@ -82,7 +82,7 @@ class Throttle:
         self._recent: deque[list[float]] = (
             deque()
         )  # [time, tokens] of the requests of the last minute
-        self._requests = 1  # of the last call, as an estimate for the next
+        self._requests = 1  # of the last answered call, as an estimate for the next
 
     @property
     def window(self) -> int:
@@ -112,13 +112,15 @@ class Throttle:
             Stopped: The run was stopped.
         """
         entry, number, foreseen = self._enter(tokens, stopped)
+        made = foreseen
 
         def took(tokens: int, requests: int) -> None:
+            nonlocal made
+            made = requests
             entry[1] = tokens
             with self._changed:  # unexpected requests of the call count from its end
                 now = self._clock()
                 self._recent.extend([now, 0.0] for _ in range(requests - foreseen))
-                self._requests = max(1, requests)
 
         try:
             yield took
@@ -126,7 +128,7 @@ class Throttle:
             self._failed(error, number)
             raise
         else:
-            self._went_well()
+            self._went_well(made)
         finally:
             with self._changed:
                 self._active -= 1
@@ -183,8 +185,9 @@ class Throttle:
             until = when + _MINUTE
         return until
 
-    def _went_well(self) -> None:
+    def _went_well(self, requests: int) -> None:
         with self._changed:
+            self._requests = max(1, requests)
             if self._pace.workers == "adaptive":
                 more = 1.0 if self._doubling else 1.0 / self._window
                 self._window = min(self._window + more, float(self._pace.most_workers))
@@ -228,6 +231,10 @@ class Paced:
         asked = self._clock()
         with self._throttle.turn(tokens, stopped=call.run.stopped.is_set) as took:
             call.waited += self._clock() - asked
-            replies = self._next(call)
-            took(call.spent.tokens - before.tokens, call.spent.requests - before.requests)
+            used = tokens  # a failed call counts with its estimate
+            try:
+                replies = self._next(call)
+                used = call.spent.tokens - before.tokens
+            finally:
+                took(used, call.spent.requests - before.requests)
         return replies

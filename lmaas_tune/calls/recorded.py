@@ -15,22 +15,28 @@ class Recorded:
     def __call__(self, call: Call, /) -> list[Reply]:
         """One reply a request, in order."""
         recorder = call.run.recorder
-        if recorder is None or not call.keys:
+        if recorder is None:
             return self._next(call)
+        if not call.keys:
+            return self._new(recorder, call)
         asked = dict(zip(call.keys, call.requests, strict=True))
         replies = {key: r for key in asked if (r := _recorded(recorder, key, call)) is not None}
         if missing := [key for key in asked if key not in replies]:
             call.keys, call.requests = missing, [asked[key] for key in missing]
-            try:
-                answers = self._next(call)
-            except BaseException:
-                if call.spent.requests:
-                    recorder.append_failure(call.spent)
-                raise
+            answers = self._new(recorder, call)
             if call.is_part and call.spent.requests and isinstance(answers[0], ScoreReply):
                 recorder.append_part(missing[0], answers[0], call.spent)
             replies |= zip(missing, answers, strict=True)
         return [replies[key] for key in asked]
+
+    def _new(self, recorder: Recorder, call: Call) -> list[Reply]:
+        """New answers; if they fail, what that cost is recorded."""
+        try:
+            return self._next(call)
+        except BaseException:
+            if call.spent.requests:
+                recorder.append_failure(call.spent)
+            raise
 
 
 def _recorded(recorder: Recorder, key: bytes, call: Call) -> Reply | None:
