@@ -19,7 +19,7 @@ def short_repr(self: Any) -> str:
     return call_repr(self, **{field.name: getattr(self, field.name) for field in shown})
 
 
-def call_repr(value: object, **content: object) -> str:
+def call_repr(value: object, /, **content: object) -> str:
     """``Name(key=value, ...)`` with the name of the class of `value`.
 
     Numbers have four digits; arrays, long texts and long collections are cut.

@@ -408,6 +408,18 @@ def test_any_damage_to_a_cell_of_the_table_is_told(tmp_path: Path, name: str, da
     answered(lambda: table_text(read_table(tmp_path).cells))
 
 
+def test_a_run_of_the_table_may_have_the_label_of_a_backend(tmp_path: Path) -> None:
+    from lmaas_tune.lab.paper import TABLE, read_table
+    from lmaas_tune.lab.store import Store
+
+    (tmp_path / "old.jsonl").write_text(json.dumps(OLD_CELL))
+    run = as_stored(Store(tmp_path / "old.jsonl", TABLE).found()[0][1], "table")
+    (tmp_path / "run.jsonl").write_text(json.dumps({**run, "backend": "mine", "value": 0.5}))
+    (record,) = read_table(tmp_path / "run.jsonl").records
+    assert "backend='mine'" in repr(record)
+    assert "value=0.5" in repr(record)
+
+
 # What else is handed in
 
 

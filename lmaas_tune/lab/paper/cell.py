@@ -55,7 +55,7 @@ def _facts(record: Record) -> Iterator[Fact]:
     Runs of a task share test rows and shots; of a task and seed, all rows; of a task and method,
     conditions and settings.
     """
-    task, method, seed = record.key
+    task, method, seed = record.task, record.method, record.seed
     conditions = dict(record.conditions)
     yield (), "the model", record.identity
     yield (task,), f"the set of test rows of {task!r}", record.rows.get("test")
