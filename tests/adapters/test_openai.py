@@ -613,6 +613,30 @@ def test_likeliest_tokens_that_were_replaced_by_filler_are_asked_for_again(
     assert reply.usage.requests == 2
 
 
+def test_filler_in_every_answer_is_no_score(serve: Serve) -> None:
+    server = serve()
+    scored = backend(server, scores="logprobs", top_logprobs=20)
+    error = failing(scored, server, likeliest(good=-2.0, nothing=-9999.0))
+    assert isinstance(error, TransientError)
+    assert "filler in place of the likeliest tokens 5 times" in str(error)
+    assert error.usage is not None
+    assert error.usage.requests == 5
+
+
+def test_filler_does_not_hide_that_the_server_returns_more_tokens_when_asked(serve: Serve) -> None:
+    def change(path: str, body: dict[str, Any], reply: Any) -> Any:
+        if body.get("logprobs") != 100:
+            return likeliest(good=-2.0)(path, body, reply)
+        again = sum(asked.get("logprobs") == 100 for _, asked in server.heard) > 1
+        return likeliest(**({"bad": -3.0} if again else {"nothing": -9999.0}))(path, body, reply)
+
+    server = serve(most=100)
+    scored = backend(server, scores="logprobs")
+    server.changed = change
+    (reply,) = scored.score([request("a film", words=("it", "bad"))])
+    assert reply.logprobs.tolist() == [[-0.5, -3.0]]
+
+
 def test_a_server_that_tells_of_the_written_token_alone_is_taken_at_that(serve: Serve) -> None:
     def alone(path: str, body: dict[str, Any], reply: Any) -> Any:
         logprobs = {"tokens": [" bad"], "token_logprobs": [-0.5], "top_logprobs": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from lmaas_tune_adapters.openai import OpenAIBackend
 
 from lmaas_tune import Settings, Text, Tuner
 from lmaas_tune.backend import ScoreRequest
-from lmaas_tune.errors import InputError, PermanentError
+from lmaas_tune.errors import InputError, PermanentError, TransientError
 from lmaas_tune.prompts import TextPrompt
 from lmaas_tune.task import Batch, Slot
 from lmaas_tune.testing import BackendConformance
@@ -122,9 +123,9 @@ def test_neighbours_who_ask_for_tokens_by_id_spoil_no_score(vllm_server: VLLMSer
             for _ in range(40)
         ]
         while not all(call.done() for call in busy):
-            (reply,) = scored.score([asked])
-            spoilt = np.abs(reply.logprobs - quiet.logprobs).max() > 1e-4
-            assert not spoilt or reply.bounds > quiet.bounds
+            with suppress(TransientError):  # filler in each of its answers
+                (reply,) = scored.score([asked])
+                np.testing.assert_allclose(reply.logprobs, quiet.logprobs, atol=1e-4)
 
 
 def test_refusals_say_what_to_change(vllm_server: VLLMServer) -> None:

@@ -23,7 +23,7 @@ from lmaas_tune_adapters.openai.words import (
 )
 
 _FAILURES = 2  # of a server at a larger number, before it is taken for a refusal
-_RETRIES = 4  # vLLM returns filler while it answers other requests that ask for tokens by id
+_RETRIES = 4  # at once, of rows with filler
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,6 @@ class TopLogprobsScorer:
                 endpoint, contexts, words, rows
             ):
                 pass
-            for _ in range(_RETRIES):
-                self._replace_filler(endpoint, contexts, words, rows)
         scores = [bounded(row.token, row.scores) for row in rows]
         bounds = sum(count for _, count in scores)
         return reply([row for row, _ in scores], words, endpoint.usage, bounds=bounds)
@@ -103,20 +101,6 @@ class TopLogprobsScorer:
             "token, which was up to 9.5 too high in our tests",
             *shared_beginnings(words),
         ]
-
-    def _replace_filler(
-        self,
-        endpoint: TrackedEndpoint,
-        contexts: Sequence[Context],
-        words: Sequence[str],
-        rows: list[_Row],
-    ) -> None:
-        """Ask again for rows where filler may stand in place of missing words."""
-        filled = [i for i, row in enumerate(rows) if row.has_filler]
-        if filled:
-            again = self._rows(endpoint, [contexts[i] for i in filled], words, self._k)
-            for i, row in zip(filled, again, strict=True):
-                rows[i] = row
 
     def _raise_k(
         self,
@@ -151,11 +135,24 @@ class TopLogprobsScorer:
     def _rows(
         self, endpoint: TrackedEndpoint, contexts: Sequence[Context], words: Sequence[str], k: int
     ) -> list[_Row]:
-        choices = endpoint.ask([c.text for c in contexts], SamplingParams(top_logprobs=k))
-        return [
-            self._row(endpoint, context, words, choice)
-            for context, choice in zip(contexts, choices, strict=True)
-        ]
+        """The rows' likeliest tokens; rows with filler in place of missing words are asked again.
+
+        Raises:
+            IncompleteError: Some have it in every answer.
+        """
+        rows: dict[int, _Row] = {}
+        asked = list(range(len(contexts)))
+        for _ in range(1 + _RETRIES):
+            texts = [contexts[i].text for i in asked]
+            choices = endpoint.ask(texts, SamplingParams(top_logprobs=k))
+            for i, choice in zip(asked, choices, strict=True):
+                rows[i] = self._row(endpoint, contexts[i], words, choice)
+            if not (asked := [i for i in asked if rows[i].has_filler]):
+                return [rows[i] for i in range(len(contexts))]
+        raise IncompleteError(
+            f"the server returned filler in place of the likeliest tokens {1 + _RETRIES} times: "
+            "vLLM does so while it answers other requests, those that ask for tokens by id"
+        )
 
     def _row(
         self, endpoint: TrackedEndpoint, context: Context, words: Sequence[str], choice: Choice
