@@ -19,7 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "soft prompts": {"settings": Settings(prompt=Soft(intrinsic_dim=8), optimizer="cma")},
     "texts": {"settings": Settings(prompt=Text(), head="bias")},
     "several starts": {"settings": Settings(prompt=Text(prompt_init=("a", "b", BUILT_IN)))},
-    "one start": {"settings": Settings(prompt=Text(prompt_init="a", slots=1))},
+    "one start": {"settings": Settings(prompt=Text(prompt_init="a"))},
     "no start": {
         "settings": Settings(prompt=Soft(start="vocabulary", prompt_length=4), score_start=False)
     },
