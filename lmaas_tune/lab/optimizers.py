@@ -42,7 +42,7 @@ from lmaas_tune.lab.comparison import (
 )
 from lmaas_tune.lab.early_stopping import EarlyStop
 from lmaas_tune.lab.pool import check_listed, run_in_workers
-from lmaas_tune.lab.record import Curve, Record
+from lmaas_tune.lab.record import Curve, Record, notes_of
 from lmaas_tune.lab.search_run import SearchRun, close_backend
 from lmaas_tune.lab.store import Store
 from lmaas_tune.lab.tasks import NamedTask, Split, named_tasks, read_tasks
@@ -135,7 +135,7 @@ def compare(
     finally:
         close_backend()
     records = [record for run in runs if (record := store.get(run.key)) is not None]
-    for note in dict.fromkeys(note for record in records for note in record.notes):
+    for note in notes_of(records):
         on_note(note)
     return ComparisonResult(records, target)
 

@@ -262,6 +262,20 @@ def run_key(backend: str, task: str, method: str, seed: int) -> Key:
     return (backend, *key) if backend else key
 
 
+def notes_of(records: Sequence[Record]) -> list[str]:
+    """The notes of runs, each once; one that some runs lack names a run that has it."""
+    names: dict[str, list[str]] = {}
+    for record in records:
+        for note in dict.fromkeys(record.notes):
+            names.setdefault(note, []).append(record.name)
+    return [
+        note
+        if len(runs) == len(records)
+        else f"{len(runs)} of {len(records)} runs, as {runs[0]}: {note}"
+        for note, runs in names.items()
+    ]
+
+
 def failure(error: Exception) -> str:
     """The reason of a failed run, in one line: our own errors explain themselves."""
     text = str(error) if isinstance(error, LMaaSError) else f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ import pandas as pd
 from lmaas_tune.lab.analysis import Analysis, Band
 from lmaas_tune.lab.comparison import COMPARISON
 from lmaas_tune.lab.costs import UNITS
-from lmaas_tune.lab.record import Record
+from lmaas_tune.lab.record import Record, notes_of
 from lmaas_tune.lab.runtimes import RESAMPLES, TARGETS, Runtimes
 from lmaas_tune.lab.significance import Friedman, Significance
 from lmaas_tune.lab.store import Store, read_stores
@@ -574,8 +574,7 @@ def _runs(result: Analysis) -> Section:
         Table("Runs that were stopped early", result.stopped_early, columns),
         Table("All runs", result.records, columns, folded=True),
     ]
-    notes = dict.fromkeys(note for record in result.records for note in record.notes)
-    text = [f"Note: {note}" for note in notes]
+    text = [f"Note: {note}" for note in notes_of(result.records)]
     return Section(title="Runs", text=text, tables=[table for table in tables if table.lines])
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from joblib.externals.loky import get_reusable_executor
 from lmaas_tune import InputError, Price, StorageError, TunedPrompt, Tuner
 from lmaas_tune.errors import PermanentError
 from lmaas_tune.lab.optimizers import BackendSpec, EarlyStop, NamedTask, OptimizerSpec
+from lmaas_tune.lab.record import notes_of
 from lmaas_tune.lab.report import ComparisonResult
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray
@@ -134,6 +136,12 @@ def test_notes_of_runs_are_recorded_and_given_once(tmp_path: Path, jobs: int | N
     assert overlap.startswith("validation: 8 of 8 rows are training rows too")
     assert few.startswith("the budget pays ")
     assert all("no better than guessing" in note for note in chance)
+
+
+def test_a_note_that_not_all_runs_have_names_one_that_does(tmp_path: Path) -> None:
+    first, *others = compare_films(tmp_path, "random", seeds=(1, 2, 3)).records
+    records = [replace(first, notes=["all", "some"]), *(replace(r, notes=["all"]) for r in others)]
+    assert notes_of(records) == ["all", "1 of 3 runs, as films, random, seed 1: some"]
 
 
 # -- time ---------------------------------------------------------------------------------------
