@@ -222,6 +222,8 @@ def _say(on_note: OnNote, record: Record) -> None:
     if record.value is not None:
         took = count("second", round(record.wall_seconds))
         on_note(f"{record.name}: {100 * record.value:.1f} in {took}")
+    for note in record.notes:
+        on_note(f"{record.name}: {note}")
 
 
 def _names(text: str) -> list[str]:

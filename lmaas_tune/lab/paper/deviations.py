@@ -16,10 +16,12 @@ SHOTS = 16
 
 Records: TypeAlias = Sequence[Record]
 
+_OURS = "default"
+"""The name of our preset, and of the method that is this library's default."""
+
 _PRESETS = {
-    "default": "Black-box rows fit a bias a label to the training rows, and the lowest validation "
-    "loss chooses the prompt. In a call of this library's default, the training and the validation "
-    "rows are scored; it has half of the calls.",
+    _OURS: "Black-box rows fit a bias a label to the training rows, and the lowest validation "
+    "loss chooses the prompt.",
     "paper-icml22": "The paper does not give the first step of CMA-ES; it is 0.5 here, as in the "
     "reference code of that year.",
     "repo-head": "Black-box rows have the settings of the reference code as it stood last, not the "
@@ -46,13 +48,19 @@ def _model(records: Records) -> list[str]:
 
 def _search(records: Records) -> list[str]:
     searched = _searched(records)
-    presets = _values(searched, "preset")
+    others = [record for record in searched if record.method != _OURS]
+    presets = _values(others, "preset")
     found = [sentence for preset, sentence in _PRESETS.items() if preset in presets]
+    if len(others) < len(searched):
+        found.append(
+            "In a call of this library's default, the training and the validation rows are "
+            "scored; it has half of the calls."
+        )
     calls = sorted(int(record.spent["calls"]) for record in searched if record.spent)
     if calls:
         most = "" if calls[0] == calls[-1] else f" to {calls[-1]}"
         found.append(
-            f"They made {calls[0]}{most} calls a run; the paper's 8,000, for DBPedia 20,000."
+            f"A search made {calls[0]}{most} calls; the paper's 8,000, for DBPedia 20,000."
         )
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -20,6 +20,7 @@ from lmaas_tune.lab.paper.rows import FewShot
 from lmaas_tune.lab.paper.setup import Setup
 from lmaas_tune.lab.paper.tasks import PaperTask, Wording
 from lmaas_tune.lab.pool import fit_whole
+from lmaas_tune.notes import OnNote
 from lmaas_tune.prompts import FloatArray, Soft, SoftPrompt, TextPrompt
 from lmaas_tune.prompts.soft import start_from_vocabulary
 from lmaas_tune.result import TuneResult
@@ -171,8 +172,10 @@ def _search(
     """A black-box search."""
 
     def make(trial: Trial) -> Outcome:
-        result = _searched(trial, settings(trial.setup, trial.task, trial.wording))
-        return _outcome(trial, result, list(variants))
+        notes: list[str] = []
+        own = settings(trial.setup, trial.task, trial.wording)
+        result = _searched(trial, own, notes.append)
+        return replace(_outcome(trial, result, list(variants)), notes=notes)
 
     return Method(
         title=title,
@@ -228,7 +231,7 @@ def _calibrated(trial: Trial) -> Outcome:
     return Outcome(head(plain.scores(trial.client, trial.rows.test)), len(head.bias))
 
 
-def _searched(trial: Trial, settings: Settings) -> TuneResult:
+def _searched(trial: Trial, settings: Settings, on_note: OnNote) -> TuneResult:
     task = trial.wording.task
     tuner = Tuner(
         trial.client,
@@ -238,6 +241,7 @@ def _searched(trial: Trial, settings: Settings) -> TuneResult:
         start=trial.pretrained,
         seed=trial.seed,
         out=trial.folder,
+        on_note=on_note,
     )
     return fit_whole(tuner, trial.rows.train, trial.rows.validation, folder=trial.folder)
 

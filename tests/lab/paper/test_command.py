@@ -94,6 +94,28 @@ def test_the_same_command_makes_nothing_twice_and_goes_on(
     assert first["table"]["sst2"]["manual"] == second["table"]["sst2"]["manual"]
 
 
+def test_the_notes_of_a_search_are_kept_and_name_its_run(
+    folder: Callable[[str], Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"--model": str(folder("llama")), "--tasks": "sst2", "--methods": "bbt"}
+    given |= {"--data": str(data), "--out": str(tmp_path / "out"), "--shots": "4"}
+    given |= {"--seeds": "1", "--budget": "calls=45"}
+    assert main(["reproduce", *(word for flag in given.items() for word in flag)]) == 0
+    (path,) = (tmp_path / "out").rglob("run.jsonl")
+    notes = json.loads(path.read_text())["notes"]
+    assert any(note.startswith("the budget pays ") for note in notes)
+    said = capsys.readouterr().err
+    assert all(f"sst2, bbt, seed 1: {note}" in said for note in notes)
+
+
+def test_a_sentence_below_the_table_is_about_a_row_of_it(reproduce: Callable[..., Any]) -> None:
+    bias, half = "fit a bias a label", "this library's default"
+    for method, said, unsaid in (("bbt", bias, half), ("default", half, bias)):
+        text = " ".join(reproduce("llama", "sst2", method, "--seeds", "1")["deviations"])
+        assert said in text
+        assert unsaid not in text
+
+
 def test_a_run_that_was_made_otherwise_is_not_mixed_in(
     reproduce: Callable[..., Any],
 ) -> None:
