@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The first table of results/README.md: a line of JSON for each run in results/final.jsonl.
+# The table "The main job" of results/README.md: a line of JSON for each run in results/final.jsonl.
 #   results/final.sh MODEL DATA        MODEL a folder or hub name, DATA with sst2/ and agnews/
 # A run whose line is there already is not made again. Needs `lmaas-tune` and `python` on the path.
 set -euo pipefail

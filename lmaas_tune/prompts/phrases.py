@@ -66,7 +66,7 @@ WORDINGS = (
     "So it is",
 )
 """Wordings between a text and its label, for any task. They were written once, without a look at
-their results on the tasks of `results/`."""
+their results on the tasks of `results/`, but for "The sentiment is", which had done well on SST-2."""
 
 PAIR_WORDINGS = (
     "The answer is",
