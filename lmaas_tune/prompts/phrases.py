@@ -66,7 +66,7 @@ WORDINGS = (
     "So it is",
 )
 """Wordings between a text and its label, for any task. They were written once, without a look at
-their results on the tasks of `results/`, but for "The sentiment is", which had done well on SST-2."""
+their results on the tasks of `results/`. Only "The sentiment is" was known, to do well on SST-2."""
 
 PAIR_WORDINGS = (
     "The answer is",
