@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmaas_tune.lab.paper.table import SHORT, final_of, table_rows
+from lmaas_tune.lab.paper.methods import method
+from lmaas_tune.lab.paper.table import final_of, short_title, table_rows
 from lmaas_tune.lab.paper.tasks import PAPER_TASKS
 from lmaas_tune.lab.record import Record
 from lmaas_tune.prompts import FloatArray
 
 _SAMPLES = 2000
 _INTERVAL = 2.5, 97.5  # per cent
+
+_AVERAGE = "average"
 
 _OURS = "default"
 _PARTS = {
@@ -67,8 +70,8 @@ def differences(records: Sequence[Record]) -> list[Difference]:
     pairs = dict(_PARTS)
     for row in titles:
         if row.partition("/")[0] != _OURS:
-            method = titles[row.partition("/")[0]]
-            own = titles[row] if "/" not in row else f"{method} {titles[row]}"
+            title = titles[row.partition("/")[0]]
+            own = titles[row] if "/" not in row else f"{title} {titles[row]}"
             pairs[f"default - {own}"] = (_OURS, row)
     found = []
     for name, (one, other) in pairs.items():
@@ -86,17 +89,23 @@ def _by_row(
     records: Sequence[Record], task: str, one: str, other: str
 ) -> tuple[FloatArray, FloatArray] | None:
     """(seeds, rows) differences of the losses and of right answers; None without both rows."""
-    sides = []
-    for row in (one, other):
-        name = row.partition("/")[0]
-        own = {r.seed: final_of(r, row) for r in records if (r.task, r.method) == (task, name)}
-        sides.append({s: score.by_row for s, score in own.items() if score and score.by_row})
-    ours, theirs = sides
+    ours, theirs = (_scores(records, task, row) for row in (one, other))
+    if theirs and not method(other.partition("/")[0]).varies:  # its one run stands for every seed
+        theirs = dict.fromkeys(ours, next(iter(theirs.values())))
     pairs = [(ours[s], theirs[s]) for s in sorted(set(ours) & set(theirs))]
     if not pairs:
         return None
     losses, right = (np.stack([a[what] - b[what] for a, b in pairs]) for what in (0, 1))
     return losses, right
+
+
+def _scores(
+    records: Sequence[Record], task: str, row: str
+) -> dict[int, tuple[FloatArray, FloatArray]]:
+    """The loss and the right answer of each test row, by seed."""
+    name = row.partition("/")[0]
+    own = {r.seed: final_of(r, row) for r in records if (r.task, r.method) == (task, name)}
+    return {seed: score.by_row for seed, score in own.items() if score and score.by_row}
 
 
 def _contrasts(by_task: Mapping[str, FloatArray]) -> dict[str, Contrast]:
@@ -105,7 +114,7 @@ def _contrasts(by_task: Mapping[str, FloatArray]) -> dict[str, Contrast]:
     means = {task: float(found.mean()) for task, found in by_task.items()}
     contrasts = {task: Contrast.of(means[task], samples[task]) for task in by_task}
     overall = np.mean(list(samples.values()), axis=0)
-    return {**contrasts, "average": Contrast.of(float(np.mean(list(means.values()))), overall)}
+    return {**contrasts, _AVERAGE: Contrast.of(float(np.mean(list(means.values()))), overall)}
 
 
 def _resampled(found: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -128,7 +137,7 @@ def differences_text(found: Sequence[Difference]) -> str:
             ("loss", one.loss, 1, "+.3f"),
         ):
             cells = [
-                f"{SHORT.get(task, task)} {scale * c.mean:{form}} "
+                f"{task if task == _AVERAGE else short_title(task)} {scale * c.mean:{form}} "
                 f"[{scale * c.low:{form}}, {scale * c.high:{form}}]"
                 for task, c in contrasts.items()
             ]

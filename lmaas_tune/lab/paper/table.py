@@ -11,8 +11,7 @@ from lmaas_tune.lab.paper.methods import METHODS, TEST
 from lmaas_tune.lab.paper.tasks import PAPER_TASKS
 from lmaas_tune.lab.record import FinalScore, Record
 
-SHORT = {"sst2": "SST-2", "yelpp": "Yelp P.", "agnews": "AG's News", "dbpedia": "DBPedia"}
-"""Titles of columns that are not the task's name."""
+_SHORT = {"sst2": "SST-2", "yelpp": "Yelp P.", "agnews": "AG's News", "dbpedia": "DBPedia"}
 
 
 @dataclass(frozen=True)
@@ -165,9 +164,9 @@ def _accuracies(cells: Cells) -> str:
     columns: list[tuple[str, str, Read, Read]] = []  # task, title, our value, the paper's
     for task in _tasks(cells):
         in_f1 = PAPER_TASKS[task].metric == "f1"
-        columns.append((task, _title(task), _accuracy, _nothing if in_f1 else _paper))
+        columns.append((task, short_title(task), _accuracy, _nothing if in_f1 else _paper))
         if in_f1:
-            columns.append((task, f"{_title(task)} F1", lambda c: c.f1, _paper))
+            columns.append((task, f"{short_title(task)} F1", lambda c: c.f1, _paper))
     lines = [["", *(title for _, title, _, _ in columns), "average"]]
     for row, title in table_rows().items():
         own = [cells[task].get(row) for task, *_ in columns]
@@ -184,7 +183,7 @@ def _accuracies(cells: Cells) -> str:
 
 def _numbers(cells: Cells, read: Read) -> str:
     tasks = _tasks(cells)
-    lines = [["", *map(_title, tasks), "average"]]
+    lines = [["", *map(short_title, tasks), "average"]]
     for row, title in table_rows().items():
         own = [cells[task].get(row) for task in tasks]
         values = [_read(c, read) for c in own]
@@ -213,8 +212,9 @@ def _tasks(cells: Cells) -> list[str]:
     return [task for task in PAPER_TASKS if task in cells]
 
 
-def _title(task: str) -> str:
-    return SHORT.get(task, task.upper())
+def short_title(task: str) -> str:
+    """The title of a task's column."""
+    return _SHORT.get(task, task.upper())
 
 
 def _per_cent(value: Mean | None) -> str:

@@ -96,10 +96,19 @@ def test_the_parts_of_the_default_are_told_apart_with_intervals() -> None:
 
 
 def test_seeds_that_one_row_lacks_are_left_out_of_a_difference() -> None:
-    one = [record("default", 1, test=0.9), record("manual", 2, test=0.5)]
+    one = [record("default", 1, test=0.9), record("icl", 2, test=0.5)]
     assert differences(one) == []
-    (found,) = differences([*one, record("manual", 1, test=0.5)])
-    assert found.name == "default - Manual Prompt"
+    (found,) = differences([*one, record("icl", 1, test=0.5)])
+    assert found.name == "default - In-Context Learning"
+
+
+def test_the_one_run_of_a_row_that_no_seed_changes_stands_for_every_seed() -> None:
+    ours = [record("default", seed, test=test) for seed, test in ((1, 0.9), (2, 0.7), (3, 0.6))]
+    records = [*ours, record("manual", 4, test=0.5)]
+    cells = table_cells(records)["sst2"]
+    (found,) = differences(records)
+    apart = cells["default"].accuracy.mean - cells["manual"].accuracy.mean
+    assert found.accuracy["sst2"].mean == pytest.approx(apart)
 
 
 def test_a_variant_has_its_own_line_below_its_method() -> None:
