@@ -580,19 +580,50 @@ def test_a_logprob_that_is_none_is_tried_again(serve: Serve, value: Any) -> None
     assert isinstance(failing(backend(server), server, change), TransientError)
 
 
-def likeliest(**top: float) -> Change:
-    """A server that names these as the likeliest first tokens, each after a space."""
+def told(logprobs: Any) -> Change:
+    """A server that returns these log-probabilities for every row."""
 
     def change(path: str, body: dict[str, Any], reply: Any) -> Any:
-        for choice in reply["choices"]:
-            choice["logprobs"] = {
-                "tokens": [" it"],
-                "token_logprobs": [-0.5],
-                "top_logprobs": [{" it": -0.5} | {f" {word}": v for word, v in top.items()}],
-            }
-        return reply
+        return {**reply, "choices": [{**c, "logprobs": logprobs} for c in reply["choices"]]}
 
     return change
+
+
+def likeliest(**top: float) -> Change:
+    """A server that names these as the likeliest first tokens, each after a space."""
+    tops = {" it": -0.5} | {f" {word}": v for word, v in top.items()}
+    return told({"tokens": [" it"], "token_logprobs": [-0.5], "top_logprobs": [tops]})
+
+
+def listed(written: str, *tops: tuple[str, float]) -> Any:
+    """The log-probabilities of one written token and the likeliest ones, as a list."""
+    top = [{"token": token, "logprob": logprob} for token, logprob in tops]
+    return {"content": [{"token": written, "logprob": dict(tops)[written], "top_logprobs": top}]}
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "score"),
+    [
+        (listed(" good", (" good", -3.0), (" bad", -2.0), (" good", -0.3)), -0.23496),
+        (listed(" good", (" good", -0.3), (" bad", -2.0), (" good", -0.3)), -0.3),
+        (
+            {
+                "tokens": [" good"],
+                "token_logprobs": [-0.3],
+                "top_logprobs": [{" good": -9.0, " bad": -2.0}],
+            },
+            -0.3,
+        ),
+    ],
+    ids=["added up", "one token twice", "the last kept by the server"],
+)
+def test_of_tokens_with_one_text_none_is_lost(serve: Serve, logprobs: Any, score: float) -> None:
+    server = serve()
+    scored = backend(server, scores="logprobs", top_logprobs=20)
+    server.changed = told(logprobs)
+    (reply,) = scored.score([request("a film", words=("good", "bad"))])
+    assert reply.logprobs[0] == pytest.approx([score, -2.0], abs=1e-4)
+    assert reply.bounds == 0
 
 
 @pytest.mark.parametrize(
@@ -638,13 +669,9 @@ def test_filler_does_not_hide_that_the_server_returns_more_tokens_when_asked(ser
 
 
 def test_a_server_that_tells_of_the_written_token_alone_is_taken_at_that(serve: Serve) -> None:
-    def alone(path: str, body: dict[str, Any], reply: Any) -> Any:
-        logprobs = {"tokens": [" bad"], "token_logprobs": [-0.5], "top_logprobs": None}
-        return {**reply, "choices": [{**c, "logprobs": logprobs} for c in reply["choices"]]}
-
     server = serve()
     scored = backend(server, scores="logprobs")
-    server.changed = alone
+    server.changed = told({"tokens": [" bad"], "token_logprobs": [-0.5], "top_logprobs": None})
     (reply,) = scored.score([request("a film")])
     left = np.log1p(-np.exp(-0.5))
     assert reply.logprobs[0] == pytest.approx([left, -0.5, left], abs=1e-4)

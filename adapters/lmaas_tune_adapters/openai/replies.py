@@ -43,6 +43,7 @@ class Token:
         content: Its bytes, which may end within a character.
         logprob: None for the first token read.
         top: The likeliest tokens in its place, itself included, each with its log-probability.
+            Several may have one text.
         has_filler: Whether the server returned filler in place of some of them: entries without
             probability, though the others leave some.
     """
@@ -204,21 +205,23 @@ def _token(text: str, content: Any, logprob: float | None, tops: Any) -> Token:
     encoded = text.encode("utf-8", "replace") if content is None else bytes(content)
     if logprob is None:
         return Token(text, encoded, None, (), has_filler=False)
-    given = {str(piece): _FILLER if value is None else _checked(value) for piece, value in tops}
-    top = {piece: value for piece, value in given.items() if value > _FILLER}
-    top.setdefault(text, checked := _checked(logprob))
+    given = [(str(piece), _FILLER if value is None else _checked(value)) for piece, value in tops]
+    top = [(piece, value) for piece, value in dict.fromkeys(given) if value > _FILLER]
+    checked, same = _checked(logprob), [value for piece, value in top if piece == text]
+    if not same or checked > max(same):  # a dictionary by text keeps any one of several tokens
+        top = [(piece, value) for piece, value in top if piece != text] + [(text, checked)]
     return Token(
         text,
         encoded,
         max(FLOOR, checked),
-        tuple((piece, max(FLOOR, value)) for piece, value in top.items()),
-        has_filler=min(given.values(), default=0.0) <= _FILLER and _left(top.values()) > _NOTHING,
+        tuple((piece, max(FLOOR, value)) for piece, value in top),
+        has_filler=any(value <= _FILLER for _, value in given) and _left(top) > _NOTHING,
     )
 
 
-def _left(logprobs: Iterable[float]) -> float:
+def _left(top: Iterable[tuple[str, float]]) -> float:
     """The probability that tokens leave for all others."""
-    return 1.0 - math.fsum(map(math.exp, logprobs))
+    return 1.0 - math.fsum(math.exp(value) for _, value in top)
 
 
 def _checked(logprob: object) -> float:
