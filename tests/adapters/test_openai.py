@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import traceback
 import zlib
 from collections.abc import Callable
@@ -256,6 +257,38 @@ def test_a_word_that_runs_together_with_the_text_is_refused(serve: Serve, learnt
         scored.score([request("a film", words=words, tail=":\n")])
     with pytest.raises(InputError, match=r"'ing' runs together .* space or a line break"):
         scored.score([request("a film", words=words, tail=" It was gripp")])
+
+
+def echoing(tokens: str) -> Change:
+    """A server that echoes texts in tokens of this pattern."""
+
+    def change(path: str, body: dict[str, Any], reply: Any) -> Any:
+        prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        for choice in reply["choices"]:
+            found = [*re.findall(tokens, prompts[choice["index"]]), "."]
+            choice["text"] = "".join(found)
+            choice["logprobs"] = {"tokens": found, "token_logprobs": [None] + [-1.5] * len(found)}
+            choice["logprobs"]["token_logprobs"].pop()
+        return reply
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kind"),
+    [("^$", TransientError), (r" ?\S{1,4}", TransientError), (r" was \S+| ?\S+", InputError)],
+    ids=["no echo", "another tokenizer", "a word in one token with the text"],
+)
+def test_an_echo_that_does_not_end_with_the_words_tokens_is_no_score(
+    serve: Serve, tokens: str, kind: type[LMaaSError]
+) -> None:
+    server = serve(echoing(r" ?\S+"))
+    scored = backend(server, scores="echo")
+    asked = request("a film", words=("terrible", "terrific"))
+    assert scored.score([asked])[0].logprobs.tolist() == [[-1.5, -1.5]]
+    server.changed = echoing(tokens)
+    with pytest.raises(kind):
+        scored.score([asked])
 
 
 @pytest.mark.filterwarnings("ignore:a row is sent 2 times")

@@ -22,11 +22,13 @@ from lmaas_tune_adapters.openai.words import (
     exact_logprobs,
     find_word,
     stated_logprobs,
+    strip_space,
     upper_bound,
     without_thoughts,
 )
 
 Tokens: TypeAlias = tuple[Token, ...]
+Texts: TypeAlias = tuple[str, ...]
 
 PROMPTS = 16
 """Rows in one request; more do not make a server faster."""
@@ -82,18 +84,18 @@ class Scorer(Protocol):
 class EchoScorer:
     """Reads the echoed tokens of each label word: exact, at one prompt a word and row.
 
-    The first rows are sent without a word too, which shows how many tokens each word has.
+    The first rows are sent without a word too, which shows the tokens of each word.
     """
 
     def __init__(self, endpoint: Completions) -> None:
         self.endpoint = endpoint
         self.settings = "scores=echo"
         self.rows = PROMPTS // 4 if endpoint.request_format.batched else 1
-        self._lengths: dict[tuple[bool, str], int] = {}
+        self._learnt: dict[tuple[bool, str], Texts] = {}
 
     def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
         """See `Scorer.score`."""
-        learn = any((c.spaced, word) not in self._lengths for c in contexts for word in words)
+        learn = any((c.spaced, word) not in self._learnt for c in contexts for word in words)
         texts = [
             text
             for context in contexts
@@ -130,7 +132,7 @@ class EchoScorer:
     def _learn(
         self, context: Context, words: Sequence[str], bare: Tokens, filled: Sequence[Tokens]
     ) -> None:
-        """Record how many tokens each word adds to the bare text."""
+        """Record the tokens that each word adds to the bare text."""
         before = _texts(bare)
         for word, tokens in zip(words, filled, strict=True):
             after = _texts(tokens)
@@ -138,19 +140,26 @@ class EchoScorer:
                 raise IncompleteError("the server does not return the tokens that it read")
             if after[: len(before)] != before:
                 raise _runs_together(word)
-            self._lengths[context.spaced, word] = len(after) - len(before)
+            self._learnt[context.spaced, word] = after[len(before) :]
 
     def _row(self, context: Context, words: Sequence[str], read: Sequence[Tokens]) -> list[float]:
         """Sum over the last tokens; those before them must be the same for all words."""
-        lengths = [self._lengths[context.spaced, word] for word in words]
+        learnt = [self._learnt[context.spaced, word] for word in words]
         texts = [_texts(tokens) for tokens in read]
-        first = texts[0][: -lengths[0]]
-        for word, length, tokens in zip(words, lengths, texts, strict=True):
-            if tokens[:-length] != first:
+        first = texts[0][: -len(learnt[0])]
+        for word, own, tokens in zip(words, learnt, texts, strict=True):
+            length = len(own)
+            found, expected = _spelt(tokens[-length:]), _spelt(own)
+            if tokens[:-length] != first or (found != expected and found.endswith(expected)):
                 raise _runs_together(word)
+            if found != expected:
+                raise IncompleteError(
+                    f"the text does not end with the tokens of {word!r}: the server no longer "
+                    "returns the tokens that it read, or has another tokenizer now"
+                )
         return [
-            sum(token.known_logprob() for token in tokens[-length:])
-            for tokens, length in zip(read, lengths, strict=True)
+            sum(token.known_logprob() for token in tokens[-len(own) :])
+            for tokens, own in zip(read, learnt, strict=True)
         ]
 
 
@@ -256,8 +265,13 @@ def _read(choice: Choice, text: str) -> Tokens:
     return choice.tokens if ended else choice.tokens[:-1]
 
 
-def _texts(tokens: Tokens) -> tuple[str, ...]:
+def _texts(tokens: Tokens) -> Texts:
     return tuple(token.text for token in tokens)
+
+
+def _spelt(texts: Texts) -> str:
+    """What tokens spell: the word, or its halved characters, or ids, as the server shows them."""
+    return strip_space("".join(texts))
 
 
 def _runs_together(word: str) -> InputError:
