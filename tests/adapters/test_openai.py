@@ -659,6 +659,23 @@ def test_of_tokens_with_one_text_none_is_lost(serve: Serve, logprobs: Any, score
     assert reply.bounds == 0
 
 
+@pytest.mark.parametrize("top", [{"good": 0.0, "bad": 0.0}, {"good": -0.4, "x": -0.2}], ids=str)
+def test_probabilities_of_more_than_1_are_no_scores(serve: Serve, top: dict[str, float]) -> None:
+    server = serve()
+    error = failing(backend(server, scores="logprobs"), server, likeliest(**top))
+    assert isinstance(error, TransientError)
+    assert "add up to" in str(error)
+
+
+def test_a_little_more_than_1_is_coarse_rounding_and_bounds_a_missing_word(serve: Serve) -> None:
+    server = serve()
+    scored = backend(server, scores="logprobs", top_logprobs=20)
+    server.changed = likeliest(good=-0.6)
+    (reply,) = scored.score([request("a film", words=("good", "bad"))])
+    excess = np.exp(-0.5) + np.exp(-0.6) - 1
+    assert reply.logprobs[0] == pytest.approx([-0.6, np.log(excess)], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "top",
     [{"good": -2.0, "nothing": -9999.0}, {"good": -2.0, "bad": -3.0, "fine": -9999.0}],

@@ -20,6 +20,8 @@ _ENDED = ("stop", "content_filter")
 
 _NOTHING = 1e-3  # a smaller rest of probability is rounding
 
+_EXCESS = 0.2  # of a sum of probabilities over 1, which servers that round to bfloat16 return
+
 _THOUGHTS = ("<think", "[think]", "<|channel")
 """How a model's thoughts begin, where a server returns them as its answer."""
 
@@ -95,7 +97,7 @@ def read(answer: Answer, *, count: int, logprobs: bool) -> tuple[list[Choice], i
         The choices, and the number of tokens that the server read.
 
     Raises:
-        IncompleteError: No log-probabilities.
+        IncompleteError: No log-probabilities, or none that can be right.
         CountError: Another number of choices.
         TransientError: The content is no reply of these endpoints.
     """
@@ -210,12 +212,16 @@ def _token(text: str, content: Any, logprob: float | None, tops: Any) -> Token:
     checked, same = _checked(logprob), [value for piece, value in top if piece == text]
     if not same or checked > max(same):  # a dictionary by text keeps any one of several tokens
         top = [(piece, value) for piece, value in top if piece != text] + [(text, checked)]
+    if (left := _left(top)) < -_EXCESS:
+        raise IncompleteError(
+            f"the probabilities of the likeliest tokens add up to {1.0 - left:.3g}, more than 1"
+        )
     return Token(
         text,
         encoded,
         max(FLOOR, checked),
         tuple((piece, max(FLOOR, value)) for piece, value in top),
-        has_filler=any(value <= _FILLER for _, value in given) and _left(top) > _NOTHING,
+        has_filler=any(value <= _FILLER for _, value in given) and left > _NOTHING,
     )
 
 

@@ -26,7 +26,8 @@ _ROUNDING = 1e-6  # of a sum of probabilities in float32
 def upper_bound(top: Sequence[tuple[str, float]], written: str | None = None) -> float:
     """Upper bound of the log-probability of a token outside the likeliest ones.
 
-    It is at most that of the last of them, and at most the probability that they leave.
+    It is at most that of the last of them, and at most the probability that they leave. If they
+    add up to more than 1, the excess shows how coarsely they are rounded, and is the bound.
 
     Args:
         top: The likeliest ones, and the written one, which a server that samples may list though
@@ -35,7 +36,7 @@ def upper_bound(top: Sequence[tuple[str, float]], written: str | None = None) ->
     """
     rest = 1.0 - math.fsum(math.exp(logprob) for _, logprob in top)
     likeliest = [logprob for text, logprob in top if text != written] or [0.0]
-    return min(min(likeliest), math.log(max(rest, 0.0) + _ROUNDING))
+    return min(min(likeliest), math.log(abs(rest) + _ROUNDING))
 
 
 def strip_space(piece: str) -> str:
