@@ -352,6 +352,16 @@ def test_a_model_that_thinks_first_is_told_with_what_switches_it_off(
         backend(server)
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_thoughts_in_a_field_of_their_own_are_no_answer(serve: Serve, name: str) -> None:
+    def thinking(path: str, body: dict[str, Any], reply: Any) -> Any:
+        reply["choices"][0]["message"] = {"content": None, name: "Okay"}
+        return reply
+
+    with pytest.raises(PermanentError, match="thinks before it answers"):
+        backend(serve(thinking, paths=(CHAT,)))
+
+
 def test_an_answer_counts_from_the_end_of_its_thoughts_and_one_without_a_label_is_counted(
     serve: Serve,
 ) -> None:

@@ -165,7 +165,8 @@ def _ordered(choices: list[Mapping[str, Any]], count: int, url: str) -> list[Map
 def _choice(choice: Mapping[str, Any], url: str, *, logprobs: bool) -> Choice:
     text, tokens = _text(choice), _tokens(choice, url) if logprobs else ()
     first = tokens[0].text if tokens else text
-    thoughts = (choice.get("message") or {}).get("reasoning_content")
+    message = choice.get("message") or {}
+    thoughts = message.get("reasoning_content") or message.get("reasoning")  # the newer name
     return Choice(text, tokens, bool(thoughts and not text) or _thinks(first) or _thinks(text))
 
 
