@@ -546,6 +546,10 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("an error in a good reply", lambda r: {"error": {"message": "upstream"}}),
     ("choices of another kind", lambda r: {"choices": ["a", "b"]}),
     ("no logprobs", lambda r: {**r, "choices": [{**c, "logprobs": None} for c in r["choices"]]}),
+    (
+        "a number of bytes",
+        lambda r: told({"content": [{"token": "a", "bytes": 2**60, "logprob": -1.0}]})("", {}, r),
+    ),
     ("a list", lambda r: [r]),
     ("a number", lambda r: 5),
     ("usage in words", lambda r: {**r, "usage": {"prompt_tokens": "many"}}),

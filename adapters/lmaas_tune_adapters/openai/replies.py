@@ -203,8 +203,8 @@ def _of_chat(entry: Mapping[str, Any]) -> Token:
 
 
 def _token(text: str, content: Any, logprob: float | None, tops: Any) -> Token:
-    if not isinstance(text, str):
-        raise TypeError(f"{text!r} is no text of a token")
+    if not isinstance(text, str) or not isinstance(content, list | None):
+        raise TypeError(f"{text!r} with the bytes {content!r} is no token")
     encoded = text.encode("utf-8", "replace") if content is None else bytes(content)
     if logprob is None:
         return Token(text, encoded, None, (), has_filler=False)
