@@ -976,11 +976,29 @@ def test_a_model_that_never_answers_is_told_at_the_start(serve: Serve) -> None:
         backend(serve(silent, paths=(CHAT,)))
 
 
-def test_an_error_under_a_status_of_success_is_told_in_the_servers_words(serve: Serve) -> None:
+ERROR = {"error": {"message": "Insufficient credits"}}
+
+
+@pytest.mark.parametrize(
+    ("failed", "reason"),
+    [
+        (lambda r: ERROR, "Insufficient credits"),
+        (lambda r: {**r, **ERROR}, "Insufficient credits"),
+        (lambda r: {**r, "choices": [{**r["choices"][0], **ERROR}]}, "Insufficient credits"),
+        (
+            lambda r: {**r, "choices": [{**r["choices"][0], "finish_reason": "error"}]},
+            "no reason given",
+        ),
+    ],
+    ids=["alone", "beside choices", "in a choice", "as the end of a choice"],
+)
+def test_an_error_under_a_status_of_success_is_told_in_the_servers_words(
+    serve: Serve, failed: Callable[[Any], Any], reason: str
+) -> None:
     server = serve(paths=(CHAT,))
-    scored = backend(server)
-    server.changed = lambda path, body, reply: {"error": {"message": "Insufficient credits"}}
-    with pytest.raises(TransientError, match="answered with an error: Insufficient credits"):
+    scored = backend(server, scores="text")
+    server.changed = lambda path, body, reply: failed(reply)
+    with pytest.raises(TransientError, match=f"answered with an error: {reason}"):
         scored.score([request("a fine film")])
 
 

@@ -124,24 +124,27 @@ def _lowest(name: str) -> float:
     return -math.inf
 
 
-def _check_error(reply: Any, answer: Answer) -> None:
-    """Check that a reply with a status of success contains no error.
+def _check_error(part: Any, answer: Answer) -> None:
+    """Check that a reply with a status of success, or a choice in it, contains no error.
 
     Raises:
         TransientError: It does; the message quotes the server.
     """
-    error = reply.get("error") if isinstance(reply, Mapping) and "choices" not in reply else None
-    if error is None:
+    if not isinstance(part, Mapping):
         return
-    message = error.get("message") if isinstance(error, Mapping) else error
-    raise TransientError(
-        f"{answer.url} answered with an error: {quoted(str(message), answer.key, most=300)}"
-    )
+    failed = part.get("finish_reason") == "error"
+    if error := part.get("error") or ("no reason given" if failed else None):
+        message = error.get("message") if isinstance(error, Mapping) else error
+        raise TransientError(
+            f"{answer.url} answered with an error: {quoted(str(message), answer.key, most=300)}"
+        )
 
 
 def _choices(reply: Any, answer: Answer, *, count: int, logprobs: bool) -> list[Choice]:
     try:
         found = _ordered(reply["choices"], count, answer.url)
+        for choice in found:
+            _check_error(choice, answer)
         return [_choice(c, answer.url, logprobs=logprobs) for c in found]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise TransientError(
