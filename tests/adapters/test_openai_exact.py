@@ -300,6 +300,25 @@ def test_a_beginning_stands_for_a_word_only_if_the_word_has_several_tokens(
     assert reply.bounds == bounds
 
 
+@pytest.mark.parametrize(("untold", "tokens", "bounds"), [(1, 1, 1), (2, 2, 0)])
+def test_a_count_that_is_missing_once_says_nothing_about_a_word(
+    serve: Serve, untold: int, tokens: int, bounds: int
+) -> None:
+    top = {" great": -1.0, " te": -9.41, " x": -9.88}
+    server = serve(likeliest(top, {"terrible": tokens}), **NO_ECHO)
+    scored = backend(server, scores="logprobs", endpoint="completions")
+    counts = [0]
+
+    def change(path: str, body: dict[str, Any], reply: Any) -> Any:
+        counts[0] += "logprobs" not in body
+        usage = {"usage": None} if counts[0] == untold and "logprobs" not in body else {}
+        return {**likeliest(top, {"terrible": tokens})(path, body, reply), **usage}
+
+    server.changed = change
+    asked = request("a film", words=("great", "terrible"))
+    assert [scored.score([asked])[0].bounds for _ in range(2)] == [1, bounds]
+
+
 # --- what servers answer
 
 

@@ -176,6 +176,8 @@ class TopLogprobsScorer:
                 before = endpoint.usage.tokens
                 endpoint.ask([text], ONE_TOKEN)
                 counts.append(endpoint.usage.tokens - before)
+            if 0 in counts and endpoint.usage.tokens:
+                return False  # the server counts, but not this time
             self._several[key] = counts[1] - counts[0] > 1
         return self._several[key]
 
