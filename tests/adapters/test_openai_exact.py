@@ -188,6 +188,14 @@ def test_a_word_of_several_tokens_that_is_raised_is_counted_as_a_bound(
     assert reply.bounds == len(ROWS)
 
 
+def test_filler_among_raised_words_is_no_score(serve: Serve, tiny: TinyModel) -> None:
+    server = serve(**BIASED)
+    scored = backend(server, scores="margins", token_ids=ids_of(tiny, *ONE_TOKEN))
+    server.changed = likeliest({" great": -0.6, " the": -9999.0}, {})
+    with pytest.raises(TransientError, match="filler"):
+        scored.score([request("a film", words=ONE_TOKEN)])
+
+
 def test_a_word_whose_ids_were_not_given_is_asked_for(serve: Serve, tiny: TinyModel) -> None:
     scored = backend(serve(**HOSTED), token_ids=ids_of(tiny, *ONE_TOKEN))
     with pytest.raises(InputError, match="token_ids does not have 'wonderful'"):

@@ -234,12 +234,15 @@ def bounded(token: Token | None, scores: Sequence[float | None]) -> tuple[list[f
         scores: Of the label words; None for a missing one.
 
     Raises:
-        IncompleteError: The token has none of the likeliest tokens beside it.
+        IncompleteError: The token has none of the likeliest tokens beside it, or filler that may
+            stand in place of a missing word.
     """
     if token is None:
         return list(stated_logprobs(None, len(scores))), len(scores)
     if not token.top:
         raise IncompleteError("the server names none of the likeliest tokens")
+    if token.has_filler and None in scores:
+        raise IncompleteError("the server returned filler in place of the likeliest tokens")
     most = upper_bound(token.top, token.text)
     return [most if score is None else score for score in scores], list(scores).count(None)
 
