@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="the extra 'hf' is not installed")
 pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 
 from lmaas_tune_adapters.hf import HFBackend  # noqa: E402
+from lmaas_tune_adapters.http import RefusedError  # noqa: E402
 from lmaas_tune_adapters.openai import OpenAIBackend  # noqa: E402
 
 from lmaas_tune import Tuner  # noqa: E402
@@ -257,6 +258,81 @@ def test_a_failure_of_the_server_is_no_refusal_of_more_tokens(
         (reply,) = scored.score([asked])
     assert reply.bounds == bounds
     assert requests + reply.usage.requests == len(server.heard)
+    server.changed = None
+    assert scored.score([asked])[0].bounds == 0
+
+
+def once_larger(spoilt: Any, times: int = 1) -> Change:
+    """A server that spoils its first answers to requests for more than 20 tokens."""
+    left = [times]
+
+    def change(path: str, body: dict[str, Any], reply: Any) -> Any:
+        if body.get("logprobs", 0) <= 20 or not left[0]:
+            return reply
+        left[0] -= 1
+        return spoilt(reply)
+
+    return change
+
+
+def cut(reply: Any) -> Any:
+    """Only five of the likeliest tokens."""
+    for choice in reply["choices"]:
+        tops = choice["logprobs"]["top_logprobs"]
+        tops[:] = [dict(list(top.items())[:5]) for top in tops]
+    return reply
+
+
+def without(reply: Any) -> Any:
+    """No likeliest tokens beside the written one."""
+    for choice in reply["choices"]:
+        choice["logprobs"]["top_logprobs"] = None
+    return reply
+
+
+def filtered(reply: Any) -> Any:
+    """Answers that a filter removed."""
+    for choice in reply["choices"]:
+        choice.update(text="", logprobs=None, finish_reason="content_filter")
+    return reply
+
+
+@pytest.mark.parametrize("spoilt", [cut, without, filtered])
+def test_fewer_tokens_than_before_replace_nothing_and_are_not_taken_for_all(
+    serve: Serve, spoilt: Any
+) -> None:
+    asked = request(*ROWS, words=ONE_TOKEN)
+    server = serve(**NO_ECHO, most=10_000)
+    (few,) = backend(server, scores="logprobs", top_logprobs=20).score([asked])
+    scored = backend(server, endpoint="completions")
+    server.changed = once_larger(spoilt)
+    (reply,) = scored.score([asked])
+    assert np.array_equal(reply.logprobs, few.logprobs)
+    assert reply.bounds == few.bounds > 0
+    assert scored.score([asked])[0].bounds == 0
+
+
+def test_a_server_that_returns_fewer_tokens_twice_is_not_asked_for_more(serve: Serve) -> None:
+    asked = request(*ROWS, words=ONE_TOKEN)
+    server = serve(once_larger(cut, 99), **NO_ECHO, most=10_000)
+    scored = backend(server, endpoint="completions")
+    server.heard.clear()
+    for _ in range(3):
+        scored.score([asked])
+    assert [body["logprobs"] for _, body in server.heard if "logprobs" in body] == [
+        20, 100, 20, 100, 20
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_of_the_user_is_none_of_more_tokens(serve: Serve, status: int) -> None:
+    asked = request(*ROWS, words=ONE_TOKEN)
+    server = serve(**NO_ECHO, most=10_000)
+    scored = backend(server, endpoint="completions")
+    server.changed = once_larger(lambda reply: (status, {"error": "not now"}))
+    with pytest.raises(RefusedError, match="not now"):
+        scored.score([asked])
+    assert scored.score([asked])[0].bounds == 0
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["refused", "names no more"])

@@ -19,6 +19,9 @@ TOP_COUNTS = (20, 5, 1)
 LARGER_COUNTS = (100, 1000, 5000)
 """Numbers to ask for where label words are missing from the first of `TOP_COUNTS`."""
 
+INVALID = (400, 422)
+"""Statuses that refuse the form of a request."""
+
 Bias: TypeAlias = Mapping[str, float]
 """The number that is added to the logit of each token."""
 
@@ -50,7 +53,7 @@ class RequestFormat:
     def fallback(self, error: RefusedError | IncompleteError) -> RequestFormat | None:
         """The format to try after an error of this one; None if nothing is left."""
         if isinstance(error, RefusedError):
-            if error.status not in (400, 422):
+            if error.status not in INVALID:
                 return None
             if (named := self._without_field(error.reason)) is not None:
                 return named

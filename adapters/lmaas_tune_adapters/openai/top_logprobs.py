@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lmaas_tune.backend import ScoreReply
 from lmaas_tune_adapters.http import RefusedError, ServerError
 from lmaas_tune_adapters.openai.endpoints import (
+    INVALID,
     ONE_TOKEN,
     GenerationEndpoint,
     SamplingParams,
@@ -22,7 +23,7 @@ from lmaas_tune_adapters.openai.words import (
     shared_beginnings,
 )
 
-_FAILURES = 2  # of a server at a larger number, before it is taken for a refusal
+_FAILURES = 2  # of a server at a larger number, before a call goes without it
 _RETRIES = 4  # at once, of rows with filler
 
 
@@ -70,6 +71,7 @@ class TopLogprobsScorer:
         self.settings = f"scores=logprobs k={self._k}{most}"
         self.rows = PROMPTS if endpoint.request_format.batched else 1
         self._failures = 0  # of the server in a row, at a larger number
+        self._returned_fewer = False  # the last time that a larger number was requested
         self._several: dict[tuple[bool, str], bool] = {}
 
     def score(self, contexts: Sequence[Context], words: Sequence[str]) -> ScoreReply:
@@ -109,28 +111,38 @@ class TopLogprobsScorer:
         words: Sequence[str],
         rows: list[_Row],
     ) -> bool:
-        """Ask for more tokens where words are missing; False if no larger number is left."""
+        """Ask for more tokens where words are missing; False if that is over for this call."""
         larger = [k for k in self._larger if k > self._k]
         if not larger:
             return False
         indices = [i for i, row in enumerate(rows) if row.incomplete]
         try:
             more = self._rows(endpoint, [contexts[i] for i in indices], words, larger[0])
-        except (RefusedError, ServerError) as error:
-            if isinstance(error, ServerError) and self._failures < _FAILURES:
-                self._failures += 1
+        except RefusedError as error:
+            if error.status not in INVALID:
                 raise
             endpoint.book(error)
             self._larger = ()
             return False
+        except ServerError as error:
+            if self._failures < _FAILURES:
+                self._failures += 1
+                raise
+            endpoint.book(error)
+            return False
         self._failures = 0
-        if all(new.count <= rows[i].count for i, new in zip(indices, more, strict=True)):
-            self._larger = ()  # the server accepts the number, and returns no more tokens
-        else:
-            self._k = larger[0]
+        before = [rows[i].count for i in indices]
+        after = [row.count for row in more]
         for i, row in zip(indices, more, strict=True):
-            rows[i] = row
-        return bool(self._larger)
+            if row.count >= rows[i].count:
+                rows[i] = row
+        if any(new > old for new, old in zip(after, before, strict=True)):
+            self._k, self._returned_fewer = larger[0], False
+            return True
+        if after == before or self._returned_fewer:
+            self._larger = ()  # the server accepts the number, and returns no more tokens
+        self._returned_fewer = True  # one answer alone may have been cut
+        return False
 
     def _rows(
         self, endpoint: TrackedEndpoint, contexts: Sequence[Context], words: Sequence[str], k: int
