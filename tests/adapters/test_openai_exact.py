@@ -117,6 +117,58 @@ def test_ids_that_the_user_gives_force_a_word_too(
     np.testing.assert_allclose(reply.logprobs, exact.logprobs, atol=1e-4)
 
 
+UNTOKENIZED: list[Any] = [(502, {"error": "bad gateway"}), {"error": "loading"}, {"tokens": []}]
+
+
+def untokenized(answer: Any, times: int) -> Change:
+    """A server whose tokenizer answers so as often."""
+    left = [times]
+
+    def change(path: str, body: dict[str, Any], reply: Any) -> Any:
+        if path != "/tokenize" or not left[0]:
+            return reply
+        left[0] -= 1
+        return answer
+
+    return change
+
+
+@pytest.mark.parametrize("answer", UNTOKENIZED, ids=str)
+def test_a_tokenizer_that_fails_once_at_the_start_is_asked_again(serve: Serve, answer: Any) -> None:
+    server = serve(untokenized(answer, 1), **HOSTED, tokenizer=True)
+    scored = backend(server, retry=Retry(attempts=2, first_wait=0.0))
+    assert "endpoint=completions scores=forced" in scored.identity
+
+
+@pytest.mark.parametrize("answer", UNTOKENIZED, ids=str)
+def test_a_tokenizer_that_only_fails_is_none(serve: Serve, answer: Any) -> None:
+    server = serve(untokenized(answer, 99), **LLAMA_CPP, tokenizer=True)
+    scored = backend(server, retry=Retry(attempts=2, first_wait=0.0))
+    assert "endpoint=completions scores=forced" in scored.identity
+
+
+@pytest.mark.parametrize("answer", [*UNTOKENIZED, (404, {"detail": "not found"})], ids=str)
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_tokenizer_that_fails_once_in_the_run_leaves_nothing_behind(
+    serve: Serve, own: HFBackend, answer: Any, before: int
+) -> None:
+    asked = request(*ROWS, words=WORDS)
+    (exact,) = own.score([asked])
+    server = serve(**HOSTED, tokenizer=True)
+    scored = backend(server)
+    fails, count = untokenized(answer, 1), [0]
+
+    def change(path: str, body: dict[str, Any], reply: Any) -> Any:
+        count[0] += path == "/tokenize"
+        return fails(path, body, reply) if count[0] > before else reply
+
+    server.changed = change
+    with pytest.raises(TransientError):
+        scored.score([asked])
+    (reply,) = scored.score([asked])
+    np.testing.assert_allclose(reply.logprobs, exact.logprobs, atol=1e-4)
+
+
 def test_a_word_of_one_token_takes_one_small_request_a_row(serve: Serve) -> None:
     server = serve(**LLAMA_CPP, tokenizer=True)
     scored = backend(server)

@@ -169,7 +169,7 @@ class OpenAIServer(Server):
 
     Attributes:
         url: Ends in ``/v1``.
-        heard: (path, body) of every POST.
+        heard: (path, body) of every POST but those to ``/tokenize``.
         changed: As given; may be set later.
     """
 
@@ -194,9 +194,10 @@ class OpenAIServer(Server):
             body = json.loads(content)
             if path == "/tokenize" and self._poor.tokenizer:
                 assert isinstance(self._model, TinyModel)
-                return 200, {"tokens": self._model.tokens(body["content"])}
-            self.heard.append((path, body))
-            reply: Any = self._reply(path, self._taken(path, body))
+                reply: Any = {"tokens": self._model.tokens(body["content"])}
+            else:
+                self.heard.append((path, body))
+                reply = self._reply(path, self._taken(path, body))
         except RefusalError as error:
             content = {
                 "message": error.message,

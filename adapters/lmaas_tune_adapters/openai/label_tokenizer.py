@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lmaas_tune.errors import InputError
+from lmaas_tune.errors import InputError, TransientError
 from lmaas_tune_adapters.http import Endpoint, RefusedError, ServerError
+from lmaas_tune_adapters.openai.replies import IncompleteError
 from lmaas_tune_adapters.openai.rows import Context
 
 _LONGEST = 6  # tokens of a word, where the number is unknown
@@ -42,7 +42,7 @@ class LabelTokenizer:
 
     def __init__(self, root: Endpoint, model: str, given: Mapping[str, Sequence[int]]) -> None:
         self._root, self._model, self._given = root, model, given
-        self._tokenizes, self._has_tokenized = True, False
+        self._tokenizes, self._has_tokenized, self._has_failed = True, False, False
         self._known: dict[tuple[bool, str], LabelTokens] = {}
 
     @property
@@ -89,18 +89,42 @@ class LabelTokenizer:
         return both[len(first) :]
 
     def _tokens(self, text: str) -> list[int]:
-        """Ask the server's tokenizer, in the fields of llama.cpp and of vLLM."""
+        """Ids of a text's tokens; empty if the server has no tokenizer, which is then known.
+
+        It has none if it refuses the first request, or fails at two before it has answered any.
+
+        Raises:
+            TransientError: It failed; it is asked again.
+        """
         if not self._tokenizes:
             return []
+        try:
+            ids = self._ask(text)
+        except (RefusedError, ServerError, IncompleteError) as error:
+            refused = isinstance(error, RefusedError)
+            if not self._has_tokenized and (refused or self._has_failed):
+                self._tokenizes = False
+                return []
+            self._has_failed = True
+            if not refused:
+                raise
+            raise TransientError(f"{error}, though it has answered before") from error
+        self._has_tokenized = True
+        return ids
+
+    def _ask(self, text: str) -> list[int]:
+        """Ask the server's tokenizer, in the fields of llama.cpp and of vLLM.
+
+        Raises:
+            IncompleteError: The answer has no token ids.
+        """
         body = {"model": self._model, "content": text, "prompt": text}
         plain = {"add_special": False, "add_special_tokens": False}
+        answer = self._root.post("/tokenize", content={**body, **plain})
         try:
-            answer = self._root.post("/tokenize", content={**body, **plain})
-            ids = [operator.index(i) for i in json.loads(answer.content)["tokens"]]
-        except (RefusedError, ServerError, ValueError, KeyError, TypeError) as error:
-            if self._has_tokenized and isinstance(error, ServerError):
-                raise  # for once: it is asked again
-            self._tokenizes = False
-            return []
-        self._has_tokenized = True
+            ids = [operator.index(i) for i in answer.json()["tokens"]]
+        except (TransientError, KeyError, TypeError) as error:
+            raise IncompleteError(f"{answer.url} did not answer with token ids") from error
+        if not ids:
+            raise IncompleteError(f"{answer.url} found no tokens in a text")
         return ids
