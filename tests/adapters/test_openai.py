@@ -521,6 +521,20 @@ def test_a_passing_failure_at_the_start_is_tried_again(serve: Serve) -> None:
     assert "scores=echo" in backend(server, endpoint="completions", retry=patient).identity
 
 
+@pytest.mark.parametrize("part", ["logprobs", "choices"])
+def test_an_answer_that_lacks_something_once_changes_no_mode(serve: Serve, part: str) -> None:
+    def lacking(path: str, body: dict[str, Any], reply: Any) -> Any:
+        if len(server.heard) == 1:
+            reply["choices"][0]["logprobs"] = None
+            del reply["choices"][: part == "choices"]
+        return reply
+
+    server = serve(lacking)
+    scored = backend(server)
+    assert "scores=echo" in scored.identity
+    assert scored.capabilities.rows_per_call == 4
+
+
 def test_a_server_that_stays_down_is_said_so() -> None:
     with pytest.raises(PermanentError, match=r"no answer after 1 attempt.*cannot be reached"):
         OpenAIBackend("tiny", url="http://127.0.0.1:9/v1", retry=ONCE)

@@ -38,7 +38,8 @@ def detect_mode(
 ) -> Scorer:
     """Find the first mode that a server supports, in the request format that it accepts.
 
-    Each trial sends two short rows; refused requests cost nothing.
+    Each trial sends two short rows, again if an answer lacks something; refused requests cost
+    nothing.
 
     Raises:
         PermanentError: The server supports no mode, or all attempts of a request failed.
@@ -75,8 +76,10 @@ def _fit_format(
 ) -> Scorer:
     """Try a mode in one format after another."""
     while True:
-        scorer = mode.make(request_format)
-        failure = retry.run(partial(_failure, scorer, server, mode.words))
+        trial = partial(_trial, mode, request_format, server)
+        scorer, failure = retry.run(trial)
+        if isinstance(failure, IncompleteError):  # perhaps this answer alone
+            scorer, failure = retry.run(trial)
         if failure is None:
             return scorer
         fallback = scorer.endpoint.request_format.fallback(failure)
@@ -85,15 +88,17 @@ def _fit_format(
         request_format = fallback
 
 
-def _failure(
-    scorer: Scorer, server: Server, words: Sequence[str]
-) -> RefusedError | IncompleteError | None:
-    """Why a trial failed; None if it passed. Errors that may pass are raised."""
+def _trial(
+    mode: ScoringMode, request_format: RequestFormat, server: Server
+) -> tuple[Scorer, RefusedError | IncompleteError | None]:
+    """A scorer, and why its trial failed; None if it passed. Errors that may pass are raised."""
+    scorer = mode.make(request_format)
     try:
-        scorer.try_out(_ROWS, words)
-        return _miscount(scorer.endpoint) if scorer.endpoint.request_format.batched else None
+        scorer.try_out(_ROWS, mode.words)
+        batched = scorer.endpoint.request_format.batched
+        return scorer, _miscount(scorer.endpoint) if batched else None
     except (RefusedError, IncompleteError) as error:
-        return error
+        return scorer, error
     except ServerError as error:
         _check_key(server, error)
         raise
