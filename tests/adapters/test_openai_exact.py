@@ -568,6 +568,18 @@ def test_a_server_that_fails_without_a_key_is_asked_twice_and_the_key_is_named()
     assert asked == ["/v1/completions", "/v1/models"]
 
 
+def test_a_gateway_that_fails_without_a_key_is_asked_again() -> None:
+    asked = []
+
+    def broken(path: str, authorization: str, content: bytes) -> tuple[int, Any]:
+        asked.append(path)
+        return 502, "Bad Gateway"
+
+    with Server(json_handler(broken)) as server, pytest.raises(PermanentError, match="502"):
+        OpenAIBackend("tiny", url=server.url, retry=Retry(attempts=3, first_wait=0.0))
+    assert asked[:3] == ["/v1/completions"] * 3
+
+
 def test_a_key_that_is_refused_everywhere_is_to_be_checked(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,13 @@ class BusyError(TransientError):
 
 
 class ServerError(TransientError):
-    """The server failed at a request (5xx, but for 503), and perhaps fails at all of its kind."""
+    """The server failed at a request (5xx, but for 503), and perhaps fails at all of its kind.
+
+    Attributes:
+        status: Of HTTP.
+    """
+
+    status: int
 
 
 def error_of(url: str, response: requests.Response, content: bytes, key: Key | None) -> Exception:
@@ -58,9 +64,12 @@ def error_of(url: str, response: requests.Response, content: bytes, key: Key | N
     message = f"{url} answered {status}: {reason.rstrip('.')}"
     if status in _TRANSIENT and code not in _LASTING:
         kind = TransientError if status < 500 else ServerError if status != 503 else BusyError
-        return kind(
+        error = kind(
             message, retry_after=retry_after(response.headers), overloaded=status in _OVERLOADED
         )
+        if isinstance(error, ServerError):
+            error.status = status
+        return error
     remedy = _REMEDIES.get(status)
     if 300 <= status < 400 and "Location" in response.headers:
         location = quoted(response.headers["Location"], key, most=200)

@@ -114,16 +114,18 @@ def _miscount(endpoint: GenerationEndpoint) -> CountError | None:
 
 
 def _check_key(server: Server, error: ServerError) -> None:
-    """Find out whether a server error means that a key is missing, as LiteLLM's does.
+    """Find out whether a 500 means that a key is missing, as LiteLLM's does.
 
     Raises:
-        InputError: No key was given, and the list of models gives a server error too.
+        InputError: No key was given, and the list of models gives a 500 too.
     """
-    if server.signed:
+    if server.signed or error.status != 500:  # a 502 is a gateway's, and may pass
         return
     try:
         server.endpoint.get("/models")
-    except ServerError:
+    except ServerError as second:
+        if second.status != 500:
+            return
         raise InputError(
             f"{error}, and so does {server.endpoint.url}/models: no key was given, by "
             "api_key_file or in OPENAI_API_KEY, which LiteLLM answers like that"
