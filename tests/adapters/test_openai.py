@@ -602,6 +602,22 @@ def test_a_reply_of_no_use_is_paid_all_the_same(serve: Serve, several: bool) -> 
     assert client.spent.requests == (1 if several else 2)
 
 
+def test_an_error_has_the_usage_of_the_requests_before_it(serve: Serve) -> None:
+    server = serve()
+    scored = backend(server, scores="logprobs", top_logprobs=20)
+    (whole,) = scored.score([request("a film")])
+
+    def second(path: str, body: dict[str, Any], reply: Any) -> Any:
+        return (500, {"error": "down"}) if "book" in body["prompt"] else reply
+
+    server.changed = second
+    with pytest.raises(TransientError) as caught:
+        scored.score([request("a film"), request("a book")])
+    assert caught.value.usage is not None
+    assert caught.value.usage.tokens == whole.usage.tokens > 0
+    assert caught.value.usage.requests == 2
+
+
 def test_a_model_that_ends_where_it_reads_loses_no_token(serve: Serve) -> None:
     def ended(path: str, body: dict[str, Any], reply: Any) -> Any:
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]

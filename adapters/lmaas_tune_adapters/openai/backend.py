@@ -15,8 +15,7 @@ import numpy as np
 from lmaas_tune.backend import Capabilities, Inspection, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, did_you_mean
-from lmaas_tune.prompts import FloatArray
-from lmaas_tune_adapters.http import AT_START, Endpoint, Key, RefusedError
+from lmaas_tune_adapters.http import AT_START, Endpoint, Key, RefusedError, joined
 from lmaas_tune_adapters.openai.detect import ScoringMode, detect_mode
 from lmaas_tune_adapters.openai.endpoints import Chat, Completions, RequestFormat, Server
 from lmaas_tune_adapters.openai.forced import ForcedScorer
@@ -137,7 +136,9 @@ class OpenAIBackend:
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
         """See `lmaas_tune.backend.Backend.score`."""
         contexts = [contexts_of(request) for request in requests]
-        return [self._score(c, r.candidates) for c, r in zip(contexts, requests, strict=True)]
+        each = (self._score(c, r.candidates) for c, r in zip(contexts, requests, strict=True))
+        replies, _ = joined((reply, reply.usage) for reply in each)
+        return replies
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         """See `lmaas_tune.backend.Inspects.inspect`."""
@@ -147,14 +148,12 @@ class OpenAIBackend:
 
     def _score(self, contexts: Sequence[Context], candidates: Sequence[str]) -> ScoreReply:
         words, most = _words(candidates), self._scorer.rows
-        scores: list[FloatArray] = [np.zeros((0, len(words)))]
-        usage, bounds = Usage(), 0
-        for start in range(0, len(contexts), most):
-            part = self._scorer.score(contexts[start : start + most], words)
-            scores.append(part.logprobs)
-            usage, bounds = usage + part.usage, bounds + part.bounds
+        starts = range(0, len(contexts), most)
+        each = (self._scorer.score(contexts[start : start + most], words) for start in starts)
+        parts, usage = joined((part, part.usage) for part in each)
+        scores = [np.zeros((0, len(words))), *(part.logprobs for part in parts)]
         usage = replace(usage, sequences=len(contexts))
-        return ScoreReply(np.concatenate(scores), usage, bounds)
+        return ScoreReply(np.concatenate(scores), usage, sum(part.bounds for part in parts))
 
 
 def _open_modes(endpoint: str, scores: str, system: str | None) -> list[tuple[str, str]]:
