@@ -304,7 +304,8 @@ def test_demonstrations_that_leave_no_row_of_a_label_are_refused() -> None:
 
 
 def test_a_demonstration_reads_as_the_row_does() -> None:
-    task = Task(Template(FIRST), LABELS)
+    labels = Verbalizer({"good": " fine", "bad": "poor"})  # scored without the space
+    task = Task(Template(FIRST), labels)
     rows = [Example({"text": "a film"}, "good"), Example({"text": "a play"}, "bad")]
     setup = Setup(model=Reader(), embeds=None, measures=False, task=task, train=rows, shown=rows)
     space = Text(slots=0, prompt_init="Judge.").space(setup)

@@ -260,8 +260,8 @@ def alternate_labels(examples: Sequence[Example], *, seed: int) -> list[int]:
 
 def demonstration(task: Task, example: Example) -> str:
     """The text of a row with its label word and without the prompt."""
-    words = task.verbalizer.words
-    fills = {Slot.PROMPT: "", Slot.LABEL: words.get(example.label or "", "")}
+    word = task.verbalizer.words.get(example.label or "", "")
+    fills = {Slot.PROMPT: "", Slot.LABEL: word.strip()}
     parts = task.template.render(example)
     return "".join(part if isinstance(part, str) else fills[part] for part in parts).strip()
 
