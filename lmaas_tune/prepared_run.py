@@ -126,7 +126,7 @@ class PreparedRun:
         """
         finite = [
             (candidate, candidate.train)
-            for candidate in self.search.scored_starts
+            for candidate in _distinct(self.search.scored_starts)
             if candidate.train is not None and math.isfinite(candidate.train.loss)
         ]
         starts = [(one, self.evaluator.row_losses(train)) for one, train in finite[: self.averaged]]
@@ -140,9 +140,9 @@ class PreparedRun:
         others = [
             candidate
             for candidate, losses in starts[1:]
-            if candidate.prompt is not best.prompt and not _clearly_higher(losses - least, rows)
+            if not _clearly_higher(losses - least, rows)
         ]
-        return [best, *others]
+        return _distinct([best, *others])
 
     def _tuned(self, candidates: Sequence[Candidate], **more: Any) -> TunedPrompt:
         first, *others = [Member(c.prompt, self._head_of(c)) for c in candidates]
@@ -177,6 +177,14 @@ class PreparedRun:
             "head_words": hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:16],
             "rows": self.digests,
         }
+
+
+def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Without those whose prompt came before: starts may be cut to the same tokens."""
+    by_prompt: dict[str, Candidate] = {}
+    for candidate in candidates:
+        by_prompt.setdefault(candidate.prompt.digest, candidate)
+    return list(by_prompt.values())
 
 
 def _clearly_higher(

@@ -161,8 +161,9 @@ def soft_search(
     optimizer: Any = "cma",
     *,
     words: str | Sequence[str] = "it was",
+    length: int | None = None,
 ) -> TuneResult:
-    soft = Soft(prompt_init=words, intrinsic_dim=4)
+    soft = Soft(prompt_init=words, prompt_length=length, intrinsic_dim=4)
     tuner = Tuner(
         ToyBackend(),
         optimizer,
@@ -523,6 +524,11 @@ def test_a_start_without_finite_scores_is_not_averaged(head: str) -> None:
 def test_no_more_prompts_are_averaged_than_allowed(averaged: int) -> None:
     equal = Noisy(dict.fromkeys(SKILL, 1.5))
     assert len(fit(equal, MANY, averaged=averaged).prompt.members) == averaged
+
+
+def test_starts_that_are_cut_to_one_prompt_are_averaged_once() -> None:
+    result = soft_search(TRAIN, VALIDATION, words=("it was", "it is"), length=1)
+    assert len(result.best_starts.members) == 1
 
 
 def test_an_average_is_saved_and_predicts_the_same_at_a_request_a_member(tmp_path: Path) -> None:

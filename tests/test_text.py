@@ -265,6 +265,11 @@ def test_given_words_keep_their_place_before_the_built_in_ones_and_none_comes_tw
     assert starting_words(("Mine:", "Ours:", "Mine:"), task) == ("Mine:", "Ours:")
 
 
+def test_starts_that_differ_in_the_space_around_them_are_one() -> None:
+    result = small_text(Reader(), prompt_init=("It was", " It was", "So it is", "So it is "))
+    assert [len(result.steps[0].evaluations), len(result.best_starts.members)] == [2, 2]
+
+
 def test_built_in_phrases_are_all_different() -> None:
     for phrases in (WORDINGS, PAIR_WORDINGS, DIRECTIONS, WORDS):
         assert len({phrase.casefold() for phrase in phrases}) == len(phrases)

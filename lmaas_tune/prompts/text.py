@@ -371,7 +371,7 @@ class Text:
         if setup.start is not None and setup.start.words is not None:
             return (setup.start.words,), 1
         words = starting_words(self.given_words, setup.task)
-        stripped = tuple(text.strip() for text in words)
+        stripped = tuple(dict.fromkeys(text.strip() for text in words))
         return stripped, len(stripped)
 
 
