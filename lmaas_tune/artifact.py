@@ -26,7 +26,7 @@ import safetensors.numpy
 from lmaas_tune.backend import Backend, ScoreRequest
 from lmaas_tune.calls.client import Client
 from lmaas_tune.data import Rows, read_examples
-from lmaas_tune.dataset import LABEL_TYPES
+from lmaas_tune.dataset import LABEL_TYPES, type_for_all
 from lmaas_tune.errors import InputError, PermanentError, StorageError, named
 from lmaas_tune.exactness import NOTED, explain_bounds
 from lmaas_tune.files import read_limited, read_object, reading, write_atomically
@@ -72,7 +72,11 @@ class TunedPrompt:
             the first. Each costs as much at prediction as the first.
         provenance: Origin: backend identity, settings, seed, versions, spent.
         label_type: The type of the labels that `predict` returns, see
-            `lmaas_tune.dataset.LABEL_TYPES`.
+            `lmaas_tune.dataset.LABEL_TYPES`. It becomes text if a label of the task, which may
+            have come without training rows, is not of the given type.
+
+    Raises:
+        InputError: There is no such type of labels.
     """
 
     prompt: Prompt
@@ -82,6 +86,10 @@ class TunedPrompt:
     others: tuple[Member, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     label_type: str = "str"
+
+    def __post_init__(self) -> None:
+        label_type = type_for_all(self.label_type, self.task.verbalizer.labels)
+        object.__setattr__(self, "label_type", label_type)
 
     def __repr__(self) -> str:
         return call_repr(
@@ -254,7 +262,6 @@ class TunedPrompt:
                 provenance = {key: content[key] for key in content if key not in known}
                 words = tuple(saved.head_words)
                 task = saved.task()
-                named("label_type", saved.label_type, LABEL_TYPES)
                 return cls(
                     first.prompt,
                     task,

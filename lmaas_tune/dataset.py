@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from lmaas_tune.columns import unread_columns
 from lmaas_tune.data import Rows, labels_of, read_examples
-from lmaas_tune.errors import InputError, did_you_mean
+from lmaas_tune.errors import InputError, did_you_mean, named
 from lmaas_tune.notes import OnNote, warn
-from lmaas_tune.task import Example, Task, Template, Verbalizer
+from lmaas_tune.task import Example, Task, Template, Verbalizer, label_name
 
 LABEL_TYPES: Mapping[str, Callable[[str], object]] = {
     "str": str,
@@ -21,7 +21,7 @@ LABEL_TYPES: Mapping[str, Callable[[str], object]] = {
     "int": int,
     "float": float,
 }
-"""Types of labels by name, with what makes one of its text."""
+"""Types of labels by name, with what makes one of its text, see `type_for_all`."""
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "bool": (bool, np.bool_),
@@ -31,6 +31,27 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 
 _FEW, _ENOUGH = 4, 8  # rows of a label
 _UNEVEN = 5  # times the rows of another label
+
+
+def type_for_all(label_type: str, labels: Iterable[str]) -> str:
+    """A type of labels if each label has a value of it, else text.
+
+    Args:
+        label_type: A name in `LABEL_TYPES`.
+        labels: Names of labels.
+
+    Raises:
+        InputError: There is no such type.
+    """
+    typed = named("label_type", label_type, LABEL_TYPES)
+
+    def has_value(label: str) -> bool:
+        try:
+            return label_name(typed(label)) == label
+        except ValueError:
+            return False
+
+    return label_type if all(map(has_value, labels)) else "str"
 
 
 def _rows(count: int) -> str:

@@ -319,6 +319,13 @@ def test_a_prompt_of_format_1_from_before_there_were_heads_is_read(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("kind", ["int", "float", "bool"])
+def test_labels_that_are_not_of_the_saved_type_are_text(tmp_path: Path, kind: str) -> None:
+    TUNED.save(tmp_path)
+    rewrite(tmp_path, label_type=kind)  # as of rows that lacked a label
+    assert TunedPrompt.load(tmp_path).classes == ["bad", "good"]
+
+
 def test_a_head_of_a_text_prompt_is_saved_beside_it(tmp_path: Path) -> None:
     tuned = replace(MIXED, prompt=TextPrompt("so"), others=())
     back = TunedPrompt.load(tuned.save(tmp_path))
@@ -410,6 +417,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
         {"anchor": None},
         {"kind": "text"},
         {"format": "one"},
+        {"label_type": "complex"},
     ],
 )
 def test_a_damaged_description_is_told(tmp_path: Path, changes: Any) -> None:

@@ -29,12 +29,13 @@ from lmaas_tune import (
     TuneResult,
 )
 from lmaas_tune.callbacks import ProgressBar
-from lmaas_tune.dataset import default_template, default_verbalizer
+from lmaas_tune.data import read_examples
+from lmaas_tune.dataset import default_template, default_verbalizer, task_for
 from lmaas_tune.errors import InputError, PermanentError, StorageError, TransientError
-from lmaas_tune.heads import FittedHead
 from lmaas_tune.optimizers.random import RandomSearch
 from lmaas_tune.prompts import FloatArray, Prompt
 from lmaas_tune.step import step_row
+from lmaas_tune.task import label_name
 from lmaas_tune.testing.toy import ToyBackend
 from tests.support.small_models import (
     SMALL,
@@ -211,6 +212,37 @@ def test_labels_of_several_types_come_back_as_text() -> None:
     words = {"0": "bad", "no": "good"}
     result = small_tuner(Bowl(), labels=words).fit(pairs_of((0, "no")))
     assert set(result.prompt.classes) == {"0", "no"}
+
+
+@pytest.mark.parametrize(
+    ("values", "other", "kind"),
+    [
+        ((0, 1), "maybe", str),
+        ((0, 1), "02", str),
+        ((0, 1), 0.5, str),
+        ((0, 1), np.float64(2.0), int),
+        ((0, 1), "2", int),
+        ((False, True), "maybe", str),
+        ((False, True), 1, str),
+        ((0.5, 1.5), "maybe", str),
+        ((0.5, 1.5), "2.50", str),
+        ((0.5, 1.5), 2, float),
+    ],
+)
+@pytest.mark.parametrize("rows", [[], ["an odd thing"]])
+def test_labels_without_training_rows_may_be_of_another_type(
+    values: Any, other: Any, kind: type, rows: list[str], tmp_path: Path
+) -> None:
+    names = [label_name(each) for each in (*values, other)]
+    tuner = small_tuner(
+        Bowl(), labels=dict(zip(names, ("bad", "good", "odd"), strict=True)), out=tmp_path
+    )
+    result = tuner.fit(pairs_of(values), [(text, other) for text in rows] or None)
+    loaded = TunedPrompt.load(tmp_path)
+    for classes in (result.prompt.classes, loaded.classes):
+        assert [label_name(each) for each in classes] == names
+        assert {type(each) for each in classes} == {kind}
+        assert result.predict(["good"]) == loaded.predict(Bowl(), ["good"]) == [classes[1]]
 
 
 @pytest.mark.parametrize("form", [list, tuple, np.array, pd.Series])
@@ -404,7 +436,7 @@ ONE_CLASS = [("a", "good"), ("b", "good")]
         ({"start": "It was"}, TRAIN, "start='It was' is no prompt: .* into the settings, as Soft"),
         ({"start": SoftPrompt(np.zeros((2, 4)))}, TRAIN, "must be a soft one of width 3 for bowl"),
         (
-            {"start": TunedPrompt(TextPrompt("a"), None, FittedHead.none(2))},  # type: ignore[arg-type]
+            {"start": TunedPrompt.without_head(TextPrompt("a"), task_for(read_examples(TRAIN)))},
             TRAIN,
             "must be a soft one of width 3",
         ),
