@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import socket
 import threading
 import time
@@ -171,6 +172,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         "reset at once": Say(b"", "reset"),
         "gzip of nothing": Say(reply(b"plain", headers={"Content-Encoding": "gzip"}), "close"),
         "length of nothing": Say(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nab", "silence"),
+        "two lengths": Say(reply(b"ab", headers={"content-length": "3"}), "close"),
     }.items(),
     ids=lambda item: item[0],
 )
@@ -179,6 +181,7 @@ def test_half_an_answer_may_pass(say: tuple[str, Say]) -> None:
         error = failure(server, timeout=0.5)
     assert type(error) is TransientError
     assert error.retry_after is None
+    assert (error.usage, error.usage_unknown) == (Usage(requests=1), True)
     assert str(error).startswith(f"{server.url}/v1/x ")
 
 
@@ -322,6 +325,28 @@ def test_a_redirect_is_told_and_not_followed() -> None:
         assert isinstance(error, RefusedError)
         assert f"{elsewhere.url}/v2" in str(error)
         assert elsewhere.heard == []
+
+
+@pytest.mark.parametrize("where", ["http://[::1", "/caf\xe9", "http://\xff/"])
+def test_an_odd_redirect_is_told_too_and_leaves_its_connection_free(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmaas_tune_adapters.http.endpoint.CONNECTIONS", 1)
+    said = reply(b"body", status="307 Moved", headers={"Location": where})
+    with RawServer(said) as server:
+        endpoint = Endpoint(server.url)
+        for _ in range(2):
+            with pytest.raises(RefusedError, match="has moved it to " + re.escape(where)):
+                endpoint.get("/")
+    assert server.connections == 1
+
+
+def test_the_body_of_a_redirect_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmaas_tune_adapters.http.endpoint._MAX_REPLY", 2**20)
+    headers = {"Location": "/v2", "Content-Encoding": "gzip"}
+    said = reply(gzip.compress(bytes(2**21)), status="307 Moved", headers=headers)
+    with RawServer(said) as server:
+        assert "more than 1 MB" in str(failure(server))
 
 
 # -- Retry-After -----------------------------------------------------------------------------

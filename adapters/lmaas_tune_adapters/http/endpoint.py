@@ -223,8 +223,8 @@ class Endpoint:
 def _broken_off(error: Exception) -> bool:
     """Whether a request was sent before it failed; requests wraps failures before the answer."""
     raw = error.args[0] if isinstance(error, requests.RequestException) and error.args else error
-    kinds = urllib3.exceptions.HTTPError if raw is error else urllib3.exceptions.ProtocolError
-    return isinstance(raw, kinds)
+    after_sending = (urllib3.exceptions.ProtocolError, urllib3.exceptions.InvalidHeader)
+    return isinstance(raw, urllib3.exceptions.HTTPError if raw is error else after_sending)
 
 
 def _perhaps_paid(error: LMaaSError) -> LMaaSError:
@@ -258,8 +258,19 @@ def _proxy(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else parts.path
 
 
+class _Session(requests.Session):
+    """A session without redirects.
+
+    Even where it follows none, requests parses the address of the next request, which may raise
+    anything, and reads the body to its end.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return None: there is no next request."""
+
+
 def _session(key: Key | None) -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.auth = key or _unsigned
     session.headers.update({"User-Agent": "lmaas-tune", "Accept": "*/*"})
