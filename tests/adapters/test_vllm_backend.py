@@ -387,6 +387,12 @@ def test_a_server_that_ignores_label_ids_is_too_old(server: StandIn) -> None:
     assert "needs a vLLM that knows logprob_token_ids" in refusal(server)
 
 
+def test_one_damaged_answer_does_not_make_a_server_too_old(server: StandIn) -> None:
+    server.left_out = 1
+    VLLMBackend(server.url, server.folder)
+    assert len(server.asked) == 2
+
+
 def test_a_server_that_gives_logits_is_refused(server: StandIn) -> None:
     server.logits = True
     assert "without --logprobs-mode" in refusal(server)
@@ -438,6 +444,12 @@ def test_several_models_are_listed_and_one_has_to_be_named(server: StandIn) -> N
     assert "no model 'tiney'; did you mean 'tiny'?" in refusal(server, served_model="tiney")
     named = VLLMBackend(server.url, server.folder, served_model="large")
     assert named.capabilities.max_tokens == 511
+
+
+@pytest.mark.parametrize("models", [{"tiny": "256"}, {None: 256, "tiny": 256}, {5: 256}])
+def test_a_list_of_something_else_than_models_is_told(models: Any, server: StandIn) -> None:
+    server.models = models
+    assert "/v1/models answers no list of models" in refusal(server)
 
 
 def test_a_url_with_v1_and_one_without_are_the_same_place(server: StandIn) -> None:
@@ -513,12 +525,20 @@ def test_an_answer_that_leaves_out_a_label_may_pass(server: StandIn, remote: VLL
     remote.score([request_of(TextPrompt("so"))])
 
 
-@pytest.mark.parametrize("wrong", [-9999.0, 0.5])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (-9999.0, "gave -9999 for a log-probability"),
+        (0.5, "gave 0.5 for a log-probability"),
+        (-(10**400), "too large"),
+    ],
+    ids=["-9999", "0.5", "beyond a float"],
+)
 def test_a_number_that_is_no_log_probability_may_pass(
-    wrong: float, server: StandIn, remote: VLLMBackend
+    wrong: float, words: str, server: StandIn, remote: VLLMBackend
 ) -> None:
     server.wrong = wrong
-    with pytest.raises(TransientError, match=f"gave {wrong:g} for a log-probability"):
+    with pytest.raises(TransientError, match=words):
         remote.score([request_of(TextPrompt("so"))])
     remote.score([request_of(TextPrompt("so"))])
 

@@ -166,7 +166,7 @@ class Completions:
                 [[_number(found[i][f"token_id:{t}"]) for t in token_ids] for i in range(count)],
                 dtype=np.float64,
             ).reshape(count, len(token_ids))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise UnfitAnswerError(
                 f"{answer.url} left out a requested log-probability "
                 f"({type(error).__name__}: {quoted(str(error), answer.key, most=200)})"

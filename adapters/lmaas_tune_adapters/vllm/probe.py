@@ -6,13 +6,15 @@ They take two small requests, which count in no budget.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmaas_tune.errors import InputError, PermanentError, did_you_mean
+from lmaas_tune.typed_json import checked
 from lmaas_tune_adapters.hf.label_tokens import Word
-from lmaas_tune_adapters.http import Endpoint, RefusedError
+from lmaas_tune_adapters.http import Endpoint, RefusedError, quoted
 from lmaas_tune_adapters.vllm.completions import Completions, UnfitAnswerError
 from lmaas_tune_adapters.vllm.rows import RowWriter
 from lmaas_tune_adapters.vllm.vocabulary import EmbeddingTable
@@ -38,6 +40,19 @@ class ServedModel:
     max_tokens: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """A model as a server lists it."""
+
+    id: str
+    max_model_len: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModelList:
+    data: Sequence[_Listed]
+
+
 def find_model(endpoint: Endpoint, wanted: str | None) -> ServedModel:
     """Find the model that a server serves, or the wanted one of several.
 
@@ -47,13 +62,14 @@ def find_model(endpoint: Endpoint, wanted: str | None) -> ServedModel:
         TransientError: No answer.
     """
     answer = endpoint.get("/v1/models")
-    content = answer.json()
     try:
-        lengths = {model["id"]: model.get("max_model_len") for model in content["data"]}
-    except (KeyError, TypeError, AttributeError) as error:
+        found = checked(_ModelList, answer.json(), "it")
+    except InputError as error:
         raise PermanentError(
-            f"{answer.url} answers no list of models: check that the URL is a vLLM server's"
+            f"{answer.url} answers no list of models ({quoted(str(error), answer.key, most=200)}): "
+            "check that the URL is a vLLM server's"
         ) from error
+    lengths = {model.id: model.max_model_len for model in found.data}
     if wanted is None and len(lengths) != 1:
         raise InputError(
             f"{answer.url} lists {len(lengths)} models ({', '.join(map(repr, sorted(lengths)))}): "
@@ -82,8 +98,12 @@ def check_server(completions: Completions, rows: RowWriter, token_ids: Word, mod
     url, name = completions.endpoint.url, completions.served_model
     wanted = list(dict.fromkeys(token_ids))[:16]
     beside = () if completions.for_dynamo else token_ids
+    prompts = [rows.words(token_ids)]
     try:
-        values, _ = completions.ask([rows.words(token_ids)], wanted, beside=beside)
+        try:
+            values, _ = completions.ask(prompts, wanted, beside=beside)
+        except UnfitAnswerError:  # one answer may be damaged; those of an unfit server all are
+            values, _ = completions.ask(prompts, wanted, beside=beside)
     except UnfitAnswerError as error:
         raise PermanentError(
             f"{url} does not return the log-probabilities of the requested tokens ({error}): "
