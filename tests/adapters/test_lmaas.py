@@ -539,6 +539,18 @@ def test_a_damaged_answer_may_pass(score: Callable[[bytes], bytes], words: str) 
             remote.score([asked(point(), ROWS)])
 
 
+@pytest.mark.parametrize("whole", [0, 1])
+def test_what_a_call_took_before_it_failed_is_told(whole: int) -> None:
+    said = [*[scored(GOOD)] * whole, reply(status="500 Oops")]
+    with puppet(lambda r: named(r, said.pop(0))) as server:
+        remote = LMaaSBackend(server.url)
+        with pytest.raises(TransientError, match="500") as caught:
+            remote.score([asked(point(i), ROWS) for i in range(whole + 1)])
+    usage = caught.value.usage
+    assert usage is not None
+    assert (usage.requests, usage.tokens) == (2 + whole + 1, 7 * whole)
+
+
 @pytest.mark.parametrize("damage", [b'{"something": "else"}', b"[]", b'"id"', b"{", b'{"id": NaN}'])
 @pytest.mark.parametrize("kind", ["batches", "subspaces"])
 def test_a_damaged_answer_to_a_registration_may_pass(kind: str, damage: bytes) -> None:

@@ -288,7 +288,10 @@ def test_a_server_that_is_busy_at_the_start_is_asked_again(folder: Callable[[str
             VLLMBackend(server.url, server.folder, retry=Retry(attempts=2, first_wait=0))
 
 
-def test_what_a_call_took_before_it_failed_is_told(folder: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("whole", [0, 1])
+def test_what_a_call_took_before_it_failed_is_told(
+    whole: int, folder: Callable[[str], Path]
+) -> None:
     class FailsLater(StandIn):
         answers = 100
 
@@ -302,12 +305,13 @@ def test_what_a_call_took_before_it_failed_is_told(folder: Callable[[str], Path]
         remote = VLLMBackend(server.url, server.folder, max_body_bytes=1)  # a row a request
         request = request_of(TextPrompt("so"))
         (reply,) = remote.score([request])
-        server.answers = reply.usage.requests - 1
+        server.answers = (whole + 1) * reply.usage.requests - 1
         with pytest.raises(TransientError, match="500: gone") as caught:
-            remote.score([request])
+            remote.score([request] * (whole + 1))
     assert caught.value.usage is not None
-    assert caught.value.usage.requests == reply.usage.requests > len(request.batch)
-    assert 0 < caught.value.usage.tokens < reply.usage.tokens
+    assert reply.usage.requests > len(request.batch)
+    assert caught.value.usage.requests == (whole + 1) * reply.usage.requests
+    assert whole < caught.value.usage.tokens / reply.usage.tokens < whole + 1
 
 
 def test_a_row_that_is_too_large_alone_ends_it(server: StandIn, remote: VLLMBackend) -> None:

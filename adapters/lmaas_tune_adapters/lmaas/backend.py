@@ -6,16 +6,18 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from lmaas_tune.backend import Inspection, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.calls.retry import Retry
 from lmaas_tune.errors import InputError, PermanentError, TransientError
-from lmaas_tune.prompts import PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
-from lmaas_tune_adapters.http import Endpoint, Key, RefusedError
+from lmaas_tune.prompts import FloatArray, PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
+from lmaas_tune_adapters.http import Endpoint, Key, RefusedError, joined
 from lmaas_tune_adapters.lmaas.service import Registered, Service
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
 T = TypeVar("T")
 
@@ -61,7 +63,9 @@ class LMaaSBackend:
 
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
         """See `lmaas_tune.backend.Backend.score`; one request after the other."""
-        return [self._registered_again(self._score, request) for request in requests]
+        scored = (self._registered_again(self._score, request) for request in requests)
+        replies, _ = joined((reply, reply.usage) for reply in scored)
+        return replies
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         """See `lmaas_tune.backend.Inspects`."""
@@ -84,15 +88,21 @@ class LMaaSBackend:
             raise InputError(f"of the rows after {first}: {error}") from error
 
     def _score(self, request: ScoreRequest) -> ScoreReply:
+        found, usage = joined(self._scored(request))
+        return ScoreReply(found[-1], usage)
+
+    def _scored(self, request: ScoreRequest) -> Iterator[tuple[FloatArray, Usage]]:
+        """The usage of each registration, with no scores; then the scores and their usage."""
         batch, prompt = self._batch(request), request.prompt
-        usage, shape = batch.usage, (len(request.batch), len(request.candidates))
+        shape, nothing = (len(request.batch), len(request.candidates)), np.zeros(0)
+        yield nothing, batch.usage
         if isinstance(prompt, PointPrompt):
             subspace = self._subspace(prompt.subspace)
-            usage += subspace.usage
+            yield nothing, subspace.usage
             reply = self._service.score_point(batch.id, subspace.id, prompt.point, shape=shape)
         else:
             reply = self._service.score(batch.id, _sendable(prompt), shape=shape)
-        return replace(reply, usage=reply.usage + usage)
+        yield reply.logprobs, reply.usage
 
     def _inspect(self, request: ScoreRequest) -> Inspection:
         batch, prompt = self._batch(request), request.prompt

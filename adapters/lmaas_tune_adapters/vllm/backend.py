@@ -18,7 +18,7 @@ from lmaas_tune.prompts import INSERTIONS, FloatArray, Prompt
 from lmaas_tune_adapters.hf.encoding import EncodedRow
 from lmaas_tune_adapters.hf.label_tokens import Reading, Word, tree
 from lmaas_tune_adapters.hf.request_encoder import RequestEncoder, parts_of
-from lmaas_tune_adapters.http import AT_START, Endpoint, Key
+from lmaas_tune_adapters.http import AT_START, Endpoint, Key, joined
 from lmaas_tune_adapters.vllm.completions import MOST_TOKENS, Completions
 from lmaas_tune_adapters.vllm.known_faults import known_fault
 from lmaas_tune_adapters.vllm.probe import check_server, find_model
@@ -156,7 +156,8 @@ class VLLMBackend:
 
     def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
         """See `lmaas_tune.backend.Backend.score`."""
-        return [self._score(request) for request in requests]
+        replies, _ = joined((reply, reply.usage) for reply in map(self._score, requests))
+        return replies
 
     def inspect(self, request: ScoreRequest, /) -> Inspection:
         """See `lmaas_tune.backend.Inspects.inspect`."""
