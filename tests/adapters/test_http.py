@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import email.utils
 import gzip
+import html
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -423,6 +425,16 @@ CARELESS = {
     "no head": lambda k: f"{k}\r\n\r\n".encode(),
     "chunk": lambda k: CHUNKED + f"{k}\r\n".encode(),
     "detail": lambda k: reply(json.dumps({"detail": [{"msg": k}]}).encode(), status="422 X"),
+    "part": lambda k: reply(f"<p>{k[2:-2]}...</p>".encode(), status="401 No"),
+    "JSON": lambda k: reply(
+        k.replace("/", r"\/").replace("+", r"\u002B").replace("=", r"\\u003d").encode(),
+        status="401 No",
+    ),
+    "HTML": lambda k: reply(
+        k.replace("/", "&#x2F;").replace("+", "&#43;").replace("=", "&equals;").encode(),
+        status="403 No",
+    ),
+    "URL": lambda k: reply(status="302 Found", headers={"Location": f"/?k={quote(k, safe='')}"}),
 }
 
 
@@ -439,6 +451,22 @@ def test_a_key_that_the_server_quotes_does_not_show(
     assert "***" in str(error)
     for length in range(8, len(SECRET)):
         assert SECRET[:length] not in shown
+    assert "VERY" not in shown
+    assert "secret" not in shown
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\\", "sk-01234567 is no secret+key", "100% &amp; &#1; %2B %zz \\u002b \\n \\/"]
+)
+def test_of_other_texts_nothing_is_hidden(text: str) -> None:
+    assert Key(SECRET).hidden(text) == text
+
+
+@given(st.from_regex(r"[\w.~+/=:'-]+", fullmatch=True, alphabet=st.characters(codec="ascii")))
+def test_a_key_is_hidden_whatever_characters_it_has(text: str) -> None:
+    json_text = json.dumps(text)[1:-1].replace("/", r"\/")
+    for written in (text, json_text, quote(text, safe=""), html.escape(text)):
+        assert Key(text).hidden(f" {written} ") == " *** "
 
 
 def test_a_key_in_an_answer_does_not_show() -> None:

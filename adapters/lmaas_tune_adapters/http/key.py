@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from lmaas_tune.errors import InputError
@@ -10,6 +12,18 @@ from lmaas_tune.key_hiding import read_hidden, shown
 
 if TYPE_CHECKING:
     import requests
+
+
+_RUN = 12
+"""A run of so many characters of a key is hidden, as some servers quote a part; shorter ones are
+common words."""
+
+_LOOKED_AT = 1 << 16  # characters of a foreign text; of those behind them none is quoted
+
+_CHARACTER = re.compile(
+    r"\\+u00[0-9a-f]{2}|%[0-9a-f]{2}|&#?\w{1,8};|\\*.", re.IGNORECASE | re.DOTALL
+)
+"""One character, as it is or as JSON, a URL or HTML writes it."""
 
 
 class _Hidden(str):
@@ -72,8 +86,19 @@ class Key:
         return request
 
     def hidden(self, text: str) -> str:
-        """Replace the key in a text, as some servers quote it."""
-        return text.replace(self._text, "***")
+        """Replace the key in a text, also where a server quotes a part or writes it escaped."""
+        text = text.replace(self._text, "***")
+        key, _ = _unescaped(self._text)
+        plain, places = _unescaped(text)
+        length = min(_RUN, len(key))
+        runs = {key[i : i + length] for i in range(len(key) - length + 1)}
+        shown, end = [], 0
+        for start in range(len(plain)):
+            if plain[start : start + length] in runs:
+                if start >= end:
+                    shown += [text[places[end] : places[start]], "***"]
+                end = start + length
+        return "".join([*shown, text[places[end] :]])
 
 
 def quoted(text: str, key: Key | None, *, most: int) -> str:
@@ -81,5 +106,22 @@ def quoted(text: str, key: Key | None, *, most: int) -> str:
 
     It is cut after the key was replaced, so that no part of a key remains.
     """
+    text = text[:_LOOKED_AT]
     text = key.hidden(text) if key else text
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:most]
+
+
+def _unescaped(text: str) -> tuple[str, list[int]]:
+    """The characters that a text stands for, and where each begins in it; last where it ends."""
+    found = list(_CHARACTER.finditer(text))
+    plain = "".join(_plain(match[0]) for match in found)
+    return plain, [*(match.start() for match in found), len(text)]
+
+
+def _plain(written: str) -> str:
+    """The character that one match of `_CHARACTER` stands for."""
+    if len(written) > 1 and written[0] == "&":
+        return (html.unescape(written) or "&")[0]
+    if len(written) > 1 and (written[0] == "%" or written[-5:-2].lower() == "u00"):
+        return chr(int(written[-2:], 16))
+    return written[-1]
