@@ -49,6 +49,11 @@ _SCORES: dict[int | str, dict[str, Any]] = {
                 "schema": {"type": "string"},
             },
             "Tokens": {"description": "Tokens the model read", "schema": {"type": "integer"}},
+            "Model-Digest": {
+                "description": "The first 16 hexadecimal digits of the sha-256 of the identity "
+                "that /v1/model states; registrations and inspections have it too",
+                "schema": {"type": "string"},
+            },
         },
     }
 }
@@ -88,7 +93,10 @@ def build_app(model: ServedModel, scheduler: Scheduler, metrics: Metrics) -> Fas
     async def health() -> wire.HealthAnswer:
         return wire.HealthAnswer(status="ok")
 
-    signed = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False))])
+    async def state_model(response: Response) -> None:
+        response.headers["Model-Digest"] = model.digest
+
+    signed = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False)), Depends(state_model)])
     _add_metrics(signed, metrics)
     _add_registration(signed, model)
     _add_scoring(signed, model, scheduler)
@@ -181,6 +189,7 @@ def _add_scoring(router: APIRouter, model: ServedModel, scheduler: Scheduler) ->
         headers = {
             "Content-Digest": wire.content_digest(content),
             "Tokens": str(reply.usage.tokens),
+            "Model-Digest": model.digest,
         }
         return Response(content, media_type=wire.BINARY, headers=headers)
 

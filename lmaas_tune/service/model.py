@@ -54,6 +54,7 @@ class ServedModel:
 
     Attributes:
         limits: As given.
+        digest: Of the backend's identity.
         drawn: p0 and A of the subspaces.
         reading: The threads that read bodies and inspect rows.
         drawing: The thread that draws subspaces, one at a time.
@@ -61,6 +62,7 @@ class ServedModel:
 
     def __init__(self, backend: Backend, limits: ServerLimits, keys: Iterable[str]) -> None:
         self._backend, self.limits = backend, limits
+        self.digest = wire.model_digest(backend.identity)
         self.drawn = DrawnSubspaces(backend, limits)
         self._batches: dict[str, LRUStore[RegisteredBatch]] = {}
         self._subspaces: dict[str, LRUStore[Subspace]] = {}

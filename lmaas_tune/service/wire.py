@@ -406,3 +406,12 @@ def float_bytes(numbers: FloatArray) -> bytes:
 def content_digest(content: bytes) -> str:
     """The header ``Content-Digest`` (RFC 9530), which reveals a damaged body."""
     return f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"
+
+
+def model_digest(identity: str) -> str:
+    """The header ``Model-Digest`` of an answer, which reveals that another model gave it.
+
+    Args:
+        identity: Of the model, as ``/v1/model`` states it.
+    """
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -255,17 +255,22 @@ def test_a_service_that_was_started_again_is_told_anew_once(key_file: Path, tmp_
     assert asked_for["/v1/batches"] == asked_for["/v1/subspaces"] == asked_for["/v1/model"] == 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "registered"),
+    [(BATCH, False), (Batch(BATCH.rows[:2]), False), (BATCH, True)],
+    ids=["known rows", "new rows", "rows that another client registered"],
+)
 def test_a_service_that_was_started_with_another_model_is_not_believed(
-    key_file: Path, tmp_path: Path
+    rows: Batch, registered: bool, key_file: Path, tmp_path: Path
 ) -> None:
     with running(folder=tmp_path) as site:
         remote = LMaaSBackend(site.url, api_key_file=key_file)
-        remote.score([asked(point())])
-    with (
-        running(ToyBackend(seed=1), folder=tmp_path, port=urlsplit(site.url).port or 0),
-        pytest.raises(PermanentError, match=r"serves 'toy .*seed=1.* now, and 'toy .*seed=0"),
-    ):
-        remote.score([asked(point())])
+        remote.score([asked(TextPrompt("so"))])
+    with running(ToyBackend(seed=1), folder=tmp_path, port=urlsplit(site.url).port or 0):
+        if registered:
+            LMaaSBackend(site.url, api_key_file=key_file).score([asked(TextPrompt("so"))])
+        with pytest.raises(PermanentError, match=r"serves 'toy .*seed=1.* now, and 'toy .*seed=0"):
+            remote.score([asked(TextPrompt("so"), rows)])
 
 
 def test_what_a_small_service_forgets_is_told_anew(key_file: Path, tmp_path: Path) -> None:
@@ -512,6 +517,16 @@ def test_a_puppet_is_believed() -> None:
     assert answer.usage.tokens == 7
 
 
+def test_a_service_that_does_not_state_its_model_is_asked_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with puppet(lambda request: named(request, scored(GOOD))) as server:
+        remote = LMaaSBackend(server.url)
+        monkeypatch.setitem(MODEL, "identity", "another")
+        with pytest.raises(PermanentError, match="serves 'another' now, and 'puppet' when"):
+            remote.score([asked(TextPrompt("so"), ROWS)])
+
+
 @pytest.mark.parametrize(
     ("score", "words"),
     {
@@ -526,6 +541,10 @@ def test_a_puppet_is_believed() -> None:
         "no tokens": (lambda r: named(r, scored(GOOD, tokens=None)), "Tokens"),
         "tokens of nothing": (lambda r: named(r, scored(GOOD, tokens="-7")), "Tokens"),
         "another's": (lambda _: scored(GOOD), "not the one to this request"),
+        "another model's": (
+            lambda r: named(r, scored(GOOD)).replace(b"\r\n", b"\r\nModel-Digest: 0\r\n", 1),
+            "is another model's, and not of 'puppet'",
+        ),
         "replayed": (
             lambda _: named(b"Request-Id: 00000000\r\n", scored(GOOD)),
             "not the one to this request",

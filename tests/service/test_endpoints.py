@@ -181,6 +181,21 @@ def test_an_answer_carries_its_digest_and_its_tokens(alice: Visitor, batch: str)
     assert answer.headers["Content-Type"] == "application/octet-stream"
 
 
+def test_an_answer_to_a_key_states_the_model_that_gave_it(
+    alice: Visitor, batch: str, site: Site
+) -> None:
+    digest = hashlib.sha256(ToyBackend().identity.encode()).hexdigest()[:16]
+    for answer in (
+        alice.get("/v1/words"),
+        alice.post("/v1/batches", {"rows": ROWS, "candidates": WORDS}),
+        alice.post("/v1/subspaces", SUBSPACE),
+        alice.post(f"/v1/inspect/{batch}", text("so")),
+        alice.post(f"/v1/score/{batch}", text("so")),
+    ):
+        assert answer.headers["Model-Digest"] == digest
+    assert "Model-Digest" not in site.visitor(None).get("/health").headers
+
+
 def test_an_answer_keeps_the_nan_of_a_prompt_that_overflowed(tmp_path: Path) -> None:
     class Overflows(ToyBackend):
         def score(self, requests: Any, /) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lmaas_tune.backend import Inspection, ScoreReply, ScoreRequest, Usage
 from lmaas_tune.calls.retry import Retry
-from lmaas_tune.errors import InputError, PermanentError, TransientError
+from lmaas_tune.errors import InputError, TransientError
 from lmaas_tune.prompts import FloatArray, PointPrompt, Prompt, SoftPrompt, Subspace, TextPrompt
 from lmaas_tune_adapters.http import Endpoint, Key, RefusedError, joined
 from lmaas_tune_adapters.lmaas.service import Registered, Service
@@ -137,7 +137,7 @@ class LMaaSBackend:
         except RefusedError as error:
             if not _is_unregistered(error):
                 raise
-        self._registry.clear(generation, self._check_model)
+        self._registry.clear(generation, self._service.model)
         try:
             return ask(request)
         except RefusedError as error:
@@ -146,15 +146,6 @@ class LMaaSBackend:
             raise TransientError(
                 f"{self._service.url} drops registrations at once: {error.reason}"
             ) from error
-
-    def _check_model(self) -> None:
-        """Check that the service still has the same model."""
-        served = self._service.model().identity
-        if served != self._model.identity:
-            raise PermanentError(
-                f"{self._service.url} serves {served!r} now, and {self._model.identity!r} when "
-                "this began: start it with that model, or start a new run"
-            )
 
 
 class _Registry:
@@ -178,7 +169,7 @@ class _Registry:
             self._ids[name] = new.id
             return new
 
-    def clear(self, generation: int, check: Callable[[], None]) -> None:
+    def clear(self, generation: int, check: Callable[[], object]) -> None:
         """Drop all ids if `check` passes; once for all threads of that generation."""
         with self._lock:
             if generation == self.generation:

@@ -56,11 +56,11 @@ class Registered:
 
 
 class Service:
-    """The paths of the service.
+    """The paths of the service, whose model must stay the one that `model` found first.
 
     All methods raise `TransientError` if no whole answer came or a later one may,
-    `InputError` if the model does not support the request, and `RefusedError`, whose `code` is
-    the reason, if the service refuses.
+    `InputError` if the model does not support the request, `RefusedError`, whose `code` is the
+    reason, if the service refuses, and `PermanentError` if it has another model.
 
     Args:
         endpoint: Its address.
@@ -69,14 +69,16 @@ class Service:
     def __init__(self, endpoint: Endpoint) -> None:
         self.url = endpoint.url
         self._endpoint = endpoint
+        self._identity = ""
 
     def model(self) -> Model:
         """The model that is served.
 
         Raises:
-            PermanentError: The service speaks another version of the protocol.
+            PermanentError: The service speaks another version of the protocol, or has another
+                model than at the first call.
         """
-        answer = self._ask("/v1/model")
+        answer = self._answer("/v1/model")
         content = answer.json()
         self._check_protocol(content)
         try:
@@ -89,6 +91,12 @@ class Service:
                 f"{answer.url} describes no model ({error}): check that a service of lmaas-tune is "
                 "there"
             ) from error
+        self._identity = self._identity or found.identity
+        if found.identity != self._identity:
+            raise PermanentError(
+                f"{self.url} serves {found.identity!r} now, and {self._identity!r} when this "
+                "began: start it with that model, or start a new run"
+            )
         return Model(
             identity=found.identity, capabilities=capabilities, candidates=found.limits.candidates
         )
@@ -136,12 +144,26 @@ class Service:
     ) -> Registered:
         try:
             answer = self._ask(path, body)
+            if "model-digest" not in answer.headers:  # a service of an earlier version
+                self.model()
             return Registered(_decoded(answer, kind).id, answer.usage)
         except LMaaSError as error:
             error.usage_unknown = False  # it is free
             raise
 
     def _ask(self, path: str, body: Body = None) -> Answer:
+        """Request an answer, and check that it is the first model's."""
+        answer = self._answer(path, body)
+        own = wire.model_digest(self._identity)
+        if answer.headers.get("model-digest", own) != own:
+            with paid(answer.usage):
+                self.model()  # ends the run, unless several services take turns behind the address
+                raise TransientError(
+                    f"the answer of {answer.url} is another model's, and not of {self._identity!r}"
+                )
+        return answer
+
+    def _answer(self, path: str, body: Body = None) -> Answer:
         request_id = secrets.token_hex(4)
         try:
             answer = self._send(path, body, {"Request-Id": request_id})
