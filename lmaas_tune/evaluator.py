@@ -242,7 +242,9 @@ class Evaluator:
 
     def measure(self, prompt: Prompt, meter: Meter, recorder: Recorder | None = None) -> Spread:
         """Measure the stds of the inputs of the model's layers, on these rows with a prompt."""
-        return self._client.measure(*self._requests([prompt]), meter=meter, recorder=recorder)
+        return self._client.measure(
+            *self._requests([prompt]), meter=meter, recorder=recorder, cost=self.cost
+        )
 
     def _requests(self, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
         return [ScoreRequest(prompt, self.batch, self._candidates) for prompt in prompts]

@@ -573,6 +573,17 @@ def test_measuring_has_its_price_and_stays_within_the_budget() -> None:
         client.measure(REQUEST, meter=Meter(Budget(calls=1, sequences=1), spent=Spent(sequences=1)))
 
 
+def test_attempts_to_measure_that_are_billed_stay_within_the_budget() -> None:
+    call = sum(len(text.split()) + LENGTH for text, _ in TRAIN)
+    error = TransientError("busy")
+    error.usage = Usage(requests=1, sequences=len(TRAIN), tokens=call)
+    client = Client(Failing(error, 9), sleep=lambda seconds: None)
+    budget = 10 * call + call // 2
+    result = fit(client, budget=Budget(tokens=budget), validation_rows="join")
+    assert "the next request needs" in result.stop_reason
+    assert result.spent.tokens <= budget
+
+
 def test_what_fails_in_measuring_is_an_error_of_ours() -> None:
     with pytest.raises(PermanentError, match="failed with KeyError"):
         Client(Failing(KeyError("layer"), 1)).measure(REQUEST)

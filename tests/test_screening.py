@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmaas_tune import Client, ScoreReply, ScoreRequest, Settings, Text, Tuner, TuneResult
+from lmaas_tune import (
+    Client,
+    ScoreReply,
+    ScoreRequest,
+    Settings,
+    Text,
+    TransientError,
+    Tuner,
+    TuneResult,
+    Usage,
+)
+from lmaas_tune.backend import Inspection
 from lmaas_tune.calls.meter import Spent
 from lmaas_tune.data import read_examples
 from lmaas_tune.errors import BudgetExceededError, InputError, StorageError
@@ -24,7 +35,7 @@ from lmaas_tune.prompts.phrases import WORDINGS
 from lmaas_tune.screening import rungs, screening_calls
 from lmaas_tune.settings import with_fields
 from lmaas_tune.task import Task, Template, Verbalizer
-from tests.support.small_models import TRAIN, Bowl
+from tests.support.small_models import TRAIN, Bowl, usage_of
 
 LABELS = ("good", "bad")
 ROWS = [(f"{label} film {n}", label) for label in LABELS for n in range(10)]
@@ -349,6 +360,41 @@ def test_what_the_starts_took_is_known_when_generations_begin(rows_per_call: int
         assert result.spent.tokens <= tokens
         generations.add(len(result.steps) - 1)
     assert generations == {0, 1}
+
+
+class Billed(Fond):
+    """Fails three times after its first call, and bills what it failed to answer.
+
+    Attributes:
+        calls: Their number.
+    """
+
+    calls = 0
+
+    def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+        self.calls += 1
+        replies = super().score(requests)
+        if 2 <= self.calls <= 4:
+            error = TransientError("busy")
+            error.usage = sum((reply.usage for reply in replies), Usage())
+            raise error
+        return replies
+
+
+class Telling(Billed):
+    """Tells beforehand what a request takes."""
+
+    def inspect(self, request: ScoreRequest, /) -> Inspection:
+        return Inspection(usage=usage_of(request))
+
+
+@pytest.mark.parametrize("kind", [Billed, Telling])
+def test_what_each_turn_takes_is_reserved(kind: type[Billed]) -> None:
+    for tokens in range(1130, 1610, 40):
+        client = Client(kind(), sleep=lambda seconds: None)
+        with pytest.raises(BudgetExceededError, match="the next request needs"):
+            fit(client, f"tokens={tokens},calls=40")
+        assert client.spent.tokens <= tokens
 
 
 def test_a_prompt_that_is_scored_alone_is_paid_once(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ class Client:
         *,
         meter: Meter | None = None,
         recorder: Recorder | None = None,
+        cost: CostModel | None = None,
     ) -> Spread:
         """Measure the standard deviations of the inputs of the model's layers, see `Measures`.
 
@@ -199,6 +200,7 @@ class Client:
             request: A prompt on some rows.
             meter: Meter of the run; it admits and books every attempt.
             recorder: Recorder of the run; it records what attempts without a result cost.
+            cost: Cost model of the run; it estimates the reservation, as for a score.
 
         Raises:
             BudgetExceededError: A meter did not admit an attempt.
@@ -207,7 +209,9 @@ class Client:
         """
         if not isinstance(self.backend, Measures):
             raise InputError(f"{self.identity} does not measure its layers")
-        call = Call(requests=[request], ask=_measured, run=self._run(meter, recorder, None))
+        run = self._run(meter, recorder, cost)
+        expected = run.cost.expected([request])
+        call = Call(requests=[request], ask=_measured, run=run, expected=expected)
         (reply,) = self._call(call)
         spread = cast("Spread", reply)
         if not all(0 < std < float("inf") for std in spread.stds):

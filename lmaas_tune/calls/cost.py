@@ -125,16 +125,21 @@ class CostModel:
     def expected(self, requests: Sequence[ScoreRequest]) -> Usage:
         """The expected usage of the longest of several requests for the same rows.
 
-        The known usage of these rows is scaled by characters for a longer prompt. If it is
-        unknown, the rows that were answered first are the reference.
+        An inspection of these rows tells it. The usage of an answer is scaled by characters; for
+        the same rows only up, for a longer prompt. Rows of which nothing is known take their share
+        of an inspection, by their number.
         """
-        own = self.of_prompt(requests[0].batch)
-        known = own if own.characters else self._typical or own
-        if own.inspected or not known.characters:
-            return own.usage
-        share = max(request.characters for request in requests) / known.characters
-        if known is own and share <= 1:
-            return own.usage
+        batch, longest = requests[0].batch, max(request.characters for request in requests)
+        own = self.of_prompt(batch)
+        known = own if own.characters or own.inspected else self._typical or own
+        if own.inspected:
+            share = 1.0
+        elif known.characters:
+            share = longest / known.characters
+        else:
+            share = len(batch) / max(1, known.usage.sequences)
+        if known is own:
+            share = max(1.0, share)
         tokens, money = math.ceil(known.usage.tokens * share), known.usage.money * share
         return replace(own.usage, tokens=tokens, money=money)
 
