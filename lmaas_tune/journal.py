@@ -2,7 +2,8 @@
 
 A resumed run replays the search with the recorded answers: the optimizer returns to its state and
 no answer is paid twice. If an answer consists of several calls, each part has its own line, which
-the line of the complete answer supersedes. The cost of failed attempts has a line too. Any prefix
+the line of the complete answer supersedes. So have answers with which a run ended before it had
+used them. The cost of failed attempts has a line too. Any prefix
 of the file is a valid journal; an incomplete last line is dropped. Each line ends with a chained
 checksum of itself and the lines before it (the key ``seal``), so that changes are detected.
 """
@@ -73,6 +74,7 @@ class Journal:
         self._unasked: set[str] = set()
         self._parts: dict[str, Record] = {}  # not yet superseded by an answer
         self._used: dict[str, ScoreReply] = {}
+        self._held: list[tuple[Mapping[bytes, ScoreReply], Spent]] = []
         self._lock = threading.Lock()
         self.spent = Spent()
         self._file: FileIO | None = None
@@ -149,7 +151,7 @@ class Journal:
             key: Name of the request within the run.
             of: Digest of the request.
             content: The answer.
-            spent: Total spending of the run by now.
+            spent: Total spending of the run by now, with all answers that are held.
 
         Returns:
             The record.
@@ -160,6 +162,7 @@ class Journal:
         record = {"key": key, "of": of, **content, "spent": spent.to_json()}
         with self._lock:
             self._write(record)
+            self._held.clear()
         self._answers[key] = record
         self.spent = spent
         return record
@@ -195,6 +198,33 @@ class Journal:
         with self._lock:
             self._write({**part, "spent": spent.to_json()})
             self._used[key.hex()] = reply
+
+    def hold(self, replies: Mapping[bytes, ScoreReply], spent: Spent) -> None:
+        """See `lmaas_tune.calls.call.Recorder`; the next `append` supersedes them."""
+        with self._lock:
+            self._held.append((replies, spent))
+
+    def append_held(self) -> None:
+        """Record the answers that are held, as parts, and the cost of their failed attempts.
+
+        Raises:
+            StorageError: They cannot be written.
+        """
+        held, self._held = self._held, []
+        for replies, spent in held:
+            costs = {key: Spent.of(reply.usage) for key, reply in replies.items()}
+            for key, reply in replies.items():
+                self.append_part(key, reply, costs[key])
+            if (rest := spent - sum(costs.values(), Spent())) != Spent():
+                self.append_failure(rest)
+
+    def take_unasked(self) -> Spent:
+        """The cost of recorded parts that were not asked for; returned once, as by `get_part`."""
+        with self._lock:
+            unasked = [Spent.from_json(part["spent"]) for part in self._parts.values()]
+            for name in list(self._parts):
+                self._use(name)
+        return sum(unasked, Spent())
 
     def append_failure(self, spent: Spent) -> None:
         """See `lmaas_tune.calls.call.Recorder`.

@@ -187,6 +187,13 @@ class Search:
         """
         self._journal = journal
         self.meter = Meter(self._budget, spent=journal.spent, clock=self._clock)
+        try:
+            return self._run()
+        finally:
+            self.meter.book(journal.take_unasked())
+            journal.append_held()
+
+    def _run(self) -> str:
         if isinstance(self._optimizer, UsesScores):
             self._optimizer.begin(_LossOfRows(self._train, self._told))
         for callback in self._callbacks:
@@ -236,7 +243,7 @@ class Search:
         if every == 1:
             return 1
         if (answer := self._journal.get(STARTS, "")) is None:
-            answer = self._journal.append(STARTS, "", {"most": most}, self.meter.spent)
+            answer = self._append(STARTS, "", {"most": most})
         with self._journal.reading(STARTS):
             recorded: int = checked(int, answer.get("most"), "most")
             if not 1 <= recorded <= every:
@@ -296,7 +303,7 @@ class Search:
             spread = self._train.measure(start, self.meter, self._journal)
             self.meter.book(Spent(calls=1))
             content = {"stds": [float(std) for std in spread.stds]}
-            answer = self._journal.append("stds", start.digest, content, self.meter.spent)
+            answer = self._append("stds", start.digest, content)
         with self._journal.reading("stds"):
             stds = checked(Sequence[float], answer.get("stds"), "stds")
             self._space = space.with_stds(np.array(stds))
@@ -434,7 +441,7 @@ class Search:
             evaluations = [
                 e if i in keep else replace(e, scores=None) for i, e in enumerate(evaluations)
             ]
-            answer = self._append(key, of, evaluator, evaluations, before)
+            answer = self._append_evaluations(key, of, evaluator, evaluations, before)
         evaluations, spent = self._read(key, answer, len(prompts), evaluator)
         with self._journal.reading(key):
             if any(evaluations[i].scores is None for i in kept(evaluations)):
@@ -472,13 +479,18 @@ class Search:
             evaluations = validation.evaluate(prompts, self.meter, self._journal, heads=heads)
             self.meter.book(Spent(validation_calls=len(candidates)))
             evaluations = [replace(e, scores=None) for e in evaluations]  # nothing reads them
-            answer = self._append(key, of, validation, evaluations, before)
+            answer = self._append_evaluations(key, of, validation, evaluations, before)
         evaluations, spent = self._read(key, answer, len(candidates), validation)
         return [
             replace(c, validation=e) for c, e in zip(candidates, evaluations, strict=True)
         ], spent
 
-    def _append(
+    def _append(self, key: str, of: str, content: Mapping[str, Any]) -> Record:
+        """Record an answer; parts in the journal that it did not need are booked with it."""
+        self.meter.book(self._journal.take_unasked())
+        return self._journal.append(key, of, content, self.meter.spent)
+
+    def _append_evaluations(
         self,
         key: str,
         of: str,
@@ -487,14 +499,14 @@ class Search:
         before: float,
     ) -> Record:
         """Record evaluations that started `before` seconds after the start of the run."""
-        cost, spent = evaluator.cost.of_prompt(evaluator.batch), self.meter.spent
+        cost = evaluator.cost.of_prompt(evaluator.batch)
         content = {
             "evaluations": [e.to_json() for e in evaluations],
             "usage": asdict(cost.usage),
             "read": cost.characters,
-            "seconds": (spent.seconds - before) / len(evaluations),
+            "seconds": (self.meter.spent.seconds - before) / len(evaluations),
         }
-        return self._journal.append(key, of, content, spent)
+        return self._append(key, of, content)
 
     def _read(
         self, key: str, answer: Record, prompts: int, evaluator: Evaluator

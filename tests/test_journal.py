@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmaas_tune import ScoreRequest, TunedPrompt, TuneResult, Usage
+from lmaas_tune import Client, ScoreReply, ScoreRequest, TunedPrompt, TuneResult, Usage
 from lmaas_tune.calls.meter import Spent
-from lmaas_tune.errors import InputError, PermanentError, StorageError
+from lmaas_tune.errors import InputError, PermanentError, StorageError, TransientError
 from lmaas_tune.journal import FILE_NAME, Journal
+from lmaas_tune.objectives import Targets, cross_entropy
 from lmaas_tune.prepared_run import PreparedRun
 from lmaas_tune.prompts import FloatArray
 from tests.support.small_models import (
@@ -38,7 +39,9 @@ ROOT = Path(__file__).parents[1]
 COUNTED = ("calls", "validation_calls", "hits", "retries", "requests", "sequences", "tokens")
 
 
-def fit(folder: Path, backend: Bowl | None = None, *, resume: bool = True, **wish: Any) -> Any:
+def fit(
+    folder: Path, backend: Bowl | Client | None = None, *, resume: bool = True, **wish: Any
+) -> Any:
     tuner = small_tuner(backend or Bowl(), out=folder, **wish)
     return tuner.fit(TRAIN, VALIDATION, resume=resume)
 
@@ -164,6 +167,48 @@ def test_whatever_ends_a_run_leaves_it_to_be_resumed(
     assert resumed.prompt.prompt.digest == whole[1].prompt.prompt.digest
     assert again.asked == whole[2].asked[-len(again.asked) :]
     assert answers_of(tmp_path) == answers_of(whole[0])
+
+
+class Billed(Bowl):
+    """Fails each time before it answers, and bills that."""
+
+    failed = False
+
+    def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:
+        self.failed = not self.failed
+        if self.failed:
+            error = TransientError("busy")
+            error.usage = Usage(requests=1, sequences=10, tokens=7)
+            raise error
+        return super().score(requests)
+
+
+@pytest.mark.parametrize("at", [4, 9, 15, 17])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x")])
+def test_what_was_paid_is_kept_if_judging_it_fails(
+    tmp_path: Path, at: int, error: BaseException
+) -> None:
+    judged = 0
+
+    def objective(scores: FloatArray, targets: Targets) -> float:
+        nonlocal judged
+        judged += 1
+        if judged == at:
+            raise error
+        return cross_entropy(scores, targets)
+
+    def run(folder: Path, backend: Bowl, *, resume: bool = False) -> TuneResult:
+        client = Client(backend, sleep=lambda seconds: None)
+        return fit(folder, client, resume=resume, objective=objective)
+
+    first, second, undisturbed = Billed(), Billed(), Billed()
+    with contextlib.suppress(InputError):
+        assert not run(tmp_path, first).finished
+    resumed = run(tmp_path, second, resume=True)
+    whole = run(tmp_path / "whole", undisturbed)
+    assert first.asked + second.asked == undisturbed.asked
+    assert counted(resumed) == counted(whole)
+    assert answers_of(tmp_path) == answers_of(tmp_path / "whole")
 
 
 def test_what_failed_attempts_took_is_remembered_however_often_a_run_is_resumed(

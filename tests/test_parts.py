@@ -334,6 +334,25 @@ def test_a_budget_ends_a_resumed_run_where_it_ends_the_whole_one(
     )
 
 
+@pytest.mark.parametrize("change", [{"budget": "calls=7"}, {"rows_per_call": 3}])
+def test_parts_that_a_resumed_run_does_not_ask_for_are_counted(
+    tmp_path: Path, whole: tuple[bytes, TuneResult, Remote], change: dict[str, Any]
+) -> None:
+    lines = whole[0].splitlines(keepends=True)
+    kept = lines[: next(n for n, line in enumerate(lines) if b'"train/2"' in line)]
+    (tmp_path / FILE_NAME).write_bytes(b"".join(kept))
+    paid = sum("part" in line for line in lines_of(b"".join(kept)))
+    rows = sum(whole[2].calls[:paid])
+    for _ in range(2):
+        backend = Remote()
+        backend.capabilities = replace(
+            backend.capabilities, rows_per_call=change.get("rows_per_call", ROWS_PER_CALL)
+        )
+        resumed = fit(tmp_path, backend, resume=True, budget=change.get("budget", "calls=26"))
+        rows += sum(backend.calls)
+        assert resumed.spent.sequences == rows
+
+
 def test_ctrl_c_keeps_the_calls_under_way(tmp_path: Path) -> None:
     class Interrupted(Remote):
         def score(self, requests: Sequence[ScoreRequest], /) -> list[ScoreReply]:

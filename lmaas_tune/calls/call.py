@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -30,6 +30,10 @@ class Recorder(Protocol):
 
     def append_part(self, key: bytes, reply: ScoreReply, spent: Spent) -> None:
         """Record an answer."""
+        ...
+
+    def hold(self, replies: Mapping[bytes, ScoreReply], spent: Spent) -> None:
+        """Keep answers, and what they cost with failed attempts, until the run has used them."""
         ...
 
     def append_failure(self, spent: Spent) -> None:

@@ -199,7 +199,7 @@ class Client:
         Args:
             request: A prompt on some rows.
             meter: Meter of the run; it admits and books every attempt.
-            recorder: Recorder of the run; it records what attempts without a result cost.
+            recorder: Recorder of the run; it records what is paid.
             cost: Cost model of the run; it estimates the reservation, as for a score.
 
         Raises:
@@ -215,8 +215,6 @@ class Client:
         (reply,) = self._call(call)
         spread = cast("Spread", reply)
         if not all(0 < std < float("inf") for std in spread.stds):
-            if recorder is not None:
-                recorder.append_failure(call.spent)
             raise PermanentError(
                 f"backend {self.identity!r} measured the stds {spread.stds} of the inputs "
                 "of its layers, which must be positive and finite: the model overflows on these "

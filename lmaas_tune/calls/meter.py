@@ -124,7 +124,7 @@ def _format_limit(number: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Amounts spent; values add up with ``+``.
+    """Amounts spent; values add up with ``+``, and ``-`` gives the rest.
 
     Attributes:
         calls: Prompts scored on the whole training batch by the search, paid or not.
@@ -164,6 +164,10 @@ class Spent:
     def __add__(self, other: Spent) -> Spent:
         theirs = vars(other)
         return Spent(**{name: value + theirs[name] for name, value in vars(self).items()})
+
+    def __sub__(self, other: Spent) -> Spent:
+        theirs = vars(other)
+        return Spent(**{name: value - theirs[name] for name, value in vars(self).items()})
 
     @classmethod
     def of(cls, usage: Usage) -> Spent:

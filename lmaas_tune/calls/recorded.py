@@ -7,7 +7,11 @@ from lmaas_tune.calls.call import Call, Caller, Recorder, Reply
 
 
 class Recorded:
-    """Looks up parts of a generation in the journal of the run, and records each new part."""
+    """Looks up answers in the journal of the run, and records new ones.
+
+    A part of a generation is recorded at once. Other answers are held until the run has used them,
+    because its own record of a generation replaces them.
+    """
 
     def __init__(self, next_caller: Caller) -> None:
         self._next = next_caller
@@ -18,14 +22,23 @@ class Recorded:
         if recorder is None:
             return self._next(call)
         if not call.keys:
-            return self._new(recorder, call)
+            answers = self._new(recorder, call)
+            recorder.hold({}, call.spent)
+            return answers
         asked = dict(zip(call.keys, call.requests, strict=True))
         replies = {key: r for key in asked if (r := _recorded(recorder, key, call)) is not None}
         if missing := [key for key in asked if key not in replies]:
             call.keys, call.requests = missing, [asked[key] for key in missing]
             answers = self._new(recorder, call)
-            if call.is_part and call.spent.requests and isinstance(answers[0], ScoreReply):
-                recorder.append_part(missing[0], answers[0], call.spent)
+            paid = {
+                key: reply
+                for key, reply in zip(missing, answers, strict=True)
+                if key in call.paid and isinstance(reply, ScoreReply)
+            }
+            if not call.is_part:
+                recorder.hold(paid, call.spent)
+            elif call.spent.requests:
+                recorder.append_part(missing[0], paid[missing[0]], call.spent)
             replies |= zip(missing, answers, strict=True)
         return [replies[key] for key in asked]
 
