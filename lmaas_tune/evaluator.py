@@ -168,6 +168,10 @@ class Evaluator:
         self.cost.inspected(self.batch, inspection.usage)
         return inspection.notes
 
+    def probe(self, prompt: Prompt, meter: Meter) -> None:
+        """Pay for the scores of a prompt, so that the cost model learns; no cache is asked."""
+        self._client.score(self._requests([prompt]), meter=meter, cost=self.cost, fresh=True)
+
     def evaluate(
         self,
         prompts: Sequence[Prompt],

@@ -25,7 +25,7 @@ from lmaas_tune.objectives import Targets
 from lmaas_tune.optimizers.base import Ends, Optimizer, UsesScores
 from lmaas_tune.plan import FEWEST_GENERATIONS, Plan, few_generations
 from lmaas_tune.prompts import FloatArray, NeedsStds, Prompt, PromptSpace
-from lmaas_tune.screening import rungs, screening_calls
+from lmaas_tune.screening import rungs
 from lmaas_tune.selection import Selection
 from lmaas_tune.step import Candidate, Step
 from lmaas_tune.typed_json import checked
@@ -149,12 +149,14 @@ class Search:
     def plan(self) -> Plan:
         """What the search would cost at most, by one paid call for a longest prompt.
 
+        It is paid even if the cache has its answer, which does not show what it cost.
+
         Raises:
             BackendError: The call failed.
         """
         train, meter, began = self._train, Meter(clock=self._clock), self._clock()
         prompts = [*self._space.starts[: self._most_starts], *self._space.longest]
-        train.evaluate([max(prompts, key=lambda prompt: prompt.characters)], meter)
+        train.probe(max(prompts, key=lambda prompt: prompt.characters), meter)
         cost = train.cost.of_prompt(train.batch)
         train.cost.learn(train.batch, cost.usage, cost.characters, self._clock() - began)
         call = meter.spent + Spent(calls=1)
@@ -173,7 +175,7 @@ class Search:
             population=self._optimizer.population,
             generations=generations,
             call=call,
-            total=replace(total, requests=call.requests * total.calls),
+            total=total,
             reason=reason,
         )
 
@@ -575,8 +577,12 @@ class Search:
         starts, validation = self._most_starts, Spent()
         if self._validation is not None:  # the best start and the first
             validation = self._planned(self._validation, min(starts, 2))
-        calls = screening_calls(self._train, starts)
-        return self._planned(self._train, calls) + validation + Spent(calls=calls)
+        turns = rungs(self._train, starts)
+        calls = sum(turn.calls for turn in turns)
+        # a turn scores few rows of many starts, so that it takes more requests than calls
+        requests = sum(self._train.cost.requests(len(turn.rows), turn.starts) for turn in turns)
+        planned = replace(self._planned(self._train, calls), requests=requests)
+        return planned + validation + Spent(calls=calls)
 
     def _planned_generation(self) -> Spent:
         population = self._optimizer.population

@@ -183,7 +183,7 @@ class Tuner:
         *,
         labels: Sequence[Any] | None = None,
     ) -> Plan:
-        """What `fit` with the same arguments would cost, by one paid call.
+        """What `fit` with the same arguments would cost, by one call, paid with a cache too.
 
         Raises:
             InputError: An argument cannot work.

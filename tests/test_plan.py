@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_a_search_takes_no_more_than_the_plan_says(case: str, budget: str) -> No
     plan, result = both(case, budget)
     assert plan.generations == len(result.steps) - (plan.starts > 0)
     assert plan.total.calls == result.spent.calls
-    for name in ("sequences", "tokens", "money"):
+    for name in ("requests", "sequences", "tokens", "money"):
         planned, spent = (getattr(each, name) for each in (plan.total, result.spent))
         assert spent <= planned
         if case == "no start":  # all prompts are of one length, and none is asked for twice
@@ -72,6 +73,28 @@ def test_other_limits_pay_no_fewer_generations_than_the_plan_says(case: str, bud
     plan, result = both(case, budget)
     assert plan.generations <= len(result.steps) - (plan.starts > 0)
     assert plan.reason.split(":")[0] == result.stop_reason.split(":")[0]
+
+
+@pytest.mark.parametrize("rows_per_call", [None, 5, 12])
+def test_requests_count_each_part_of_the_rows(rows_per_call: int | None) -> None:
+    backend = ToyBackend()
+    backend.capabilities = replace(backend.capabilities, rows_per_call=rows_per_call)
+    rows = [(f"{word} {n}", word) for word in ("good", "bad") for n in range(16)]
+    starts = tuple(f"word {n}" for n in range(16))
+    settings = Settings(prompt=Soft(prompt_init=starts, intrinsic_dim=8))
+    tuner = Tuner(backend, settings=settings, budget="calls=30", callbacks=())
+    assert tuner.plan(rows).total.requests == tuner.fit(rows).spent.requests
+
+
+def test_a_plan_pays_its_call_even_if_the_cache_has_the_answer(tmp_path: Path) -> None:
+    plans = []
+    for _ in range(2):
+        client = Client(ToyBackend(), cache=tmp_path / "scores.sqlite", price=Price(input=2.0))
+        plans.append(Tuner(client, budget="tokens=20000", callbacks=()).plan(TRAIN))
+    first, again = (replace(p.total, seconds=0.0) for p in plans)
+    assert first == again
+    assert plans[1].call.money > 0
+    assert plans[1].generations == plans[0].generations
 
 
 def test_seconds_are_those_of_the_probing_call() -> None:

@@ -352,7 +352,7 @@ class Cached:
         if self._cache is None or not call.keys:
             return self._next(call)
         asked = dict(zip(call.keys, call.requests, strict=True))
-        found = self._cache.get_many(asked)
+        found = {} if call.run.fresh else self._cache.get_many(asked)
         replies: dict[bytes, Reply] = {
             key: from_array(array, rows=len(asked[key].batch)) for key, array in found.items()
         }

@@ -52,6 +52,7 @@ class RunContext:
         cost: Estimates what calls cost.
         deadline: When every call must end.
         on_note: Called with each note for the user.
+        fresh: Whether the cache is not asked, because the calls are to show what they cost.
         stopped: Set when no further call may start.
         active: Keys of the calls in progress.
     """
@@ -62,6 +63,7 @@ class RunContext:
     cost: CostModel
     deadline: Deadline
     on_note: OnNote
+    fresh: bool = False
     stopped: threading.Event = field(default_factory=threading.Event)
     active: set[bytes] = field(default_factory=set)
 

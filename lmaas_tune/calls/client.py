@@ -136,7 +136,7 @@ class Client:
 
     def new_cost_model(self) -> CostModel:
         """A cost model with this client's price and no observations."""
-        return CostModel(self._price)
+        return CostModel(self._price, rows_per_call=self.capabilities.rows_per_call)
 
     def score(
         self,
@@ -145,6 +145,7 @@ class Client:
         meter: Meter | None = None,
         recorder: Recorder | None = None,
         cost: CostModel | None = None,
+        fresh: bool = False,
     ) -> list[ScoreReply]:
         """Answer every request, in order.
 
@@ -159,6 +160,7 @@ class Client:
             meter: Meter of the run; it admits and books every attempt.
             recorder: Recorder of the run.
             cost: Cost model of the run; it estimates the reservation for each call.
+            fresh: Whether answers in the cache are paid again, to learn what they cost.
 
         Returns:
             One reply a request; its log-probabilities are read-only float64 and at most 0, or
@@ -169,7 +171,7 @@ class Client:
             PermanentError: The backend failed for good, or its replies do not fit the requests.
             InputError: The backend cannot take one of the requests.
         """
-        run = self._run(meter, recorder, cost)
+        run = self._run(meter, recorder, cost, fresh=fresh)
         limited = meter is not None and meter.budget.limits_usage
         replies: list[ScoreReply] = []
         while len(replies) < len(requests):
@@ -223,7 +225,12 @@ class Client:
         return spread
 
     def _run(
-        self, meter: Meter | None, recorder: Recorder | None, cost: CostModel | None
+        self,
+        meter: Meter | None,
+        recorder: Recorder | None,
+        cost: CostModel | None,
+        *,
+        fresh: bool = False,
     ) -> RunContext:
         meters = [self.meter] if meter is None else [self.meter, meter]
         return RunContext(
@@ -233,6 +240,7 @@ class Client:
             cost=cost or self._cost,
             deadline=Deadline(min(meter.seconds_left for meter in meters)),
             on_note=self.on_note,
+            fresh=fresh,
         )
 
     def _parts(self, requests: Sequence[ScoreRequest]) -> list[list[_Part]]:

@@ -39,10 +39,14 @@ class CostModel:
 
     Args:
         price: Money for the usage of one answer if the backend reports none.
+        rows_per_call: The most rows that the backend takes a call; None: no limit.
     """
 
-    def __init__(self, price: Callable[[Usage], float] | None = None) -> None:
-        self._price = price
+    def __init__(
+        self, price: Callable[[Usage], float] | None = None, *, rows_per_call: int | None = None
+    ) -> None:
+        self._price, self._rows_per_call = price, rows_per_call
+        self._requests = 1  # the most that a call for one prompt took
         self._prompts: WeakKeyDictionary[Batch, PromptCost] = WeakKeyDictionary()
         self._parts: WeakKeyDictionary[Batch, tuple[int, int]] = WeakKeyDictionary()
         self._lock = threading.RLock()
@@ -116,11 +120,17 @@ class CostModel:
         known = cost if cost.characters or cost.inspected else self._typical or cost
         times = prompts * len(batch) / max(1, known.usage.sequences)
         return Spent(
+            requests=self.requests(len(batch), prompts),
             sequences=len(batch) * prompts,
             tokens=math.ceil(known.usage.tokens * times),
             money=known.usage.money * times,
             seconds=known.seconds * times,
         )
+
+    def requests(self, rows: int, prompts: int) -> int:
+        """The expected number of requests for `prompts` prompts on this number of rows."""
+        calls = 1 if self._rows_per_call is None else math.ceil(rows / self._rows_per_call)
+        return prompts * calls * self._requests
 
     def expected(self, requests: Sequence[ScoreRequest]) -> Usage:
         """The expected usage of the longest of several requests for the same rows.
@@ -154,6 +164,8 @@ class CostModel:
         """The cost to book for an answer with this usage."""
         if len(requests) == 1:
             self._learn_tokens(requests[0], usage.tokens)
+            with self._lock:
+                self._requests = max(self._requests, usage.requests)
         if usage.tokens or not usage.requests:
             return Spent.of(self.priced(usage))
         return self._at_least(self.planned(requests, expected), usage)
