@@ -78,11 +78,11 @@ class TestDeepToyBackend(TestToyBackend):
 
 
 class TestBlockwise(OptimizerConformance):
-    @pytest.fixture
-    def make(self) -> Any:
+    @pytest.fixture(params=["cma", "gauss-newton"])
+    def make(self, request: Any) -> Any:
         options = {"population": 8}
         return lambda seed: make_blockwise(
-            "cma", 5, blocks=3, seed=seed, calls=240, options=options
+            request.param, 5, blocks=3, seed=seed, calls=240, options=options
         )
 
 

@@ -467,6 +467,12 @@ def test_any_optimizer_searches_the_layers() -> None:
         assert result.best.evaluation.loss < result.start.score(Deep(), VALIDATION).loss
 
 
+@pytest.mark.parametrize(("optimizer", "kept"), [("cma", 1), ("gauss-newton", 5)])
+def test_all_scores_are_kept_only_if_the_blocks_use_them(optimizer: str, kept: int) -> None:
+    for step in fit(optimizer=optimizer).steps[1:]:
+        assert sum(evaluation.scores is not None for evaluation in step.evaluations) == kept
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
     one, same, other = (fit(seed=seed).prompt.prompt.digest for seed in (1, 1, 2))
     assert one == same != other

@@ -16,7 +16,7 @@ from lmaas_tune.optimizers.base import (
     ScoreLoss,
     UsesScores,
 )
-from lmaas_tune.optimizers.blockwise import Blockwise
+from lmaas_tune.optimizers.blockwise import Blockwise, ScoredBlockwise
 from lmaas_tune.optimizers.settings import check_options
 from lmaas_tune.registry import Registry
 
@@ -105,20 +105,18 @@ def make_blockwise(
         InputError: See `make_optimizer`, or `calls` pays no round.
     """
     streams = np.random.SeedSequence(seed).generate_state(blocks)
-    return Blockwise(
-        [
-            make_optimizer(
-                optimizer,
-                dim,
-                seed=int(stream),
-                calls=None if calls is None else max(1, calls // blocks),
-                options=options,
-            )
-            for stream in streams
-        ],
-        dim=dim,
-        calls=calls,
-    )
+    built = [
+        make_optimizer(
+            optimizer,
+            dim,
+            seed=int(stream),
+            calls=None if calls is None else max(1, calls // blocks),
+            options=options,
+        )
+        for stream in streams
+    ]
+    scored = any(isinstance(block, UsesScores) for block in built)
+    return (ScoredBlockwise if scored else Blockwise)(built, dim=dim, calls=calls)
 
 
 def _factory(optimizer: str | OptimizerFactory) -> tuple[str, OptimizerFactory]:

@@ -67,22 +67,6 @@ class Blockwise:
         self._blocks[self._turn].tell(own, losses)
         self._done += 1
 
-    def begin(self, loss: ScoreLoss, /) -> None:
-        """See `lmaas_tune.optimizers.base.UsesScores.begin`."""
-        for block in self._blocks:
-            if isinstance(block, UsesScores):
-                block.begin(loss)
-
-    def tell_scores(self, points: FloatArray, losses: FloatArray, scores: FloatArray, /) -> None:
-        """See `lmaas_tune.optimizers.base.UsesScores.tell_scores`."""
-        block = self._blocks[self._turn]
-        if not isinstance(block, UsesScores):
-            self.tell(points, losses)
-            return
-        own = self._told(points, losses)
-        block.tell_scores(own, losses, scores)
-        self._done += 1
-
     def _told(self, points: FloatArray, losses: FloatArray) -> FloatArray:
         """(population, block's dim) the points of the block whose turn it is."""
         ordered, turn = losses_in_ask_order(self._asked, points, losses), self._turn
@@ -109,3 +93,26 @@ class Blockwise:
                 "population (an option of the optimizer)"
             )
         return calls // points
+
+
+class ScoredBlockwise(Blockwise):
+    """A `Blockwise` with blocks that are told the scores, see `UsesScores`.
+
+    It is a class of its own, because a search keeps all scores for an optimizer that uses them.
+    """
+
+    def begin(self, loss: ScoreLoss, /) -> None:
+        """See `lmaas_tune.optimizers.base.UsesScores.begin`."""
+        for block in self._blocks:
+            if isinstance(block, UsesScores):
+                block.begin(loss)
+
+    def tell_scores(self, points: FloatArray, losses: FloatArray, scores: FloatArray, /) -> None:
+        """See `lmaas_tune.optimizers.base.UsesScores.tell_scores`."""
+        block = self._blocks[self._turn]
+        if not isinstance(block, UsesScores):
+            self.tell(points, losses)
+            return
+        own = self._told(points, losses)
+        block.tell_scores(own, losses, scores)
+        self._done += 1
