@@ -9,6 +9,7 @@ import pytest
 
 from lmaas_tune.errors import InputError
 from lmaas_tune.heads import BiasHead, Fit, FittedHead, LinearHead, NoHead, make_head
+from lmaas_tune.heads.logistic import fit_logistic
 from lmaas_tune.heads.words import head_words
 from lmaas_tune.objectives import cross_entropy, error_rate, log_softmax
 from lmaas_tune.task import Example, Task, Template, Verbalizer
@@ -219,3 +220,13 @@ def test_the_suite_finds_a_planted_fault(check: str) -> None:
     with pytest.raises(BaseException, match=r".") as caught:
         getattr(suite, check)(Mutant(MUTANTS[check]))
     assert type(caught.value).__name__ in ("Failed", "AssertionError")
+
+
+@pytest.mark.parametrize("rows", [6, 12])  # few rows are left out by fits, more by Newton steps
+def test_a_penalty_that_is_lost_in_rounding_ends_nothing(rows: int) -> None:
+    numbers = np.linspace(-1e9, 1e9, rows)
+    design = np.zeros((rows, 2, 2))
+    design[:, :, 0] = numbers[:, None]  # two parameters that do the same: a singular hessian
+    targets = (numbers > 0).astype(int)
+    v, others = fit_logistic(np.zeros((rows, 2)), design, targets, np.zeros(2), np.full(2, 1e-12))
+    assert np.isfinite(v).all() and np.isfinite(others).all()

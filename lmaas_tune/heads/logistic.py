@@ -75,7 +75,7 @@ def minimise(
         weighted, mean, gradients = _slopes(offset, design, targets, v)
         hessian = np.tensordot(weighted, design, ((0, 2), (0, 2))) - mean.T @ mean
         gradient = gradients.mean(axis=0) + penalty * (v - prior)
-        step = np.linalg.solve(hessian / len(targets) + np.diag(penalty), gradient)
+        step = _solved(hessian / len(targets) + np.diag(penalty), gradient)
         gain = float(gradient @ step)  # twice the gain of a full step on a quadratic loss
         if gain < 1e-12:
             break
@@ -109,5 +109,17 @@ def _without_each_row(
     n = len(design)
     hessians = (curvatures.sum(axis=0) - curvatures) / (n - 1) + np.diag(penalty)
     others = (gradients.mean(axis=0) - gradients) / (n - 1)
-    left_out: FloatArray = v - np.linalg.solve(hessians, others[:, :, None])[:, :, 0]
-    return left_out
+    return v - _solved(hessians, others)
+
+
+def _solved(hessians: FloatArray, gradients: FloatArray) -> FloatArray:
+    """(..., parameters) the steps for (..., parameters, parameters) hessians and their gradients.
+
+    Where a penalty is lost in rounding, a hessian may be singular: then it is the shortest step.
+    """
+    columns = gradients[..., None]
+    try:
+        steps: FloatArray = np.linalg.solve(hessians, columns)
+    except np.linalg.LinAlgError:
+        steps = np.linalg.pinv(hessians, hermitian=True) @ columns
+    return steps[..., 0]
