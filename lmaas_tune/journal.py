@@ -43,6 +43,9 @@ _MAY_DIFFER = {"format", "versions"}  # other versions may replay; `get` detects
 Record: TypeAlias = dict[str, Any]
 """One answer, as JSON has it."""
 
+_Held: TypeAlias = tuple[Mapping[bytes, ScoreReply], Spent]
+"""Answers of a call by their keys, with what they cost together."""
+
 
 class Journal:
     """Answers by key, stored in a file or in memory.
@@ -74,7 +77,7 @@ class Journal:
         self._unasked: set[str] = set()
         self._parts: dict[str, Record] = {}  # not yet superseded by an answer
         self._used: dict[str, ScoreReply] = {}
-        self._held: list[tuple[Mapping[bytes, ScoreReply], Spent]] = []
+        self._held: list[_Held] = []
         self._lock = threading.Lock()
         self.spent = Spent()
         self._file: FileIO | None = None
@@ -161,8 +164,7 @@ class Journal:
         """
         record = {"key": key, "of": of, **content, "spent": spent.to_json()}
         with self._lock:
-            self._write(record)
-            self._held.clear()
+            self._write(record, held=[])
         self._answers[key] = record
         self.spent = spent
         return record
@@ -324,8 +326,11 @@ class Journal:
                 "the same settings, or choose another folder"
             )
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: Record, *, held: list[_Held] | None = None) -> None:
+        """Write a line, after which `held` are the answers that are held; None: as before."""
+        held = self._held if held is None else held
         if self._file is None:
+            self._held = held
             return
         body = json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
         checksum = _checksum(self._last_checksum, body)
@@ -341,7 +346,11 @@ class Journal:
                 f"{self._path}: cannot be written ({error}); all earlier answers are saved: "
                 "make room, then resume"
             ) from error
-        self._last_checksum = checksum
+        finally:  # an interrupt leaves the whole line or nothing too, because others may follow
+            if self._file.seek(0, os.SEEK_END) == end + len(line):
+                self._last_checksum, self._held = checksum, held
+            else:
+                self._file.truncate(end)
 
 
 def _differing(recorded: Record, wanted: Record) -> list[str]:

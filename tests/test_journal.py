@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -209,6 +211,28 @@ def test_what_was_paid_is_kept_if_judging_it_fails(
     assert first.asked + second.asked == undisturbed.asked
     assert counted(resumed) == counted(whole)
     assert answers_of(tmp_path) == answers_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_an_interrupt_while_a_line_is_written_leaves_a_run_to_be_resumed(
+    tmp_path: Path,
+    whole: tuple[bytes, TuneResult, Bowl],
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+) -> None:
+    lines, sync = itertools.count(), os.fsync
+
+    def interrupted(file: int) -> None:
+        sync(file)
+        if next(lines) == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    first, second = Bowl(), Bowl()
+    assert not fit(tmp_path, first, resume=False).finished
+    assert counted(fit(tmp_path, second)) == counted(whole[1])
+    assert first.asked + second.asked == whole[2].asked
+    assert answers_of(tmp_path) == answers_of(whole[0])
 
 
 def test_what_failed_attempts_took_is_remembered_however_often_a_run_is_resumed(
