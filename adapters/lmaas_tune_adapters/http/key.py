@@ -87,7 +87,6 @@ class Key:
 
     def hidden(self, text: str) -> str:
         """Replace the key in a text, also where a server quotes a part or writes it escaped."""
-        text = text.replace(self._text, "***")
         key, _ = _unescaped(self._text)
         plain, places = _unescaped(text)
         length = min(_RUN, len(key))
@@ -98,7 +97,7 @@ class Key:
                 if start >= end:
                     shown += [text[places[end] : places[start]], "***"]
                 end = start + length
-        return "".join([*shown, text[places[end] :]])
+        return "".join([*shown, text[places[end] :]]).replace(self._text, "***")
 
 
 def quoted(text: str, key: Key | None, *, most: int) -> str:
