@@ -43,9 +43,6 @@ _MAY_DIFFER = {"format", "versions"}  # other versions may replay; `get` detects
 Record: TypeAlias = dict[str, Any]
 """One answer, as JSON has it."""
 
-_Held: TypeAlias = tuple[Mapping[bytes, ScoreReply], Spent]
-"""Answers of a call by their keys, with what they cost together."""
-
 
 class Journal:
     """Answers by key, stored in a file or in memory.
@@ -77,7 +74,7 @@ class Journal:
         self._unasked: set[str] = set()
         self._parts: dict[str, Record] = {}  # not yet superseded by an answer
         self._used: dict[str, ScoreReply] = {}
-        self._held: list[_Held] = []
+        self._held: list[tuple[Mapping[bytes, ScoreReply], Spent]] = []
         self._lock = threading.Lock()
         self.spent = Spent()
         self._file: FileIO | None = None
@@ -164,7 +161,7 @@ class Journal:
         """
         record = {"key": key, "of": of, **content, "spent": spent.to_json()}
         with self._lock:
-            self._write(record, held=[])
+            self._write(record, supersedes=True)
         self._answers[key] = record
         self.spent = spent
         return record
@@ -326,9 +323,9 @@ class Journal:
                 "the same settings, or choose another folder"
             )
 
-    def _write(self, record: Record, *, held: list[_Held] | None = None) -> None:
-        """Write a line, after which `held` are the answers that are held; None: as before."""
-        held = self._held if held is None else held
+    def _write(self, record: Record, *, supersedes: bool = False) -> None:
+        """Write a line; if it supersedes the answers that are held, it drops them."""
+        held = [] if supersedes else self._held
         if self._file is None:
             self._held = held
             return

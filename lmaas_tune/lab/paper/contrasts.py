@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmaas_tune.lab.paper.methods import method
-from lmaas_tune.lab.paper.table import final_of, short_title, table_rows
+from lmaas_tune.lab.paper.table import final_of, method_of, short_title, table_rows
 from lmaas_tune.lab.paper.tasks import PAPER_TASKS
 from lmaas_tune.lab.record import Record
 from lmaas_tune.prompts import FloatArray
@@ -69,8 +69,8 @@ def differences(records: Sequence[Record]) -> list[Difference]:
     titles = {row: title.strip() for row, title in table_rows().items()}
     pairs = dict(_PARTS)
     for row in titles:
-        if row.partition("/")[0] != _OURS:
-            title = titles[row.partition("/")[0]]
+        if method_of(row) != _OURS:
+            title = titles[method_of(row)]
             own = titles[row] if "/" not in row else f"{title} {titles[row]}"
             pairs[f"default - {own}"] = (_OURS, row)
     found = []
@@ -90,7 +90,7 @@ def _by_row(
 ) -> tuple[FloatArray, FloatArray] | None:
     """(seeds, rows) differences of the losses and of right answers; None without both rows."""
     ours, theirs = (_scores(records, task, row) for row in (one, other))
-    if theirs and not method(other.partition("/")[0]).varies:  # its one run stands for every seed
+    if theirs and not method(method_of(other)).varies:  # its one run stands for every seed
         theirs = dict.fromkeys(ours, next(iter(theirs.values())))
     pairs = [(ours[s], theirs[s]) for s in sorted(set(ours) & set(theirs))]
     if not pairs:
@@ -103,9 +103,9 @@ def _scores(
     records: Sequence[Record], task: str, row: str
 ) -> dict[int, tuple[FloatArray, FloatArray]]:
     """The loss and the right answer of each test row, by seed."""
-    name = row.partition("/")[0]
-    own = {r.seed: final_of(r, row) for r in records if (r.task, r.method) == (task, name)}
-    return {seed: score.by_row for seed, score in own.items() if score and score.by_row}
+    own = [r for r in records if (r.task, r.method) == (task, method_of(row))]
+    scores = {record.seed: final_of(record, row) for record in own}
+    return {seed: score.by_row for seed, score in scores.items() if score and score.by_row}
 
 
 def _contrasts(by_task: Mapping[str, FloatArray]) -> dict[str, Contrast]:

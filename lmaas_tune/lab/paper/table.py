@@ -104,6 +104,11 @@ def table_rows() -> dict[str, str]:
     return rows
 
 
+def method_of(row: str) -> str:
+    """The name of a row's method."""
+    return row.partition("/")[0]
+
+
 def final_of(record: Record, row: str) -> FinalScore | None:
     """The score of a run for a row of its method."""
     return record.final.get(row.partition("/")[2] or TEST)
@@ -113,7 +118,7 @@ def table_cells(records: Sequence[Record]) -> Cells:
     """The cells of the table, from its runs."""
     cells: dict[str, dict[str, Cell]] = {}
     for row in table_rows():
-        name = row.partition("/")[0]
+        name = method_of(row)
         for task in PAPER_TASKS:
             own = [r for r in records if (r.task, r.method) == (task, name)]
             if own and (row == name or any(final_of(record, row) for record in own)):
